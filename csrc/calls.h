@@ -1,0 +1,88 @@
+// What the ops hand to a backend: tensors checked, flattened and allocated in ops.cpp. T is the compute dtype: fp64 for
+// fp64 inputs, else fp32. An undefined tensor is an argument that was not given, or a result that nobody wants.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "loss_arguments.h"
+
+namespace cw_ext {
+
+// A quantity per row: one value for all (rows undefined), or rows [B] of T.
+struct PerRow {
+  at::Tensor rows;
+  double value;
+};
+
+struct RowOutputs {
+  at::Tensor loss;         // [B] T
+  at::Tensor live;         // [B] bool
+  at::Tensor d_log_q;      // [B, N] T, only where wanted
+  at::Tensor d_prior;      // [B] T
+  at::Tensor d_threshold;  // [B] T
+};
+
+// Level 1. Rows may have any stride; within a row elements are contiguous.
+struct ScoresCall {
+  LossArguments arguments;
+  at::Tensor pos;    // [B]
+  at::Tensor neg;    // [B, N]
+  at::Tensor extra;  // [B, M], M may be 0
+  at::Tensor log_q;  // [B, N] T, or undefined
+  PerRow prior;
+  PerRow threshold;
+  bool with_gradients;
+  RowOutputs out;
+  at::Tensor d_pos;    // [B] T      these three only with_gradients
+  at::Tensor d_neg;    // [B, N] T
+  at::Tensor d_extra;  // [B, M] T
+};
+
+// Level 2, each row with its own negatives. All contiguous, but for the rows of log_q.
+struct EmbeddingsCall {
+  LossArguments arguments;
+  at::Tensor queries;    // [B, D]
+  at::Tensor items;      // [I, D]
+  at::Tensor pos_ids;    // [B] int64
+  at::Tensor neg_ids;    // [B, N] int32 or int64
+  at::Tensor extra_ids;  // [B, M] int64, M may be 0
+  at::Tensor log_q;      // [B, N] T, or undefined
+  PerRow prior;
+  PerRow threshold;
+  double scale;     // of the similarity
+  bool normalized;  // cosine
+  bool with_gradients;
+  RowOutputs out;
+  at::Tensor d_queries;     // [B, D] T            these three only with_gradients
+  at::Tensor unit_queries;  // [B, D] T            the queries, divided by their norms where normalized
+  at::Tensor coefficients;  // [B, 1 + M + N] T    dloss/dscore · scale: positive, further positives, negatives
+};
+
+// The gradient of the item table: to item id(p) goes, for each pair p of the [B, W] coefficients, coefficients[p] times
+// row p / W of `sources`; and, where rows share their negatives (shared_ids defined), row B + n of `sources` to item
+// shared_ids[n]. Then through the normalisation, once per item.
+struct ItemGradientCall {
+  at::Tensor sources;       // [B, D] or [B + N, D], T
+  at::Tensor coefficients;  // [B, W] T, W = 1 + M + N or, with shared negatives, 1 + M
+  at::Tensor items;         // [I, D]
+  at::Tensor pos_ids;       // [B] int64
+  at::Tensor extra_ids;     // [B, M] int64, M may be 0
+  at::Tensor neg_ids;       // [B, N] int32 or int64, or undefined
+  at::Tensor shared_ids;    // [N] int64, or undefined
+  bool normalized;
+  at::Tensor gradient;  // [I, D] in the dtype of items, uninitialised
+};
+
+}  // namespace cw_ext
+
+namespace cw_cpu {
+void scores(const cw_ext::ScoresCall& call);
+void embeddings(const cw_ext::EmbeddingsCall& call);
+void item_gradient(const cw_ext::ItemGradientCall& call);
+}  // namespace cw_cpu
+
+namespace cw_cuda {
+void scores(const cw_ext::ScoresCall& call);
+void embeddings(const cw_ext::EmbeddingsCall& call);
+void item_gradient(const cw_ext::ItemGradientCall& call);
+}  // namespace cw_cuda

@@ -1,0 +1,77 @@
+// From a call's tensors to the kernels of the right type and instruction set.
+#pragma once
+
+#include <ATen/Version.h>
+#include <ATen/core/Tensor.h>
+#include <c10/util/Exception.h>
+
+#include <memory>
+#include <string>
+
+#include "../calls.h"
+#include "kernels.h"
+
+namespace cw_cpu {
+
+enum class Isa { any, avx2, avx512 };
+
+// ATen's own choice, so that ATEN_CPU_CAPABILITY lowers both; read once.
+inline Isa isa() {
+  static const Isa chosen = [] {
+    const std::string name = at::get_cpu_capability();
+    return name == "AVX512" ? Isa::avx512 : name == "AVX2" ? Isa::avx2 : Isa::any;
+  }();
+  return chosen;
+}
+
+// CW_WITH_ISA(call(...)) calls it in the namespace of the instruction set.
+#if defined(__x86_64__)
+#define CW_WITH_ISA(...)                                \
+  (isa() == Isa::avx512 ? isa_avx512::__VA_ARGS__       \
+   : isa() == Isa::avx2 ? isa_avx2::__VA_ARGS__         \
+                        : isa_default::__VA_ARGS__)
+#else
+#define CW_WITH_ISA(...) (isa_default::__VA_ARGS__)
+#endif
+
+template <typename Function>
+void with_type(at::ScalarType type, Function&& function) {
+  switch (type) {
+    case at::kFloat:
+      return function(float{});
+    case at::kDouble:
+      return function(double{});
+    case at::kHalf:
+      return function(Half{});
+    case at::kBFloat16:
+      return function(BFloat16{});
+    default:
+      TORCH_CHECK_TYPE(false, "expected a floating dtype, got ", type);
+  }
+}
+
+template <typename T>
+T* pointer(const at::Tensor& t) {
+  return t.defined() && t.numel() > 0 ? static_cast<T*>(t.data_ptr()) : nullptr;
+}
+
+template <typename T>
+PerRow<T> per_row(const cw_ext::PerRow& x) {
+  return {pointer<const T>(x.rows), x.rows.defined() ? x.rows.stride(0) : 0, T(x.value)};
+}
+
+template <typename T>
+RowOutputs<T> row_outputs(const cw_ext::RowOutputs& out) {
+  return {pointer<T>(out.loss), pointer<bool>(out.live), pointer<T>(out.d_log_q), pointer<T>(out.d_prior),
+          pointer<T>(out.d_threshold)};
+}
+
+// Rows per task, so that one is worth a thread's waking up: `work` is the number of elements in a row.
+inline int64_t grain(int64_t work) { return std::max<int64_t>(1, 32768 / std::max<int64_t>(1, work)); }
+
+template <typename T>
+std::unique_ptr<T[]> scratch(int64_t size) {
+  return std::unique_ptr<T[]>(new T[size]);
+}
+
+}  // namespace cw_cpu

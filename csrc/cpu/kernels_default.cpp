@@ -1,0 +1,4 @@
+// The CPU kernels for any machine.
+#define CW_NAMESPACE cw_default
+#define CW_ISA isa_default
+#include "kernels_impl.h"

@@ -1,0 +1,353 @@
+// The mathematics of one row: the only place where the formula stands in C++. Plain scalars, host and device.
+//
+// A row is the positive s⁺, N negatives s_j with log weights log q_j, and M further positives s_k. With d = s − s⁺:
+//     A = Σ_j q_j ω(d_j) e^φ(d_j) / Σ_j q_j      C = (1/M) Σ_k ω(d_k) e^φ(d_k)      G = max(A − πC, floor) / (1 − π)
+//     L = log(N_eff·G)  or  log(1 + N_eff·G)     row loss = c(s⁺)·L
+// where e^φ is exp(d/τ) or one of PSL's surrogates. The README states it in full; cw_ext/reference.py is its twin.
+//
+// How a caller walks a row:
+//   1. for every element, `mass()`: its part of the sum as factor·e^exponent, so that nothing overflows;
+//   2. sum = Σ factor·e^(exponent − max), with max the largest exponent;
+//   3. `finish_row()`: loss, and its derivatives to log A and log C;
+//   4. for every element, `slope()` times its share of the sum times that derivative: the gradient of its score.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#if defined(__CUDACC__)
+#define CW_INLINE __host__ __device__ __forceinline__
+#else
+#define CW_INLINE inline __attribute__((always_inline))
+#endif
+
+// One translation unit per instruction set includes this header under a namespace of its own.
+#ifndef CW_NAMESPACE
+#define CW_NAMESPACE cw
+#endif
+
+namespace CW_NAMESPACE {
+
+enum class Weighting : int { none, sigmoid, exponential, linear };
+enum class Surrogate : int { exp, tanh, atan, relu };
+
+// The arguments of the loss, as the elements need them.
+template <typename T>
+struct Parameters {
+  Weighting weighting;
+  Surrogate surrogate;
+  T inv_tau;         // 1/τ
+  T inv_rho;         // 1/ρ
+  T decayed_slope;   // 1/τ − 1/ρ, rounded once: the exponent's slope where ω falls like exp(−d/ρ)
+  bool detach_weights;
+  bool normalize_weights;
+  T floor;           // ε
+  T log_floor;
+  bool has_min_margin;
+  T scaled_min_margin;  // m/τ
+  bool has_confidence;
+  T inv_tau_c;       // 1/τ_c
+  bool include_positive;
+};
+
+template <typename T>
+CW_INLINE Parameters<T> make_parameters(
+    double temperature, Weighting weighting, double weight_temperature, bool detach_weights, bool normalize_weights,
+    double floor, bool has_min_margin, double min_margin, bool has_confidence, double confidence_temperature,
+    bool include_positive, Surrogate surrogate) {
+  Parameters<T> p;
+  p.weighting = weighting;
+  p.surrogate = surrogate;
+  p.inv_tau = T(1 / temperature);
+  p.inv_rho = T(1 / weight_temperature);
+  p.decayed_slope = T(1 / temperature - 1 / weight_temperature);
+  p.detach_weights = detach_weights;
+  p.normalize_weights = normalize_weights;
+  p.floor = T(floor);
+  p.log_floor = T(std::log(floor));
+  p.has_min_margin = has_min_margin;
+  p.scaled_min_margin = has_min_margin ? T(min_margin / temperature) : T(0);
+  p.has_confidence = has_confidence;
+  p.inv_tau_c = has_confidence ? T(1 / confidence_temperature) : T(0);
+  p.include_positive = include_positive;
+  return p;
+}
+
+// ---- scalar functions ----------------------------------------------------------------------------------------------
+
+template <typename T>
+CW_INLINE T infinity() {
+  return std::numeric_limits<T>::infinity();
+}
+
+template <typename T>
+CW_INLINE T not_a_number() {
+  return std::numeric_limits<T>::quiet_NaN();
+}
+
+#if defined(__CUDA_ARCH__)
+CW_INLINE float exp_(float x) { return expf(x); }
+CW_INLINE double exp_(double x) { return exp(x); }
+#else
+// Branch-free, so that loops over it vectorise: 2^n·e^r with |r| ≤ ln2/2 and a polynomial of degree 6 for e^r, within
+// 2 ulp. Below −86.9 it gives 0; NaN stays NaN.
+CW_INLINE float exp_(float x) {
+  constexpr float kLog2e = 1.44269504088896341f;
+  constexpr float kLn2High = 0.693359375f;
+  constexpr float kLn2Low = -2.12194440e-4f;
+  constexpr float kRound = 12582912.0f;  // 1.5·2^23: adding it rounds to an integer, kept in the low bits
+  const float high = x > 88.72283f ? 88.72283f : x;
+  const float clamped = high < -86.9f ? -86.9f : high;
+  const float shifted = clamped * kLog2e + kRound;
+  const float n = shifted - kRound;
+  const float r = (clamped - n * kLn2High) - n * kLn2Low;
+  float poly = 1.9875691500e-4f;
+  poly = poly * r + 1.3981999507e-3f;
+  poly = poly * r + 8.3334519073e-3f;
+  poly = poly * r + 4.1665795894e-2f;
+  poly = poly * r + 1.6666665459e-1f;
+  poly = poly * r + 5.0000001201e-1f;
+  poly = poly * r * r + r + 1.0f;
+  // 2^n as 2·2^(n−1), which reaches n = 128.
+  uint32_t bits;
+  std::memcpy(&bits, &shifted, sizeof(bits));
+  const uint32_t scale_bits = (bits - 0x4B400000u + 126u) << 23;
+  float scale;
+  std::memcpy(&scale, &scale_bits, sizeof(scale));
+  const float value = poly * scale * 2.0f;
+  const float low = x < -86.9f ? 0.0f : value;
+  return x > 88.72283f ? std::numeric_limits<float>::infinity() : low;
+}
+CW_INLINE double exp_(double x) { return std::exp(x); }
+#endif
+
+template <typename T>
+CW_INLINE T abs_(T x) {
+  return x < T(0) ? -x : x;
+}
+
+template <typename T>
+CW_INLINE T sigmoid(T x) {
+  const T e = exp_(-abs_(x));
+  return (x < T(0) ? e : T(1)) / (T(1) + e);
+}
+
+// log(1 + e^x)
+template <typename T>
+CW_INLINE T softplus(T x) {
+  return (x > T(0) ? x : T(0)) + std::log1p(exp_(-abs_(x)));
+}
+
+template <typename T>
+CW_INLINE bool is_finite(T x) {
+  return x - x == T(0);
+}
+
+// ---- one element ---------------------------------------------------------------------------------------------------
+
+// factor·e^exponent. The exponent carries all that grows exponentially, the factor stays moderate.
+template <typename T>
+struct Mass {
+  T exponent;
+  T factor;
+};
+
+// ω(d).
+template <typename T>
+CW_INLINE Mass<T> weight(T d, Weighting weighting, const Parameters<T>& p) {
+  const T y = d * p.inv_rho;
+  switch (weighting) {
+    case Weighting::sigmoid:
+      return {y > T(0) ? -y : T(0), T(1) / (T(1) + exp_(-abs_(y)))};
+    case Weighting::exponential:
+      return {-y, T(1)};
+    case Weighting::linear:
+      return {T(0), y < T(1) ? T(1) - y : (y >= T(1) ? T(0) : y)};
+    default:
+      return {T(0), T(1)};
+  }
+}
+
+// φ(d), the log of what stands for exp(d/τ).
+template <typename T>
+CW_INLINE T log_surrogate(T d, Surrogate surrogate, const Parameters<T>& p) {
+  switch (surrogate) {
+    case Surrogate::tanh:  // tanh d + 1 = 2σ(2d)
+      return (T(0.693147180559945309) - softplus(T(-2) * d)) * p.inv_tau;
+    case Surrogate::atan:
+      return std::log(std::atan(d) > T(-1) ? std::atan(d) + T(1) : (d == d ? T(0) : d)) * p.inv_tau;
+    case Surrogate::relu:
+      return std::log(d > T(-1) ? d + T(1) : (d == d ? T(0) : d)) * p.inv_tau;
+    default:
+      return d * p.inv_tau;
+  }
+}
+
+// q·ω(d)·e^φ(d). An element without mass has the exponent −∞, one that spoils the row has NaN.
+template <typename T>
+CW_INLINE Mass<T> mass(T score, T pos, T log_q, Weighting weighting, Surrogate surrogate, const Parameters<T>& p) {
+  const T d = score - pos;
+  Mass<T> m = weight(d, weighting, p);
+  if (surrogate == Surrogate::exp && weighting == Weighting::sigmoid) {
+    m.exponent = d * (d * p.inv_rho > T(0) ? p.decayed_slope : p.inv_tau);
+  } else if (surrogate == Surrogate::exp && weighting == Weighting::exponential) {
+    m.exponent = d * p.decayed_slope;
+  } else {
+    m.exponent += log_surrogate(d, surrogate, p);
+  }
+  m.exponent += log_q;
+  const bool absent = score == -infinity<T>() || log_q == -infinity<T>() || m.factor == T(0);
+  const bool spoils = !(score < infinity<T>()) && log_q != -infinity<T>();
+  m.exponent = absent ? -infinity<T>() : m.exponent;
+  m.factor = absent ? T(0) : m.factor;  // it may be infinite at a score of −∞
+  m.exponent = spoils ? not_a_number<T>() : m.exponent;
+  return m;
+}
+
+// q·ω(d), for the denominator under normalize_weights. At a score of −∞ the weight is its limit, or nothing where that
+// limit is infinite.
+template <typename T>
+CW_INLINE Mass<T> weight_mass(T score, T pos, T log_q, Weighting weighting, const Parameters<T>& p) {
+  Mass<T> m = weight(score - pos, weighting, p);
+  m.exponent += log_q;
+  const bool bounded = weighting == Weighting::none || weighting == Weighting::sigmoid;
+  const bool at_limit = score == -infinity<T>();
+  m.exponent = at_limit ? (bounded ? log_q : -infinity<T>()) : m.exponent;
+  m.factor = at_limit ? T(1) : m.factor;
+  m.exponent = (log_q == -infinity<T>() || m.factor == T(0)) ? -infinity<T>() : m.exponent;
+  return m;
+}
+
+// d log ω / dd, for an element with mass.
+template <typename T>
+CW_INLINE T weight_slope(T d, Weighting weighting, const Parameters<T>& p) {
+  switch (weighting) {
+    case Weighting::sigmoid:
+      return -p.inv_rho * sigmoid(d * p.inv_rho);
+    case Weighting::exponential:
+      return -p.inv_rho;
+    case Weighting::linear:
+      return -p.inv_rho / (T(1) - d * p.inv_rho);
+    default:
+      return T(0);
+  }
+}
+
+// dφ/dd, for an element with mass.
+template <typename T>
+CW_INLINE T surrogate_slope(T d, Surrogate surrogate, const Parameters<T>& p) {
+  switch (surrogate) {
+    case Surrogate::tanh:
+      return T(2) * p.inv_tau * sigmoid(T(-2) * d);
+    case Surrogate::atan:
+      return p.inv_tau / ((T(1) + d * d) * (T(1) + std::atan(d)));
+    case Surrogate::relu:
+      return p.inv_tau / (T(1) + d);
+    default:
+      return p.inv_tau;
+  }
+}
+
+// d log(ω e^φ) / dd as the gradient sees it: a detached weight is a constant.
+template <typename T>
+CW_INLINE T slope(T d, Weighting weighting, Surrogate surrogate, const Parameters<T>& p) {
+  const T own = surrogate_slope(d, surrogate, p);
+  return p.detach_weights ? own : own + weight_slope(d, weighting, p);
+}
+
+// ---- one row -------------------------------------------------------------------------------------------------------
+
+// Σ factor·e^exponent = sum·e^max.
+template <typename T>
+struct LogSum {
+  T max;
+  T sum;
+};
+
+template <typename T>
+CW_INLINE T log_of(const LogSum<T>& s) {
+  return s.max + std::log(s.sum);
+}
+
+// What `finish_row` needs of a row.
+template <typename T>
+struct RowSums {
+  T pos;                 // s⁺
+  int64_t n_eff;         // negatives that are not masked out
+  bool spoiled;          // a NaN or +∞ among the negatives that are not masked out, or among the further positives
+  LogSum<T> negatives;   // Σ q ω e^φ; max = −∞ where there is no mass
+  bool has_denominator;  // external weights or normalize_weights: else the denominator is n_eff
+  LogSum<T> denominator; // Σ q, or Σ q ω
+  int64_t m;             // further positives
+  LogSum<T> positives;   // Σ ω e^φ over them
+  T prior;               // π
+  T threshold;           // β
+};
+
+// The row's loss and its derivatives.
+template <typename T>
+struct RowResult {
+  T loss;
+  bool live;        // has negative mass; else loss and all derivatives are 0
+  T by_log_a;       // dloss / d log A
+  T by_log_c;       // dloss / d log C
+  T by_pos;         // dloss / ds⁺ through the confidence alone
+  T by_prior;       // dloss / dπ
+  T by_threshold;   // dloss / dβ
+};
+
+template <typename T>
+CW_INLINE RowResult<T> finish_row(const RowSums<T>& s, const Parameters<T>& p) {
+  const T nan = not_a_number<T>();
+  if (s.n_eff == 0) return {T(0), false, T(0), T(0), T(0), T(0), T(0)};
+  const bool prior_in_range = s.prior >= T(0) && s.prior < T(1);
+  if (s.spoiled || !is_finite(s.pos) || !prior_in_range) return {nan, true, nan, nan, nan, nan, nan};
+  if (s.negatives.max == -infinity<T>()) return {T(0), false, T(0), T(0), T(0), T(0), T(0)};
+
+  const T log_n = std::log(T(s.n_eff));
+  const T log_a = log_of(s.negatives) - (s.has_denominator ? log_of(s.denominator) : log_n);
+  T log_c;
+  if (s.m == 0) {
+    const Mass<T> at_zero = weight(T(0), p.weighting, p);
+    log_c = at_zero.exponent + std::log(at_zero.factor);
+  } else {
+    log_c = s.positives.max == -infinity<T>() ? -infinity<T>() : log_of(s.positives) - std::log(T(s.m));
+  }
+
+  // With R = πC/A, the mass that the correction leaves is A(1 − R).
+  const T c_over_a = exp_(log_c - log_a);
+  const T share = s.prior > T(0) ? s.prior * c_over_a : T(0);
+  const T left = T(1) - share;
+  bool binds;
+  T log_mass;
+  if (p.has_min_margin) {
+    const T corrected = left > T(0) ? log_a + std::log1p(-share) : -infinity<T>();
+    binds = corrected <= p.scaled_min_margin;
+    log_mass = binds ? p.scaled_min_margin : corrected;
+  } else {
+    binds = left <= p.floor;
+    log_mass = log_a + (binds ? p.log_floor : std::log1p(-share));
+  }
+  const T log_ng = log_n + log_mass - std::log1p(-s.prior);
+
+  const T value = p.include_positive ? softplus(log_ng) : log_ng;
+  const T outer = p.include_positive ? sigmoid(log_ng) : T(1);
+  const T z = p.has_confidence ? (s.pos - s.threshold) * p.inv_tau_c : T(0);
+  const T confidence = p.has_confidence ? T(2) * sigmoid(z) : T(1);
+  const T confidence_slope = p.has_confidence ? confidence * sigmoid(-z) * p.inv_tau_c : T(0);
+
+  const T by_log_g = confidence * outer;
+  RowResult<T> r;
+  r.loss = confidence * value;
+  r.live = true;
+  r.by_log_a = by_log_g * (binds ? (p.has_min_margin ? T(0) : T(1)) : T(1) / left);
+  r.by_log_c = binds ? T(0) : -by_log_g * share / left;
+  r.by_pos = confidence_slope * value;
+  r.by_prior = by_log_g * (T(1) / (T(1) - s.prior) - (binds ? T(0) : c_over_a / left));
+  r.by_threshold = -confidence_slope * value;
+  return r;
+}
+
+}  // namespace CW_NAMESPACE

@@ -1,0 +1,370 @@
+// The ops: schemas, checks and allocation, once for all backends.
+//
+// Python checks what a user hands over and words it for him (cw_ext/checks.py). The checks here keep memory safe
+// whoever calls the op.
+#include <ATen/ATen.h>
+#include <torch/library.h>
+
+#include <string>
+#include <tuple>
+
+#include "backend.h"
+#include "shared_negatives.h"
+
+namespace cw_ext {
+
+void run_scores(const ScoresCall& call) {
+#ifdef CW_WITH_CUDA
+  if (call.pos.is_cuda()) return cw_cuda::scores(call);
+#endif
+  cw_cpu::scores(call);
+}
+
+void run_embeddings(const EmbeddingsCall& call) {
+#ifdef CW_WITH_CUDA
+  if (call.queries.is_cuda()) return cw_cuda::embeddings(call);
+#endif
+  cw_cpu::embeddings(call);
+}
+
+void run_item_gradient(const ItemGradientCall& call) {
+#ifdef CW_WITH_CUDA
+  if (call.items.is_cuda()) return cw_cuda::item_gradient(call);
+#endif
+  cw_cpu::item_gradient(call);
+}
+
+namespace {
+
+using OptionalTensor = std::optional<at::Tensor>;
+
+// The arguments of the loss, in the order of cw_ext.parameters.RowParameters.
+#define CW_LOSS_SCHEMA                                                                                \
+  "Tensor? prior_rows, float prior, Tensor? threshold_rows, float threshold, float temperature, "    \
+  "str weighting, float weight_temperature, bool detach_weights, bool normalize_weights, "           \
+  "float floor, float? min_margin, float? confidence_temperature, bool include_positive, str surrogate"
+#define CW_LOSS_PARAMETERS                                                                            \
+  const OptionalTensor &prior_rows, double prior, const OptionalTensor &threshold_rows,              \
+      double threshold, double temperature, c10::string_view weighting, double weight_temperature,   \
+      bool detach_weights, bool normalize_weights, double floor, std::optional<double> min_margin,   \
+      std::optional<double> confidence_temperature, bool include_positive, c10::string_view surrogate
+#define CW_LOSS_ARGUMENTS                                                                             \
+  loss_arguments(temperature, weighting, weight_temperature, detach_weights, normalize_weights,      \
+                 floor, min_margin, confidence_temperature, include_positive, surrogate)
+
+int index_of(c10::string_view value, std::initializer_list<c10::string_view> choices, const char* name) {
+  int i = 0;
+  for (const auto choice : choices) {
+    if (choice == value) return i;
+    ++i;
+  }
+  TORCH_CHECK_VALUE(false, name, " is unknown: ", std::string(value));
+}
+
+LossArguments loss_arguments(double temperature, c10::string_view weighting, double weight_temperature,
+                             bool detach_weights, bool normalize_weights, double floor,
+                             std::optional<double> min_margin, std::optional<double> confidence_temperature,
+                             bool include_positive, c10::string_view surrogate) {
+  return {temperature,
+          index_of(weighting, {"none", "sigmoid", "exponential", "linear"}, "weighting"),
+          weight_temperature,
+          detach_weights,
+          normalize_weights,
+          floor,
+          min_margin.has_value(),
+          min_margin.value_or(0),
+          confidence_temperature.has_value(),
+          confidence_temperature.value_or(1),
+          include_positive,
+          index_of(surrogate, {"exp", "tanh", "atan", "relu"}, "surrogate")};
+}
+
+at::ScalarType compute_type(const at::Tensor& x) { return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
+
+void check_shape(const at::Tensor& x, at::IntArrayRef shape, const char* name, const at::Tensor& like) {
+  TORCH_CHECK_VALUE(x.sizes() == shape, name, " must have shape ", shape, ", got ", x.sizes());
+  TORCH_CHECK_VALUE(x.device() == like.device(), name, " must be on ", like.device(), ", got ", x.device());
+}
+
+void check_type(const at::Tensor& x, at::ScalarType type, const char* name) {
+  TORCH_CHECK_TYPE(x.scalar_type() == type, name, " must have dtype ", type, ", got ", x.scalar_type());
+}
+
+PerRow per_row(const OptionalTensor& rows, double value, int64_t count, const char* name, const at::Tensor& like) {
+  if (!rows) return {at::Tensor(), value};
+  check_shape(*rows, {count}, name, like);
+  check_type(*rows, compute_type(like), name);
+  return {*rows, 0};
+}
+
+// Contiguous within a row, whatever the rows' stride.
+at::Tensor with_contiguous_rows(const at::Tensor& x) { return x.size(1) <= 1 || x.stride(1) == 1 ? x : x.contiguous(); }
+
+at::Tensor log_weights(const OptionalTensor& log_q, int64_t rows, int64_t n, const at::Tensor& like) {
+  if (!log_q) return {};
+  check_shape(*log_q, {rows, n}, "log_q", like);
+  check_type(*log_q, compute_type(like), "log_q");
+  return with_contiguous_rows(*log_q);
+}
+
+RowOutputs allocate_rows(int64_t rows, int64_t n, bool with_log_q_gradient, const at::TensorOptions& options) {
+  return {at::empty({rows}, options), at::empty({rows}, options.dtype(at::kBool)),
+          with_log_q_gradient ? at::empty({rows, n}, options) : at::Tensor(), at::empty({rows}, options),
+          at::empty({rows}, options)};
+}
+
+at::Tensor or_empty(const at::Tensor& x, const at::TensorOptions& options) {
+  return x.defined() ? x : at::empty({0}, options);
+}
+
+using ScoresResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor,
+                                at::Tensor>;
+
+ScoresResult scores_forward(const at::Tensor& pos, const at::Tensor& neg, const OptionalTensor& extra,
+                            const OptionalTensor& log_q, CW_LOSS_PARAMETERS, bool with_gradients,
+                            bool with_log_q_gradient) {
+  TORCH_CHECK_VALUE(pos.dim() == 1 && neg.dim() == 2, "pos must be [B] and neg [B, N], got ", pos.sizes(), " and ",
+                    neg.sizes());
+  const int64_t rows = pos.size(0), n = neg.size(1);
+  TORCH_CHECK_VALUE(n > 0, "neg must hold at least one negative per row, got ", neg.sizes());
+  check_shape(neg, {rows, n}, "neg", pos);
+  check_type(neg, pos.scalar_type(), "neg");
+  const int64_t m = extra && extra->dim() == 2 ? extra->size(1) : 0;
+  if (extra) {
+    check_shape(*extra, {rows, m}, "extra", pos);
+    check_type(*extra, pos.scalar_type(), "extra");
+  }
+  const auto options = pos.options().dtype(compute_type(pos));
+
+  ScoresCall call;
+  call.arguments = CW_LOSS_ARGUMENTS;
+  call.pos = pos;
+  call.neg = with_contiguous_rows(neg);
+  call.extra = extra ? with_contiguous_rows(*extra) : at::empty({rows, 0}, pos.options());
+  call.log_q = log_weights(log_q, rows, n, pos);
+  call.prior = per_row(prior_rows, prior, rows, "prior_rows", pos);
+  call.threshold = per_row(threshold_rows, threshold, rows, "threshold_rows", pos);
+  call.with_gradients = with_gradients;
+  call.out = allocate_rows(rows, n, with_log_q_gradient && call.log_q.defined(), options);
+  if (with_gradients) {
+    call.d_pos = at::empty({rows}, options);
+    call.d_neg = at::empty({rows, n}, options);
+    call.d_extra = at::empty({rows, m}, options);
+  }
+  if (rows > 0) run_scores(call);
+  return {call.out.loss,
+          call.out.live,
+          or_empty(call.d_pos, options),
+          or_empty(call.d_neg, options),
+          or_empty(call.d_extra, options),
+          or_empty(call.out.d_log_q, options),
+          call.out.d_prior,
+          call.out.d_threshold};
+}
+
+struct Similarity {
+  double scale;
+  bool normalized;
+};
+
+Similarity similarity_of(c10::string_view name) {
+  switch (index_of(name, {"half_cosine", "cosine", "dot"}, "similarity")) {
+    case 0:
+      return {0.5, true};
+    case 1:
+      return {1, true};
+    default:
+      return {1, false};
+  }
+}
+
+struct Ids {
+  at::Tensor pos;    // [B] int64
+  at::Tensor neg;    // [B, N], or undefined
+  at::Tensor shared; // [N] int64, or undefined
+  at::Tensor extra;  // [B, M] int64
+  int64_t n;
+};
+
+bool is_id_type(const at::Tensor& x) { return x.scalar_type() == at::kInt || x.scalar_type() == at::kLong; }
+
+Ids check_ids(const at::Tensor& table_like, int64_t rows, const at::Tensor& pos_ids, const at::Tensor& neg_ids,
+              const OptionalTensor& extra_ids) {
+  TORCH_CHECK_VALUE(neg_ids.dim() == 1 || neg_ids.dim() == 2, "neg_ids must be [B, N] or [N], got ", neg_ids.sizes());
+  Ids ids;
+  ids.n = neg_ids.size(-1);
+  TORCH_CHECK_VALUE(ids.n > 0, "neg_ids must hold at least one negative per row, got ", neg_ids.sizes());
+  TORCH_CHECK_TYPE(is_id_type(pos_ids) && is_id_type(neg_ids) && (!extra_ids || is_id_type(*extra_ids)),
+                   "ids must be int32 or int64");
+  check_shape(pos_ids, {rows}, "pos_ids", table_like);
+  ids.pos = pos_ids.to(at::kLong).contiguous();
+  if (neg_ids.dim() == 1) {
+    check_shape(neg_ids, {ids.n}, "neg_ids", table_like);
+    ids.shared = neg_ids.to(at::kLong).contiguous();
+  } else {
+    check_shape(neg_ids, {rows, ids.n}, "neg_ids", table_like);
+    ids.neg = neg_ids.contiguous();
+  }
+  if (extra_ids) {
+    TORCH_CHECK_VALUE(extra_ids->dim() == 2, "extra_ids must be [B, M], got ", extra_ids->sizes());
+    check_shape(*extra_ids, {rows, extra_ids->size(1)}, "extra_ids", table_like);
+    ids.extra = extra_ids->to(at::kLong).contiguous();
+  } else {
+    ids.extra = at::empty({rows, 0}, ids.pos.options());
+  }
+  return ids;
+}
+
+// Where no kernel looks at each id itself. On CUDA, indexing asserts.
+void check_range(const at::Tensor& ids, int64_t items, const char* name) {
+  if (!ids.defined() || !ids.is_cpu() || ids.numel() == 0) return;
+  const at::Tensor outside = at::logical_or(ids < -1, ids >= items);
+  if (!outside.any().item<bool>()) return;
+  TORCH_CHECK_INDEX(false, name, " must be in [0, ", items, "), or −1 for padding, got ",
+                    ids.masked_select(outside)[0].item<int64_t>());
+}
+
+using EmbeddingsResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor,
+                                    at::Tensor, at::Tensor>;
+
+EmbeddingsResult embeddings_forward(const at::Tensor& queries, const at::Tensor& items, const at::Tensor& pos_ids,
+                                    const at::Tensor& neg_ids, const OptionalTensor& extra_ids,
+                                    const OptionalTensor& log_q, CW_LOSS_PARAMETERS, c10::string_view similarity,
+                                    bool with_gradients, bool with_log_q_gradient) {
+  TORCH_CHECK_VALUE(queries.dim() == 2 && items.dim() == 2 && queries.size(1) > 0,
+                    "queries must be [B, D] and items [I, D], got ", queries.sizes(), " and ", items.sizes());
+  const int64_t rows = queries.size(0), dim = queries.size(1);
+  check_shape(items, {items.size(0), dim}, "items", queries);
+  check_type(items, queries.scalar_type(), "items");
+  const Ids ids = check_ids(queries, rows, pos_ids, neg_ids, extra_ids);
+  const int64_t n = ids.n, m = ids.extra.size(1);
+  const bool shared = ids.shared.defined();
+  const auto [scale, normalized] = similarity_of(similarity);
+  const auto options = queries.options().dtype(compute_type(queries));
+
+  const auto fill = [&](auto& call) {
+    call.arguments = CW_LOSS_ARGUMENTS;
+    call.queries = queries.contiguous();
+    call.items = items.contiguous();
+    call.pos_ids = ids.pos;
+    call.neg_ids = shared ? ids.shared : ids.neg;
+    call.extra_ids = ids.extra;
+    call.log_q = log_weights(log_q, rows, n, queries);
+    call.prior = per_row(prior_rows, prior, rows, "prior_rows", queries);
+    call.threshold = per_row(threshold_rows, threshold, rows, "threshold_rows", queries);
+    call.scale = scale;
+    call.normalized = normalized;
+    call.with_gradients = with_gradients;
+    call.out = allocate_rows(rows, n, with_log_q_gradient && call.log_q.defined(), options);
+    if (with_gradients) {
+      call.d_queries = at::empty({rows, dim}, options);
+      call.unit_queries = at::empty({rows, dim}, options);
+      call.coefficients = at::empty({rows, shared ? 1 + m : 1 + m + n}, options);
+    }
+  };
+  const auto results = [&](const auto& call, const at::Tensor& shared_coefficients) -> EmbeddingsResult {
+    return {call.out.loss,
+            call.out.live,
+            or_empty(call.d_queries, options),
+            or_empty(call.unit_queries, options),
+            or_empty(call.coefficients, options),
+            or_empty(shared_coefficients, options),
+            or_empty(call.out.d_log_q, options),
+            call.out.d_prior,
+            call.out.d_threshold};
+  };
+
+  if (shared) {
+    SharedNegativesCall call;
+    fill(call);
+    if (with_gradients) call.shared_coefficients = at::empty({rows, n}, options);
+    if (rows > 0) {
+      check_range(ids.pos, items.size(0), "pos_ids");
+      check_range(ids.shared, items.size(0), "neg_ids");
+      check_range(ids.extra, items.size(0), "extra_pos_ids");
+      const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+      shared_negatives(call);
+    }
+    return results(call, call.shared_coefficients);
+  }
+  EmbeddingsCall call;
+  fill(call);
+  if (rows > 0) {
+    TORCH_CHECK_VALUE(items.size(0) > 0, "items must have at least one row, got ", items.sizes());
+    run_embeddings(call);
+  }
+  return results(call, at::Tensor());
+}
+
+at::Tensor item_gradient(const at::Tensor& weighted_queries, const at::Tensor& coefficients,
+                         const at::Tensor& shared_coefficients, const at::Tensor& items, const at::Tensor& pos_ids,
+                         const at::Tensor& neg_ids, const OptionalTensor& extra_ids, c10::string_view similarity) {
+  TORCH_CHECK_VALUE(weighted_queries.dim() == 2 && items.dim() == 2,
+                    "weighted_queries must be [B, D] and items [I, D], got ", weighted_queries.sizes(), " and ",
+                    items.sizes());
+  const int64_t rows = weighted_queries.size(0);
+  check_shape(items, {items.size(0), weighted_queries.size(1)}, "items", weighted_queries);
+  check_type(weighted_queries, compute_type(items), "weighted_queries");
+  check_type(coefficients, compute_type(items), "coefficients");
+  const Ids ids = check_ids(items, rows, pos_ids, neg_ids, extra_ids);
+  const bool shared = ids.shared.defined();
+  const int64_t m = ids.extra.size(1);
+  check_shape(coefficients, {rows, shared ? 1 + m : 1 + m + ids.n}, "coefficients", items);
+  // The ids were checked in the forward pass; they could have been changed in place since.
+  check_range(ids.pos, items.size(0), "pos_ids");
+  check_range(shared ? ids.shared : ids.neg, items.size(0), "neg_ids");
+  check_range(ids.extra, items.size(0), "extra_pos_ids");
+
+  ItemGradientCall call;
+  call.sources = weighted_queries.contiguous();
+  if (shared) {
+    check_shape(shared_coefficients, {rows, ids.n}, "shared_coefficients", items);
+    check_type(shared_coefficients, compute_type(items), "shared_coefficients");
+    const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+    const at::Tensor finite = finite_or_zero(call.sources);
+    call.sources = at::cat({call.sources, at::mm(shared_coefficients.t(), finite)});
+  }
+  call.coefficients = coefficients.contiguous();
+  call.items = items.contiguous();
+  call.pos_ids = ids.pos;
+  call.extra_ids = ids.extra;
+  call.neg_ids = ids.neg;
+  call.shared_ids = ids.shared;
+  call.normalized = similarity_of(similarity).normalized;
+  if (rows == 0) return at::zeros_like(call.items);
+  call.gradient = at::empty_like(call.items);
+  run_item_gradient(call);
+  return call.gradient;
+}
+
+}  // namespace
+
+TORCH_LIBRARY(cw_ext, m) {
+  // Level 1: pos [B], neg [B, N], extra [B, M], log_q [B, N]; outputs without gradients wanted are empty.
+  m.def("scores_forward(Tensor pos, Tensor neg, Tensor? extra, Tensor? log_q, " CW_LOSS_SCHEMA
+        ", bool with_gradients, bool with_log_q_gradient) -> (Tensor loss, Tensor live, Tensor d_pos, Tensor d_neg, "
+        "Tensor d_extra, Tensor d_log_q, Tensor d_prior, Tensor d_threshold)");
+  // Level 2: queries [B, D], items [I, D], pos_ids [B], neg_ids [B, N] or [N], extra_ids [B, M], log_q [B, N].
+  m.def("embeddings_forward(Tensor queries, Tensor items, Tensor pos_ids, Tensor neg_ids, Tensor? extra_ids, "
+        "Tensor? log_q, " CW_LOSS_SCHEMA ", str similarity, bool with_gradients, bool with_log_q_gradient) -> "
+        "(Tensor loss, Tensor live, Tensor d_queries, Tensor unit_queries, Tensor coefficients, "
+        "Tensor shared_coefficients, Tensor d_log_q, Tensor d_prior, Tensor d_threshold)");
+  m.def("item_gradient(Tensor weighted_queries, Tensor coefficients, Tensor shared_coefficients, Tensor items, "
+        "Tensor pos_ids, Tensor neg_ids, Tensor? extra_ids, str similarity) -> Tensor");
+}
+
+TORCH_LIBRARY_IMPL(cw_ext, CPU, m) {
+  m.impl("scores_forward", &scores_forward);
+  m.impl("embeddings_forward", &embeddings_forward);
+  m.impl("item_gradient", &item_gradient);
+}
+
+#ifdef CW_WITH_CUDA
+TORCH_LIBRARY_IMPL(cw_ext, CUDA, m) {
+  m.impl("scores_forward", &scores_forward);
+  m.impl("embeddings_forward", &embeddings_forward);
+  m.impl("item_gradient", &item_gradient);
+}
+#endif
+
+}  // namespace cw_ext

@@ -1,0 +1,151 @@
+"""Checks of the tensors that a user hands over: each failure names the argument, what was expected and what came."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INTEGER = (torch.int32, torch.int64)
+
+
+def _names(dtypes: tuple[torch.dtype, ...]) -> str:
+    return ", ".join(str(d).removeprefix("torch.") for d in dtypes)
+
+
+def is_tensor(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+
+
+def has_dtype(name: str, tensor: Tensor, allowed: tuple[torch.dtype, ...]) -> None:
+    is_tensor(name, tensor)
+    if tensor.dtype not in allowed:
+        raise TypeError(f"{name} must have dtype {_names(allowed)}, got {_names((tensor.dtype,))}")
+
+
+def has_shape(name: str, tensor: Tensor, shape: tuple[int, ...], description: str) -> None:
+    if tuple(tensor.shape) != tuple(shape):
+        raise ValueError(f"{name} must have shape {description}, got {tuple(tensor.shape)}")
+
+
+def matches(name: str, tensor: Tensor, other_name: str, other: Tensor, *, dtype: bool = True) -> None:
+    """Same device, and same dtype if asked for."""
+    if tensor.device != other.device:
+        raise ValueError(f"{name} must be on the device of {other_name}, {other.device}, got {tensor.device}")
+    if dtype and tensor.dtype != other.dtype:
+        raise TypeError(
+            f"{name} must have the dtype of {other_name}, {_names((other.dtype,))}, got {_names((tensor.dtype,))}"
+        )
+
+
+def per_row(name: str, value: Tensor | float, like_name: str, like: Tensor) -> None:
+    """A float, or a tensor with one value per row (or a single one)."""
+    if not isinstance(value, Tensor):
+        return
+    has_dtype(name, value, FLOATING)
+    matches(name, value, like_name, like, dtype=False)
+    if value.dim() and value.shape != like.shape:
+        raise ValueError(
+            f"{name} must be a number or have one value per row, shape {tuple(like.shape)}, "
+            f"got {tuple(value.shape)}"
+        )
+
+
+def prior_in_range(prior: Tensor | float) -> None:
+    """Values of a tensor prior, where looking at them costs no synchronisation and breaks no graph."""
+    if not isinstance(prior, Tensor) or prior.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    outside = ~((prior >= 0) & (prior < 1))
+    if outside.any():
+        raise ValueError(f"prior must be in [0, 1), got {prior[outside].flatten()[0].item()}")
+
+
+def row_weights(value: Tensor | None, like_name: str, like: Tensor) -> None:
+    if value is None:
+        return
+    is_tensor("row_weights", value)
+    if value.is_complex():
+        raise TypeError(f"row_weights must be real, got {_names((value.dtype,))}")
+    matches("row_weights", value, like_name, like, dtype=False)
+    has_shape("row_weights", value, like.shape, f"{tuple(like.shape)}, one weight per row")
+
+
+def log_weights(value: Tensor | None, shape: tuple[int, ...], like_name: str, like: Tensor) -> None:
+    """External log weights: the shape of the negatives, or one that broadcasts to it over the leading dimensions."""
+    if value is None:
+        return
+    has_dtype("neg_log_weights", value, FLOATING)
+    matches("neg_log_weights", value, like_name, like, dtype=False)
+    own = tuple(value.shape)
+    fits = 0 < len(own) <= len(shape) and own[-1] == shape[-1]
+    if not fits or any(a not in (1, b) for a, b in zip(own[::-1], shape[::-1])):
+        raise ValueError(
+            f"neg_log_weights must have shape {shape}, or one that broadcasts to it with a last dimension of "
+            f"{shape[-1]}, got {own}"
+        )
+
+
+def scores(pos: Tensor, neg: Tensor, extra: Tensor | None) -> None:
+    """Level 1's tensors."""
+    has_dtype("pos_scores", pos, FLOATING)
+    is_tensor("neg_scores", neg)
+    matches("neg_scores", neg, "pos_scores", pos)
+    if neg.dim() == 0 or neg.shape[:-1] != pos.shape:
+        raise ValueError(
+            f"neg_scores must have shape [..., N] with pos_scores' shape {tuple(pos.shape)} in place of the dots, "
+            f"got {tuple(neg.shape)}"
+        )
+    if neg.shape[-1] == 0:
+        raise ValueError(f"neg_scores must hold at least one negative per row (N ≥ 1), got shape {tuple(neg.shape)}")
+    if extra is not None:
+        is_tensor("extra_pos_scores", extra)
+        matches("extra_pos_scores", extra, "pos_scores", pos)
+        if extra.dim() == 0 or extra.shape[:-1] != pos.shape:
+            raise ValueError(
+                f"extra_pos_scores must have shape [..., M] with pos_scores' shape {tuple(pos.shape)} in place of "
+                f"the dots, got {tuple(extra.shape)}"
+            )
+
+
+def embeddings(
+    queries: Tensor, items: Tensor, pos_ids: Tensor, neg_ids: Tensor, extra_ids: Tensor | None
+) -> None:
+    """Level 2's tensors."""
+    has_dtype("queries", queries, FLOATING)
+    is_tensor("items", items)
+    matches("items", items, "queries", queries)
+    if queries.dim() != 2:
+        raise ValueError(f"queries must have shape [B, D], got {tuple(queries.shape)}")
+    rows, dim = queries.shape
+    if dim == 0:
+        raise ValueError(f"queries must have at least one dimension per row (D ≥ 1), got shape {tuple(queries.shape)}")
+    if items.dim() != 2 or items.shape[1] != dim:
+        raise ValueError(f"items must have shape [I, D] with queries' D = {dim}, got {tuple(items.shape)}")
+    for name, ids in (("pos_ids", pos_ids), ("neg_ids", neg_ids), ("extra_pos_ids", extra_ids)):
+        if ids is not None:
+            has_dtype(name, ids, INTEGER)
+            matches(name, ids, "queries", queries, dtype=False)
+    has_shape("pos_ids", pos_ids, (rows,), f"[B] with queries' B = {rows}")
+    if neg_ids.dim() not in (1, 2) or (neg_ids.dim() == 2 and neg_ids.shape[0] != rows):
+        raise ValueError(
+            f"neg_ids must have shape [B, N] with queries' B = {rows}, or [N] where all rows share them, "
+            f"got {tuple(neg_ids.shape)}"
+        )
+    if neg_ids.shape[-1] == 0:
+        raise ValueError(f"neg_ids must hold at least one negative per row (N ≥ 1), got shape {tuple(neg_ids.shape)}")
+    if extra_ids is not None and (extra_ids.dim() != 2 or extra_ids.shape[0] != rows):
+        raise ValueError(
+            f"extra_pos_ids must have shape [B, M] with queries' B = {rows}, got {tuple(extra_ids.shape)}"
+        )
+
+
+def ids_in_range(name: str, ids: Tensor | None, num_items: int) -> None:
+    """Values of ids on the CPU; on CUDA, and inside torch.compile, indexing itself checks."""
+    if ids is None or ids.device.type != "cpu" or ids.numel() == 0 or torch.compiler.is_compiling():
+        return
+    outside = (ids < -1) | (ids >= num_items)
+    if outside.any():
+        raise IndexError(
+            f"{name} must be in [0, {num_items}), or −1 for padding, got {ids[outside].flatten()[0].item()}"
+        )

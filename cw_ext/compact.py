@@ -1,0 +1,55 @@
+"""The rows of a table that a batch touches, as a small table of their own, with a coalesced sparse gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class _RowsWithSparseGradient(torch.autograd.Function):
+    """table[unique_ids], whose backward gives the table a coalesced sparse gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, unique_ids: Tensor) -> Tensor:
+        ctx.save_for_backward(unique_ids)
+        ctx.shape = table.shape
+        return table[unique_ids]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (unique_ids,) = ctx.saved_tensors
+        # unique_ids is sorted and has no duplicates, which is what "coalesced" says.
+        indices = unique_ids.unsqueeze(0)
+        return (
+            torch.sparse_coo_tensor(indices, grad, ctx.shape, check_invariants=False, is_coalesced=True),
+            None,
+        )
+
+
+def compact_table(
+    table: Tensor, ids: tuple[Tensor | None, ...]
+) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    """Keep only the rows of `table` that `ids` name.
+
+    Args:
+        table: [I, D].
+        ids: id tensors of any shape, values in [0, I) or −1 for padding; None is passed through.
+
+    Returns:
+        (compact [U, D], remapped ids): the rows in increasing order of id, and each id tensor with the ids' places in
+        them (−1 stays −1). The gradient to `table` is a coalesced sparse tensor.
+    """
+    present = [t.reshape(-1) for t in ids if t is not None]
+    # A flag per table row: for the usual batch, where ids outnumber rows, an order of magnitude below a sort. The
+    # last flag takes the padding.
+    flags = torch.zeros(table.shape[0] + 1, dtype=torch.bool, device=table.device)
+    for t in present:
+        flags[t.long()] = True
+    unique_ids = flags[:-1].nonzero().squeeze(1)
+    place = torch.full((table.shape[0] + 1,), -1, dtype=torch.int64, device=table.device)
+    place[unique_ids] = torch.arange(unique_ids.numel(), device=table.device)
+    remapped = tuple(None if t is None else place[t.long()].to(t.dtype) for t in ids)
+    return _RowsWithSparseGradient.apply(table, unique_ids), remapped

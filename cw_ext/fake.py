@@ -1,0 +1,75 @@
+"""Shapes and dtypes of the ops' results, for torch.compile. Imported where the ops are there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cw_ext.reference import compute_dtype
+
+
+def _width(x: Tensor | None) -> int:
+    return 0 if x is None else x.shape[1]
+
+
+@torch.library.register_fake("cw_ext::scores_forward")
+def _scores_forward(
+    pos: Tensor, neg: Tensor, extra: Tensor | None, log_q: Tensor | None, *arguments: Any
+) -> tuple[Tensor, ...]:
+    *_, with_gradients, with_log_q_gradient = arguments
+    rows, n = neg.shape
+
+    def new(*shape: int, wanted: bool = True) -> Tensor:
+        return pos.new_empty(shape if wanted else (0,), dtype=compute_dtype(pos.dtype))
+
+    return (
+        new(rows),
+        pos.new_empty((rows,), dtype=torch.bool),
+        new(rows, wanted=with_gradients),
+        new(rows, n, wanted=with_gradients),
+        new(rows, _width(extra), wanted=with_gradients),
+        new(rows, n, wanted=with_log_q_gradient and log_q is not None),
+        new(rows),
+        new(rows),
+    )
+
+
+@torch.library.register_fake("cw_ext::embeddings_forward")
+def _embeddings_forward(
+    queries: Tensor,
+    items: Tensor,
+    pos_ids: Tensor,
+    neg_ids: Tensor,
+    extra_ids: Tensor | None,
+    log_q: Tensor | None,
+    *arguments: Any,
+) -> tuple[Tensor, ...]:
+    *_, with_gradients, with_log_q_gradient = arguments
+    rows, dim = queries.shape
+    n = neg_ids.shape[-1]
+    shared = neg_ids.dim() == 1
+    own = 1 + _width(extra_ids)
+
+    def new(*shape: int, wanted: bool = True) -> Tensor:
+        return queries.new_empty(shape if wanted else (0,), dtype=compute_dtype(queries.dtype))
+
+    return (
+        new(rows),
+        queries.new_empty((rows,), dtype=torch.bool),
+        new(rows, dim, wanted=with_gradients),
+        new(rows, dim, wanted=with_gradients),
+        new(rows, own if shared else own + n, wanted=with_gradients),
+        new(rows, n, wanted=with_gradients and shared),
+        new(rows, n, wanted=with_log_q_gradient and log_q is not None),
+        new(rows),
+        new(rows),
+    )
+
+
+@torch.library.register_fake("cw_ext::item_gradient")
+def _item_gradient(
+    weighted_queries: Tensor, coefficients: Tensor, shared_coefficients: Tensor, items: Tensor, *ids: Any
+) -> Tensor:
+    return torch.empty_like(items, memory_format=torch.contiguous_format)

@@ -1,0 +1,177 @@
+"""The functional forms of the loss."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal, Unpack
+
+import torch
+from torch import Tensor
+
+from cw_ext import autograd, checks, extension, reference
+from cw_ext.compact import compact_table
+from cw_ext.parameters import LossArguments, documents_loss_arguments, resolve
+
+Similarity = Literal["half_cosine", "cosine", "dot"]
+
+
+@documents_loss_arguments
+def cw_loss(
+    pos_scores: Tensor,
+    neg_scores: Tensor,
+    *,
+    extra_pos_scores: Tensor | None = None,
+    neg_log_weights: Tensor | None = None,
+    row_weights: Tensor | None = None,
+    **loss: Unpack[LossArguments],
+) -> Tensor:
+    """The CW loss ("Correct and Weight", arXiv 2601.04291) on scores that the model computed.
+
+    The fused kernels compute the loss and the gradient of the scores in one pass over the negatives. Double
+    backward runs through the reference.
+
+    Args:
+        pos_scores: s⁺ [...], fp16, bf16, fp32 or fp64; any leading shape, any strides.
+        neg_scores: s_j [..., N], N ≥ 1. A score of −inf is a negative with no mass (it still counts in N; mask it
+            out with `neg_log_weights` where it should not). NaN or +inf makes its own row's loss NaN, no other.
+        extra_pos_scores: s_k [..., M], further positives of the same query for the correction; −inf is padding.
+        neg_log_weights: log q_j [..., N], or a shape that broadcasts to it (such as [N]): importance weights, a
+            sampling correction, a log probability of being a true negative. −inf masks the negative out.
+        row_weights: [...], multiplies the rows.
+        **loss: see below.
+
+    Returns:
+        A scalar, or [...] with reduction="none"; fp64 for fp64 scores, else fp32. Gradients come back in the
+        dtype of each input.
+
+    Raises:
+        TypeError, ValueError: the message names the argument, what was expected and what came.
+        RuntimeError: backend="fused" where the kernels cannot run.
+    """
+    options = resolve(loss)
+    pos = _input("pos_scores", pos_scores)
+    neg = _input("neg_scores", neg_scores)
+    extra = None if extra_pos_scores is None else _input("extra_pos_scores", extra_pos_scores)
+    device = pos.device.type
+    with _without_autocast(device):
+        checks.scores(pos, neg, extra)
+        checks.log_weights(neg_log_weights, tuple(neg.shape), "pos_scores", pos)
+        checks.row_weights(row_weights, "pos_scores", pos)
+        checks.per_row("prior", options.prior, "pos_scores", pos)
+        checks.per_row("confidence_threshold", options.confidence_threshold, "pos_scores", pos)
+        checks.prior_in_range(options.prior)
+
+        dtype = reference.compute_dtype(pos.dtype)
+        rows = autograd.score_rows if extension.use_kernels(options.backend, device) else reference.rows
+        row_loss, live = rows(
+            pos,
+            neg,
+            extra,
+            _expanded(neg_log_weights, neg.shape, dtype),
+            _per_row(options.prior, pos.shape, dtype),
+            _per_row(options.confidence_threshold, pos.shape, dtype),
+            options.row,
+        )
+        return reference.reduce(row_loss, live, row_weights, options.reduction)
+
+
+@documents_loss_arguments
+def cw_loss_from_embeddings(
+    queries: Tensor,
+    items: Tensor,
+    pos_ids: Tensor,
+    neg_ids: Tensor,
+    *,
+    extra_pos_ids: Tensor | None = None,
+    neg_log_weights: Tensor | None = None,
+    row_weights: Tensor | None = None,
+    similarity: Similarity = "half_cosine",
+    sparse_grad: bool = False,
+    **loss: Unpack[LossArguments],
+) -> Tensor:
+    """The CW loss ("Correct and Weight", arXiv 2601.04291) straight from embedding tables and ids.
+
+    Gather, similarity, loss and both gradients in one operation: nothing of size B·N·D is allocated (the reference
+    backend and double backward do allocate it).
+
+    Args:
+        queries: [B, D], one row per positive, already gathered; fp16, bf16, fp32 or fp64.
+        items: [I, D], any table, in the dtype of `queries`.
+        pos_ids: [B], int32 or int64, rows of `items`. −1 is padding: the row is left out.
+        neg_ids: [B, N], or [N] where all rows share the negatives. −1 is padding: the negative is masked out.
+        extra_pos_ids: [B, M], further positives of the same query for the correction. −1 is padding.
+        neg_log_weights: log q_j [B, N], or a shape that broadcasts to it (such as [N]); −inf masks out.
+        row_weights: [B], multiplies the rows.
+        similarity: the score: "half_cosine" ½·cos(q, x) in [−½, ½] (as in the paper), "cosine" or "dot". A zero
+            vector has cosine 0 with everything, and gradient 0.
+        sparse_grad: give `items` a coalesced sparse gradient (for torch.optim.SparseAdam) in place of a dense one.
+        **loss: see below.
+
+    Returns:
+        A scalar, or [B] with reduction="none"; fp64 for fp64 tables, else fp32. Gradients come back in the dtype of
+        each input.
+
+    Raises:
+        TypeError, ValueError: the message names the argument, what was expected and what came.
+        IndexError: an id out of range, named, on the CPU; on CUDA a device-side assertion.
+        RuntimeError: backend="fused" where the kernels cannot run.
+    """
+    options = resolve(loss)
+    if similarity not in reference.SCORE_SCALE:
+        raise ValueError(f"similarity must be one of 'half_cosine', 'cosine', 'dot', got {similarity!r}")
+    if not isinstance(sparse_grad, bool):
+        raise TypeError(f"sparse_grad must be True or False, got {sparse_grad!r}")
+
+    q, table = _input("queries", queries), _input("items", items)
+    device = q.device.type
+    with _without_autocast(device):
+        checks.embeddings(q, table, pos_ids, neg_ids, extra_pos_ids)
+        shape = (q.shape[0], neg_ids.shape[-1])
+        row_like = q[:, 0]
+        checks.log_weights(neg_log_weights, shape, "queries", q)
+        checks.row_weights(row_weights, "queries", row_like)
+        checks.per_row("prior", options.prior, "queries", row_like)
+        checks.per_row("confidence_threshold", options.confidence_threshold, "queries", row_like)
+        checks.prior_in_range(options.prior)
+
+        fused = extension.use_kernels(options.backend, device)
+        if sparse_grad or not fused:
+            for name, ids in (("pos_ids", pos_ids), ("neg_ids", neg_ids), ("extra_pos_ids", extra_pos_ids)):
+                checks.ids_in_range(name, ids, table.shape[0])
+        if sparse_grad:
+            table, (pos_ids, neg_ids, extra_pos_ids) = compact_table(table, (pos_ids, neg_ids, extra_pos_ids))
+        dtype = reference.compute_dtype(q.dtype)
+        rows = autograd.embedding_rows if fused else reference.embedding_rows
+        row_loss, live = rows(
+            q,
+            table,
+            pos_ids,
+            neg_ids,
+            extra_pos_ids,
+            _expanded(neg_log_weights, shape, dtype),
+            _per_row(options.prior, row_like.shape, dtype),
+            _per_row(options.confidence_threshold, row_like.shape, dtype),
+            similarity,
+            options.row,
+        )
+        return reference.reduce(row_loss, live, row_weights, options.reduction)
+
+
+def _input(name: str, value: Tensor) -> Tensor:
+    """A floating tensor; under autocast, one in half precision is cast once, to fp32, as for torch's own losses."""
+    checks.has_dtype(name, value, checks.FLOATING)
+    if value.dtype in (torch.float16, torch.bfloat16) and torch.is_autocast_enabled(value.device.type):
+        return value.float()
+    return value
+
+
+def _without_autocast(device: str) -> AbstractContextManager[None]:
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+
+
+def _expanded(log_weights: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
+    return None if log_weights is None else log_weights.to(dtype).expand(shape)
+
+
+def _per_row(value: Tensor | float, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | float:
+    return value.to(dtype).expand(shape) if isinstance(value, Tensor) else value

@@ -1,0 +1,121 @@
+"""Other losses as arguments of this one: each returns keyword arguments for `cw_loss` and its other forms.
+
+>>> cw_loss(pos_scores, neg_scores, **presets.infonce(temperature=0.1))
+>>> CWLoss(**presets.dcl(temperature=0.1, prior=0.05), reduction="sum")
+"""
+
+from __future__ import annotations
+
+from cw_ext.parameters import LossArguments, Surrogate
+
+
+def sl(temperature: float = 0.1) -> LossArguments:
+    """Sampled softmax: log Σ_j exp(d_j/τ) (the softmax loss, SL; Wu et al., 2022, arXiv 2201.02327)."""
+    return {"weighting": "none", "temperature": temperature}
+
+
+def infonce(temperature: float = 0.1) -> LossArguments:
+    """InfoNCE: −log e^{s⁺/τ} / (e^{s⁺/τ} + Σ_j e^{s_j/τ}) (van den Oord et al., 2018, arXiv 1807.03748)."""
+    return {"weighting": "none", "temperature": temperature, "include_positive": True}
+
+
+def dcl(
+    temperature: float = 0.1, prior: float = 0.1, min_margin: float | None = -1.0
+) -> LossArguments:
+    """Debiased contrastive loss (Chuang et al., 2020, arXiv 2007.00224, eq. 8).
+
+    Without further positives the anchor's own positive stands for E_{p⁺}, the paper's M = 1.
+
+    Args:
+        temperature: τ.
+        prior: τ⁺.
+        min_margin: the smallest margin that the scores allow, where the paper floors the corrected mass: −1 for the
+            half cosine, −2 for the cosine. The paper's floor, e^{−1/τ} on the scale of the scores, is this one for a
+            positive with the highest possible score. None: the relative floor of this package.
+    """
+    return {
+        "weighting": "none",
+        "temperature": temperature,
+        "prior": prior,
+        "min_margin": min_margin,
+        "include_positive": True,
+    }
+
+
+def pucl(
+    temperature: float = 0.1, prior: float = 0.1, label_frequency: float = 0.5
+) -> LossArguments:
+    """Positive-unlabeled contrastive loss (Wang et al., 2024, arXiv 2401.08690).
+
+    The unlabeled samples are what is left after the labeled positives were taken out, so positives are the share
+    α(1 − c)/(1 − αc) of them; with c → 0 this is DCL's correction. The floor is this package's relative one.
+
+    Args:
+        temperature: τ.
+        prior: α in [0, 1), the share of positives among all samples.
+        label_frequency: c in [0, 1], the probability that a positive is labeled.
+    """
+    if not 0 <= prior < 1:
+        raise ValueError(f"prior must be in [0, 1), got {prior}")
+    if not 0 <= label_frequency <= 1:
+        raise ValueError(f"label_frequency must be in [0, 1], got {label_frequency}")
+    return {
+        "weighting": "none",
+        "temperature": temperature,
+        "prior": prior * (1 - label_frequency) / (1 - prior * label_frequency),
+        "include_positive": True,
+    }
+
+
+def hcl(
+    temperature: float = 0.1,
+    prior: float = 0.1,
+    concentration: float = 1.0,
+    min_margin: float | None = -1.0,
+) -> LossArguments:
+    """Hard-negative contrastive loss (Robinson et al., 2021, arXiv 2010.04592, eq. 4 and 5).
+
+    Args:
+        temperature: τ.
+        prior: τ⁺.
+        concentration: β > 0: negatives are weighted by exp(β·s_j/τ), so harder ones count more.
+        min_margin: as in :func:`dcl`.
+    """
+    if concentration <= 0:
+        raise ValueError(f"concentration must be > 0 (0 is dcl), got {concentration}")
+    return {
+        **dcl(temperature, prior, min_margin),
+        "weighting": "exponential",
+        "weight_temperature": -temperature / concentration,
+        "detach_weights": False,
+        "normalize_weights": True,
+    }
+
+
+def psl(temperature: float = 0.1, surrogate: Surrogate = "tanh") -> LossArguments:
+    """Pairwise softmax loss: log Σ_j σ(d_j)^{1/τ}, σ in tanh d + 1, atan d + 1, relu(d + 1) (Yang et al., 2024,
+    arXiv 2411.00163). Its margins are those of the half cosine."""
+    return {"weighting": "none", "temperature": temperature, "surrogate": surrogate}
+
+
+def bsl(negative_temperature: float = 0.1) -> LossArguments:
+    """Bilateral softmax loss (Wu et al., 2024, arXiv 2312.12882) with one positive per row.
+
+    There it is (τ₂/τ₁)·SL(τ₂), with τ₂ the temperature of the negatives: this preset is SL(τ₂), and the constant
+    τ₂/τ₁, which only scales the learning rate, is the caller's to multiply by.
+    """
+    return sl(negative_temperature)
+
+
+def cw(
+    temperature: float = 0.1,
+    prior: float = 0.05,
+    confidence_temperature: float | None = None,
+) -> LossArguments:
+    """The CW loss with its correction switched on (sigmoid weights, ρ = τ; arXiv 2601.04291)."""
+    return {
+        "weighting": "sigmoid",
+        "temperature": temperature,
+        "prior": prior,
+        "confidence_temperature": confidence_temperature,
+    }

@@ -1,0 +1,238 @@
+"""The CW loss in plain PyTorch: what every kernel is tested against, and the path for double backward.
+
+Short on purpose and written to be read beside the formula in the README; it keeps every intermediate that
+autograd wants, so it is slow and, at level 2, allocates [B, N, D]. The formula stands here and, for the
+kernels, in csrc/cw_row.h; nowhere else.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cw_ext.parameters import RowParameters
+
+SCORE_SCALE = {"half_cosine": 0.5, "cosine": 1.0, "dot": 1.0}
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that a row is computed in: fp64 for fp64, else fp32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _log_positive(x: Tensor) -> Tensor:
+    """log(x), and −inf with zero gradient where x ≤ 0."""
+    positive = x > 0
+    return torch.where(positive, torch.log(torch.where(positive, x, 1.0)), -math.inf)
+
+
+def log_weight(margin: Tensor, p: RowParameters) -> Tensor:
+    """log ω(d)."""
+    scaled = margin / p.weight_temperature
+    match p.weighting:
+        case "sigmoid":
+            return F.logsigmoid(-scaled)
+        case "exponential":
+            return -scaled
+        case "linear":
+            return _log_positive(1 - scaled)
+        case _:
+            return torch.zeros_like(margin)
+
+
+def log_surrogate(margin: Tensor, p: RowParameters) -> Tensor:
+    """log of what stands for exp(d/τ)."""
+    match p.surrogate:
+        case "tanh":  # tanh d + 1 = 2σ(2d), which keeps its digits where tanh d is near −1
+            log_value = math.log(2) + F.logsigmoid(2 * margin)
+        case "atan":
+            log_value = _log_positive(torch.atan(margin) + 1)
+        case "relu":
+            log_value = _log_positive(margin + 1)
+        case _:
+            log_value = margin
+    return log_value / p.temperature
+
+
+def rows(
+    pos: Tensor,
+    neg: Tensor,
+    extra: Tensor | None,
+    log_q: Tensor | None,
+    prior: Tensor | float,
+    threshold: Tensor | float,
+    p: RowParameters,
+) -> tuple[Tensor, Tensor]:
+    """The loss of each row, before row weights and reduction.
+
+    Args:
+        pos: s⁺ [...].
+        neg: s_j [..., N]. A score of −inf is a negative with no mass.
+        extra: s_k [..., M] or None. A score of −inf is padding.
+        log_q: log q_j [..., N] or None. −inf masks the negative out.
+        prior: π, a float or [...].
+        threshold: β, a float or [...].
+        p: the rest.
+
+    Returns:
+        (loss [...], live [...]): in fp64 for fp64 scores, else in fp32. A row that is not live has no negative
+        mass: its loss and its gradients are 0.
+    """
+    dtype = compute_dtype(pos.dtype)
+    pos, neg = pos.to(dtype), neg.to(dtype)
+    masked = torch.zeros_like(neg, dtype=torch.bool) if log_q is None else log_q == -math.inf
+    n_eff = (~masked).sum(-1)
+
+    # A NaN or a +inf spoils its own row, whatever the formula would have made of it.
+    bad = ~pos.isfinite() | (~masked & ~(neg < math.inf)).any(-1)
+    if extra is not None:
+        bad = bad | ~(extra < math.inf).all(-1)
+    bad = bad & (n_eff > 0)
+    pos = torch.where(bad, math.nan, pos)
+
+    # Values that the formula must not see are replaced before it, and their results after it: where() alone
+    # would send NaN through the gradient of the branch that was not taken.
+    absent = masked | (neg == -math.inf)
+    margin = torch.where(absent, 0.0, neg - pos.unsqueeze(-1))
+    log_omega = log_weight(margin.detach() if p.detach_weights else margin, p)
+    if log_q is not None:
+        log_q = log_q.to(dtype)
+        log_omega = log_omega + torch.where(masked, 0.0, log_q)
+    exponent = torch.where(absent, -math.inf, log_omega + log_surrogate(margin, p))
+    dead = ~(exponent > -math.inf).any(-1) & ~bad
+    filler = dead.unsqueeze(-1)  # a logsumexp over −inf alone has a NaN gradient
+
+    # log A
+    if p.normalize_weights:
+        # The weight of a score of −inf is the limit of ω, or nothing where that limit is infinite.
+        limit = 0.0 if p.weighting in ("none", "sigmoid") else -math.inf
+        at_limit = limit if log_q is None else log_q + limit
+        log_parts = torch.where(absent, torch.where(masked, -math.inf, at_limit), log_omega)
+        log_denominator = torch.logsumexp(torch.where(filler, 0.0, log_parts), -1)
+    elif log_q is not None:
+        log_denominator = torch.logsumexp(torch.where(filler, 0.0, log_q), -1)
+    else:
+        log_denominator = math.log(neg.shape[-1])
+    log_a = torch.logsumexp(torch.where(filler, 0.0, exponent), -1) - log_denominator
+
+    # log C
+    log_c = log_weight(torch.zeros_like(pos), p)
+    if extra is not None and extra.shape[-1] > 0:
+        extra = extra.to(dtype)
+        padding = (extra == -math.inf) | filler
+        margin_k = torch.where(padding, 0.0, extra - pos.unsqueeze(-1))
+        log_omega_k = log_weight(margin_k.detach() if p.detach_weights else margin_k, p)
+        exponent_k = torch.where(padding, -math.inf, log_omega_k + log_surrogate(margin_k, p))
+        m = (~padding).sum(-1)
+        empty = (exponent_k == -math.inf).all(-1)
+        log_sum = torch.logsumexp(torch.where(empty.unsqueeze(-1), 0.0, exponent_k), -1)
+        log_mean = torch.where(empty, -math.inf, log_sum - m.clamp(min=1).to(dtype).log())
+        log_c = torch.where(m > 0, log_mean, log_c)
+
+    # log G = log max(A − πC, floor) − log(1 − π), through R = πC/A
+    with torch.no_grad():
+        difference = log_c - log_a
+        share = torch.where(difference == -math.inf, 0.0, prior * torch.exp(difference.clamp(max=80.0)))
+        if p.min_margin is None:
+            binds = 1 - share <= p.floor
+        else:
+            left = torch.log1p(-torch.where(share < 1, share, 0.0))
+            binds = (share >= 1) | (log_a + left <= p.min_margin / p.temperature)
+    difference = torch.where(binds | (log_c == -math.inf), 0.0, log_c - log_a)
+    share = torch.where(binds | (log_c == -math.inf), 0.0, prior * torch.exp(difference))
+    if p.min_margin is None:
+        log_mass = log_a + torch.where(binds, math.log(p.floor), torch.log1p(-share))
+    else:
+        log_mass = torch.where(binds, p.min_margin / p.temperature, log_a + torch.log1p(-share))
+    one_minus_prior = torch.as_tensor(1 - prior, dtype=dtype, device=pos.device)
+    log_n_g = torch.log(n_eff.clamp(min=1).to(dtype)) + log_mass - torch.log(one_minus_prior)
+
+    loss = torch.logaddexp(torch.zeros_like(log_n_g), log_n_g) if p.include_positive else log_n_g
+    if p.confidence_temperature is not None:
+        known = torch.where(dead, 0.0, pos)
+        confidence = 2 * torch.sigmoid((known - threshold) / p.confidence_temperature)
+        loss = confidence * loss
+    loss = torch.where(dead, 0.0, torch.where(bad, math.nan, loss))
+    return loss, ~dead
+
+
+def unit_rows(x: Tensor, similarity: str) -> Tensor:
+    """x [..., D], divided by its norm unless the similarity is "dot". A zero row stays zero, with zero gradient."""
+    if similarity == "dot":
+        return x
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return x / torch.where(norm == 0, math.inf, norm)
+
+
+def scores_from_embeddings(
+    queries: Tensor,
+    items: Tensor,
+    pos_ids: Tensor,
+    neg_ids: Tensor,
+    extra_ids: Tensor | None,
+    log_q: Tensor | None,
+    similarity: str,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Level 2 turned into level 1: (pos [B], neg [B, N], extra [B, M] or None, log_q [B, N] or None).
+
+    Ids of −1 are padding: a padded negative is masked out, a padded further positive is left out, and a row with
+    a padded positive has all its negatives masked out. Allocates [B, N, D] unless the negatives are shared.
+    """
+    dtype = compute_dtype(queries.dtype)
+    unit = unit_rows(queries.to(dtype), similarity)
+    scale = SCORE_SCALE[similarity]
+
+    def gathered(ids: Tensor) -> Tensor:
+        return unit_rows(items[ids.clamp(min=0)].to(dtype), similarity)
+
+    pos = scale * (unit * gathered(pos_ids)).sum(-1)
+    rows_of_negatives = gathered(neg_ids)
+    if neg_ids.dim() == 1:
+        neg = scale * unit @ rows_of_negatives.T
+    else:
+        neg = scale * (unit.unsqueeze(1) * rows_of_negatives).sum(-1)
+
+    padding = (neg_ids < 0) | (pos_ids < 0).unsqueeze(-1)
+    base = torch.zeros_like(neg) if log_q is None else log_q.to(dtype)
+    log_q = torch.where(padding, -math.inf, base)
+    extra = None
+    if extra_ids is not None:
+        extra = scale * (unit.unsqueeze(1) * gathered(extra_ids)).sum(-1)
+        extra = torch.where(extra_ids < 0, -math.inf, extra)
+    return pos, neg, extra, log_q
+
+
+def embedding_rows(
+    queries: Tensor,
+    items: Tensor,
+    pos_ids: Tensor,
+    neg_ids: Tensor,
+    extra_ids: Tensor | None,
+    log_q: Tensor | None,
+    prior: Tensor | float,
+    threshold: Tensor | float,
+    similarity: str,
+    p: RowParameters,
+) -> tuple[Tensor, Tensor]:
+    """Level 2: the loss of each row [B] and which rows are live [B]; see :func:`rows`."""
+    pos, neg, extra, log_q = scores_from_embeddings(
+        queries, items, pos_ids, neg_ids, extra_ids, log_q, similarity
+    )
+    return rows(pos, neg, extra, log_q, prior, threshold, p)
+
+
+def reduce(loss: Tensor, live: Tensor, row_weights: Tensor | None, reduction: str) -> Tensor:
+    """Row weights and reduction. The mean runs over the live rows, and is 0 where there is none."""
+    if row_weights is not None:
+        row_weights = row_weights.to(loss.dtype)
+        loss = torch.where(live, loss * row_weights, 0.0)
+    if reduction == "none":
+        return loss
+    total = loss.sum()
+    if reduction == "sum":
+        return total
+    weight = live.sum() if row_weights is None else torch.where(live, row_weights, 0.0).sum()
+    return total / torch.where(weight == 0, 1, weight)

@@ -1,0 +1,92 @@
+"""Builds the kernels against the torch that is installed. Everything static stands in pyproject.toml.
+
+Environment: USE_CUDA=0|1 overrides the search for nvcc and a CUDA torch; TORCH_CUDA_ARCH_LIST names the GPU
+architectures; MAX_JOBS limits the compiler processes.
+"""
+
+import os
+from pathlib import Path
+
+from setuptools import setup
+
+try:
+    import torch
+    from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
+except ImportError:
+    raise SystemExit(
+        "cw_ext is compiled against the torch you already have: install torch >= 2.11, then run "
+        "`pip install --no-build-isolation .`"
+    ) from None
+
+# The first release with the headers and the Python API that this package is tested against.
+MINIMUM_TORCH = (2, 11)
+DEFAULT_CUDA_ARCHS = "8.0;9.0;10.0+PTX"
+# Memory that one compiler process of the ATen side may take.
+BYTES_PER_JOB = 2 * 2**30
+
+ROOT = Path(__file__).parent
+CXX_FLAGS = [
+    "-O3",
+    # No NaN or infinity is assumed away by these; they only free the compiler from errno and trap flags, without which
+    # it does not vectorise a select.
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fopenmp-simd",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wno-unknown-pragmas",
+]
+
+
+def sources(*folders: str, suffixes: tuple[str, ...] = (".cpp",)) -> list[str]:
+    found = [p for folder in folders for p in (ROOT / folder).iterdir() if p.suffix in suffixes]
+    return sorted(str(p.relative_to(ROOT)) for p in found)
+
+
+def wants_cuda() -> bool:
+    asked = os.environ.get("USE_CUDA")
+    if asked not in (None, "", "0", "1"):
+        raise SystemExit(f"USE_CUDA must be 0 or 1, got {asked!r}")
+    can = torch.version.cuda is not None and CUDA_HOME is not None
+    if asked == "1" and not can:
+        missing = "a CUDA build of torch" if torch.version.cuda is None else "nvcc (set CUDA_HOME)"
+        raise SystemExit(f"USE_CUDA=1, but {missing} is missing")
+    return can and asked != "0"
+
+
+def limit_jobs() -> None:
+    if "MAX_JOBS" not in os.environ and hasattr(os, "sysconf"):
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        os.environ["MAX_JOBS"] = str(max(1, min(os.cpu_count() or 1, memory // BYTES_PER_JOB)))
+
+
+def extension() -> CppExtension:
+    macros = [("CW_TORCH_VERSION", f'"{torch.__version__}"')]
+    if not wants_cuda():
+        return CppExtension(
+            "cw_ext._C",
+            sources("csrc", "csrc/cpu"),
+            define_macros=macros,
+            extra_compile_args={"cxx": CXX_FLAGS},
+        )
+    archs = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_CUDA_ARCHS)
+    macros += [
+        ("CW_WITH_CUDA", None),
+        ("CW_CUDA_VERSION", f'"{torch.version.cuda}"'),
+        ("CW_CUDA_ARCHS", f'"{archs}"'),
+    ]
+    return CUDAExtension(
+        "cw_ext._C",
+        sources("csrc", "csrc/cpu") + sources("csrc/cuda", suffixes=(".cpp", ".cu")),
+        define_macros=macros,
+        extra_compile_args={"cxx": CXX_FLAGS, "nvcc": ["-O3"]},
+    )
+
+
+version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+if version < MINIMUM_TORCH:
+    raise SystemExit(f"cw_ext needs torch >= {'.'.join(map(str, MINIMUM_TORCH))}, found {torch.__version__}")
+limit_jobs()
+# Read before the library is loaded: cw_ext/extension.py.
+(ROOT / "cw_ext" / "_built_for.py").write_text(f'TORCH_VERSION = "{torch.__version__}"\n')
+setup(ext_modules=[extension()], cmdclass={"build_ext": BuildExtension})
