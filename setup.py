@@ -5,6 +5,7 @@ architectures; MAX_JOBS limits the compiler processes.
 """
 
 import os
+import sysconfig
 from pathlib import Path
 
 from setuptools import setup
@@ -54,7 +55,19 @@ def wants_cuda() -> bool:
     return can and asked != "0"
 
 
-def limit_jobs() -> None:
+def prepare() -> None:
+    """Everything that the compilers need, checked or set before they start."""
+    version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+    if version < MINIMUM_TORCH:
+        raise SystemExit(f"cw_ext needs torch >= {'.'.join(map(str, MINIMUM_TORCH))}, found {torch.__version__}")
+    if not Path(sysconfig.get_paths()["include"], "Python.h").exists():
+        raise SystemExit("cw_ext needs Python's headers: install your system's python3-dev package")
+    try:  # its program is not on the PATH of an environment that is used without being activated
+        import ninja
+
+        os.environ["PATH"] = ninja.BIN_DIR + os.pathsep + os.environ["PATH"]
+    except ImportError:
+        pass
     if "MAX_JOBS" not in os.environ and hasattr(os, "sysconf"):
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         os.environ["MAX_JOBS"] = str(max(1, min(os.cpu_count() or 1, memory // BYTES_PER_JOB)))
@@ -83,10 +96,7 @@ def extension() -> CppExtension:
     )
 
 
-version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
-if version < MINIMUM_TORCH:
-    raise SystemExit(f"cw_ext needs torch >= {'.'.join(map(str, MINIMUM_TORCH))}, found {torch.__version__}")
-limit_jobs()
+prepare()
 # Read before the library is loaded: cw_ext/extension.py.
 (ROOT / "cw_ext" / "_built_for.py").write_text(f'TORCH_VERSION = "{torch.__version__}"\n')
 setup(ext_modules=[extension()], cmdclass={"build_ext": BuildExtension})

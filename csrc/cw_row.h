@@ -198,7 +198,8 @@ CW_INLINE Mass<T> mass(T score, T pos, T log_q, Weighting weighting, Surrogate s
     m.exponent += log_surrogate(d, surrogate, p);
   }
   m.exponent += log_q;
-  const bool absent = score == -infinity<T>() || log_q == -infinity<T>() || m.factor == T(0);
+  const bool absent = score == -infinity<T>() || log_q == -infinity<T>() ||
+                      (weighting == Weighting::linear && m.factor == T(0));
   const bool spoils = !(score < infinity<T>()) && log_q != -infinity<T>();
   m.exponent = absent ? -infinity<T>() : m.exponent;
   m.factor = absent ? T(0) : m.factor;  // it may be infinite at a score of −∞
@@ -216,7 +217,8 @@ CW_INLINE Mass<T> weight_mass(T score, T pos, T log_q, Weighting weighting, cons
   const bool at_limit = score == -infinity<T>();
   m.exponent = at_limit ? (bounded ? log_q : -infinity<T>()) : m.exponent;
   m.factor = at_limit ? T(1) : m.factor;
-  m.exponent = (log_q == -infinity<T>() || m.factor == T(0)) ? -infinity<T>() : m.exponent;
+  const bool none = log_q == -infinity<T>() || (weighting == Weighting::linear && m.factor == T(0));
+  m.exponent = none ? -infinity<T>() : m.exponent;
   return m;
 }
 
@@ -317,8 +319,9 @@ CW_INLINE RowResult<T> finish_row(const RowSums<T>& s, const Parameters<T>& p) {
   }
 
   // With R = πC/A, the mass that the correction leaves is A(1 − R).
-  const T c_over_a = exp_(log_c - log_a);
-  const T share = s.prior > T(0) ? s.prior * c_over_a : T(0);
+  // Clamped: any π that is not 0 has crossed the floor long before, and 0 must not meet ∞.
+  const T c_over_a = exp_(log_c - log_a < T(80) ? log_c - log_a : T(80));
+  const T share = s.prior * c_over_a;
   const T left = T(1) - share;
   bool binds;
   T log_mass;

@@ -18,10 +18,21 @@ class _Loss(nn.Module):
         """Takes the loss arguments."""
         super().__init__()
         resolve(loss)
-        self.loss = dict(loss)
+        self.loss: LossArguments = loss
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.loss.items())
+
+    def _arguments(
+        self, prior: float | Tensor | None, confidence_threshold: float | Tensor | None
+    ) -> LossArguments:
+        """The module's arguments, with those that change from batch to batch replaced."""
+        arguments = self.loss.copy()
+        if prior is not None:
+            arguments["prior"] = prior
+        if confidence_threshold is not None:
+            arguments["confidence_threshold"] = confidence_threshold
+        return arguments
 
 
 class CWLoss(_Loss):
@@ -39,15 +50,17 @@ class CWLoss(_Loss):
         extra_pos_scores: Tensor | None = None,
         neg_log_weights: Tensor | None = None,
         row_weights: Tensor | None = None,
+        prior: float | Tensor | None = None,
+        confidence_threshold: float | Tensor | None = None,
     ) -> Tensor:
-        """See :func:`cw_ext.cw_loss`."""
+        """See :func:`cw_ext.cw_loss`. `prior` and `confidence_threshold` replace the module's for this call."""
         return cw_loss(
             pos_scores,
             neg_scores,
             extra_pos_scores=extra_pos_scores,
             neg_log_weights=neg_log_weights,
             row_weights=row_weights,
-            **self.loss,
+            **self._arguments(prior, confidence_threshold),
         )
 
 
@@ -85,8 +98,11 @@ class CWEmbeddingLoss(_Loss):
         extra_pos_ids: Tensor | None = None,
         neg_log_weights: Tensor | None = None,
         row_weights: Tensor | None = None,
+        prior: float | Tensor | None = None,
+        confidence_threshold: float | Tensor | None = None,
     ) -> Tensor:
-        """See :func:`cw_ext.cw_loss_from_embeddings`."""
+        """See :func:`cw_ext.cw_loss_from_embeddings`. `prior` and `confidence_threshold` replace the module's for
+        this call."""
         return cw_loss_from_embeddings(
             queries,
             items,
@@ -97,5 +113,5 @@ class CWEmbeddingLoss(_Loss):
             row_weights=row_weights,
             similarity=self.similarity,
             sparse_grad=self.sparse_grad,
-            **self.loss,
+            **self._arguments(prior, confidence_threshold),
         )

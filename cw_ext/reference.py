@@ -133,16 +133,14 @@ def rows(
         log_c = torch.where(m > 0, log_mean, log_c)
 
     # log G = log max(A − πC, floor) − log(1 − π), through R = πC/A
-    with torch.no_grad():
-        difference = log_c - log_a
-        share = torch.where(difference == -math.inf, 0.0, prior * torch.exp(difference.clamp(max=80.0)))
-        if p.min_margin is None:
-            binds = 1 - share <= p.floor
-        else:
-            left = torch.log1p(-torch.where(share < 1, share, 0.0))
-            binds = (share >= 1) | (log_a + left <= p.min_margin / p.temperature)
-    difference = torch.where(binds | (log_c == -math.inf), 0.0, log_c - log_a)
-    share = torch.where(binds | (log_c == -math.inf), 0.0, prior * torch.exp(difference))
+    # Clamped: any π that is not 0 has crossed the floor long before, and 0 must not meet ∞.
+    share = prior * torch.exp((log_c - log_a).clamp(max=80.0))
+    left = 1 - share.detach()
+    if p.min_margin is None:
+        binds = left <= p.floor
+    else:
+        binds = log_a.detach() + torch.log(left.clamp(min=0)) <= p.min_margin / p.temperature
+    share = torch.where(binds, 0.0, share)
     if p.min_margin is None:
         log_mass = log_a + torch.where(binds, math.log(p.floor), torch.log1p(-share))
     else:
@@ -185,22 +183,31 @@ def scores_from_embeddings(
     unit = unit_rows(queries.to(dtype), similarity)
     scale = SCORE_SCALE[similarity]
 
-    def gathered(ids: Tensor) -> Tensor:
-        return unit_rows(items[ids.clamp(min=0)].to(dtype), similarity)
+    neg_absent = neg_ids < 0
+    if log_q is not None:
+        masked = log_q == -math.inf
+        neg_absent = neg_absent | (masked.all(0) if neg_ids.dim() == 1 else masked)
 
-    pos = scale * (unit * gathered(pos_ids)).sum(-1)
-    rows_of_negatives = gathered(neg_ids)
+    def gathered(ids: Tensor, absent: Tensor) -> Tensor:
+        rows_of_ids = items[ids.clamp(min=0)].to(dtype)
+        # What is masked out may hold NaN, which selecting its score away would not keep from the gradient.
+        if torch.compiler.is_compiling() or absent.device.type != "cpu" or absent.any():
+            rows_of_ids = torch.where(absent.unsqueeze(-1), 0.0, rows_of_ids)
+        return unit_rows(rows_of_ids, similarity)
+
+    pos = scale * (unit * gathered(pos_ids, pos_ids < 0)).sum(-1)
+    negatives = gathered(neg_ids, neg_absent)
     if neg_ids.dim() == 1:
-        neg = scale * unit @ rows_of_negatives.T
+        neg = scale * unit @ negatives.T
     else:
-        neg = scale * (unit.unsqueeze(1) * rows_of_negatives).sum(-1)
+        neg = scale * (unit.unsqueeze(1) * negatives).sum(-1)
 
     padding = (neg_ids < 0) | (pos_ids < 0).unsqueeze(-1)
     base = torch.zeros_like(neg) if log_q is None else log_q.to(dtype)
     log_q = torch.where(padding, -math.inf, base)
     extra = None
     if extra_ids is not None:
-        extra = scale * (unit.unsqueeze(1) * gathered(extra_ids)).sum(-1)
+        extra = scale * (unit.unsqueeze(1) * gathered(extra_ids, extra_ids < 0)).sum(-1)
         extra = torch.where(extra_ids < 0, -math.inf, extra)
     return pos, neg, extra, log_q
 

@@ -122,8 +122,9 @@ LogSum<T> sum_terms(T max, T* exponents, const T* factors, int64_t n) {
 
 // The exponents and factors of scores [n], their largest exponent, and whether one of them spoils the row.
 template <typename T, Weighting W, Surrogate S, bool HasLogQ>
-T masses(const T* scores, const T* log_q, int64_t n, T pos, const Parameters<T>& p, T* exponents, T* factors,
+T masses(const T* scores, const T* log_q, int64_t n, T pos, const Parameters<T>& parameters, T* exponents, T* factors,
          bool& spoiled) {
+  const Parameters<T> p = parameters;  // in registers: a select between two loads would be a branch
   T max = -infinity<T>();
   T spoils = 0;  // a T as the rest of the loop: with an int, GCC 12 gets this reduction wrong for fp64 on AVX-512
 #pragma omp simd reduction(max : max) reduction(+ : spoils)
@@ -155,7 +156,8 @@ LogSum<T> denominator(const Row<T>& row, const Parameters<T>& p, T* terms, T* fa
 
 // The gradient of each score: its share of the sum, times the sum's derivative, times the slope. Returns their total.
 template <typename T, Weighting W, Surrogate S>
-T share_out(const T* scores, int64_t n, T pos, T by_sum, T sum, const Parameters<T>& p, T* terms) {
+T share_out(const T* scores, int64_t n, T pos, T by_sum, T sum, const Parameters<T>& parameters, T* terms) {
+  const Parameters<T> p = parameters;
   const T unit = by_sum / sum;
   const bool constant = S == Surrogate::exp && p.detach_weights;
   double total = 0;
@@ -590,6 +592,7 @@ void item_gradient(const ItemGradientTask<In, Place>& task, int64_t begin, int64
     In* const target = task.gradient + i * dim;
     fill(sum, dim, T(0));
     const int64_t first = task.offsets[i], last = task.offsets[i + 1];
+    bool weighed = false;
     for (int64_t e = first; e < last; e += kRows) {
       for (int64_t r = 0; r < kRows; ++r) {
         const bool there = e + r < last;
@@ -598,10 +601,11 @@ void item_gradient(const ItemGradientTask<In, Place>& task, int64_t begin, int64
         factor[r] = !there ? T(0) : paired ? task.coefficients[p] : T(1);
         const T* const source = task.sources + (paired ? row_of(p) : task.rows + int64_t(p) - split) * dim;
         rows[r] = factor[r] == T(0) ? zeros : source;
+        weighed |= factor[r] != T(0);
       }
       add_rows(sum, rows, factor, dim);
     }
-    if (task.normalized && last > first) {
+    if (task.normalized && weighed) {
       const In* const item = task.items + i * dim;
       const T inverse = inverse_norm(squared_norm<In, T>(item, dim));
 #pragma omp simd

@@ -1,0 +1,53 @@
+# make test, make demo: everything from a fresh checkout. The virtual environment is made on the first run and kept.
+
+PYTHON ?= python3
+# What pip installs as torch. On a machine where a plain `torch` would bring CUDA along, name the build you want here.
+TORCH ?= torch==2.13.0
+
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check install --quiet
+BUILD_NEEDS := "setuptools>=77" wheel ninja pybind11 numpy
+TEST_NEEDS := pytest hypothesis
+BENCHMARK_NEEDS := matplotlib tqdm
+# Only for the MovieLens-100K file inside its wheel; it is never imported.
+DATA_NEEDS := recbole==1.2.1
+
+SOURCES := setup.py $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp)
+
+.PHONY: help venv build test demo clean
+
+help:
+	@echo "make demo    train on MovieLens-100K with BPR, SL and CW; table, JSON and plot under runs/"
+	@echo "make test    run the test suite"
+	@echo "make build   build the extension in place"
+	@echo "make clean   remove builds and the virtual environment"
+
+venv: $(VENV)/.installed
+build: $(VENV)/.built
+
+$(VENV)/.installed: Makefile
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"cw_ext needs Python >= 3.11, $(PYTHON) is {v[0]}.{v[1]}; run make PYTHON=...")'
+	@test -x $(PY) || { echo "making a virtual environment in $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "installing $(TORCH) and what builds, tests and benchmarks need"
+	@$(PIP) --upgrade pip
+	@$(PIP) $(BUILD_NEEDS)
+	@$(PIP) $(TORCH)
+	@$(PIP) $(TEST_NEEDS) $(BENCHMARK_NEEDS)
+	@$(PIP) --no-deps $(DATA_NEEDS)
+	@touch $@
+
+$(VENV)/.built: $(VENV)/.installed $(SOURCES)
+	@echo "building the extension (about a minute)"
+	@mkdir -p build
+	@$(PY) setup.py --quiet build_ext --inplace > build/log.txt 2>&1 || { cat build/log.txt; exit 1; }
+	@touch $@
+
+test: build
+	@$(PY) -m pytest
+
+demo: build
+	@$(PY) -m benchmarks.demo
+
+clean:
+	rm -rf $(VENV) build *.egg-info cw_ext/*.so cw_ext/_built_for.py
