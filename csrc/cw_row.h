@@ -219,6 +219,7 @@ CW_INLINE Mass<T> weight_mass(T score, T pos, T log_q, Weighting weighting, cons
   m.factor = at_limit ? T(1) : m.factor;
   const bool none = log_q == -infinity<T>() || (weighting == Weighting::linear && m.factor == T(0));
   m.exponent = none ? -infinity<T>() : m.exponent;
+  m.factor = none ? T(0) : m.factor;
   return m;
 }
 

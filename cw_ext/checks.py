@@ -24,9 +24,10 @@ def has_dtype(name: str, tensor: Tensor, allowed: tuple[torch.dtype, ...]) -> No
         raise TypeError(f"{name} must have dtype {_names(allowed)}, got {_names((tensor.dtype,))}")
 
 
-def has_shape(name: str, tensor: Tensor, shape: tuple[int, ...], description: str) -> None:
-    if tuple(tensor.shape) != tuple(shape):
-        raise ValueError(f"{name} must have shape {description}, got {tuple(tensor.shape)}")
+def has_shape(name: str, tensor: Tensor, shape: tuple[int, ...], meaning: str) -> None:
+    # Sizes go into the message only when it is needed: under torch.compile, printing one makes it a constant.
+    if tensor.shape != shape:
+        raise ValueError(f"{name} must have shape {tuple(shape)}, {meaning}, got {tuple(tensor.shape)}")
 
 
 def matches(name: str, tensor: Tensor, other_name: str, other: Tensor, *, dtype: bool = True) -> None:
@@ -68,7 +69,7 @@ def row_weights(value: Tensor | None, like_name: str, like: Tensor) -> None:
     if value.is_complex():
         raise TypeError(f"row_weights must be real, got {_names((value.dtype,))}")
     matches("row_weights", value, like_name, like, dtype=False)
-    has_shape("row_weights", value, like.shape, f"{tuple(like.shape)}, one weight per row")
+    has_shape("row_weights", value, like.shape, "one weight per row")
 
 
 def log_weights(value: Tensor | None, shape: tuple[int, ...], like_name: str, like: Tensor) -> None:
@@ -79,7 +80,7 @@ def log_weights(value: Tensor | None, shape: tuple[int, ...], like_name: str, li
     matches("neg_log_weights", value, like_name, like, dtype=False)
     own = tuple(value.shape)
     fits = 0 < len(own) <= len(shape) and own[-1] == shape[-1]
-    if not fits or any(a not in (1, b) for a, b in zip(own[::-1], shape[::-1])):
+    if not fits or any(a != 1 and a != b for a, b in zip(own[::-1], shape[::-1])):
         raise ValueError(
             f"neg_log_weights must have shape {shape}, or one that broadcasts to it with a last dimension of "
             f"{shape[-1]}, got {own}"
@@ -122,11 +123,13 @@ def embeddings(
         raise ValueError(f"queries must have at least one dimension per row (D ≥ 1), got shape {tuple(queries.shape)}")
     if items.dim() != 2 or items.shape[1] != dim:
         raise ValueError(f"items must have shape [I, D] with queries' D = {dim}, got {tuple(items.shape)}")
+    if rows and items.shape[0] == 0:
+        raise ValueError(f"items must have at least one row (I ≥ 1), got shape {tuple(items.shape)}")
     for name, ids in (("pos_ids", pos_ids), ("neg_ids", neg_ids), ("extra_pos_ids", extra_ids)):
         if ids is not None:
             has_dtype(name, ids, INTEGER)
             matches(name, ids, "queries", queries, dtype=False)
-    has_shape("pos_ids", pos_ids, (rows,), f"[B] with queries' B = {rows}")
+    has_shape("pos_ids", pos_ids, (rows,), "one id per row of queries")
     if neg_ids.dim() not in (1, 2) or (neg_ids.dim() == 2 and neg_ids.shape[0] != rows):
         raise ValueError(
             f"neg_ids must have shape [B, N] with queries' B = {rows}, or [N] where all rows share them, "

@@ -112,7 +112,7 @@ class LossOptions(NamedTuple):
 def _number(name: str, value: Any, expected: str) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be {expected}, got {type(value).__name__}")
-    if not math.isfinite(value):
+    if not -math.inf < value < math.inf:  # unlike math.isfinite, traceable when torch.compile takes it for dynamic
         raise ValueError(f"{name} must be {expected}, got {value}")
     return float(value)
 

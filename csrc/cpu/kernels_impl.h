@@ -233,10 +233,10 @@ RowResult<T> row_kernel(const Row<T>& row, const Parameters<T>& p, RowGradients<
   }
 
   if (gradients.log_q) {
-    const T unit = result.by_log_a / sums.negatives.sum;
-    const T denominator_unit = result.by_log_a / sums.denominator.sum;
+    // Divided before they are subtracted: where one negative is all there is, the difference is 0.
     for (int64_t j = 0; j < row.n; ++j) {
-      gradients.log_q[j] = gradients.neg[j] * unit - denominator_terms[j] * denominator_unit;
+      const T share = gradients.neg[j] / sums.negatives.sum;
+      gradients.log_q[j] = result.by_log_a * (share - denominator_terms[j] / sums.denominator.sum);
     }
   }
   T total = share_out<T, W, S>(
@@ -508,7 +508,7 @@ BadId embeddings(const EmbeddingsTask<In, Id>& task, int64_t begin, int64_t end,
     const In* const query = task.queries + b * dim;
     const T query_inverse = task.normalized ? inverse_norm(squared_norm<In, T>(query, dim)) : T(1);
 #pragma omp simd
-    for (int64_t i = 0; i < dim; ++i) unit[i] = query_inverse == T(0) ? T(0) : load(query[i]) * query_inverse;
+    for (int64_t i = 0; i < dim; ++i) unit[i] = load(query[i]) * query_inverse;
 
     positives.scores(unit, pos_id, 1, task.scale, score, inverse);
     positives.scores(unit, extra_ids, m, task.scale, score + 1, inverse + 1);
@@ -609,7 +609,7 @@ void item_gradient(const ItemGradientTask<In, Place>& task, int64_t begin, int64
       const In* const item = task.items + i * dim;
       const T inverse = inverse_norm(squared_norm<In, T>(item, dim));
 #pragma omp simd
-      for (int64_t d = 0; d < dim; ++d) unit[d] = inverse == T(0) ? T(0) : load(item[d]) * inverse;
+      for (int64_t d = 0; d < dim; ++d) unit[d] = load(item[d]) * inverse;
       through_normalization(sum, unit, inverse, dim);
     }
 #pragma omp simd
