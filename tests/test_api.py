@@ -1,0 +1,289 @@
+"""The package as a user meets it: backends, build_config, modules, autocast, help()."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+import types
+import warnings
+from collections.abc import Iterator
+
+import pytest
+import torch
+from cases import assert_near, evaluate, make_embeddings, make_scores
+from torch import Tensor
+
+import cw_ext
+from cw_ext import CWEmbeddingLoss, CWLoss, cw_loss, cw_loss_from_embeddings, extension
+
+LOSS_ARGUMENTS = {
+    "temperature": 0.1,
+    "prior": 0.0,
+    "weighting": "sigmoid",
+    "weight_temperature": None,
+    "detach_weights": True,
+    "normalize_weights": False,
+    "floor": 0.3,
+    "min_margin": None,
+    "confidence_temperature": None,
+    "confidence_threshold": 0.0,
+    "include_positive": False,
+    "surrogate": "exp",
+    "reduction": "mean",
+    "backend": "auto",
+}
+
+
+@pytest.mark.parametrize("form", [cw_loss, cw_loss_from_embeddings])
+def test_signatures_are_those_of_the_contract(form: object) -> None:
+    parameters = inspect.signature(form).parameters
+    assert {n: p.default for n, p in parameters.items() if n in LOSS_ARGUMENTS} == LOSS_ARGUMENTS
+    own = [n for n in parameters if n not in LOSS_ARGUMENTS]
+    if form is cw_loss:
+        assert own == ["pos_scores", "neg_scores", "extra_pos_scores", "neg_log_weights", "row_weights"]
+    else:
+        assert own == [
+            *("queries", "items", "pos_ids", "neg_ids", "extra_pos_ids", "neg_log_weights", "row_weights"),
+            *("similarity", "sparse_grad"),
+        ]
+        assert (
+            parameters["similarity"].default == "half_cosine" and parameters["sparse_grad"].default is False
+        )
+    keywords = [p for p in parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    assert len(keywords) == len(parameters) - (2 if form is cw_loss else 4)
+
+
+@pytest.mark.parametrize(
+    "form", [cw_loss, cw_loss_from_embeddings, CWLoss.__init__, CWEmbeddingLoss.__init__]
+)
+def test_help_names_every_argument(form: object) -> None:
+    text = inspect.getdoc(form)
+    assert text is not None
+    for name in inspect.signature(form).parameters:
+        assert name == "self" or f"{name}:" in text or form in (CWEmbeddingLoss.__init__,), name
+    assert all(f"{name}:" in text for name in LOSS_ARGUMENTS)
+
+
+# ---- backends ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def without_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As on a machine where nothing was built."""
+    monkeypatch.setattr(extension, "_module", None)
+    monkeypatch.setattr(
+        extension, "_why_not", "the kernels were built for X, but Y is running; rebuild with: Z"
+    )
+    monkeypatch.setattr(extension, "_warned", False)
+    yield
+
+
+def test_build_config(kernels: None) -> None:
+    config = cw_ext.build_config()
+    assert config["available"] is True
+    assert config["torch"] == torch.__version__
+    assert config["cpu_capability"] in (*config["cpu_capabilities"], "default")
+    assert "default" in config["cpu_capabilities"] and config["compiler"]
+    assert isinstance(config["cuda"], bool)
+    assert config["cuda"] or not torch.cuda.is_available(), (
+        "a GPU is here, and the build has no kernels for it"
+    )
+
+
+def test_build_config_without_kernels(without_kernels: None) -> None:
+    config = cw_ext.build_config()
+    assert config == {"available": False, "reason": extension._why_not}
+
+
+def test_fused_says_why_it_cannot(without_kernels: None) -> None:
+    for case in (make_scores(), make_embeddings()):
+        with pytest.raises(
+            RuntimeError, match=r"backend='fused'.*built for X, but Y is running.*rebuild with: Z"
+        ):
+            case.loss(backend="fused")
+
+
+def test_auto_falls_back_with_one_warning(without_kernels: None) -> None:
+    case = make_embeddings()
+    with pytest.warns(UserWarning, match="built for X.*reference.*slow") as caught:
+        first = case.loss()
+        second = case.loss(backend="auto")
+    assert len(caught) == 1
+    assert torch.equal(first, case.loss(backend="reference")) and torch.equal(first, second)
+
+
+def test_the_reference_never_warns(without_kernels: None) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make_scores().loss(backend="reference")
+
+
+def test_a_build_for_another_torch_is_not_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It might crash in place of failing."""
+    other = types.ModuleType("cw_ext._built_for")
+    other.TORCH_VERSION = "1.2.3"  # type: ignore[attr-defined]
+    monkeypatch.setitem(__import__("sys").modules, "cw_ext._built_for", other)
+    monkeypatch.setattr(extension.importlib.util, "find_spec", lambda name: object())
+    module, why_not = extension._load()
+    assert module is None
+    assert (
+        "built for torch 1.2.3" in why_not
+        and f"torch {torch.__version__}" in why_not
+        and "pip install" in why_not
+    )
+
+
+def test_no_build_says_how_to_make_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extension.importlib.util, "find_spec", lambda name: None)
+    module, why_not = extension._load()
+    assert module is None and "pip install" in why_not
+
+
+# ---- modules -----------------------------------------------------------------------------------------------
+
+
+def test_modules_are_the_functions(backend: str) -> None:
+    scores = make_scores((4,), 5, 2, log_q=True, row_weights=True)
+    arguments = {"prior": 0.1, "temperature": 0.3, "reduction": "none", "backend": backend}
+    tensors = {
+        "extra_pos_scores": scores.extra,
+        "neg_log_weights": scores.log_q,
+        "row_weights": scores.row_weights,
+    }
+    found = CWLoss(**arguments)(scores.pos, scores.neg, **tensors)
+    assert torch.equal(found, cw_loss(scores.pos, scores.neg, **tensors, **arguments))
+
+    case = make_embeddings(4, 5, 6, 9, 2, log_q=True, row_weights=True)
+    ids = (case.queries, case.items, case.pos_ids, case.neg_ids)
+    tensors = {
+        "extra_pos_ids": case.extra_ids,
+        "neg_log_weights": case.log_q,
+        "row_weights": case.row_weights,
+    }
+    for similarity in ("cosine", "dot"):
+        found = CWEmbeddingLoss(similarity=similarity, **arguments)(*ids, **tensors)
+        assert torch.equal(
+            found, cw_loss_from_embeddings(*ids, similarity=similarity, **tensors, **arguments)
+        )
+
+
+def test_modules_take_a_prior_and_a_threshold_per_call(backend: str) -> None:
+    per_row = torch.tensor([0.1, 0.2, 0.3, 0.0], dtype=torch.float64)
+    scores, case = make_scores((4,), 5), make_embeddings(4, 5, 6, 9)
+    ids = (case.queries, case.items, case.pos_ids, case.neg_ids)
+    arguments = {"confidence_temperature": 1.0, "backend": backend}
+    overrides = {"prior": per_row, "confidence_threshold": per_row - 0.1}
+    found = CWLoss(prior=0.9, **arguments)(scores.pos, scores.neg, **overrides)
+    assert torch.equal(found, cw_loss(scores.pos, scores.neg, **overrides, **arguments))
+    found = CWEmbeddingLoss(prior=0.9, **arguments)(*ids, **overrides)
+    assert torch.equal(found, cw_loss_from_embeddings(*ids, **overrides, **arguments))
+    # What is not given stays as it was.
+    kept = CWLoss(prior=0.9, **arguments)(scores.pos, scores.neg, confidence_threshold=0.2)
+    expected = cw_loss(scores.pos, scores.neg, prior=0.9, confidence_threshold=0.2, **arguments)
+    assert torch.equal(kept, expected)
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, copy.copy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_modules_can_be_copied_and_saved(again: object) -> None:
+    scores, case = make_scores((4,), 5), make_embeddings(4, 5, 6, 9)
+    module = CWLoss(prior=0.1, temperature=0.3, backend="reference")
+    assert torch.equal(again(module)(scores.pos, scores.neg), module(scores.pos, scores.neg))
+    module = CWEmbeddingLoss(similarity="dot", temperature=3.0, backend="reference")
+    ids = (case.queries, case.items, case.pos_ids, case.neg_ids)
+    assert torch.equal(again(module)(*ids), module(*ids))
+    assert repr(again(module)) == repr(module)
+
+
+def test_modules_are_ordinary_modules() -> None:
+    module = (
+        torch.nn.Sequential(CWLoss(prior=0.1), CWEmbeddingLoss(similarity="dot")).to(torch.float64).eval()
+    )
+    assert not list(module.parameters()) and module.state_dict() == {}
+    assert "prior=0.1" in repr(module) and "similarity='dot'" in repr(module)
+
+
+# ---- autocast ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast(backend: str, device: torch.device, dtype: torch.dtype) -> None:
+    """Scores that a matrix product made in half precision beside scores that a sum made in fp32: cast once,
+    to fp32. The loss is fp32, and the parameters' gradients come back in the parameters' dtype."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(8, 8).to(device)
+    items = torch.randn(20, 8, device=device, requires_grad=True)
+    inputs = torch.randn(4, 8, device=device)
+    ids = torch.arange(4, device=device)
+    with torch.autocast(device.type, dtype):
+        queries = model(inputs)
+        assert queries.dtype == dtype
+        neg = queries @ items.T
+        pos = (queries.float() * items[ids]).sum(-1)
+        on_scores = cw_loss(pos, neg, temperature=2.0, backend=backend)
+        on_embeddings = cw_loss_from_embeddings(queries, items, ids, ids.expand(4, 4), backend=backend)
+    assert on_scores.dtype == on_embeddings.dtype == torch.float32
+    assert_near(on_scores, cw_loss(pos, neg.float(), temperature=2.0, backend="reference"), torch.float32)
+    expected = cw_loss_from_embeddings(queries.float(), items, ids, ids.expand(4, 4), backend="reference")
+    assert_near(on_embeddings, expected, torch.float32)
+    (on_scores + on_embeddings).backward()
+    for tensor in (model.weight, items):
+        assert tensor.grad is not None and tensor.grad.dtype == torch.float32 and tensor.grad.isfinite().all()
+        assert tensor.grad.abs().sum() > 0
+
+
+def test_autocast_leaves_fp64_alone(backend: str) -> None:
+    case = make_scores((4,), 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = case.loss(backend=backend)
+    assert loss.dtype == torch.float64 and torch.equal(loss, case.loss(backend=backend))
+
+
+def test_inference_mode(backend: str) -> None:
+    case = make_embeddings(4, 5)
+    expected = case.loss(backend=backend)
+    with torch.inference_mode():
+        loss = case.loss(backend=backend)
+    assert loss.is_inference() and torch.equal(loss.clone(), expected)
+
+
+# ---- training ----------------------------------------------------------------------------------------------
+
+
+def _loss_of(tables: torch.nn.ModuleList, backend: str) -> Tensor:
+    users, items = tables
+    ids = torch.arange(30)
+    neg_ids = (ids[:, None] * 7 + torch.arange(1, 11)) % 40
+    neg_ids[neg_ids == ids[:, None]] = -1
+    return cw_loss_from_embeddings(users.weight, items.weight, ids, neg_ids, prior=0.02, backend=backend)
+
+
+def test_training_lowers_the_loss_alike(kernels: None) -> None:
+    """Twenty steps of Adam end at the same place on either backend."""
+    ends = []
+    for backend in ("fused", "reference"):
+        torch.manual_seed(1)
+        tables = torch.nn.ModuleList([torch.nn.Embedding(30, 8), torch.nn.Embedding(40, 8)]).double()
+        optimizer = torch.optim.Adam(tables.parameters(), lr=0.05)
+        first = _loss_of(tables, backend).item()
+        for _ in range(20):
+            optimizer.zero_grad()
+            _loss_of(tables, backend).backward()
+            optimizer.step()
+        ends.append(_loss_of(tables, backend).detach())
+        assert ends[-1].item() < first - 1
+    assert torch.allclose(ends[0], ends[1], rtol=1e-9)
+
+
+def test_the_gradient_descends(backend: str) -> None:
+    """A small step against the gradient lowers the loss by the square of its length."""
+    case = make_scores((4,), 9, 2, seed=7)
+    arguments = {"prior": 0.1, "detach_weights": False, "reduction": "mean", "backend": backend}
+    result = evaluate(case, **arguments)
+    step = 1e-7
+    moved = case.map(lambda t: t)
+    for name, gradient in result.gradients.items():
+        getattr(moved, name).sub_(step * gradient)
+    expected = sum((g**2).sum() for g in result.gradients.values()) * step
+    found = result.loss - moved.loss(**arguments)
+    assert torch.allclose(found, expected, rtol=1e-4)

@@ -1,0 +1,202 @@
+"""torch.compile without graph breaks, and the checks of the ops themselves (opcheck)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from cases import Case, Result, assert_near, evaluate, exact, generator, make_embeddings, make_scores
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from cw_ext import CWEmbeddingLoss, cw_loss
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> Iterator[None]:
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def _scores(rows: int = 5, n: int = 9, seed: int = 81) -> Case:
+    return make_scores((rows,), n, 3, seed=seed, log_q=True, row_weights=True).to(torch.float32)
+
+
+def _embeddings(rows: int = 5, n: int = 9, seed: int = 82, **more: Any) -> Case:
+    case = make_embeddings(rows, n, 8, 20, 3, seed=seed, padding=True, log_q=True, row_weights=True, **more)
+    return case.to(torch.float32)
+
+
+def _compiled(case: Case, loss: Any, grad_output: Tensor | None = None) -> Result:
+    leaves = case.leaves()
+    value = loss(leaves)
+    value.backward(None if grad_output is None else grad_output)
+    return Result(value.detach(), leaves.gradients())
+
+
+def _assert_equal(found: Result, expected: Result) -> None:
+    assert_near(found.loss, expected.loss, torch.float32, "loss")
+    for name, gradient in found.gradients.items():
+        assert gradient.dtype == expected.gradients[name].dtype
+        assert_near(gradient, expected.gradients[name], torch.float32, name)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("level", [1, 2])
+def test_full_graph(backend: str, device: torch.device, level: int, reduction: str) -> None:
+    """Forward and backward, traced as one graph each."""
+    case = (_scores() if level == 1 else _embeddings()).to(device=device)
+    arguments = {
+        "prior": 0.1,
+        "confidence_temperature": 1.0,
+        "detach_weights": False,
+        "reduction": reduction,
+        "backend": backend,
+    }
+    weight = torch.randn(5, generator=generator(83)).to(device) if reduction == "none" else None
+    loss = torch.compile(lambda c: c.loss(**arguments), fullgraph=True, backend="aot_eager")
+    expected = _compiled(case, lambda c: c.loss(**arguments), weight)
+    _assert_equal(_compiled(case, loss, weight), expected)
+
+
+@pytest.mark.parametrize("level", [1, 2])
+def test_changing_sizes(kernels: None, device: torch.device, level: int) -> None:
+    """dynamic=True: one graph for batches of every size."""
+    graphs = 0
+
+    def counting(module: torch.fx.GraphModule, _: Any) -> Any:
+        nonlocal graphs
+        graphs += 1
+        return module.forward
+
+    make = _scores if level == 1 else _embeddings
+    arguments = {"prior": 0.1, "weighting": "linear", "backend": "fused"}
+    for compiler in ("aot_eager", counting):
+        torch.compiler.reset()
+        loss = torch.compile(lambda c: c.loss(**arguments), fullgraph=True, dynamic=True, backend=compiler)
+        for rows, n in ((5, 9), (7, 6), (4, 30)):
+            case = make(rows, n).to(device=device)
+            expected = _compiled(case, lambda c: c.loss(**arguments))
+            _assert_equal(_compiled(case, loss), expected)
+    assert graphs == 1
+
+
+def test_inductor_with_a_model_around(kernels: None, device: torch.device) -> None:
+    """The default compiler, through a module, with shared negatives and a prior per row."""
+    torch.manual_seed(84)
+    model = torch.nn.Linear(8, 8).to(device)
+    criterion = CWEmbeddingLoss(temperature=0.2, include_positive=True, backend="fused")
+    case = _embeddings(shared=True).to(device=device)
+
+    def step(queries: Tensor, items: Tensor, pos_ids: Tensor, neg_ids: Tensor, prior: Tensor) -> Tensor:
+        mapped = torch.tanh(model(queries))
+        return criterion(mapped, items, pos_ids, neg_ids, prior=prior)
+
+    results = []
+    for function in (step, torch.compile(step, fullgraph=True)):
+        model.zero_grad()
+        leaves = case.leaves(["queries", "items"])
+        prior = torch.full((5,), 0.1, device=device, requires_grad=True)
+        loss = function(leaves.queries, leaves.items, leaves.pos_ids, leaves.neg_ids, prior)
+        loss.backward()
+        gradients = leaves.gradients() | {"weight": model.weight.grad.clone(), "prior": prior.grad}
+        results.append(Result(loss.detach(), gradients))
+    _assert_equal(results[1], results[0])
+
+
+def test_a_temperature_that_changes(kernels: None) -> None:
+    """The compiler makes a float that changes an input of the graph; it still is one graph."""
+    case = _scores()
+    arguments = {"backend": "fused"}
+    function = torch.compile(
+        lambda c, tau, prior: c.loss(temperature=tau, prior=prior, **arguments),
+        fullgraph=True,
+        backend="aot_eager",
+    )
+    for tau, prior in ((0.1, 0.0), (0.2, 0.1), (0.35, 0.15)):
+        expected = _compiled(case, lambda c: c.loss(temperature=tau, prior=prior, **arguments))
+        _assert_equal(_compiled(case, lambda c: function(c, tau, prior)), expected)
+
+
+def test_no_gradients_wanted(backend: str, device: torch.device) -> None:
+    case = _scores().to(device=device)
+    with torch.no_grad():
+        loss = torch.compile(lambda c: c.loss(backend=backend), fullgraph=True, backend="aot_eager")(case)
+    assert_near(loss, case.loss(backend=backend), torch.float32)
+
+
+def test_under_autocast(backend: str, device: torch.device) -> None:
+    case = _embeddings().to(device=device)
+
+    def loss(c: Case) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16):
+            return c.loss(backend=backend)
+
+    expected = _compiled(case, loss)
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    _assert_equal(_compiled(case, compiled), expected)
+
+
+# ---- the ops -----------------------------------------------------------------------------------------------
+
+
+class _Calls(TorchDispatchMode):
+    """The arguments with which the package calls its ops."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if op.namespace == "cw_ext":
+            self.calls.append((op, args, kwargs or {}))
+        return op(*args, **(kwargs or {}))
+
+
+def _calls_of(case: Case, **arguments: Any) -> list[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
+    with _Calls() as mode:
+        evaluate(case, torch.ones(5), backend="fused", **arguments)
+    return mode.calls
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_opcheck(kernels: None, device: torch.device, dtype: torch.dtype) -> None:
+    """Schemas that say what is written to and what shares memory; fake kernels that agree with the real."""
+    per_row = exact([0.1, 0.2, 0.0, 0.3, 0.1])
+    bare = make_scores((5,), 9, seed=85)
+    cases = [
+        (bare, {}),
+        (_scores(), {"weighting": "linear", "prior": 0.1, "min_margin": -1.0, "confidence_temperature": 1.0}),
+        (type(bare)(bare.pos, bare.neg, prior=per_row, threshold=per_row), {"confidence_temperature": 1.0}),
+        (make_embeddings(5, 9, 8, 20, seed=86), {"similarity": "dot"}),
+        (_embeddings(), {"prior": 0.1, "detach_weights": False}),
+        (_embeddings(shared=True, id_dtype=torch.int32), {"normalize_weights": True}),
+    ]
+    checked = set()
+    for case, arguments in cases:
+        for op, args, kwargs in _calls_of(case.to(dtype, device), **arguments):
+            detached = [a.detach() if isinstance(a, Tensor) else a for a in args]
+            torch.library.opcheck(op, detached, kwargs)
+            checked.add(op._schema.name)
+    assert checked == {"cw_ext::scores_forward", "cw_ext::embeddings_forward", "cw_ext::item_gradient"}
+
+
+def test_opcheck_without_gradients(kernels: None, device: torch.device) -> None:
+    for case in (_scores(), _embeddings()):
+        with _Calls() as mode, torch.no_grad():
+            case.to(device=device).loss(backend="fused")
+        assert len(mode.calls) == 1
+        for op, args, kwargs in mode.calls:
+            torch.library.opcheck(op, args, kwargs)
+
+
+def test_the_kernels_ran(kernels: None) -> None:
+    """backend="fused" and "auto" reach the ops, and "reference" does not."""
+    pos, neg = torch.zeros(2), torch.zeros(2, 3)
+    for backend, expected in (("fused", 1), ("auto", 1), ("reference", 0)):
+        with _Calls() as mode:
+            cw_loss(pos, neg, backend=backend)
+        assert len(mode.calls) == expected, backend

@@ -1,0 +1,232 @@
+"""Each preset against its own paper's formula, written out here in fp64 from the paper's symbols."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import assert_near, exact, generator
+from torch import Tensor
+
+from cw_ext import CWEmbeddingLoss, CWLoss, cw_loss, presets
+
+TAU = 0.2
+N = 12
+
+
+def _cosines() -> tuple[Tensor, Tensor, Tensor]:
+    """s⁺ [6], s_j [6, N], s_k [6, 4]: cosines, leaves of their own."""
+    g = generator(31)
+    draw = lambda *size: (2 * torch.rand(size, generator=g, dtype=torch.float64) - 1) * 0.9  # noqa: E731
+    return tuple(t.requires_grad_() for t in (draw(6).abs(), draw(6, N), draw(6, 4)))
+
+
+def _equal(
+    preset: dict[str, Any],
+    formula: Callable[..., Tensor],
+    backend: str,
+    *,
+    extras: bool = False,
+    scale: float = 1.0,
+) -> None:
+    """The same rows and the same gradients."""
+    pos, neg, extra = _cosines()
+    further = extra if extras else None
+    found = scale * cw_loss(pos, neg, extra_pos_scores=further, reduction="none", backend=backend, **preset)
+    expected = formula(pos, neg, extra) if extras else formula(pos, neg)
+    assert_near(found, expected, torch.float64, "loss")
+    inputs = (pos, neg, extra) if extras else (pos, neg)
+    weights = torch.randn(6, generator=generator(32), dtype=torch.float64)
+    gradients = [torch.autograd.grad(loss, inputs, weights) for loss in (found, expected)]
+    for name, a, b in zip(("pos", "neg", "extra"), *gradients):
+        assert_near(a, b, torch.float64, f"gradient of {name}")
+
+
+def test_sl(backend: str) -> None:
+    """log Σ_j exp(d_j/τ), d = s_j − s⁺."""
+    _equal(presets.sl(TAU), lambda p, n: ((n - p[:, None]) / TAU).exp().sum(1).log(), backend)
+
+
+def test_infonce(backend: str) -> None:
+    """The cross-entropy of the positive among itself and the negatives."""
+
+    def formula(p: Tensor, n: Tensor) -> Tensor:
+        logits = torch.cat((p[:, None], n), 1) / TAU
+        return F.cross_entropy(logits, torch.zeros(6, dtype=torch.int64), reduction="none")
+
+    _equal(presets.infonce(TAU), formula, backend)
+
+
+def _dcl(p: Tensor, n: Tensor, v: Tensor, prior: float) -> tuple[Tensor, Tensor]:
+    """Chuang et al., eq. 7 and 8: (the loss with the unfloored estimate g, g) for f = s/τ."""
+    g = ((n / TAU).exp().mean(1) - prior * (v / TAU).exp().mean(1)) / (1 - prior)
+    positive = (p / TAU).exp()
+    return -(positive / (positive + N * g)).log(), g
+
+
+@pytest.mark.parametrize("m", ["own", "further"])
+def test_dcl_where_its_floor_does_not_bind(backend: str, m: str) -> None:
+    prior = 0.002
+
+    def formula(p: Tensor, n: Tensor, v: Tensor | None = None) -> Tensor:
+        loss, g = _dcl(p, n, p[:, None] if v is None else v, prior)
+        assert (g > torch.e ** (-1 / TAU)).all()
+        return loss
+
+    # The paper floors g at e^{−1/τ}; as a margin that is −1 − s⁺ ≥ −2 for cosines.
+    _equal(presets.dcl(TAU, prior, min_margin=-2.0), formula, backend, extras=m == "further")
+
+
+def test_dcl_where_the_floor_binds(backend: str) -> None:
+    """This package's form of DCL's floor, on the margins and before the division by τ⁻: e^{m/τ}/(1 − τ⁺)."""
+    prior, least = 0.6, -0.8
+
+    def formula(p: Tensor, n: Tensor, v: Tensor) -> Tensor:
+        scale = (-p[:, None] / TAU).exp()
+        difference = ((n / TAU).exp() * scale).mean(1) - prior * ((v / TAU).exp() * scale).mean(1)
+        floor = torch.tensor(least / TAU, dtype=torch.float64).exp()
+        assert 0 < (difference < floor).sum() < 6, "the case has rows on both sides"
+        g = torch.maximum(difference, floor) / (1 - prior)
+        return -(1 / (1 + N * g)).log()
+
+    _equal(presets.dcl(TAU, prior, min_margin=least), formula, backend, extras=True)
+    pos, neg, extra = _cosines()
+    preset = presets.dcl(TAU, prior, min_margin=least)
+    loss = cw_loss(pos, neg, extra_pos_scores=extra, reduction="none", backend=backend, **preset)
+    bound = loss == loss.mode().values  # every bound row has the same loss, log(1 + N·floor)
+    loss.sum().backward()
+    assert (
+        bound.any()
+        and not pos.grad[bound].any()
+        and not neg.grad[bound].any()
+        and not extra.grad[bound].any()
+    )
+
+
+@pytest.mark.parametrize("label_frequency", [0.0, 0.3, 0.9, 1.0])
+def test_pucl(backend: str, label_frequency: float) -> None:
+    """Wang et al.: E_{x⁻} = (1 − αc)/(1 − α)·E_u − α(1 − c)/(1 − α)·E_⁺, u the unlabeled samples."""
+    alpha, c = 0.004, label_frequency
+
+    def formula(p: Tensor, n: Tensor, v: Tensor) -> Tensor:
+        unlabeled, positives = (n / TAU).exp().mean(1), (v / TAU).exp().mean(1)
+        negatives = (1 - alpha * c) / (1 - alpha) * unlabeled - alpha * (1 - c) / (1 - alpha) * positives
+        assert (negatives > 0.3 * unlabeled).all()
+        anchor = (p / TAU).exp()
+        return -(anchor / (anchor + N * negatives)).log()
+
+    _equal(presets.pucl(TAU, alpha, label_frequency), formula, backend, extras=True)
+
+
+def test_pucl_without_labels_is_dcl() -> None:
+    a, b = presets.pucl(TAU, 0.2, 0.0), presets.dcl(TAU, 0.2, min_margin=None)
+    pos, neg, _ = _cosines()
+    assert torch.equal(
+        cw_loss(pos, neg, backend="reference", **a), cw_loss(pos, neg, backend="reference", **b)
+    )
+
+
+@pytest.mark.parametrize("beta", [0.5, 1.0, 2.0])
+def test_hcl(backend: str, beta: float) -> None:
+    """The authors' code: imp = exp(β·s/τ), reweighted = Σ(imp·e^{s/τ}) / mean(imp), and the debiased Ng."""
+    prior = 0.01
+
+    def formula(p: Tensor, n: Tensor) -> Tensor:
+        neg, pos = (n / TAU).exp(), (p / TAU).exp()
+        imp = (beta * neg.log()).exp()
+        reweighted = (imp * neg).sum(-1) / imp.mean(-1)
+        ng = (-prior * N * pos + reweighted) / (1 - prior)
+        assert (ng > N * torch.e ** (-1 / TAU)).all()
+        return -(pos / (pos + ng)).log()
+
+    _equal(presets.hcl(TAU, prior, beta, min_margin=-2.0), formula, backend)
+
+
+@pytest.mark.parametrize(("surrogate", "sigma"), [("tanh", torch.tanh), ("atan", torch.atan), ("relu", None)])
+def test_psl(backend: str, surrogate: Any, sigma: Callable[[Tensor], Tensor] | None) -> None:
+    """LSE_j(σ(d/2)/τ), σ(x) = ln(tanh x + 1), ln(atan x + 1) or ln relu(x + 1), d between cosines."""
+
+    def formula(p: Tensor, n: Tensor) -> Tensor:
+        half = (n - p[:, None]) / 2
+        value = torch.relu(half + 1) if sigma is None else sigma(half) + 1
+        return torch.logsumexp(value.log() / TAU, 1)
+
+    pos, neg, _ = _cosines()
+    preset = presets.psl(TAU, surrogate)
+    found = cw_loss(pos / 2, neg / 2, reduction="none", backend=backend, **preset)
+    expected = formula(pos, neg)
+    assert_near(found, expected, torch.float64)
+    gradients = [torch.autograd.grad(loss.sum(), (pos, neg)) for loss in (found, expected)]
+    for a, b in zip(*gradients):
+        assert_near(a, b, torch.float64)
+
+
+def test_bsl(backend: str) -> None:
+    """−ln[e^{p/τ₁} / (Σ_j e^{n_j/τ₂})^{τ₂/τ₁}] is (τ₂/τ₁)·SL(τ₂) where a row has one positive."""
+    tau_1, tau_2 = 0.3, 0.15
+
+    def formula(p: Tensor, n: Tensor) -> Tensor:
+        return -((p / tau_1).exp() / (n / tau_2).exp().sum(1) ** (tau_2 / tau_1)).log()
+
+    _equal(presets.bsl(tau_2), formula, backend, scale=tau_2 / tau_1)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3])
+def test_sl_at_k(backend: str, beta: float) -> None:
+    """Yang et al., 2025: σ((s⁺ − β)/τ_w)·SL; the confidence is twice that σ."""
+    preset = presets.sl(TAU) | {"confidence_temperature": 2.5, "confidence_threshold": beta}
+
+    def formula(p: Tensor, n: Tensor) -> Tensor:
+        return torch.sigmoid((p - beta) / 2.5) * torch.logsumexp((n - p[:, None]) / TAU, 1)
+
+    _equal(preset, formula, backend, scale=0.5)
+
+
+def test_cw(backend: str) -> None:
+    """The default family: sigmoid weights with ρ = τ, detached, and a correction with floor .3."""
+    prior = 0.05
+
+    def formula(p: Tensor, n: Tensor, v: Tensor) -> Tensor:
+        d, e = (n - p[:, None]) / TAU, (v - p[:, None]) / TAU
+        a = (torch.sigmoid(-d).detach() * d.exp()).mean(1)
+        c = (torch.sigmoid(-e).detach() * e.exp()).mean(1)
+        return (N * torch.maximum(a - prior * c, 0.3 * a) / (1 - prior)).log()
+
+    _equal(presets.cw(TAU, prior), formula, backend, extras=True)
+
+
+def test_presets_fit_the_modules(backend: str) -> None:
+    pos, neg, _ = _cosines()
+    for preset in (
+        presets.sl(),
+        presets.infonce(),
+        presets.dcl(),
+        presets.pucl(),
+        presets.hcl(),
+        presets.psl(),
+    ):
+        loss = CWLoss(**preset, reduction="sum", backend=backend)(pos, neg)
+        assert_near(loss, cw_loss(pos, neg, **preset, reduction="sum", backend=backend), torch.float64)
+        CWEmbeddingLoss(**preset)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: presets.pucl(prior=1.0), r"prior must be in \[0, 1\), got 1.0"),
+        (lambda: presets.pucl(label_frequency=1.5), r"label_frequency must be in \[0, 1\], got 1.5"),
+        (lambda: presets.hcl(concentration=0.0), r"concentration must be > 0 .*got 0.0"),
+    ],
+)
+def test_bad_arguments(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_pucl_prior_by_counting() -> None:
+    """Of 1000, 200 are positives and 120 of those labeled and taken out: 80 positives among 880."""
+    found = presets.pucl(prior=0.2, label_frequency=0.6)["prior"]
+    assert_near(exact(found), exact(80 / 880), torch.float64)
