@@ -310,10 +310,6 @@ at::Tensor item_gradient(const at::Tensor& weighted_queries, const at::Tensor& c
   const bool shared = ids.shared.defined();
   const int64_t m = ids.extra.size(1);
   check_shape(coefficients, {rows, shared ? 1 + m : 1 + m + ids.n}, "coefficients", items);
-  // The ids were checked in the forward pass; they could have been changed in place since.
-  check_range(ids.pos, items.size(0), "pos_ids");
-  check_range(shared ? ids.shared : ids.neg, items.size(0), "neg_ids");
-  check_range(ids.extra, items.size(0), "extra_pos_ids");
 
   ItemGradientCall call;
   call.sources = weighted_queries.contiguous();

@@ -3,6 +3,7 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <atomic>
 #include <limits>
 #include <mutex>
 #include <vector>
@@ -102,18 +103,33 @@ void sort_pairs(const cw_ext::ItemGradientCall& call, Place* order, int64_t* off
       std::max<int64_t>(1, std::min<int64_t>(at::get_num_threads(), rows * width / std::max<int64_t>(1, items)));
   const int64_t step = (rows + chunks - 1) / chunks;
   std::vector<Place> counts(static_cast<size_t>(chunks * items), 0);
+  // The forward pass has looked at the ids, but an op can be called alone.
+  const auto in_range = [items](int64_t id) { return static_cast<uint64_t>(id) < static_cast<uint64_t>(items); };
+  std::atomic<bool> outside{false};
 
   at::parallel_for(0, chunks, 1, [&](int64_t first, int64_t last) {
     for (int64_t c = first; c < last; ++c) {
       Place* const own = counts.data() + c * items;
-      visit_pairs<Id>(call, std::min(rows, c * step), std::min(rows, (c + 1) * step),
-                      [&](int64_t, int64_t id) { if (id >= 0) ++own[id]; });
+      bool found = false;
+      visit_pairs<Id>(call, std::min(rows, c * step), std::min(rows, (c + 1) * step), [&](int64_t, int64_t id) {
+        if (in_range(id)) {
+          ++own[id];
+        } else {
+          found |= id != -1;
+        }
+      });
+      if (found) outside = true;
     }
   });
   Place* const last_counts = counts.data() + (chunks - 1) * items;
   for (int64_t j = 0; j < shared; ++j) {
-    if (shared_ids[j] >= 0) ++last_counts[shared_ids[j]];
+    if (in_range(shared_ids[j])) {
+      ++last_counts[shared_ids[j]];
+    } else if (shared_ids[j] != -1) {
+      outside = true;
+    }
   }
+  TORCH_CHECK_INDEX(!outside, "ids must be in [0, ", items, "), or −1 for padding");
   // From counts to the place where each chunk's next pair of an item goes.
   int64_t total = 0;
   for (int64_t i = 0; i < items; ++i) {
@@ -130,12 +146,12 @@ void sort_pairs(const cw_ext::ItemGradientCall& call, Place* order, int64_t* off
     for (int64_t c = first; c < last; ++c) {
       Place* const next = counts.data() + c * items;
       visit_pairs<Id>(call, std::min(rows, c * step), std::min(rows, (c + 1) * step), [&](int64_t place, int64_t id) {
-        if (id >= 0) order[next[id]++] = Place(place);
+        if (in_range(id)) order[next[id]++] = Place(place);
       });
     }
   });
   for (int64_t j = 0; j < shared; ++j) {
-    if (shared_ids[j] >= 0) order[last_counts[shared_ids[j]]++] = Place(rows * width + j);
+    if (in_range(shared_ids[j])) order[last_counts[shared_ids[j]]++] = Place(rows * width + j);
   }
 }
 
