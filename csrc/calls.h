@@ -4,7 +4,7 @@
 
 #include <ATen/core/Tensor.h>
 
-#include "loss_arguments.h"
+#include "kernel_types.h"
 
 namespace cw_ext {
 

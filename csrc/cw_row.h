@@ -17,6 +17,8 @@
 #include <cstring>
 #include <limits>
 
+#include "kernel_types.h"
+
 #if defined(__CUDACC__)
 #define CW_INLINE __host__ __device__ __forceinline__
 #else
@@ -53,25 +55,22 @@ struct Parameters {
 };
 
 template <typename T>
-CW_INLINE Parameters<T> make_parameters(
-    double temperature, Weighting weighting, double weight_temperature, bool detach_weights, bool normalize_weights,
-    double floor, bool has_min_margin, double min_margin, bool has_confidence, double confidence_temperature,
-    bool include_positive, Surrogate surrogate) {
+CW_INLINE Parameters<T> make_parameters(const cw_ext::LossArguments& a) {
   Parameters<T> p;
-  p.weighting = weighting;
-  p.surrogate = surrogate;
-  p.inv_tau = T(1 / temperature);
-  p.inv_rho = T(1 / weight_temperature);
-  p.decayed_slope = T(1 / temperature - 1 / weight_temperature);
-  p.detach_weights = detach_weights;
-  p.normalize_weights = normalize_weights;
-  p.floor = T(floor);
-  p.log_floor = T(std::log(floor));
-  p.has_min_margin = has_min_margin;
-  p.scaled_min_margin = has_min_margin ? T(min_margin / temperature) : T(0);
-  p.has_confidence = has_confidence;
-  p.inv_tau_c = has_confidence ? T(1 / confidence_temperature) : T(0);
-  p.include_positive = include_positive;
+  p.weighting = Weighting(a.weighting);
+  p.surrogate = Surrogate(a.surrogate);
+  p.inv_tau = T(1 / a.temperature);
+  p.inv_rho = T(1 / a.weight_temperature);
+  p.decayed_slope = T(1 / a.temperature - 1 / a.weight_temperature);
+  p.detach_weights = a.detach_weights;
+  p.normalize_weights = a.normalize_weights;
+  p.floor = T(a.floor);
+  p.log_floor = T(std::log(a.floor));
+  p.has_min_margin = a.has_min_margin;
+  p.scaled_min_margin = a.has_min_margin ? T(a.min_margin / a.temperature) : T(0);
+  p.has_confidence = a.has_confidence;
+  p.inv_tau_c = a.has_confidence ? T(1 / a.confidence_temperature) : T(0);
+  p.include_positive = a.include_positive;
   return p;
 }
 

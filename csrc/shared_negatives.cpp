@@ -18,7 +18,9 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 // [n] or [n, m] ids → their rows [.., D] in the compute dtype, divided by their norms if asked.
 at::Tensor gathered(const at::Tensor& items, const at::Tensor& ids, bool normalized, at::ScalarType compute) {
-  const at::Tensor rows = items.index_select(0, ids.clamp_min(0).reshape(-1)).to(compute);
+  // Padding reads item 0. Any other negative id is sent out of range, where indexing stops it on every device.
+  const at::Tensor places = ids.masked_fill(ids < -1, items.size(0)).clamp_min_(0).reshape(-1);
+  const at::Tensor rows = items.index_select(0, places).to(compute);
   const at::Tensor unit = normalized ? unit_rows(rows) : rows;
   auto shape = ids.sizes().vec();
   shape.push_back(items.size(1));

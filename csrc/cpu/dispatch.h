@@ -56,12 +56,12 @@ T* pointer(const at::Tensor& t) {
 }
 
 template <typename T>
-PerRow<T> per_row(const cw_ext::PerRow& x) {
+RowValue<T> per_row(const cw_ext::PerRow& x) {
   return {pointer<const T>(x.rows), x.rows.defined() ? x.rows.stride(0) : 0, T(x.value)};
 }
 
 template <typename T>
-RowOutputs<T> row_outputs(const cw_ext::RowOutputs& out) {
+RowResults<T> row_outputs(const cw_ext::RowOutputs& out) {
   return {pointer<T>(out.loss), pointer<bool>(out.live), pointer<T>(out.d_log_q), pointer<T>(out.d_prior),
           pointer<T>(out.d_threshold)};
 }

@@ -4,43 +4,19 @@
 
 #include <cstdint>
 
-#include "../loss_arguments.h"
+#include "../kernel_types.h"
 
 namespace cw_cpu {
+
+using cw_ext::Compute;
+using cw_ext::RowResults;
+using cw_ext::RowValue;
 
 struct Half {
   uint16_t bits;
 };
 struct BFloat16 {
   uint16_t bits;
-};
-
-// What a row is computed in.
-template <typename In>
-struct Compute {
-  using type = float;
-};
-template <>
-struct Compute<double> {
-  using type = double;
-};
-
-// A quantity per row: one value for all (rows == nullptr), or rows[b·stride].
-template <typename T>
-struct PerRow {
-  const T* rows;
-  int64_t stride;
-  T value;
-};
-
-// Where a row's results go. A null pointer is a result that nobody wants.
-template <typename T>
-struct RowOutputs {
-  T* loss;         // [B]
-  bool* live;      // [B]
-  T* d_log_q;      // [B, N]
-  T* d_prior;      // [B]
-  T* d_threshold;  // [B]
 };
 
 template <typename In>
@@ -57,9 +33,9 @@ struct ScoresTask {
   int64_t m;
   const T* log_q;  // [B, N] or null
   int64_t log_q_stride;
-  PerRow<T> prior;
-  PerRow<T> threshold;
-  RowOutputs<T> out;
+  RowValue<T> prior;
+  RowValue<T> threshold;
+  RowResults<T> out;
   T* d_pos;    // [B]; null: no gradients wanted
   T* d_neg;    // [B, N]
   T* d_extra;  // [B, M]
@@ -87,12 +63,12 @@ struct EmbeddingsTask {
   int64_t m;
   const T* log_q;  // [B, N] or null
   int64_t log_q_stride;
-  PerRow<T> prior;
-  PerRow<T> threshold;
+  RowValue<T> prior;
+  RowValue<T> threshold;
   T scale;               // of the similarity
   bool normalized;       // cosine
   const T* inverse_norms;  // [I], or null: computed row by row
-  RowOutputs<T> out;
+  RowResults<T> out;
   T* unit_queries;  // [B, D]; null: no gradients wanted
   T* d_queries;     // [B, D]
   T* coefficients;  // [B, 1 + M + N]: dloss/dscore · scale, of the positive, the further positives, the negatives

@@ -71,7 +71,7 @@ CW_INLINE const float* in_compute_type(const In* x, int64_t n, float* buffer) {
 }
 
 template <typename T>
-CW_INLINE T at_row(const PerRow<T>& x, int64_t row) {
+CW_INLINE T at_row(const RowValue<T>& x, int64_t row) {
   return x.rows ? x.rows[row * x.stride] : x.value;
 }
 
@@ -292,15 +292,7 @@ RowKernel<T> choose_row_kernel(const Parameters<T>& p) {
 }
 
 template <typename T>
-Parameters<T> parameters_of(const cw_ext::LossArguments& a) {
-  return make_parameters<T>(
-      a.temperature, Weighting(a.weighting), a.weight_temperature, a.detach_weights, a.normalize_weights, a.floor,
-      a.has_min_margin, a.min_margin, a.has_confidence, a.confidence_temperature, a.include_positive,
-      Surrogate(a.surrogate));
-}
-
-template <typename T>
-CW_INLINE void write_row(const RowOutputs<T>& out, int64_t b, const RowResult<T>& result) {
+CW_INLINE void write_row(const RowResults<T>& out, int64_t b, const RowResult<T>& result) {
   out.loss[b] = result.loss;
   out.live[b] = result.live;
   if (out.d_prior) out.d_prior[b] = result.by_prior;
@@ -313,7 +305,7 @@ CW_INLINE void write_row(const RowOutputs<T>& out, int64_t b, const RowResult<T>
 template <typename In>
 void scores(const ScoresTask<In>& task, int64_t begin, int64_t end, typename Compute<In>::type* scratch) {
   using T = typename Compute<In>::type;
-  const Parameters<T> p = parameters_of<T>(task.arguments);
+  const Parameters<T> p = make_parameters<T>(task.arguments);
   const RowKernel<T> kernel = choose_row_kernel(p);
   const int64_t width = task.n + task.m;
   T* const converted = scratch;             // [n + m], scores that come in another type
@@ -478,7 +470,7 @@ template <typename In, typename Id>
 BadId embeddings(const EmbeddingsTask<In, Id>& task, int64_t begin, int64_t end,
                  typename Compute<In>::type* scratch) {
   using T = typename Compute<In>::type;
-  const Parameters<T> p = parameters_of<T>(task.arguments);
+  const Parameters<T> p = make_parameters<T>(task.arguments);
   const RowKernel<T> kernel = choose_row_kernel(p);
   const int64_t n = task.n, m = task.m, dim = task.dim, width = 1 + m + n;
   const Gather<In, T, Id> negatives{task.items, task.num_items, dim, task.inverse_norms, task.normalized};

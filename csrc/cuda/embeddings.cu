@@ -1,0 +1,250 @@
+// Level 2, each row with its own negatives: a block takes a row. It visits the items twice, for the scores and for the
+// query's gradient; nothing of size B·N·D exists. Between the visits, a row's scores wait where its coefficients will
+// stand, and the inverse norms of its items in scratch of the size of the rows in flight.
+#include "pairs.cuh"
+#include "row.cuh"
+
+namespace cw_cuda {
+
+namespace {
+
+constexpr int kWarps = 8;
+constexpr int kThreads = kWarps * kWarp;
+
+// Blocks that a multiprocessor's registers must hold: as many as go without spilling.
+template <typename In>
+constexpr int kResident = sizeof(In) == 4 ? 3 : 2;
+
+// The scores of a row as walk_row() wants them. `scores` [1 + M + N] gives the scores and takes the coefficients.
+template <typename T>
+struct EmbeddingRow {
+  static constexpr int kVec = 1;
+  static constexpr bool inputs_aligned = false;
+  static constexpr bool outputs_aligned = false;
+  const Pairs& pairs;
+  int64_t b;
+  int64_t n;
+  int64_t m;
+  T pos;
+  T prior;
+  T threshold;
+  bool has_log_q;
+  bool wants_log_q;
+  bool dead;  // its positive is padding
+  const T* log_weights;
+  T* scores;
+  T* d_log_q;
+  T scale;
+
+  template <int V>
+  __device__ __forceinline__ void load(int64_t j, T (&score)[V], T (&log_q)[V]) const {
+    score[0] = scores[1 + m + j];
+    const bool masked = dead || negative_id(pairs, b, j) < 0;
+    log_q[0] = masked ? -infinity<T>() : (has_log_q ? log_weights[j] : T(0));
+  }
+  __device__ __forceinline__ T extra(int64_t k) const { return scores[1 + k]; }
+
+  __device__ __forceinline__ void set_pos(T d) const { scores[0] = d * scale; }
+  __device__ __forceinline__ void set_extra(int64_t k, T d) const { scores[1 + k] = d * scale; }
+  template <int V>
+  __device__ __forceinline__ void set(int64_t j, const T (&d)[V]) const {
+    scores[1 + m + j] = d[0] * scale;
+  }
+  template <int V>
+  __device__ __forceinline__ void set_log_q(int64_t j, const T (&d)[V]) const {
+    d_log_q[j] = d[0];
+  }
+};
+
+// scores[c] = scale · q·x_c / |x_c| for the row's pairs c in [0, width), and 1/|x_c| to `inverse` unless it is null.
+// A padded further positive gets −∞; the other padded pairs' scores are masked by walk_row's caller.
+template <int V, typename In, typename T>
+__device__ __forceinline__ void score_pairs(const EmbeddingsTask<In>& task, int64_t b, const Lanes& lanes,
+                                            const T* unit_query, int64_t width, T* scores, T* inverse) {
+  const int warp = int(threadIdx.x) / kWarp;
+  const int lane = int(threadIdx.x) % kWarp;
+  const int64_t chunks = task.dim / V;
+  for (int64_t first = int64_t(warp) * kWarp; first < width; first += kThreads) {
+    // Each lane looks up one id; the groups then take the items in turn.
+    const int64_t looked_up = first + lane < width ? pair_id(task.pairs, b, first + lane) : -1;
+    for (int done = 0; done < kWarp; done += kInFlight * lanes.count) {
+      int64_t id[kInFlight];
+      T dot[kInFlight] = {};
+      T squared[kInFlight] = {};
+#pragma unroll
+      for (int r = 0; r < kInFlight; ++r) {
+        const int from = done + r * lanes.count + lanes.group;
+        const int64_t shuffled = __shfl_sync(kAllLanes, looked_up, from % kWarp);
+        id[r] = from < kWarp ? shuffled : -1;
+      }
+      for (int64_t chunk = lanes.rank; chunk < chunks; chunk += lanes.size) {
+        Chunk<In, V> x[kInFlight];
+#pragma unroll
+        for (int r = 0; r < kInFlight; ++r) {
+          x[r] = Chunk<In, V>{};
+          if (id[r] >= 0) x[r] = load_chunk<V>(task.items + id[r] * task.dim + chunk * V);
+        }
+        T q[V];
+        load<V>(unit_query + chunk * V, q);
+#pragma unroll
+        for (int r = 0; r < kInFlight; ++r) {
+#pragma unroll
+          for (int v = 0; v < V; ++v) {
+            const T value = to_compute(x[r].x[v]);
+            dot[r] += q[v] * value;
+            squared[r] += value * value;
+          }
+        }
+      }
+#pragma unroll
+      for (int r = 0; r < kInFlight; ++r) {
+        const T product = lanes.sum_in_group(dot[r]);
+        const T norm = lanes.sum_in_group(squared[r]);
+        const int from = done + r * lanes.count + lanes.group;
+        const int64_t c = first + from;
+        if (lanes.rank == 0 && from < kWarp && c < width) {
+          const T unit = task.normalized ? inverse_norm(norm) : T(1);
+          const bool absent = id[r] < 0 && c > 0 && c <= task.pairs.m;
+          scores[c] = absent ? -infinity<T>() : task.scale * product * unit;
+          if (inverse) inverse[c] = unit;
+        }
+      }
+    }
+  }
+}
+
+// Dynamic shared memory: the query over its norm and its gradient, both [D].
+template <typename In>
+size_t shared_bytes(const EmbeddingsTask<In>& task) {
+  return 2 * size_t(task.dim) * sizeof(typename Compute<In>::type);
+}
+
+template <typename In, int V>
+__global__ void __launch_bounds__(kThreads, kResident<In>)
+    embeddings_kernel(const EmbeddingsTask<In> task, const Parameters<typename Compute<In>::type> p) {
+  using T = typename Compute<In>::type;
+  extern __shared__ __align__(kVectorBytes) unsigned char dynamic_shared[];
+  T* const unit_query = reinterpret_cast<T*>(dynamic_shared);
+  T* const d_query = unit_query + task.dim;
+  __shared__ TeamScratch<T, kWarps> scratch;
+  __shared__ T partial[kWarps][kWarp * V];
+
+  const Pairs& pairs = task.pairs;
+  const int64_t dim = task.dim;
+  const int64_t width = 1 + pairs.m + pairs.n;
+  const Lanes lanes(dim / V);
+  T* const own_scratch = task.scratch + int64_t(blockIdx.x) * width;
+
+  for (int64_t b = blockIdx.x; b < task.rows; b += gridDim.x) {
+    const In* const query = task.queries + b * dim;
+    T squared = T(0);
+#pragma unroll 1
+    for (int64_t d = threadIdx.x; d < dim; d += kThreads) {
+      const T value = to_compute(query[d]);
+      unit_query[d] = value;
+      squared += value * value;
+    }
+    squared = Team<kWarps>::sum(squared, scratch.sums);
+    const T query_inverse = task.normalized ? inverse_norm(squared) : T(1);
+#pragma unroll 1
+    for (int64_t d = threadIdx.x; d < dim; d += kThreads) {
+      unit_query[d] *= query_inverse;
+      if (task.with_gradients) task.unit_queries[b * dim + d] = unit_query[d];
+    }
+    __syncthreads();
+
+    T* const scores = task.with_gradients ? task.coefficients + b * width : own_scratch;
+    T* const inverse = task.with_gradients ? own_scratch : nullptr;
+    score_pairs<V>(task, b, lanes, unit_query, width, scores, inverse);
+    __syncthreads();
+
+    const EmbeddingRow<T> row{pairs,
+                              b,
+                              pairs.n,
+                              pairs.m,
+                              scores[0],
+                              at_row(task.prior, b),
+                              at_row(task.threshold, b),
+                              task.log_q != nullptr,
+                              task.with_gradients && task.out.d_log_q != nullptr,
+                              pair_id(pairs, b, 0) < 0,
+                              task.log_q + b * task.log_q_stride,
+                              scores,
+                              task.out.d_log_q + b * pairs.n,
+                              task.scale};
+    walk_row<kWarps>(row, b, p, task.with_gradients, task.out, scratch);
+    __syncthreads();  // the coefficients stand
+    if (!task.with_gradients) continue;
+
+    // In a dead row all coefficients are 0, so that no item is read.
+    weighted_sum<kWarps, V>(
+        task.items, width, dim, lanes,
+        [&](int64_t c) -> Term<T> {
+          const T coefficient = scores[c];
+          if (coefficient == T(0)) return {T(0), 0};
+          const int64_t id = pair_id(pairs, b, c);
+          return id < 0 ? Term<T>{T(0), 0} : Term<T>{coefficient * inverse[c], id};
+        },
+        partial, d_query);
+
+    // Through the normalisation: what is left of the gradient after its part along the query, over the query's norm.
+    T along = T(0);
+#pragma unroll 1
+    for (int64_t d = threadIdx.x; d < dim; d += kThreads) along += d_query[d] * unit_query[d];
+    along = Team<kWarps>::sum(along, scratch.sums);
+#pragma unroll 1
+    for (int64_t d = threadIdx.x; d < dim; d += kThreads) {
+      const T projected = query_inverse * (d_query[d] - along * unit_query[d]);
+      task.d_queries[b * dim + d] = task.normalized ? projected : d_query[d];
+    }
+    __syncthreads();
+  }
+}
+
+// Calls use(kernel) with the kernel for the task's alignment.
+template <typename In, typename Use>
+cudaError_t with_kernel(const EmbeddingsTask<In>& task, Use&& use) {
+  constexpr int kVec = kVectorBytes / int(sizeof(In));
+  return rows_are_aligned(task.items, task.dim) ? use(embeddings_kernel<In, kVec>) : use(embeddings_kernel<In, 1>);
+}
+
+}  // namespace
+
+template <typename In>
+cudaError_t embeddings_blocks(const EmbeddingsTask<In>& task, int* blocks) {
+  return with_kernel(task, [&](auto kernel) {
+    const size_t bytes = shared_bytes(task);
+    int device, processors, resident;
+    if (const auto error = allow_shared_memory(kernel, bytes)) return error;
+    if (const auto error = cudaGetDevice(&device)) return error;
+    if (const auto error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device)) return error;
+    if (const auto error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, kThreads, bytes)) {
+      return error;
+    }
+    const int64_t most = int64_t(processors) * resident;
+    *blocks = int(task.rows < most ? task.rows : most);
+    return cudaSuccess;
+  });
+}
+
+template <typename In>
+cudaError_t launch_embeddings(const EmbeddingsTask<In>& task, cudaStream_t stream) {
+  if (task.rows == 0) return cudaSuccess;
+  if (task.blocks <= 0) return cudaErrorInvalidConfiguration;
+  const auto p = make_parameters<typename Compute<In>::type>(task.arguments);
+  return with_kernel(task, [&](auto kernel) {
+    kernel<<<task.blocks, kThreads, shared_bytes(task), stream>>>(task, p);
+    return cudaGetLastError();
+  });
+}
+
+#define CW_INSTANTIATE(In)                                                      \
+  template cudaError_t embeddings_blocks(const EmbeddingsTask<In>&, int*);      \
+  template cudaError_t launch_embeddings(const EmbeddingsTask<In>&, cudaStream_t);
+
+CW_INSTANTIATE(float)
+CW_INSTANTIATE(double)
+CW_INSTANTIATE(__half)
+CW_INSTANTIATE(__nv_bfloat16)
+
+}  // namespace cw_cuda

@@ -1,0 +1,241 @@
+// The gradient of the item table: a sum per item, by atomic additions or by sorted segments, and its way back through
+// the normalisation.
+#include "pairs.cuh"
+
+namespace cw_cuda {
+
+namespace {
+
+constexpr int kWarps = 8;
+constexpr int kThreads = kWarps * kWarp;
+
+int64_t blocks_of(int64_t work, int64_t per_block) { return (work + per_block - 1) / per_block; }
+
+// Kernels loop over what a grid of this size leaves over.
+unsigned grid_of(int64_t work, int64_t per_block) {
+  const int64_t blocks = blocks_of(work, per_block);
+  return static_cast<unsigned>(blocks < kMaxGrid ? blocks : kMaxGrid);
+}
+
+template <int V, typename T>
+__device__ __forceinline__ void atomic_add(T* to, const T (&x)[V]) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  constexpr bool kTogether = V == 4 && std::is_same_v<T, float>;
+#else
+  constexpr bool kTogether = false;
+#endif
+  if constexpr (kTogether) {
+    asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};"
+                 :
+                 : "l"(__cvta_generic_to_global(to)), "f"(x[0]), "f"(x[1]), "f"(x[2]), "f"(x[3])
+                 : "memory");
+  } else {
+#pragma unroll
+    for (int v = 0; v < V; ++v) atomicAdd(to + v, x[v]);
+  }
+}
+
+template <typename T>
+__device__ __forceinline__ T coefficient_of(const ItemSumTask<T>& task, int64_t place) {
+  return task.coefficients ? task.coefficients[place] : T(1);
+}
+
+// A warp takes 32 pairs of one row at a time: each lane looks up one, and the groups then take the pairs in turn.
+template <typename T, int V>
+__global__ void __launch_bounds__(kThreads) atomic_sum_kernel(const ItemSumTask<T> task) {
+  const int64_t width = 1 + task.pairs.m + task.pairs.n;
+  const int64_t parts = (width + kWarp - 1) / kWarp;
+  const int64_t chunks = task.dim / V;
+  const int lane = int(threadIdx.x) % kWarp;
+  const Lanes lanes(chunks);
+  const int64_t warp = int64_t(blockIdx.x) * kWarps + threadIdx.x / kWarp;
+  for (int64_t t = warp; t < task.rows * parts; t += int64_t(gridDim.x) * kWarps) {
+    const int64_t b = t / parts;
+    const int64_t c = (t - b * parts) * kWarp + lane;
+    T looked_up = T(0);
+    int64_t looked_up_id = -1;
+    if (c < width) {
+      looked_up = coefficient_of(task, b * width + c);
+      // The source of a pair without weight may hold anything.
+      if (looked_up != T(0)) looked_up_id = pair_id(task.pairs, b, c);
+    }
+    for (int done = 0; done < kWarp; done += lanes.count) {
+      const T coefficient = __shfl_sync(kAllLanes, looked_up, done + lanes.group);
+      const int64_t id = __shfl_sync(kAllLanes, looked_up_id, done + lanes.group);
+      if (id >= 0) {
+        for (int64_t chunk = lanes.rank; chunk < chunks; chunk += lanes.size) {
+          T x[V];
+          load<V>(task.sources + b * task.dim + chunk * V, x);
+#pragma unroll
+          for (int v = 0; v < V; ++v) x[v] *= coefficient;
+          atomic_add<V>(task.sum + id * task.dim + chunk * V, x);
+        }
+      }
+    }
+  }
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads) sort_keys_kernel(const ItemSumTask<T> task, int64_t* keys) {
+  const int64_t width = 1 + task.pairs.m + task.pairs.n;
+  const int64_t count = task.rows * width;
+  for (int64_t p = int64_t(blockIdx.x) * kThreads + threadIdx.x; p < count; p += int64_t(gridDim.x) * kThreads) {
+    const int64_t b = p / width;
+    const int64_t id = coefficient_of(task, p) == T(0) ? -1 : pair_id(task.pairs, b, p - b * width);
+    keys[p] = id < 0 ? task.pairs.num_items : id;
+  }
+}
+
+// The first place of `keys` [count], sorted, whose key is not below `key`.
+__device__ __forceinline__ int64_t lower_bound(const int64_t* keys, int64_t count, int64_t key) {
+  int64_t first = 0;
+  while (count > 0) {
+    const int64_t half = count / 2;
+    const bool below = keys[first + half] < key;
+    first = below ? first + half + 1 : first;
+    count = below ? count - half - 1 : half;
+  }
+  return first;
+}
+
+// A block takes an item, so that a popular one has many threads.
+template <typename T, int V>
+__global__ void __launch_bounds__(kThreads) sorted_sum_kernel(const SortedSumTask<T> task) {
+  extern __shared__ __align__(kVectorBytes) unsigned char dynamic_shared[];
+  T* const sum = reinterpret_cast<T*>(dynamic_shared);  // [D]
+  __shared__ T partial[kWarps][kWarp * V];
+  __shared__ int64_t segment[2];
+  const Lanes lanes(task.dim / V);
+  const int64_t split = task.rows * task.width;
+  for (int64_t i = blockIdx.x; i < task.num_items; i += gridDim.x) {
+    if (threadIdx.x < 2) segment[threadIdx.x] = lower_bound(task.keys, task.count, i + threadIdx.x);
+    __syncthreads();
+    const int64_t* const places = task.places + segment[0];
+    weighted_sum<kWarps, V>(
+        task.sources, segment[1] - segment[0], task.dim, lanes,
+        [&](int64_t e) -> Term<T> {
+          const int64_t p = places[e];
+          if (p >= split) return {T(1), task.rows + (p - split)};
+          return {task.coefficients[p], p / task.width};
+        },
+        partial, sum);
+    for (int64_t d = threadIdx.x; d < task.dim; d += kThreads) task.sum[i * task.dim + d] = sum[d];
+    __syncthreads();
+  }
+}
+
+// A group of lanes takes an item.
+template <typename In, int V>
+__global__ void __launch_bounds__(kThreads) projection_kernel(const ProjectionTask<In> task) {
+  using T = typename Compute<In>::type;
+  const int64_t chunks = task.dim / V;
+  const Lanes lanes(chunks);
+  const bool in_place = static_cast<const void*>(task.sum) == static_cast<const void*>(task.gradient);
+  const int64_t warp = int64_t(blockIdx.x) * kWarps + threadIdx.x / kWarp;
+  const int64_t step = int64_t(gridDim.x) * kWarps * lanes.count;
+  for (int64_t first = warp * lanes.count; first < task.num_items; first += step) {
+    const int64_t i = first + lanes.group;
+    const int64_t own_chunks = i < task.num_items ? chunks : 0;
+    const T* const sum = task.sum + i * task.dim;
+    const In* const item = task.items + i * task.dim;
+    int touched = 0;
+    for (int64_t chunk = lanes.rank; chunk < own_chunks; chunk += lanes.size) {
+      T g[V];
+      load<V>(sum + chunk * V, g);
+#pragma unroll
+      for (int v = 0; v < V; ++v) touched |= g[v] != T(0);
+    }
+    touched = lanes.sum_in_group(touched);
+
+    T along = T(0), squared = T(0);
+    for (int64_t chunk = lanes.rank; touched && chunk < own_chunks; chunk += lanes.size) {
+      T g[V], x[V];
+      load<V>(sum + chunk * V, g);
+      load<V>(item + chunk * V, x);
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+        along += g[v] * x[v];
+        squared += x[v] * x[v];
+      }
+    }
+    const T inverse = inverse_norm(lanes.sum_in_group(squared));
+    along = lanes.sum_in_group(along) * inverse;
+    if (!touched && in_place) continue;
+    for (int64_t chunk = lanes.rank; chunk < own_chunks; chunk += lanes.size) {
+      T g[V], x[V];
+      load<V>(sum + chunk * V, g);
+      if (touched) load<V>(item + chunk * V, x);
+#pragma unroll
+      for (int v = 0; v < V; ++v) g[v] = touched ? inverse * (g[v] - along * (x[v] * inverse)) : T(0);
+      store<V>(g, task.gradient + i * task.dim + chunk * V);
+    }
+  }
+}
+
+}  // namespace
+
+template <typename T>
+cudaError_t launch_atomic_sum(const ItemSumTask<T>& task, cudaStream_t stream) {
+  const int64_t width = 1 + task.pairs.m + task.pairs.n;
+  const int64_t work = task.rows * blocks_of(width, kWarp);
+  if (work == 0) return cudaSuccess;
+  constexpr int kVec = kVectorBytes / int(sizeof(T));
+  const unsigned grid = grid_of(work, kWarps);
+  if (rows_are_aligned(task.sources, task.dim) && is_aligned(task.sum)) {
+    atomic_sum_kernel<T, kVec><<<grid, kThreads, 0, stream>>>(task);
+  } else {
+    atomic_sum_kernel<T, 1><<<grid, kThreads, 0, stream>>>(task);
+  }
+  return cudaGetLastError();
+}
+
+template <typename T>
+cudaError_t launch_sort_keys(const ItemSumTask<T>& task, int64_t* keys, cudaStream_t stream) {
+  const int64_t count = task.rows * (1 + task.pairs.m + task.pairs.n);
+  if (count == 0) return cudaSuccess;
+  sort_keys_kernel<<<grid_of(count, kThreads), kThreads, 0, stream>>>(task, keys);
+  return cudaGetLastError();
+}
+
+template <typename T>
+cudaError_t launch_sorted_sum(const SortedSumTask<T>& task, cudaStream_t stream) {
+  if (task.num_items == 0) return cudaSuccess;
+  constexpr int kVec = kVectorBytes / int(sizeof(T));
+  const unsigned grid = grid_of(task.num_items, 1);
+  const size_t bytes = size_t(task.dim) * sizeof(T);
+  const auto kernel =
+      rows_are_aligned(task.sources, task.dim) ? sorted_sum_kernel<T, kVec> : sorted_sum_kernel<T, 1>;
+  if (const auto error = allow_shared_memory(kernel, bytes)) return error;
+  kernel<<<grid, kThreads, bytes, stream>>>(task);
+  return cudaGetLastError();
+}
+
+template <typename In>
+cudaError_t launch_projection(const ProjectionTask<In>& task, cudaStream_t stream) {
+  if (task.num_items == 0) return cudaSuccess;
+  constexpr int kVec = kVectorBytes / int(sizeof(In));
+  const bool vectorizable = rows_are_aligned(task.items, task.dim) && is_aligned(task.sum) && is_aligned(task.gradient);
+  // A warp takes at least one item; with short rows it takes several, and some of this grid finds nothing to do.
+  const unsigned grid = grid_of(task.num_items, kWarps);
+  if (vectorizable) {
+    projection_kernel<In, kVec><<<grid, kThreads, 0, stream>>>(task);
+  } else {
+    projection_kernel<In, 1><<<grid, kThreads, 0, stream>>>(task);
+  }
+  return cudaGetLastError();
+}
+
+#define CW_INSTANTIATE(T)                                                                      \
+  template cudaError_t launch_atomic_sum(const ItemSumTask<T>&, cudaStream_t);                 \
+  template cudaError_t launch_sort_keys(const ItemSumTask<T>&, int64_t*, cudaStream_t);        \
+  template cudaError_t launch_sorted_sum(const SortedSumTask<T>&, cudaStream_t);
+
+CW_INSTANTIATE(float)
+CW_INSTANTIATE(double)
+
+template cudaError_t launch_projection(const ProjectionTask<float>&, cudaStream_t);
+template cudaError_t launch_projection(const ProjectionTask<double>&, cudaStream_t);
+template cudaError_t launch_projection(const ProjectionTask<__half>&, cudaStream_t);
+template cudaError_t launch_projection(const ProjectionTask<__nv_bfloat16>&, cudaStream_t);
+
+}  // namespace cw_cuda

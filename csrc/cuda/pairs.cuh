@@ -1,0 +1,104 @@
+// The pairs of level 2: their ids, and sums over the rows that they name.
+#pragma once
+
+#undef NDEBUG  // the check of ids must stay, whatever the build
+#include <cassert>
+
+#include "lanes.cuh"
+
+namespace cw_cuda {
+
+// −1 is padding. An id out of range stops the kernel with a message; should it run on, the id counts as padding.
+#define CW_CHECKED_ID(name, value)                                                                            \
+  do {                                                                                                        \
+    const int64_t checked = (value);                                                                          \
+    assert(checked >= -1 && checked < pairs.num_items && name " must be in [0, items), or -1 for padding");   \
+    id = checked < pairs.num_items ? checked : -1;                                                            \
+  } while (false)
+
+__device__ __forceinline__ int64_t negative_id(const Pairs& pairs, int64_t b, int64_t j) {
+  const int64_t place = b * pairs.n + j;
+  int64_t id;
+  CW_CHECKED_ID("neg_ids", pairs.wide_neg_ids ? static_cast<const int64_t*>(pairs.neg_ids)[place]
+                                              : static_cast<const int32_t*>(pairs.neg_ids)[place]);
+  return id;
+}
+
+// The item of pair c of row b; negative: padding.
+__device__ __forceinline__ int64_t pair_id(const Pairs& pairs, int64_t b, int64_t c) {
+  if (c > pairs.m) return negative_id(pairs, b, c - 1 - pairs.m);
+  int64_t id;
+  if (c == 0) {
+    CW_CHECKED_ID("pos_ids", pairs.pos_ids[b]);
+  } else {
+    CW_CHECKED_ID("extra_pos_ids", pairs.extra_ids[b * pairs.m + c - 1]);
+  }
+  return id;
+}
+
+#undef CW_CHECKED_ID
+
+// One term of a sum of rows.
+template <typename T>
+struct Term {
+  T weight;  // 0: the row is not read
+  int64_t row;
+};
+
+// How many rows a group of lanes loads before it uses the first.
+constexpr int kInFlight = 4;
+
+// sum [dim] in shared memory = Σ_e weight(e)·rows[row(e)], over terms e in [0, count), by the whole block. The order of
+// the additions depends on nothing but the sizes. `partial` is shared; ends with a barrier.
+template <int kWarps, int V, typename E, typename T, typename TermOf>
+__device__ __forceinline__ void weighted_sum(const E* rows, int64_t count, int64_t dim, const Lanes& lanes,
+                                             TermOf&& term_of_place, T (&partial)[kWarps][kWarp * V], T* sum) {
+  const int warp = int(threadIdx.x) / kWarp;
+  const int lane = int(threadIdx.x) % kWarp;
+  const int64_t chunks = dim / V;
+  for (int64_t tile = 0; tile < chunks; tile += lanes.size) {
+    const int64_t chunk = tile + lanes.rank;
+    const bool has_chunk = chunk < chunks;
+    T own[V] = {};
+    for (int64_t first = int64_t(warp) * kWarp; first < count; first += kWarps * kWarp) {
+      // Each lane looks up one term; the groups then take the terms in turn.
+      Term<T> looked_up{T(0), 0};
+      if (first + lane < count) looked_up = term_of_place(first + lane);
+      for (int done = 0; done < kWarp; done += kInFlight * lanes.count) {
+        Chunk<E, V> x[kInFlight];
+        T weight[kInFlight];
+#pragma unroll
+        for (int r = 0; r < kInFlight; ++r) {
+          const int from = done + r * lanes.count + lanes.group;
+          const T shuffled = __shfl_sync(kAllLanes, looked_up.weight, from % kWarp);
+          const int64_t row = __shfl_sync(kAllLanes, looked_up.row, from % kWarp);
+          weight[r] = from < kWarp && has_chunk ? shuffled : T(0);
+          x[r] = Chunk<E, V>{};
+          if (weight[r] != T(0)) x[r] = load_chunk<V>(rows + row * dim + chunk * V);
+        }
+#pragma unroll
+        for (int r = 0; r < kInFlight; ++r) {
+#pragma unroll
+          for (int v = 0; v < V; ++v) own[v] += weight[r] * to_compute(x[r].x[v]);
+        }
+      }
+    }
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      own[v] = lanes.sum_over_groups(own[v]);
+      if (lanes.group == 0) partial[warp][lanes.rank * V + v] = own[v];
+    }
+    __syncthreads();
+    const int64_t left = (chunks - tile) * V;
+    const int width = int(left < lanes.size * V ? left : lanes.size * V);
+    for (int d = int(threadIdx.x); d < width; d += kWarps * kWarp) {
+      T total = T(0);
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) total += partial[w][d];
+      sum[tile * V + d] = total;
+    }
+    __syncthreads();
+  }
+}
+
+}  // namespace cw_cuda

@@ -1,0 +1,292 @@
+// One row by one team of threads: the walk that cw_row.h describes, for both levels.
+//
+// The statistics take one pass over the scores, with a running maximum; the gradients a second one, which reads them
+// again from the caches.
+#pragma once
+
+#include "../cw_row.h"
+#include "lanes.cuh"
+
+namespace cw_cuda {
+
+using namespace CW_NAMESPACE;
+
+// ---- sums relative to a running maximum ----------------------------------------------------------------------------
+
+template <typename T>
+CW_INLINE LogSum<T> no_mass() {
+  return {-infinity<T>(), T(0)};
+}
+
+// A NaN among the elements may get lost; the caller looks out for it.
+template <typename T, int V>
+CW_INLINE void add(LogSum<T>& s, const Mass<T> (&elements)[V]) {
+  T max = s.max;
+#pragma unroll
+  for (int i = 0; i < V; ++i) max = elements[i].exponent > max ? elements[i].exponent : max;
+  if (max == -infinity<T>()) return;  // −∞ − −∞ is NaN
+  if (max > s.max) {
+    s.sum *= exp_(s.max - max);
+    s.max = max;
+  }
+#pragma unroll
+  for (int i = 0; i < V; ++i) s.sum += elements[i].factor * exp_(elements[i].exponent - max);
+}
+
+template <typename T>
+CW_INLINE LogSum<T> merged(const LogSum<T>& a, const LogSum<T>& b) {
+  const T max = a.max > b.max ? a.max : b.max;
+  if (max == -infinity<T>()) return no_mass<T>();
+  return {max, a.sum * exp_(a.max - max) + b.sum * exp_(b.max - max)};
+}
+
+// An element's term of such a sum, which must have mass.
+template <typename T>
+CW_INLINE T term_of(const Mass<T>& element, T max) {
+  return element.factor * exp_(element.exponent - max);
+}
+
+// ---- the statistics of a row ---------------------------------------------------------------------------------------
+
+template <typename T>
+struct RowStatistics {
+  LogSum<T> negatives;
+  LogSum<T> denominator;
+  LogSum<T> positives;
+  int64_t masked;  // negatives that are masked out
+  int64_t m;       // further positives that are no padding
+  int spoiled;
+};
+
+template <typename T>
+CW_INLINE RowStatistics<T> no_statistics() {
+  return {no_mass<T>(), no_mass<T>(), no_mass<T>(), 0, 0, 0};
+}
+
+template <typename T>
+CW_INLINE RowStatistics<T> merged(const RowStatistics<T>& a, const RowStatistics<T>& b) {
+  RowStatistics<T> s;
+  s.negatives = merged(a.negatives, b.negatives);
+  s.denominator = merged(a.denominator, b.denominator);
+  s.positives = merged(a.positives, b.positives);
+  s.masked = a.masked + b.masked;
+  s.m = a.m + b.m;
+  s.spoiled = a.spoiled | b.spoiled;
+  return s;
+}
+
+template <typename T>
+__device__ __forceinline__ LogSum<T> from_lane(const LogSum<T>& s, int offset) {
+  return {__shfl_down_sync(kAllLanes, s.max, offset), __shfl_down_sync(kAllLanes, s.sum, offset)};
+}
+
+// The first lane's value is the warp's.
+template <typename T>
+__device__ __forceinline__ RowStatistics<T> merged_over_warp(RowStatistics<T> s) {
+#pragma unroll 1
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+    RowStatistics<T> other;
+    other.negatives = from_lane(s.negatives, offset);
+    other.denominator = from_lane(s.denominator, offset);
+    other.positives = from_lane(s.positives, offset);
+    other.masked = __shfl_down_sync(kAllLanes, s.masked, offset);
+    other.m = __shfl_down_sync(kAllLanes, s.m, offset);
+    other.spoiled = __shfl_down_sync(kAllLanes, s.spoiled, offset);
+    s = merged(s, other);
+  }
+  return s;
+}
+
+// ---- what the second pass needs ------------------------------------------------------------------------------------
+
+template <typename T>
+struct RowPlan {
+  RowResult<T> result;
+  bool regular;         // else every gradient is `filler`
+  T filler;             // NaN in a spoiled row, 0 in a dead one
+  T negatives_max;      // a term times the unit is the derivative to the log of its mass
+  T negatives_unit;
+  T denominator_max;
+  T denominator_unit;
+  T positives_max;
+  T positives_unit;
+};
+
+template <typename T>
+CW_INLINE RowPlan<T> plan_row(const RowStatistics<T>& s, T pos, int64_t n, bool has_denominator, T prior, T threshold,
+                              const Parameters<T>& p) {
+  RowSums<T> sums;
+  sums.pos = pos;
+  sums.n_eff = n - s.masked;
+  sums.spoiled = s.spoiled != 0;
+  sums.negatives = s.negatives;
+  sums.has_denominator = has_denominator;
+  sums.denominator = s.denominator;
+  sums.m = s.m;
+  sums.positives = s.positives;
+  sums.prior = prior;
+  sums.threshold = threshold;
+
+  RowPlan<T> plan;
+  plan.result = finish_row(sums, p);
+  const bool is_nan = !(plan.result.loss == plan.result.loss);
+  plan.regular = plan.result.live && !is_nan;
+  plan.filler = plan.result.live ? not_a_number<T>() : T(0);
+  plan.negatives_max = s.negatives.max;
+  plan.negatives_unit = plan.result.by_log_a / s.negatives.sum;
+  plan.denominator_max = s.denominator.max;
+  plan.denominator_unit = plan.result.by_log_a / s.denominator.sum;
+  const bool correction = s.m > 0 && plan.result.by_log_c != T(0);
+  plan.positives_max = s.positives.max;
+  plan.positives_unit = correction ? plan.result.by_log_c / s.positives.sum : T(0);
+  return plan;
+}
+
+// A score's gradient from its term. Where there is no mass, the slope may be NaN or ∞; where the sum has none, the term
+// is NaN and the unit 0.
+template <typename T>
+CW_INLINE T score_gradient(T term, T unit, T d, const Parameters<T>& p) {
+  const T value = term * unit * slope(d, p.weighting, p.surrogate, p);
+  return term == T(0) || unit == T(0) ? T(0) : value;
+}
+
+// ---- the walk ------------------------------------------------------------------------------------------------------
+
+// Calls body(V, j) with V elements from j on, for all j in [0, n); V is a compile-time constant.
+template <int kVec, int kThreads, typename Body>
+__device__ __forceinline__ void for_each(int64_t n, int rank, bool aligned, Body&& body) {
+  int64_t begin = 0;
+  if constexpr (kVec > 1) {
+    if (aligned) {
+      begin = n / kVec * kVec;
+#pragma unroll 1
+      for (int64_t j = int64_t(rank) * kVec; j < begin; j += kThreads * kVec) {
+        body(std::integral_constant<int, kVec>{}, j);
+      }
+    }
+  }
+#pragma unroll 1
+  for (int64_t j = begin + rank; j < n; j += kThreads) body(std::integral_constant<int, 1>{}, j);
+}
+
+// A team's shared memory.
+template <typename T, int kWarps>
+struct TeamScratch {
+  RowStatistics<T> statistics[kWarps];
+  RowPlan<T> plan;
+  T sums[kWarps];
+};
+
+// A Row gives and takes scores:
+//   kVec                              how many negatives it can give and take at a time
+//   inputs_aligned, outputs_aligned   and whether it can at all
+//   n, m, pos, prior, threshold, has_log_q
+//   load<V>(j, score, log_q)          negatives [j, j + V); log_q is −∞ for a masked one
+//   extra(k)                          a further positive
+//   set_pos(d), set<V>(j, d), set_extra(k, d), set_log_q<V>(j, d)
+//   wants_log_q
+// All threads of the team must call; `scratch` is the team's, and nobody may still be reading it.
+template <int kWarps, typename T, typename Row>
+__device__ __forceinline__ void walk_row(const Row& row, int64_t b, const Parameters<T>& p, bool with_gradients,
+                                         const RowResults<T>& out, TeamScratch<T, kWarps>& scratch) {
+  using OwnTeam = Team<kWarps>;
+  constexpr int kThreads = OwnTeam::kThreads;
+  const int rank = OwnTeam::rank();
+  const T pos = row.pos;
+  const bool has_denominator = row.has_log_q || p.normalize_weights;
+
+  RowStatistics<T> own = no_statistics<T>();
+  for_each<Row::kVec, kThreads>(row.n, rank, row.inputs_aligned, [&](auto size, int64_t j) {
+    constexpr int V = decltype(size)::value;
+    T score[V], log_q[V];
+    row.template load<V>(j, score, log_q);
+    Mass<T> elements[V];
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+      elements[i] = mass(score[i], pos, log_q[i], p.weighting, p.surrogate, p);
+      own.masked += log_q[i] == -infinity<T>();
+      own.spoiled |= elements[i].exponent != elements[i].exponent;
+    }
+    add(own.negatives, elements);
+    if (has_denominator) {
+#pragma unroll
+      for (int i = 0; i < V; ++i) {
+        elements[i] = p.normalize_weights ? weight_mass(score[i], pos, log_q[i], p.weighting, p)
+                                          : Mass<T>{log_q[i], T(1)};
+      }
+      add(own.denominator, elements);
+    }
+  });
+#pragma unroll 1
+  for (int64_t k = rank; k < row.m; k += kThreads) {
+    const T score = row.extra(k);
+    const Mass<T> element[1] = {mass(score, pos, T(0), p.weighting, p.surrogate, p)};
+    own.m += score != -infinity<T>();
+    own.spoiled |= element[0].exponent != element[0].exponent;
+    add(own.positives, element);
+  }
+
+  // Over each warp, then over the warps; the first thread draws the conclusions, for all to read.
+  own = merged_over_warp(own);
+  if constexpr (kWarps > 1) {
+    if (rank % kWarp == 0) scratch.statistics[rank / kWarp] = own;
+    __syncthreads();
+    if (rank < kWarp) {
+      own = no_statistics<T>();
+      if (rank < kWarps) own = scratch.statistics[rank];
+      own = merged_over_warp(own);
+    }
+  }
+  if (rank == 0) {
+    scratch.plan = plan_row(own, pos, row.n, has_denominator, row.prior, row.threshold, p);
+    const RowResult<T>& result = scratch.plan.result;
+    out.loss[b] = result.loss;
+    out.live[b] = result.live;
+    if (out.d_prior) out.d_prior[b] = result.by_prior;
+    if (out.d_threshold) out.d_threshold[b] = result.by_threshold;
+  }
+  OwnTeam::sync();
+  const RowPlan<T> plan = scratch.plan;
+  if (!with_gradients) return;
+
+  T total = T(0);
+  const bool through_weights = p.normalize_weights && !p.detach_weights;
+  for_each<Row::kVec, kThreads>(row.n, rank, row.inputs_aligned && row.outputs_aligned, [&](auto size, int64_t j) {
+    constexpr int V = decltype(size)::value;
+    T score[V], log_q[V], d_score[V], d_log_q[V];
+    row.template load<V>(j, score, log_q);
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+      const T d = score[i] - pos;
+      const T term = term_of(mass(score[i], pos, log_q[i], p.weighting, p.surrogate, p), plan.negatives_max);
+      T value = score_gradient(term, plan.negatives_unit, d, p);
+      T by_log_q = T(0);
+      if (row.wants_log_q || through_weights) {
+        const T q = term_of(p.normalize_weights ? weight_mass(score[i], pos, log_q[i], p.weighting, p)
+                                                : Mass<T>{log_q[i], T(1)},
+                            plan.denominator_max);
+        by_log_q = term * plan.negatives_unit - q * plan.denominator_unit;
+        const bool flows = through_weights && q != T(0) && score[i] != -infinity<T>();
+        value -= flows ? q * plan.denominator_unit * weight_slope(d, p.weighting, p) : T(0);
+      }
+      d_score[i] = plan.regular ? value : plan.filler;
+      d_log_q[i] = plan.regular ? by_log_q : plan.filler;
+      total += d_score[i];
+    }
+    row.template set<V>(j, d_score);
+    if (row.wants_log_q) row.template set_log_q<V>(j, d_log_q);
+  });
+#pragma unroll 1
+  for (int64_t k = rank; k < row.m; k += kThreads) {
+    const T score = row.extra(k);
+    const T term = term_of(mass(score, pos, T(0), p.weighting, p.surrogate, p), plan.positives_max);
+    const T value = score_gradient(term, plan.positives_unit, score - pos, p);
+    const T d = plan.regular ? value : plan.filler;
+    row.set_extra(k, d);
+    total += d;
+  }
+  total = OwnTeam::sum(total, scratch.sums);
+  if (rank == 0) row.set_pos(plan.regular ? plan.result.by_pos - total : plan.filler);
+}
+
+}  // namespace cw_cuda

@@ -1,0 +1,135 @@
+// Level 1: a row of scores by one warp or by one block, whichever its length is worth.
+#include "row.cuh"
+
+namespace cw_cuda {
+
+namespace {
+
+constexpr int64_t kWarpRow = 1024;  // up to here a warp takes a row
+constexpr int kBlockWarps = 8;
+constexpr int kRowsPerBlock = 4;  // where a warp takes a row
+
+// A compiler's constants where the loss has its default form.
+template <bool kDefaultForm, typename T>
+__device__ __forceinline__ Parameters<T> in_form(Parameters<T> p) {
+  if constexpr (kDefaultForm) {
+    p.weighting = Weighting::sigmoid;
+    p.surrogate = Surrogate::exp;
+    p.detach_weights = true;
+    p.normalize_weights = false;
+  }
+  return p;
+}
+
+template <typename T>
+bool has_default_form(const Parameters<T>& p) {
+  return p.weighting == Weighting::sigmoid && p.surrogate == Surrogate::exp && p.detach_weights &&
+         !p.normalize_weights;
+}
+
+template <typename In>
+struct ScoreRow {
+  using T = typename Compute<In>::type;
+  static constexpr int kVec = kVectorBytes / int(sizeof(In));
+  int64_t n;
+  int64_t m;
+  T pos;
+  T prior;
+  T threshold;
+  bool has_log_q;
+  bool wants_log_q;
+  bool inputs_aligned;
+  bool outputs_aligned;
+  const In* neg;
+  const In* extra_scores;
+  const T* log_weights;
+  T* d_pos;
+  T* d_neg;
+  T* d_extra;
+  T* d_log_q;
+
+  __device__ ScoreRow(const ScoresTask<In>& task, int64_t b) {
+    n = task.n;
+    m = task.m;
+    pos = to_compute(task.pos[b * task.pos_stride]);
+    prior = at_row(task.prior, b);
+    threshold = at_row(task.threshold, b);
+    has_log_q = task.log_q != nullptr;
+    wants_log_q = task.with_gradients && task.out.d_log_q != nullptr;
+    neg = task.neg + b * task.neg_stride;
+    extra_scores = task.extra + b * task.extra_stride;
+    log_weights = task.log_q + b * task.log_q_stride;
+    d_pos = task.d_pos + b;
+    d_neg = task.d_neg + b * n;
+    d_extra = task.d_extra + b * m;
+    d_log_q = task.out.d_log_q + b * n;
+    inputs_aligned = is_aligned(neg) && (!has_log_q || is_aligned(log_weights));
+    outputs_aligned = is_aligned(d_neg) && (!wants_log_q || is_aligned(d_log_q));
+  }
+
+  template <int V>
+  __device__ __forceinline__ void load(int64_t j, T (&score)[V], T (&log_q)[V]) const {
+    cw_cuda::load<V>(neg + j, score);
+    if (has_log_q) {
+      cw_cuda::load<V>(log_weights + j, log_q);
+    } else {
+#pragma unroll
+      for (int i = 0; i < V; ++i) log_q[i] = T(0);
+    }
+  }
+  __device__ __forceinline__ T extra(int64_t k) const { return to_compute(extra_scores[k]); }
+
+  __device__ __forceinline__ void set_pos(T d) const { *d_pos = d; }
+  __device__ __forceinline__ void set_extra(int64_t k, T d) const { d_extra[k] = d; }
+  template <int V>
+  __device__ __forceinline__ void set(int64_t j, const T (&d)[V]) const {
+    store<V>(d, d_neg + j);
+  }
+  template <int V>
+  __device__ __forceinline__ void set_log_q(int64_t j, const T (&d)[V]) const {
+    store<V>(d, d_log_q + j);
+  }
+};
+
+// Block (32·kWarps, kRows). With one resident block asked for, the compiler does not spill registers to fit more.
+template <typename In, int kWarps, int kRows, bool kDefaultForm>
+__global__ void __launch_bounds__(kWarps* kWarp* kRows, 1)
+    scores_kernel(const ScoresTask<In> task, const Parameters<typename Compute<In>::type> parameters) {
+  using T = typename Compute<In>::type;
+  static_assert(kWarps == 1 || kRows == 1, "rows that share a block must not meet at its barrier");
+  __shared__ TeamScratch<T, kWarps> scratch[kRows];
+  const int64_t b = int64_t(blockIdx.x) * kRows + threadIdx.y;
+  if (b >= task.rows) return;
+  const Parameters<T> p = in_form<kDefaultForm>(parameters);
+  walk_row<kWarps>(ScoreRow<In>(task, b), b, p, task.with_gradients, task.out, scratch[threadIdx.y]);
+}
+
+template <typename In, int kWarps, int kRows>
+cudaError_t launch(const ScoresTask<In>& task, cudaStream_t stream) {
+  const int64_t blocks = (task.rows + kRows - 1) / kRows;
+  if (blocks > kMaxGrid) return cudaErrorInvalidConfiguration;
+  const dim3 grid(static_cast<unsigned>(blocks));
+  const dim3 block(kWarps * kWarp, kRows);
+  const auto p = make_parameters<typename Compute<In>::type>(task.arguments);
+  if (has_default_form(p)) {
+    scores_kernel<In, kWarps, kRows, true><<<grid, block, 0, stream>>>(task, p);
+  } else {
+    scores_kernel<In, kWarps, kRows, false><<<grid, block, 0, stream>>>(task, p);
+  }
+  return cudaGetLastError();
+}
+
+}  // namespace
+
+template <typename In>
+cudaError_t launch_scores(const ScoresTask<In>& task, cudaStream_t stream) {
+  if (task.rows == 0) return cudaSuccess;
+  return task.n <= kWarpRow ? launch<In, 1, kRowsPerBlock>(task, stream) : launch<In, kBlockWarps, 1>(task, stream);
+}
+
+template cudaError_t launch_scores(const ScoresTask<float>&, cudaStream_t);
+template cudaError_t launch_scores(const ScoresTask<double>&, cudaStream_t);
+template cudaError_t launch_scores(const ScoresTask<__half>&, cudaStream_t);
+template cudaError_t launch_scores(const ScoresTask<__nv_bfloat16>&, cudaStream_t);
+
+}  // namespace cw_cuda

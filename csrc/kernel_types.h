@@ -1,0 +1,52 @@
+// What the kernels' interfaces share, CPU and CUDA: plain types, no torch.
+#pragma once
+
+#include <cstdint>
+
+namespace cw_ext {
+
+// The arguments of the loss as the user gave them; cw_row.h's make_parameters() takes them.
+struct LossArguments {
+  double temperature;
+  int weighting;  // cw_row.h's Weighting
+  double weight_temperature;
+  bool detach_weights;
+  bool normalize_weights;
+  double floor;
+  bool has_min_margin;
+  double min_margin;
+  bool has_confidence;
+  double confidence_temperature;
+  bool include_positive;
+  int surrogate;  // cw_row.h's Surrogate
+};
+
+// What a row is computed in.
+template <typename In>
+struct Compute {
+  using type = float;
+};
+template <>
+struct Compute<double> {
+  using type = double;
+};
+
+// A quantity per row: one value for all (rows == nullptr), or rows[b·stride].
+template <typename T>
+struct RowValue {
+  const T* rows;
+  int64_t stride;
+  T value;
+};
+
+// Where the rows' results go. A null pointer is a result that nobody wants.
+template <typename T>
+struct RowResults {
+  T* loss;         // [B]
+  bool* live;      // [B]
+  T* d_log_q;      // [B, N]
+  T* d_prior;      // [B]
+  T* d_threshold;  // [B]
+};
+
+}  // namespace cw_ext
