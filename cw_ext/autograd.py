@@ -44,9 +44,7 @@ def _through_reference(
     wanted = [i for i, needed in enumerate(needs) if needed]
     with torch.enable_grad():
         loss, _ = function(*inputs)
-        found = torch.autograd.grad(
-            loss, [inputs[i] for i in wanted], grad, create_graph=True, allow_unused=True
-        )
+        found = torch.autograd.grad(loss, [inputs[i] for i in wanted], grad, create_graph=True, allow_unused=True)
     gradients: list[Tensor | None] = [None] * len(inputs)
     for i, gradient in zip(wanted, found):
         gradients[i] = gradient
@@ -108,14 +106,10 @@ class _ScoreRows(torch.autograd.Function):
         ]
         needs = ctx.needs_input_grad[:6]
         if _wants_graph():
-            gradients = _through_reference(
-                lambda *args: reference.rows(*args, ctx.parameters), inputs, needs, grad
-            )
+            gradients = _through_reference(lambda *args: reference.rows(*args, ctx.parameters), inputs, needs, grad)
         else:
             rows = (d_pos, d_neg, d_extra, d_log_q, d_prior, d_threshold)
-            gradients = [
-                _scaled(row, grad, like) if needed else None for row, like, needed in zip(rows, inputs, needs)
-            ]
+            gradients = [_scaled(row, grad, like) if needed else None for row, like, needed in zip(rows, inputs, needs)]
         return (*gradients, None, None)
 
 

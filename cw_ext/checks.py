@@ -48,8 +48,7 @@ def per_row(name: str, value: Tensor | float, like_name: str, like: Tensor) -> N
     matches(name, value, like_name, like, dtype=False)
     if value.dim() and value.shape != like.shape:
         raise ValueError(
-            f"{name} must be a number or have one value per row, shape {tuple(like.shape)}, "
-            f"got {tuple(value.shape)}"
+            f"{name} must be a number or have one value per row, shape {tuple(like.shape)}, got {tuple(value.shape)}"
         )
 
 
@@ -109,9 +108,7 @@ def scores(pos: Tensor, neg: Tensor, extra: Tensor | None) -> None:
             )
 
 
-def embeddings(
-    queries: Tensor, items: Tensor, pos_ids: Tensor, neg_ids: Tensor, extra_ids: Tensor | None
-) -> None:
+def embeddings(queries: Tensor, items: Tensor, pos_ids: Tensor, neg_ids: Tensor, extra_ids: Tensor | None) -> None:
     """Level 2's tensors."""
     has_dtype("queries", queries, FLOATING)
     is_tensor("items", items)
@@ -138,9 +135,7 @@ def embeddings(
     if neg_ids.shape[-1] == 0:
         raise ValueError(f"neg_ids must hold at least one negative per row (N ≥ 1), got shape {tuple(neg_ids.shape)}")
     if extra_ids is not None and (extra_ids.dim() != 2 or extra_ids.shape[0] != rows):
-        raise ValueError(
-            f"extra_pos_ids must have shape [B, M] with queries' B = {rows}, got {tuple(extra_ids.shape)}"
-        )
+        raise ValueError(f"extra_pos_ids must have shape [B, M] with queries' B = {rows}, got {tuple(extra_ids.shape)}")
 
 
 def ids_in_range(name: str, ids: Tensor | None, num_items: int) -> None:

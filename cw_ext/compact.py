@@ -29,9 +29,7 @@ class _RowsWithSparseGradient(torch.autograd.Function):
         return ctx.result, None
 
 
-def compact_table(
-    table: Tensor, ids: tuple[Tensor | None, ...]
-) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+def compact_table(table: Tensor, ids: tuple[Tensor | None, ...]) -> tuple[Tensor, tuple[Tensor | None, ...]]:
     """Keep only the rows of `table` that `ids` name.
 
     Args:

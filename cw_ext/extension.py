@@ -16,7 +16,10 @@ _warned = False
 def _load() -> tuple[Any, str]:
     """(the extension module or None, why not)."""
     if importlib.util.find_spec("cw_ext._C") is None:
-        return None, f"the compiled kernels of cw_ext are not here; in its source tree, build them with: {BUILD}"
+        return (
+            None,
+            f"the compiled kernels of cw_ext are not here; in its source tree, build them with: {BUILD}",
+        )
     # Looked at before loading: a library built for another torch may crash in place of failing.
     try:
         built_for = importlib.import_module("cw_ext._built_for").TORCH_VERSION
@@ -30,7 +33,10 @@ def _load() -> tuple[Any, str]:
     try:
         return importlib.import_module("cw_ext._C"), ""
     except ImportError as error:
-        return None, f"the compiled kernels of cw_ext do not load ({error}); in its source tree, rebuild with: {BUILD}"
+        return (
+            None,
+            f"the compiled kernels of cw_ext do not load ({error}); in its source tree, rebuild with: {BUILD}",
+        )
 
 
 _module, _why_not = _load()

@@ -23,9 +23,7 @@ class _Loss(nn.Module):
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.loss.items())
 
-    def _arguments(
-        self, prior: float | Tensor | None, confidence_threshold: float | Tensor | None
-    ) -> LossArguments:
+    def _arguments(self, prior: float | Tensor | None, confidence_threshold: float | Tensor | None) -> LossArguments:
         """The module's arguments, with those that change from batch to batch replaced."""
         arguments = self.loss.copy()
         if prior is not None:

@@ -19,9 +19,7 @@ def infonce(temperature: float = 0.1) -> LossArguments:
     return {"weighting": "none", "temperature": temperature, "include_positive": True}
 
 
-def dcl(
-    temperature: float = 0.1, prior: float = 0.1, min_margin: float | None = -1.0
-) -> LossArguments:
+def dcl(temperature: float = 0.1, prior: float = 0.1, min_margin: float | None = -1.0) -> LossArguments:
     """Debiased contrastive loss (Chuang et al., 2020, arXiv 2007.00224, eq. 8).
 
     Without further positives the anchor's own positive stands for E_{p⁺}, the paper's M = 1.
@@ -42,9 +40,7 @@ def dcl(
     }
 
 
-def pucl(
-    temperature: float = 0.1, prior: float = 0.1, label_frequency: float = 0.5
-) -> LossArguments:
+def pucl(temperature: float = 0.1, prior: float = 0.1, label_frequency: float = 0.5) -> LossArguments:
     """Positive-unlabeled contrastive loss (Wang et al., 2024, arXiv 2401.08690).
 
     The unlabeled samples are what is left after the labeled positives were taken out, so positives are the share

@@ -225,9 +225,7 @@ def embedding_rows(
     p: RowParameters,
 ) -> tuple[Tensor, Tensor]:
     """Level 2: the loss of each row [B] and which rows are live [B]; see :func:`rows`."""
-    pos, neg, extra, log_q = scores_from_embeddings(
-        queries, items, pos_ids, neg_ids, extra_ids, log_q, similarity
-    )
+    pos, neg, extra, log_q = scores_from_embeddings(queries, items, pos_ids, neg_ids, extra_ids, log_q, similarity)
     return rows(pos, neg, extra, log_q, prior, threshold, p)
 
 

@@ -195,9 +195,7 @@ class Embeddings(_Tensors):
 Case = Scores | Embeddings
 
 
-def _with_tensors(
-    arguments: dict[str, Any], prior: Tensor | None, threshold: Tensor | None
-) -> dict[str, Any]:
+def _with_tensors(arguments: dict[str, Any], prior: Tensor | None, threshold: Tensor | None) -> dict[str, Any]:
     given = {"prior": prior, "confidence_threshold": threshold}
     return arguments | {name: value for name, value in given.items() if value is not None}
 
@@ -312,14 +310,10 @@ def evaluate(
     return Result(loss.detach(), leaves.gradients())
 
 
-def assert_near(
-    actual: Tensor, expected: Tensor, dtype: torch.dtype, what: str = "", slack: float = 0.0
-) -> None:
+def assert_near(actual: Tensor, expected: Tensor, dtype: torch.dtype, what: str = "", slack: float = 0.0) -> None:
     """The largest error, against the largest value and the dtype's tolerance; NaN just where expected."""
     actual, expected = actual.detach().double().cpu(), expected.detach().double().cpu()
-    assert actual.shape == expected.shape, (
-        f"{what}: shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
-    )
+    assert actual.shape == expected.shape, f"{what}: shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
     assert torch.equal(actual.isnan(), expected.isnan()), f"{what}: NaN in other places than expected"
     if not expected.numel():
         return
@@ -334,9 +328,7 @@ def largest_error(actual: Tensor, expected: Tensor) -> float:
     return (actual.detach().double().cpu() - expected.detach().double().cpu()).abs().max().item()
 
 
-def assert_as_good(
-    fused: Result, unfused: Result, truth: Result, dtype: torch.dtype, cancelled: float = 0.0
-) -> None:
+def assert_as_good(fused: Result, unfused: Result, truth: Result, dtype: torch.dtype, cancelled: float = 0.0) -> None:
     """A fused result may not be further from the fp64 truth than the unfused one of the same precision is,
     but for a few roundings (the rule of Apple's cut cross-entropy). `cancelled`: the size of terms that a
     gradient adds to a sum of less, and whose roundings are left in it."""
@@ -346,9 +338,7 @@ def assert_as_good(
     assert fused.loss.dtype == of_loss
     assert fused.gradients.keys() == truth.gradients.keys()
     for name, gradient in fused.gradients.items():
-        assert gradient.dtype == unfused.gradients[name].dtype, (
-            f"{name}'s gradient has dtype {gradient.dtype}"
-        )
+        assert gradient.dtype == unfused.gradients[name].dtype, f"{name}'s gradient has dtype {gradient.dtype}"
         slack = largest_error(unfused.gradients[name], truth.gradients[name]) + cancelled * tolerance(dtype)
         assert_near(gradient, truth.gradients[name], dtype, f"gradient of {name}", slack)
 

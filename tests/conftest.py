@@ -34,9 +34,7 @@ def _require_kernels() -> None:
         pytest.skip(f"{REFERENCE_ONLY}=1: the kernels are not tested")
     config = cw_ext.build_config()
     if not config["available"]:
-        pytest.fail(
-            f"{config['reason']} (or set {REFERENCE_ONLY}=1 to test the reference alone)", pytrace=False
-        )
+        pytest.fail(f"{config['reason']} (or set {REFERENCE_ONLY}=1 to test the reference alone)", pytrace=False)
 
 
 @pytest.fixture

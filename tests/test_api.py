@@ -47,16 +47,12 @@ def test_signatures_are_those_of_the_contract(form: object) -> None:
             *("queries", "items", "pos_ids", "neg_ids", "extra_pos_ids", "neg_log_weights", "row_weights"),
             *("similarity", "sparse_grad"),
         ]
-        assert (
-            parameters["similarity"].default == "half_cosine" and parameters["sparse_grad"].default is False
-        )
+        assert parameters["similarity"].default == "half_cosine" and parameters["sparse_grad"].default is False
     keywords = [p for p in parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY]
     assert len(keywords) == len(parameters) - (2 if form is cw_loss else 4)
 
 
-@pytest.mark.parametrize(
-    "form", [cw_loss, cw_loss_from_embeddings, CWLoss.__init__, CWEmbeddingLoss.__init__]
-)
+@pytest.mark.parametrize("form", [cw_loss, cw_loss_from_embeddings, CWLoss.__init__, CWEmbeddingLoss.__init__])
 def test_help_names_every_argument(form: object) -> None:
     text = inspect.getdoc(form)
     assert text is not None
@@ -72,9 +68,7 @@ def test_help_names_every_argument(form: object) -> None:
 def without_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As on a machine where nothing was built."""
     monkeypatch.setattr(extension, "_module", None)
-    monkeypatch.setattr(
-        extension, "_why_not", "the kernels were built for X, but Y is running; rebuild with: Z"
-    )
+    monkeypatch.setattr(extension, "_why_not", "the kernels were built for X, but Y is running; rebuild with: Z")
     monkeypatch.setattr(extension, "_warned", False)
     yield
 
@@ -86,9 +80,7 @@ def test_build_config(kernels: None) -> None:
     assert config["cpu_capability"] in (*config["cpu_capabilities"], "default")
     assert "default" in config["cpu_capabilities"] and config["compiler"]
     assert isinstance(config["cuda"], bool)
-    assert config["cuda"] or not torch.cuda.is_available(), (
-        "a GPU is here, and the build has no kernels for it"
-    )
+    assert config["cuda"] or not torch.cuda.is_available(), "a GPU is here, and the build has no kernels for it"
 
 
 def test_build_config_without_kernels(without_kernels: None) -> None:
@@ -98,9 +90,7 @@ def test_build_config_without_kernels(without_kernels: None) -> None:
 
 def test_fused_says_why_it_cannot(without_kernels: None) -> None:
     for case in (make_scores(), make_embeddings()):
-        with pytest.raises(
-            RuntimeError, match=r"backend='fused'.*built for X, but Y is running.*rebuild with: Z"
-        ):
+        with pytest.raises(RuntimeError, match=r"backend='fused'.*built for X, but Y is running.*rebuild with: Z"):
             case.loss(backend="fused")
 
 
@@ -127,11 +117,7 @@ def test_a_build_for_another_torch_is_not_loaded(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(extension.importlib.util, "find_spec", lambda name: object())
     module, why_not = extension._load()
     assert module is None
-    assert (
-        "built for torch 1.2.3" in why_not
-        and f"torch {torch.__version__}" in why_not
-        and "pip install" in why_not
-    )
+    assert "built for torch 1.2.3" in why_not and f"torch {torch.__version__}" in why_not and "pip install" in why_not
 
 
 def test_no_build_says_how_to_make_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,9 +149,7 @@ def test_modules_are_the_functions(backend: str) -> None:
     }
     for similarity in ("cosine", "dot"):
         found = CWEmbeddingLoss(similarity=similarity, **arguments)(*ids, **tensors)
-        assert torch.equal(
-            found, cw_loss_from_embeddings(*ids, similarity=similarity, **tensors, **arguments)
-        )
+        assert torch.equal(found, cw_loss_from_embeddings(*ids, similarity=similarity, **tensors, **arguments))
 
 
 def test_modules_take_a_prior_and_a_threshold_per_call(backend: str) -> None:
@@ -196,9 +180,7 @@ def test_modules_can_be_copied_and_saved(again: object) -> None:
 
 
 def test_modules_are_ordinary_modules() -> None:
-    module = (
-        torch.nn.Sequential(CWLoss(prior=0.1), CWEmbeddingLoss(similarity="dot")).to(torch.float64).eval()
-    )
+    module = torch.nn.Sequential(CWLoss(prior=0.1), CWEmbeddingLoss(similarity="dot")).to(torch.float64).eval()
     assert not list(module.parameters()) and module.state_dict() == {}
     assert "prior=0.1" in repr(module) and "similarity='dot'" in repr(module)
 

@@ -112,9 +112,7 @@ LOSS_ARGUMENTS: list[tuple[dict[str, Any], type[Exception], str]] = [
 
 
 @pytest.mark.parametrize(("arguments", "error", "message"), LOSS_ARGUMENTS)
-def test_loss_arguments(
-    nothing_runs: None, arguments: dict[str, Any], error: type[Exception], message: str
-) -> None:
+def test_loss_arguments(nothing_runs: None, arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     _raises(error, message, lambda: level_1(**arguments))
     _raises(error, message, lambda: level_2(**arguments))
 
@@ -127,9 +125,7 @@ def _known_before_the_scores(arguments: dict[str, Any]) -> bool:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"), [case for case in LOSS_ARGUMENTS if _known_before_the_scores(case[0])]
 )
-def test_modules_check_when_they_are_made(
-    arguments: dict[str, Any], error: type[Exception], message: str
-) -> None:
+def test_modules_check_when_they_are_made(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     _raises(error, message, lambda: CWLoss(**arguments))
     _raises(error, message, lambda: CWEmbeddingLoss(**arguments))
 
@@ -206,9 +202,7 @@ def test_scores(nothing_runs: None, arguments: dict[str, Any], error: type[Excep
         ({"sparse_grad": 1}, TypeError, r"sparse_grad must be True or False, got 1"),
     ],
 )
-def test_embeddings(
-    nothing_runs: None, arguments: dict[str, Any], error: type[Exception], message: str
-) -> None:
+def test_embeddings(nothing_runs: None, arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     _raises(error, message, lambda: level_2(**arguments))
 
 

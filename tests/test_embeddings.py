@@ -117,9 +117,9 @@ def test_level_2_is_level_1_on_similarities(backend: str, device: torch.device) 
         ("cosine", cosine),
         ("dot", dot),
     ):
-        by_hand = Scores(
-            score(case.pos_ids.unsqueeze(1)).squeeze(1), score(case.neg_ids), score(case.extra_ids)
-        ).loss(temperature=0.5, prior=0.1, backend="reference")
+        by_hand = Scores(score(case.pos_ids.unsqueeze(1)).squeeze(1), score(case.neg_ids), score(case.extra_ids)).loss(
+            temperature=0.5, prior=0.1, backend="reference"
+        )
         expected = torch.autograd.grad(by_hand, (leaves.queries, leaves.items), retain_graph=True)
         result = evaluate(case, similarity=similarity, temperature=0.5, prior=0.1, backend=backend)
         assert_near(result.loss, by_hand, torch.float64, similarity)
@@ -133,9 +133,7 @@ def test_padding_equals_absence(backend: str, device: torch.device) -> None:
     padded.neg_ids[:, 4:] = -1
     padded.extra_ids[:, 2] = -1
     padded.pos_ids[2] = -1
-    short = Embeddings(
-        case.queries[:2], case.items, case.pos_ids[:2], case.neg_ids[:2, :4], case.extra_ids[:2, :2]
-    )
+    short = Embeddings(case.queries[:2], case.items, case.pos_ids[:2], case.neg_ids[:2, :4], case.extra_ids[:2, :2])
     for reduction in ("mean", "sum"):
         found = evaluate(padded, prior=0.1, reduction=reduction, backend=backend)
         expected = evaluate(short, prior=0.1, reduction=reduction, backend="reference")
@@ -151,9 +149,7 @@ def test_padded_further_positives_alone_are_none_at_all(backend: str) -> None:
     case = make_embeddings(3, 6, 5, 9, 2, seed=10)
     case.extra_ids[:] = -1
     without = replace(case, extra_ids=None)
-    assert_near(
-        case.loss(prior=0.1, backend=backend), without.loss(prior=0.1, backend="reference"), torch.float64
-    )
+    assert_near(case.loss(prior=0.1, backend=backend), without.loss(prior=0.1, backend="reference"), torch.float64)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
@@ -278,9 +274,7 @@ def test_dtypes_that_come_back(backend: str, device: torch.device, dtype: torch.
 
 @each_dtype
 @pytest.mark.parametrize("variant", ["confidence", "floor-binds", "everything"])
-def test_prior_and_threshold_per_row(
-    kernels: None, device: torch.device, variant: str, dtype: torch.dtype
-) -> None:
+def test_prior_and_threshold_per_row(kernels: None, device: torch.device, variant: str, dtype: torch.dtype) -> None:
     rows = torch.arange(6, dtype=torch.float64)
     case = replace(make_embeddings(6, 19, 8, 23, 2, seed=16), prior=rows / 8, threshold=(rows - 3) / 5)
     arguments = {k: v for k, v in VARIANTS[variant].items() if k not in ("prior", "confidence_threshold")}

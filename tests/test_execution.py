@@ -177,9 +177,7 @@ def test_every_instruction_set(kernels: None, tmp_path: Path) -> None:
 
 def _peak_on_cpu(run: Callable[[], object]) -> tuple[int, int]:
     """(most bytes held at one time beyond those at the start, largest single allocation)."""
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as profile:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         kept = run()
     del kept
     held = peak = largest = 0
@@ -243,9 +241,7 @@ print(json.dumps({"grown": peak() - before, "b_n_d": 4 * rows * n * dim, "per_ne
 """
 
 
-@pytest.mark.skipif(
-    not sys.platform.startswith("linux"), reason="ru_maxrss counts in kilobytes on Linux only"
-)
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss counts in kilobytes on Linux only")
 def test_resident_memory(kernels: None) -> None:
     """What the process itself grows by, scratch space that no allocator of torch's sees included."""
     done = subprocess.run(

@@ -107,9 +107,7 @@ def test_detached_weights_are_frozen(backend: str, weighting: str, floor: str) -
     case = _scores()
     arguments = REST | WEIGHTINGS[weighting] | FLOORS[floor]
     prior = arguments.pop("prior")
-    result = evaluate(
-        replace(case, row_weights=None), torch.ones(2), prior=prior, backend=backend, **arguments
-    )
+    result = evaluate(replace(case, row_weights=None), torch.ones(2), prior=prior, backend=backend, **arguments)
     for b in range(2):
         inputs = oracle.Inputs(
             case.pos[b].item(),
@@ -175,9 +173,7 @@ def test_double_backward(backend: str, case: Case, weighting: str, floor: str) -
 
 @pytest.mark.parametrize("case", [_scores(), _embeddings()], ids=["scores", "embeddings"])
 @pytest.mark.parametrize("detach", [True, False])
-def test_second_derivatives_of_the_kernels_are_the_references(
-    kernels: None, case: Case, detach: bool
-) -> None:
+def test_second_derivatives_of_the_kernels_are_the_references(kernels: None, case: Case, detach: bool) -> None:
     """Masked negatives included. With detached weights the second derivative, too, takes ω as a constant."""
     found = []
     for backend in ("fused", "reference"):

@@ -130,9 +130,7 @@ def _poisoned(case: Scores, name: str, value: float) -> Scores:
     [("pos", NAN), ("pos", INF), ("pos", -INF), ("neg", NAN), ("neg", INF), ("extra", NAN), ("extra", INF)],
 )
 @pytest.mark.parametrize("n", [5, 70])
-def test_a_spoiled_row_spoils_no_other(
-    backend: str, name: str, value: float, dtype: torch.dtype, n: int
-) -> None:
+def test_a_spoiled_row_spoils_no_other(backend: str, name: str, value: float, dtype: torch.dtype, n: int) -> None:
     case = make_scores((5,), n, 2, seed=63, log_q=True).to(dtype)
     case = replace(case, log_q=case.log_q.masked_fill(case.log_q == -INF, 0.0))
     others = [0, 1, 3, 4]
@@ -247,9 +245,7 @@ def test_a_masked_item_may_be_anything(backend: str, device: torch.device, value
 def test_half_precision_to_its_limits(backend: str) -> None:
     """fp16's largest and smallest numbers are numbers."""
     for pos, neg in ((65504.0, -65504.0), (-65504.0, 65504.0), (6e-8, -6e-8)):
-        case = Scores(
-            torch.tensor([pos], dtype=torch.float16), torch.tensor([[neg, 0.5 * neg]], dtype=torch.float16)
-        )
+        case = Scores(torch.tensor([pos], dtype=torch.float16), torch.tensor([[neg, 0.5 * neg]], dtype=torch.float16))
         expected, _ = _truth(case)
         result = evaluate(case, torch.ones(1), backend=backend)
         assert_near(result.loss, expected, torch.float32, slack=tolerance(torch.float32))

@@ -98,12 +98,7 @@ def test_dcl_where_the_floor_binds(backend: str) -> None:
     loss = cw_loss(pos, neg, extra_pos_scores=extra, reduction="none", backend=backend, **preset)
     bound = loss == loss.mode().values  # every bound row has the same loss, log(1 + N·floor)
     loss.sum().backward()
-    assert (
-        bound.any()
-        and not pos.grad[bound].any()
-        and not neg.grad[bound].any()
-        and not extra.grad[bound].any()
-    )
+    assert bound.any() and not pos.grad[bound].any() and not neg.grad[bound].any() and not extra.grad[bound].any()
 
 
 @pytest.mark.parametrize("label_frequency", [0.0, 0.3, 0.9, 1.0])
@@ -124,9 +119,7 @@ def test_pucl(backend: str, label_frequency: float) -> None:
 def test_pucl_without_labels_is_dcl() -> None:
     a, b = presets.pucl(TAU, 0.2, 0.0), presets.dcl(TAU, 0.2, min_margin=None)
     pos, neg, _ = _cosines()
-    assert torch.equal(
-        cw_loss(pos, neg, backend="reference", **a), cw_loss(pos, neg, backend="reference", **b)
-    )
+    assert torch.equal(cw_loss(pos, neg, backend="reference", **a), cw_loss(pos, neg, backend="reference", **b))
 
 
 @pytest.mark.parametrize("beta", [0.5, 1.0, 2.0])

@@ -67,9 +67,7 @@ def test_masking_is_leaving_out(backend: str, arguments: dict[str, Any]) -> None
     log_q[:, [1, 4, 8]] = -math.inf
     kept = [0, 2, 3, 5, 6, 7]
     a = evaluate(replace(case, log_q=log_q), ONES, backend=backend, **arguments)
-    b = evaluate(
-        replace(case, neg=case.neg[:, kept], log_q=log_q[:, kept]), ONES, backend=backend, **arguments
-    )
+    b = evaluate(replace(case, neg=case.neg[:, kept], log_q=log_q[:, kept]), ONES, backend=backend, **arguments)
     assert_near(a.loss, b.loss, torch.float64)
     assert_near(a.gradients["pos"], b.gradients["pos"], torch.float64)
     for name in ("neg", "log_q"):
@@ -99,8 +97,7 @@ def test_the_scale_of_the_external_weights_does_not_matter(backend: str, argumen
     case = _case()
     for shift in (-700.0, 3.0, 700.0):
         a, b = (
-            evaluate(c, ONES, backend=backend, **arguments)
-            for c in (case, replace(case, log_q=case.log_q + shift))
+            evaluate(c, ONES, backend=backend, **arguments) for c in (case, replace(case, log_q=case.log_q + shift))
         )
         slack = abs(shift) * 4 * torch.finfo(torch.float64).eps
         assert_near(a.loss, b.loss, torch.float64, slack=slack)
@@ -229,15 +226,11 @@ def _rows(draw: st.DrawFn) -> list[oracle.Inputs]:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["fp64", "fp32"])
 @_random
 @given(rows=_rows(), arguments=_arguments())
-def test_random_rows(
-    backend: str, dtype: torch.dtype, rows: list[oracle.Inputs], arguments: dict[str, Any]
-) -> None:
+def test_random_rows(backend: str, dtype: torch.dtype, rows: list[oracle.Inputs], arguments: dict[str, Any]) -> None:
     threshold = arguments.pop("confidence_threshold")
     tensor = lambda name: torch.tensor([getattr(r, name) for r in rows], dtype=dtype)  # noqa: E731
     case = Scores(tensor("pos"), tensor("negatives"), tensor("extras"), tensor("log_q"), tensor("prior"))
-    result = evaluate(
-        case, torch.ones(len(rows)), confidence_threshold=threshold, backend=backend, **arguments
-    )
+    result = evaluate(case, torch.ones(len(rows)), confidence_threshold=threshold, backend=backend, **arguments)
     eps = torch.finfo(dtype).eps
     for b, inputs in enumerate(rows):
         inputs = inputs._replace(threshold=threshold)
@@ -248,9 +241,7 @@ def test_random_rows(
         left = 1.0 if truth.floor_binds or not inputs.prior else _left_after_correction(inputs, arguments)
         slack = 16 * eps * (1 + 8 * steepness) / left
         if arguments["confidence_temperature"] is not None:
-            slack = 2 * slack + eps * size * (
-                abs(inputs.pos - threshold) / arguments["confidence_temperature"]
-            )
+            slack = 2 * slack + eps * size * (abs(inputs.pos - threshold) / arguments["confidence_temperature"])
         assert_near(result.loss[b], exact(float(truth.loss)), dtype, f"row {b}", slack=slack)
         for name, gradient in result.gradients.items():
             assert gradient[b].isfinite().all(), name

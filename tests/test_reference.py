@@ -62,9 +62,7 @@ def _with_tensors(case: Scores, arguments: dict) -> tuple[Scores, dict]:
     rest = dict(arguments)
     prior, threshold = rest.pop("prior", 0.0), rest.pop("confidence_threshold", 0.0)
     rows = torch.arange(case.pos.shape[0], dtype=torch.float64)
-    return Scores(
-        case.pos, case.neg, case.extra, case.log_q, prior * (1 - rows / 20), threshold + rows / 10
-    ), rest
+    return Scores(case.pos, case.neg, case.extra, case.log_q, prior * (1 - rows / 20), threshold + rows / 10), rest
 
 
 @functools.cache
@@ -111,9 +109,7 @@ def test_absent_scores(backend: str) -> None:
         pos=exact([0.1, 0.2, 0.3, nan, 0.1]),
         neg=exact([[0.2, -inf, 0.1], [nan, 0.4, inf], [-inf, -inf, -inf], [nan, 0.1, 0.2], [0.3, 0.2, 0.1]]),
         extra=exact([[-inf, -inf], [0.3, -inf], [0.1, 0.1], [nan, inf], [0.2, 0.4]]),
-        log_q=exact(
-            [[0.1, -0.2, 0.3], [-inf, 0.5, -inf], [0.0, 0.0, 0.0], [-inf, -inf, -inf], [-inf, 0.2, 0.1]]
-        ),
+        log_q=exact([[0.1, -0.2, 0.3], [-inf, 0.5, -inf], [0.0, 0.0, 0.0], [-inf, -inf, -inf], [-inf, 0.2, 0.1]]),
     )
     rows = _inputs(case)
     for arguments in (
@@ -182,9 +178,7 @@ def _rows_of(case: Embeddings, similarity: str, prior: float) -> list[oracle.Inp
 def test_embeddings(similarity: str, shared: bool, backend: str) -> None:
     """The losses, and the gradients along a random direction of both tables."""
     arguments = {"temperature": 0.4, "detach_weights": False}
-    case = make_embeddings(
-        4, 6, dim=3, items=7, m=2, seed=5, shared=shared, padding=True, log_q=True, scale=0.5
-    )
+    case = make_embeddings(4, 6, dim=3, items=7, m=2, seed=5, shared=shared, padding=True, log_q=True, scale=0.5)
     result = evaluate(case, torch.ones(4), backend=backend, similarity=similarity, prior=0.05, **arguments)
     rows = [oracle.row(r, **arguments) for r in _rows_of(case, similarity, 0.05)]
     assert [r.live for r in rows] == [True, True, True, False]

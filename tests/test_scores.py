@@ -47,9 +47,7 @@ def test_reductions(kernels: None, device: torch.device, reduction: str, dtype: 
 
 @each_dtype
 @pytest.mark.parametrize("variant", ["confidence", "floor-binds", "min-margin-binds", "everything"])
-def test_prior_and_threshold_per_row(
-    kernels: None, device: torch.device, variant: str, dtype: torch.dtype
-) -> None:
+def test_prior_and_threshold_per_row(kernels: None, device: torch.device, variant: str, dtype: torch.dtype) -> None:
     case = make_scores((6,), 19, 2, seed=4)
     rows = torch.arange(6, dtype=torch.float64)
     case = Scores(case.pos, case.neg, case.extra, prior=rows / 8, threshold=(rows - 3) / 5)
@@ -60,9 +58,7 @@ def test_prior_and_threshold_per_row(
 @pytest.mark.parametrize("value", [0.15, exact(0.15), torch.full((3, 2), 0.15)], ids=["float", "0-d", "fp32"])
 def test_one_prior_for_all_rows_is_the_same_in_each_form(backend: str, value: float | torch.Tensor) -> None:
     case = make_scores((3, 2), 5)
-    expected = case.loss(
-        prior=0.15, confidence_temperature=1.0, confidence_threshold=0.15, backend="reference"
-    )
+    expected = case.loss(prior=0.15, confidence_temperature=1.0, confidence_threshold=0.15, backend="reference")
     loss = case.loss(prior=value, confidence_temperature=1.0, confidence_threshold=value, backend=backend)
     assert_near(loss, expected, torch.float32 if torch.is_tensor(value) else torch.float64)
 
@@ -114,9 +110,7 @@ def test_strides(backend: str, device: torch.device) -> None:
     for layout in (transposed, sliced, offset):
         leaves = case.leaves()
         moved = leaves.map(layout)
-        moved.loss(prior=0.1, backend=backend, reduction="none").backward(
-            _weights(4, 6).to(device, torch.float32)
-        )
+        moved.loss(prior=0.1, backend=backend, reduction="none").backward(_weights(4, 6).to(device, torch.float32))
         for name, gradient in leaves.gradients().items():
             assert_near(gradient, expected.gradients[name], torch.float32, f"{layout.__name__} {name}")
 
@@ -151,8 +145,7 @@ def test_log_weights_broadcast(backend: str, device: torch.device, shape: tuple[
     small = small.to(device).requires_grad_()
     full = small.detach().expand(4, 6, 9).clone().requires_grad_()
     losses = [
-        cw_loss(case.pos, case.neg, neg_log_weights=w, backend=b)
-        for w, b in ((small, backend), (full, "reference"))
+        cw_loss(case.pos, case.neg, neg_log_weights=w, backend=b) for w, b in ((small, backend), (full, "reference"))
     ]
     for loss in losses:
         loss.backward()
