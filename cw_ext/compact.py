@@ -21,8 +21,8 @@ class _RowsWithSparseGradient(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (unique_ids,) = ctx.saved_tensors
-        # unique_ids is sorted and has no duplicates, which is what "coalesced" says. The extra reference keeps the flag:
-        # a gradient that nobody else holds is taken over by its tensor's .grad without it.
+        # unique_ids is sorted and has no duplicates, which is what "coalesced" says. The extra reference keeps the
+        # flag: a gradient that nobody else holds is taken over by its tensor's .grad without it.
         ctx.result = torch.sparse_coo_tensor(
             unique_ids.unsqueeze(0), grad, ctx.shape, check_invariants=False, is_coalesced=True
         )

@@ -1,0 +1,31 @@
+"""Number types for the benchmarks' command lines."""
+
+from __future__ import annotations
+
+import argparse
+import math
+
+
+def positive_int(text: str) -> int:
+    """Parse a whole number of at least 1."""
+    return _at_least(text, int, 1, "a whole number of at least 1")
+
+
+def non_negative_int(text: str) -> int:
+    """Parse a whole number of at least 0."""
+    return _at_least(text, int, 0, "a whole number of at least 0")
+
+
+def non_negative_float(text: str) -> float:
+    """Parse a finite number of at least 0."""
+    return _at_least(text, float, 0, "a finite number of at least 0")
+
+
+def _at_least(text: str, parse: type, minimum: float, expected: str) -> float:
+    try:
+        value = parse(text)
+    except ValueError:
+        value = math.nan
+    if not minimum <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
+    return value

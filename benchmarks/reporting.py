@@ -1,0 +1,93 @@
+"""Write, describe and print benchmark results."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import cw_ext
+
+# Exit status of a program that Ctrl-C ended.
+INTERRUPTED = 130
+
+
+def environment() -> dict[str, Any]:
+    """Describe what a result was measured on: processor, versions, cw_ext's build, git commit or None."""
+    return {
+        "processor": _processor_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cw_ext": cw_ext.build_config(),
+        "git_commit": _git_commit(),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def default_directory(name: str) -> Path:
+    """Return a folder under runs/ that no earlier run has used."""
+    return Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
+
+
+def make_writable_directory(path: Path) -> None:
+    """Create the directory and write a trial file, so that a long run does not fail at its end.
+
+    Raises:
+        OSError: the directory cannot be created or written to; the message names it.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise OSError(f"{path}: expected a writable output directory, got: {error.strerror}") from None
+
+
+def write_json(path: Path, results: dict[str, Any]) -> None:
+    """Write the file whole, then rename it, so that an interrupted write leaves the previous file intact."""
+    unfinished = path.with_name(path.name + ".tmp")
+    unfinished.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Align columns: the first one to the left, the others to the right."""
+    lines = [header, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+
+    def align(line: Sequence[str]) -> str:
+        cells = [cell.rjust(width) for cell, width in zip(line, widths, strict=True)]
+        return "  ".join([line[0].ljust(widths[0]), *cells[1:]]).rstrip()
+
+    return "\n".join([align(header), "  ".join("-" * width for width in widths), *map(align, rows)])
+
+
+def _processor_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _git_commit() -> str | None:
+    """Return the commit of the source tree, with "-dirty" if files differ from it, or None outside git."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        output = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return output.stdout.strip() or None

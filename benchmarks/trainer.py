@@ -1,0 +1,238 @@
+"""Train a model with one loss, validating as it goes, and test the epoch that validated best."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from benchmarks import data
+from benchmarks.losses import RankingLoss
+from benchmarks.metrics import ranking_metrics
+from benchmarks.models import MODELS
+from benchmarks.sampling import InteractionSampler
+
+
+class TrainingError(RuntimeError):
+    """Training that cannot go on, with the likely remedy in its message."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """What a training run takes beside the data and the loss.
+
+    Attributes:
+        model: key in :data:`benchmarks.models.MODELS`.
+        dim: length D of an embedding.
+        lr, weight_decay: of Adam.
+        epochs: at most this many passes over the training interactions.
+        batch_size: interactions per step, B.
+        negatives: sampled negatives per interaction, N; a loss that uses fewer gets fewer.
+        eval_every: epochs from one validation to the next.
+        patience: stop after this many validations without a better NDCG@K; None to go through all epochs.
+        k: length of the ranking in Recall@K and NDCG@K.
+        seed: of the initial embeddings, the order of the interactions and the sampling.
+    """
+
+    model: str = "mf"
+    dim: int = 64
+    lr: float = 0.1
+    weight_decay: float = 0.0
+    epochs: int = 200
+    batch_size: int = 1024
+    negatives: int = 1000
+    eval_every: int = 5
+    patience: int | None = None
+    k: int = 20
+    seed: int = 0
+
+
+class _Stopwatch:
+    """Adds up wall-clock seconds per part of a training run."""
+
+    def __init__(self) -> None:
+        self.seconds = {"sampling": 0.0, "loss": 0.0, "optimizer": 0.0, "evaluation": 0.0}
+
+    @contextmanager
+    def time(self, part: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[part] += time.perf_counter() - start
+
+
+class Trainer:
+    """Trains one model with one loss, keeping the embeddings of the epoch that validates best.
+
+    Attributes:
+        curve: validation results so far, each ``{"epoch", "recall", "ndcg", "training_loss"}``.
+        epoch: epochs completed.
+    """
+
+    def __init__(self, dataset: data.InteractionData, loss: RankingLoss, config: TrainingConfig) -> None:
+        self.dataset, self.loss, self.config = dataset, loss, config
+        self.fit, self.validation_users, self.validation_items = data.split_validation(dataset, seed=config.seed)
+        if len(self.validation_users) == 0:
+            raise data.DataError(f"{dataset.name}: expected a user with at least 2 training items to validate on")
+        self.sampler = InteractionSampler(
+            self.fit.train_users, self.fit.train_items, dataset.num_users, dataset.num_items
+        )
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.model = MODELS[config.model](self.fit, config.dim, self.generator)
+        self.optimizer = torch.optim.Adam(
+            self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
+        )
+        self.stopwatch = _Stopwatch()
+        self.curve: list[dict[str, float]] = []
+        self.epoch = 0
+        self._best_tables: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    @property
+    def best(self) -> dict[str, float]:
+        """The entry of the curve with the highest validation NDCG@K."""
+        return max(self.curve, key=lambda point: point["ndcg"])
+
+    def train(self) -> str:
+        """Train to the end of the epochs, to the end of patience, or until Ctrl-C.
+
+        Returns:
+            Why it ended: ``"epochs"``, ``"patience"`` or ``"interrupt"``.
+
+        Raises:
+            TrainingError: the loss became infinite or NaN.
+            KeyboardInterrupt: Ctrl-C before the first validation, which leaves nothing to test.
+        """
+        config = self.config
+        progress = tqdm(total=config.epochs, desc=self.loss.name, unit="epoch", mininterval=0.5)
+        try:
+            while self.epoch < config.epochs:
+                training_loss = self._train_epoch()
+                self.epoch += 1
+                if self.epoch % config.eval_every == 0 or self.epoch == config.epochs:
+                    self._validate(training_loss)
+                shown = {"loss": f"{training_loss:.4f}"}
+                if self.curve:
+                    shown[f"val NDCG@{config.k}"] = f"{self.curve[-1]['ndcg']:.4f}"
+                progress.set_postfix(shown, refresh=False)
+                progress.update()
+                if config.patience is not None and self._evaluations_since_best() >= config.patience:
+                    return "patience"
+            return "epochs"
+        except KeyboardInterrupt:
+            if not self.curve:
+                raise
+            return "interrupt"
+        finally:
+            progress.close()
+
+    def test(self) -> dict[str, dict[str, float]]:
+        """Test the best epoch's embeddings.
+
+        Returns:
+            Recall@K and NDCG@K under ``"test"`` with the items trained on left out of the ranking (the
+            protocol of published results, where validation items stay in it), and under
+            ``"test_validation_masked"`` with the validation items left out as well.
+        """
+        with self.stopwatch.time("evaluation"):
+            targets = (self.dataset.test_users, self.dataset.test_items)
+            fit = (self.fit.train_users, self.fit.train_items)
+            all_training = (self.dataset.train_users, self.dataset.train_items)
+            return {
+                "test": ranking_metrics(*self._best_tables, *targets, *fit, k=self.config.k),
+                "test_validation_masked": ranking_metrics(*self._best_tables, *targets, *all_training, k=self.config.k),
+            }
+
+    def _train_epoch(self) -> float:
+        """Pass once over the training interactions; return the mean loss of the batches."""
+        order = torch.randperm(len(self.sampler.users), generator=self.generator)
+        losses = [self._train_step(batch) for batch in order.split(self.config.batch_size)]
+        mean = sum(losses) / len(losses)
+        if not abs(mean) < float("inf"):
+            raise TrainingError(
+                f"{self.loss.name}: the training loss became {mean} in epoch {self.epoch + 1}; lower the lr"
+            )
+        return mean
+
+    def _train_step(self, batch: torch.Tensor) -> float:
+        """Take one optimizer step on the interactions batch [B]; return the loss."""
+        with self.stopwatch.time("sampling"):
+            users, pos_ids = self.sampler.users[batch], self.sampler.items[batch]
+            num_negatives = min(self.config.negatives, self.loss.max_negatives or self.config.negatives)
+            neg_ids = self.sampler.negatives(users, num_negatives, self.generator)
+            extra_pos_ids = None
+            if self.loss.extra_positives:
+                extra_pos_ids = self.sampler.further_positives(batch, self.loss.extra_positives, self.generator)
+        with self.stopwatch.time("loss"):
+            user_table, item_table = self.model()
+            queries = F.embedding(users, user_table)
+            loss = self.loss.function(queries, item_table, pos_ids, neg_ids, extra_pos_ids)
+            self.optimizer.zero_grad()
+            loss.backward()
+        with self.stopwatch.time("optimizer"):
+            self.optimizer.step()
+        return loss.item()
+
+    @torch.no_grad()
+    def _validate(self, training_loss: float) -> None:
+        with self.stopwatch.time("evaluation"):
+            tables = tuple(table.detach().clone() for table in self.model())
+            if self.loss.similarity == "cosine":
+                tables = tuple(F.normalize(table, dim=1) for table in tables)
+            metrics = ranking_metrics(
+                *tables,
+                self.validation_users,
+                self.validation_items,
+                self.fit.train_users,
+                self.fit.train_items,
+                k=self.config.k,
+            )
+        self.curve.append({"epoch": self.epoch, **metrics, "training_loss": training_loss})
+        if self.best is self.curve[-1]:
+            self._best_tables = tables
+
+    def _evaluations_since_best(self) -> int:
+        return len(self.curve) - 1 - self.curve.index(self.best) if self.curve else 0
+
+
+def train(dataset: data.InteractionData, loss: RankingLoss, config: TrainingConfig) -> dict[str, Any]:
+    """Train with one loss, test once, and return all that a result file says about the run.
+
+    Args:
+        dataset: training and test interactions.
+        loss: from :func:`benchmarks.losses.build_loss`.
+        config: the rest.
+
+    Returns:
+        A JSON-ready dict: settings, validation curve, test metrics, why training ended, and seconds.
+
+    Raises:
+        TrainingError: the loss became infinite or NaN.
+        KeyboardInterrupt: Ctrl-C before the first validation.
+    """
+    start = time.perf_counter()
+    trainer = Trainer(dataset, loss, config)
+    ended_by = trainer.train()
+    metrics = trainer.test()
+    total = time.perf_counter() - start
+    return {
+        "loss": loss.name,
+        "loss_settings": loss.settings,
+        "k": config.k,
+        "config": asdict(config),
+        "ended_by": ended_by,
+        "epochs": trainer.epoch,
+        "best_epoch": trainer.best["epoch"],
+        "best_validation": {name: trainer.best[name] for name in ("recall", "ndcg")},
+        **metrics,
+        "validation": trainer.curve,
+        "seconds": {
+            "total": total,
+            "per_epoch": (total - trainer.stopwatch.seconds["evaluation"]) / max(trainer.epoch, 1),
+            **trainer.stopwatch.seconds,
+        },
+    }
