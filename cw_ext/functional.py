@@ -157,16 +157,21 @@ def cw_loss_from_embeddings(
         return reference.reduce(row_loss, live, row_weights, options.reduction)
 
 
+def _autocasts(device: str) -> bool:
+    """Whether autocast is on; there are devices, such as "meta", that have none."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
 def _input(name: str, value: Tensor) -> Tensor:
     """A floating tensor; under autocast, one in half precision is cast once, to fp32, as for torch's own losses."""
     checks.has_dtype(name, value, checks.FLOATING)
-    if value.dtype in (torch.float16, torch.bfloat16) and torch.is_autocast_enabled(value.device.type):
+    if value.dtype in (torch.float16, torch.bfloat16) and _autocasts(value.device.type):
         return value.float()
     return value
 
 
 def _without_autocast(device: str) -> AbstractContextManager[None]:
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+    return torch.autocast(device, enabled=False) if _autocasts(device) else nullcontext()
 
 
 def _expanded(log_weights: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
