@@ -13,9 +13,6 @@ BENCHMARK_NEEDS := matplotlib tqdm
 # Only for the MovieLens-100K file inside its wheel; it is never imported.
 DATA_NEEDS := recbole==1.2.1
 
-# OpenMP's threads sleep while they wait: spinning ones make everything several times slower on a machine that is shared.
-export OMP_WAIT_POLICY ?= PASSIVE
-
 SOURCES := setup.py $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp)
 
 .PHONY: help venv build test demo clean
