@@ -5,6 +5,7 @@ architectures; MAX_JOBS limits the compiler processes.
 """
 
 import os
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -32,7 +33,9 @@ CXX_FLAGS = [
     # it does not vectorise a select.
     "-fno-math-errno",
     "-fno-trapping-math",
-    "-fopenmp-simd",
+    # at::parallel_for is a template: compiled without OpenMP it runs on one thread. The runtime is not linked: it is the
+    # one that torch has loaded, so that torch.set_num_threads() counts here too.
+    "-fopenmp" if torch.backends.openmp.is_available() and sys.platform == "linux" else "-fopenmp-simd",
     "-fvisibility=hidden",
     "-Wall",
     "-Wno-unknown-pragmas",

@@ -79,6 +79,8 @@ namespace cw_cpu {
 void scores(const cw_ext::ScoresCall& call);
 void embeddings(const cw_ext::EmbeddingsCall& call);
 void item_gradient(const cw_ext::ItemGradientCall& call);
+// out [B, ...] = x [B, ...] · factor [B]; x and factor in the compute dtype of out, all contiguous.
+void scale_rows(const at::Tensor& x, const at::Tensor& factor, const at::Tensor& out);
 }  // namespace cw_cpu
 
 namespace cw_cuda {

@@ -43,6 +43,7 @@ struct Parameters {
   T inv_tau;         // 1/τ
   T inv_rho;         // 1/ρ
   T decayed_slope;   // 1/τ − 1/ρ, rounded once: the exponent's slope where ω falls like exp(−d/ρ)
+  bool logistic;     // ρ = τ, sigmoid weights, exp: ω(d)·e^(d/τ) is σ(d/τ)
   bool detach_weights;
   bool normalize_weights;
   T floor;           // ε
@@ -62,6 +63,8 @@ CW_INLINE Parameters<T> make_parameters(const cw_ext::LossArguments& a) {
   p.inv_tau = T(1 / a.temperature);
   p.inv_rho = T(1 / a.weight_temperature);
   p.decayed_slope = T(1 / a.temperature - 1 / a.weight_temperature);
+  p.logistic = p.weighting == Weighting::sigmoid && p.surrogate == Surrogate::exp &&
+               a.temperature == a.weight_temperature;
   p.detach_weights = a.detach_weights;
   p.normalize_weights = a.normalize_weights;
   p.floor = T(a.floor);
@@ -89,19 +92,19 @@ CW_INLINE T not_a_number() {
 #if defined(__CUDA_ARCH__)
 CW_INLINE float exp_(float x) { return expf(x); }
 CW_INLINE double exp_(double x) { return exp(x); }
+CW_INLINE float exp_nonpositive(float x) { return expf(x); }
+CW_INLINE double exp_nonpositive(double x) { return exp(x); }
 #else
-// Branch-free, so that loops over it vectorise: 2^n·e^r with |r| ≤ ln2/2 and a polynomial of degree 6 for e^r, within
-// 2 ulp. Below −86.9 it gives 0; NaN stays NaN.
-CW_INLINE float exp_(float x) {
+// e^x for x ≤ 0, branch-free, so that loops over it vectorise: 2^n·e^r with |r| ≤ ln2/2 and a polynomial of degree 6 for
+// e^r, within 2 ulp. Below −86.9 it gives 0; NaN stays NaN.
+CW_INLINE float exp_nonpositive(float x) {
   constexpr float kLog2e = 1.44269504088896341f;
   constexpr float kLn2High = 0.693359375f;
   constexpr float kLn2Low = -2.12194440e-4f;
   constexpr float kRound = 12582912.0f;  // 1.5·2^23: adding it rounds to an integer, kept in the low bits
-  const float high = x > 88.72283f ? 88.72283f : x;
-  const float clamped = high < -86.9f ? -86.9f : high;
-  const float shifted = clamped * kLog2e + kRound;
+  const float shifted = x * kLog2e + kRound;
   const float n = shifted - kRound;
-  const float r = (clamped - n * kLn2High) - n * kLn2Low;
+  const float r = (x - n * kLn2High) - n * kLn2Low;
   float poly = 1.9875691500e-4f;
   poly = poly * r + 1.3981999507e-3f;
   poly = poly * r + 8.3334519073e-3f;
@@ -109,16 +112,16 @@ CW_INLINE float exp_(float x) {
   poly = poly * r + 1.6666665459e-1f;
   poly = poly * r + 5.0000001201e-1f;
   poly = poly * r * r + r + 1.0f;
-  // 2^n as 2·2^(n−1), which reaches n = 128.
   uint32_t bits;
   std::memcpy(&bits, &shifted, sizeof(bits));
-  const uint32_t scale_bits = (bits - 0x4B400000u + 126u) << 23;
+  const uint32_t scale_bits = (bits - 0x4B400000u + 127u) << 23;
   float scale;
   std::memcpy(&scale, &scale_bits, sizeof(scale));
-  const float value = poly * scale * 2.0f;
-  const float low = x < -86.9f ? 0.0f : value;
-  return x > 88.72283f ? std::numeric_limits<float>::infinity() : low;
+  return x < -86.9f ? 0.0f : poly * scale;
 }
+CW_INLINE double exp_nonpositive(double x) { return std::exp(x); }
+// e^x for any x, a row's few: ∞ above 88.7.
+CW_INLINE float exp_(float x) { return x > 0.0f ? std::exp(x) : exp_nonpositive(x); }
 CW_INLINE double exp_(double x) { return std::exp(x); }
 #endif
 
@@ -129,14 +132,14 @@ CW_INLINE T abs_(T x) {
 
 template <typename T>
 CW_INLINE T sigmoid(T x) {
-  const T e = exp_(-abs_(x));
+  const T e = exp_nonpositive(-abs_(x));
   return (x < T(0) ? e : T(1)) / (T(1) + e);
 }
 
 // log(1 + e^x)
 template <typename T>
 CW_INLINE T softplus(T x) {
-  return (x > T(0) ? x : T(0)) + std::log1p(exp_(-abs_(x)));
+  return (x > T(0) ? x : T(0)) + std::log1p(exp_nonpositive(-abs_(x)));
 }
 
 template <typename T>
@@ -159,7 +162,7 @@ CW_INLINE Mass<T> weight(T d, Weighting weighting, const Parameters<T>& p) {
   const T y = d * p.inv_rho;
   switch (weighting) {
     case Weighting::sigmoid:
-      return {y > T(0) ? -y : T(0), T(1) / (T(1) + exp_(-abs_(y)))};
+      return {y > T(0) ? -y : T(0), T(1) / (T(1) + exp_nonpositive(-abs_(y)))};
     case Weighting::exponential:
       return {-y, T(1)};
     case Weighting::linear:
@@ -204,6 +207,28 @@ CW_INLINE Mass<T> mass(T score, T pos, T log_q, Weighting weighting, Surrogate s
   m.factor = absent ? T(0) : m.factor;  // it may be infinite at a score of −∞
   m.exponent = spoils ? not_a_number<T>() : m.exponent;
   return m;
+}
+
+// Whether, without external weights, a higher score never has a lower exponent: then the highest score has the largest.
+template <typename T>
+CW_INLINE bool exponent_rises(Weighting weighting, Surrogate surrogate, const Parameters<T>& p) {
+  if (surrogate != Surrogate::exp || weighting == Weighting::linear) return false;
+  return weighting == Weighting::none || p.decayed_slope >= T(0);
+}
+
+// An element's share of the row's sum, relative to e^max, the row's largest exponent.
+template <typename T>
+CW_INLINE T term(const Mass<T>& m, T max) {
+  return m.factor * exp_nonpositive(m.exponent - max);
+}
+
+// The same from the score, where p.logistic holds and q = 1: one exponential in the place of two. `max` is the row's
+// largest exponent, e_max = e^max; both are at most 0 and 1.
+template <typename T>
+CW_INLINE T logistic_term(T score, T pos, T max, T e_max, const Parameters<T>& p) {
+  const T d = score - pos;
+  const T e = exp_nonpositive(-abs_(d) * p.inv_tau - max);
+  return (d > T(0) ? T(1) : e) / (T(1) + e * e_max);
 }
 
 // q·ω(d), for the denominator under normalize_weights. At a score of −∞ the weight is its limit, or nothing where that

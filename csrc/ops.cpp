@@ -8,6 +8,7 @@
 #include <string>
 #include <tuple>
 
+#include "allocate.h"
 #include "backend.h"
 #include "shared_negatives.h"
 
@@ -148,7 +149,7 @@ ScoresResult scores_forward(const at::Tensor& pos, const at::Tensor& neg, const 
   call.out = allocate_rows(rows, n, with_log_q_gradient && call.log_q.defined(), options);
   if (with_gradients) {
     call.d_pos = at::empty({rows}, options);
-    call.d_neg = at::empty({rows, n}, options);
+    call.d_neg = empty_large({rows, n}, options);
     call.d_extra = at::empty({rows, m}, options);
   }
   if (rows > 0) run_scores(call);
@@ -333,6 +334,27 @@ at::Tensor item_gradient(const at::Tensor& weighted_queries, const at::Tensor& c
   return call.gradient;
 }
 
+// Rows' gradients times the gradients of their losses, in the dtype of the inputs that they belong to.
+std::vector<at::Tensor> scale_rows(at::TensorList gradients, const at::Tensor& factor, at::ScalarType dtype) {
+  std::vector<at::Tensor> results;
+  results.reserve(gradients.size());
+  for (const at::Tensor& x : gradients) {
+    results.push_back(empty_large(x.sizes(), x.options().dtype(dtype)));
+    at::Tensor& out = results.back();
+    check_shape(factor, {x.size(0)}, "factor", x);
+    check_type(x, compute_type(out), "gradients");
+    check_type(factor, compute_type(out), "factor");
+    if (x.is_cpu()) {
+      cw_cpu::scale_rows(x.contiguous(), factor.contiguous(), out);
+    } else {
+      std::vector<int64_t> column(x.dim(), 1);
+      column[0] = x.size(0);
+      at::mul_out(out, x, factor.reshape(column));
+    }
+  }
+  return results;
+}
+
 }  // namespace
 
 TORCH_LIBRARY(cw_ext, m) {
@@ -347,12 +369,15 @@ TORCH_LIBRARY(cw_ext, m) {
         "Tensor shared_coefficients, Tensor d_log_q, Tensor d_prior, Tensor d_threshold)");
   m.def("item_gradient(Tensor weighted_queries, Tensor coefficients, Tensor shared_coefficients, Tensor items, "
         "Tensor pos_ids, Tensor neg_ids, Tensor? extra_ids, str similarity) -> Tensor");
+  // gradients [B, ...] each, factor [B].
+  m.def("scale_rows(Tensor[] gradients, Tensor factor, ScalarType dtype) -> Tensor[]");
 }
 
 TORCH_LIBRARY_IMPL(cw_ext, CPU, m) {
   m.impl("scores_forward", &scores_forward);
   m.impl("embeddings_forward", &embeddings_forward);
   m.impl("item_gradient", &item_gradient);
+  m.impl("scale_rows", &scale_rows);
 }
 
 #ifdef CW_WITH_CUDA
@@ -360,6 +385,7 @@ TORCH_LIBRARY_IMPL(cw_ext, CUDA, m) {
   m.impl("scores_forward", &scores_forward);
   m.impl("embeddings_forward", &embeddings_forward);
   m.impl("item_gradient", &item_gradient);
+  m.impl("scale_rows", &scale_rows);
 }
 #endif
 

@@ -7,7 +7,8 @@ gradient is taken through the reference instead, which autograd can differentiat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -31,10 +32,18 @@ def _needs_gradient(inputs: Sequence[Any]) -> bool:
     return torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in inputs)
 
 
-def _scaled(row_gradient: Tensor, grad: Tensor, like: Tensor) -> Tensor:
-    """row_gradient [B, ...] times grad [B], in the dtype of `like`."""
-    grad = grad.reshape(grad.shape + (1,) * (row_gradient.dim() - 1))
-    return (row_gradient * grad).to(like.dtype)
+def _scaled(
+    row_gradients: Sequence[Tensor], grad: Tensor, inputs: Sequence[Any], needs: Sequence[bool]
+) -> list[Tensor | None]:
+    """row_gradients [B, ...] times grad [B], in the dtypes of their inputs; None where not needed."""
+    gradients: list[Tensor | None] = [None] * len(inputs)
+    wanted = [i for i, needed in enumerate(needs) if needed]
+    for dtype in {inputs[i].dtype for i in wanted}:
+        group = [i for i in wanted if inputs[i].dtype == dtype]
+        scaled = torch.ops.cw_ext.scale_rows([row_gradients[i] for i in group], grad, dtype)
+        for i, gradient in zip(group, scaled):
+            gradients[i] = gradient
+    return gradients
 
 
 def _through_reference(
@@ -55,10 +64,17 @@ def _wants_graph() -> bool:
     return torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
+def _with_signature(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Keep the signature, which apply() would otherwise work out at each call: more than a small batch's loss takes."""
+    forward.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
+    return forward
+
+
 class _ScoreRows(torch.autograd.Function):
     """Level 1: (loss [R], live [R], gradients of the loss …)."""
 
     @staticmethod
+    @_with_signature
     def forward(
         pos: Tensor,
         neg: Tensor,
@@ -109,7 +125,7 @@ class _ScoreRows(torch.autograd.Function):
             gradients = _through_reference(lambda *args: reference.rows(*args, ctx.parameters), inputs, needs, grad)
         else:
             rows = (d_pos, d_neg, d_extra, d_log_q, d_prior, d_threshold)
-            gradients = [_scaled(row, grad, like) if needed else None for row, like, needed in zip(rows, inputs, needs)]
+            gradients = _scaled(rows, grad, inputs, needs)
         return (*gradients, None, None)
 
 
@@ -140,13 +156,14 @@ def score_rows(
         flat(threshold),
     )
     loss, live, *_ = _ScoreRows.apply(*inputs, parameters, _needs_gradient(inputs))
-    return loss.reshape(shape), live.reshape(shape)
+    return (loss, live) if len(shape) == 1 else (loss.reshape(shape), live.reshape(shape))
 
 
 class _EmbeddingRows(torch.autograd.Function):
     """Level 2: (loss [B], live [B], gradients of the loss …)."""
 
     @staticmethod
+    @_with_signature
     def forward(
         queries: Tensor,
         items: Tensor,
@@ -212,19 +229,13 @@ class _EmbeddingRows(torch.autograd.Function):
                 extra_ids,
                 ctx.similarity,
             )
-        return (
-            _scaled(d_queries, grad, queries) if needs[0] else None,
-            grad_items,
-            None,
-            None,
-            None,
-            _scaled(d_log_q, grad, log_q) if needs[5] else None,
-            _scaled(d_prior, grad, prior) if needs[6] else None,
-            _scaled(d_threshold, grad, threshold) if needs[7] else None,
-            None,
-            None,
-            None,
+        grad_queries, grad_log_q, grad_prior, grad_threshold = _scaled(
+            (d_queries, d_log_q, d_prior, d_threshold),
+            grad,
+            (queries, log_q, prior, threshold),
+            (needs[0], *needs[5:8]),
         )
+        return (grad_queries, grad_items, None, None, None, grad_log_q, grad_prior, grad_threshold, None, None, None)
 
 
 def embedding_rows(

@@ -73,3 +73,8 @@ def _item_gradient(
     weighted_queries: Tensor, coefficients: Tensor, shared_coefficients: Tensor, items: Tensor, *ids: Any
 ) -> Tensor:
     return torch.empty_like(items, memory_format=torch.contiguous_format)
+
+
+@torch.library.register_fake("cw_ext::scale_rows")
+def _scale_rows(gradients: list[Tensor], factor: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    return [x.new_empty(x.shape, dtype=dtype) for x in gradients]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Callable
 from numbers import Real
-from typing import Any, Literal, NamedTuple, TypedDict, TypeVar
+from typing import Any, Literal, NamedTuple, TypedDict, TypeVar, Unpack
 
+import torch
 from torch import Tensor
 
 Weighting = Literal["none", "sigmoid", "exponential", "linear"]
@@ -155,6 +157,17 @@ def resolve(loss: LossArguments) -> LossOptions:
         TypeError: an unknown keyword, or a value of the wrong type.
         ValueError: a value out of its range. The message names the argument, the range and the value.
     """
+    # The same few arguments come with every batch, and checking them costs as much as a small batch's loss.
+    if torch.compiler.is_compiling() or any(isinstance(value, Tensor) for value in loss.values()):
+        return _resolve(**loss)
+    try:
+        hash(tuple(loss.values()))
+    except TypeError:
+        return _resolve(**loss)
+    return _resolve_once(**loss)
+
+
+def _resolve(**loss: Unpack[LossArguments]) -> LossOptions:
     for name in loss:
         if name not in DEFAULTS:
             raise TypeError(f"unknown loss argument {name!r}; the known ones are {', '.join(DEFAULTS)}")
@@ -200,6 +213,8 @@ def resolve(loss: LossArguments) -> LossOptions:
         backend=_choice("backend", given["backend"], BACKENDS),
     )
 
+
+_resolve_once = functools.lru_cache(maxsize=64, typed=True)(_resolve)
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 

@@ -239,5 +239,7 @@ def reduce(loss: Tensor, live: Tensor, row_weights: Tensor | None, reduction: st
     total = loss.sum()
     if reduction == "sum":
         return total
-    weight = live.sum() if row_weights is None else torch.where(live, row_weights, 0.0).sum()
+    if row_weights is None:
+        return total / live.sum().clamp(min=1)
+    weight = torch.where(live, row_weights, 0.0).sum()
     return total / torch.where(weight == 0, 1, weight)

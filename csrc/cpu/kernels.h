@@ -92,8 +92,18 @@ struct ItemGradientTask {
   In* gradient;            // [I, D]
 };
 
+// x [rows, width] times factor [rows], into the dtype of a gradient.
+template <typename In>
+struct ScaleRowsTask {
+  using T = typename Compute<In>::type;
+  const T* x;
+  const T* factor;
+  int64_t width;
+  In* out;
+};
+
 // How many values of the compute type a thread needs as scratch.
-inline int64_t scores_scratch(int64_t n, int64_t m) { return 5 * (n + m); }
+inline int64_t scores_scratch(int64_t n, int64_t m) { return 3 * (n + m); }
 inline int64_t embeddings_scratch(int64_t n, int64_t m, int64_t dim) { return 7 * (n + m + 1) + 2 * dim; }
 inline int64_t item_gradient_scratch(int64_t dim) { return 3 * dim; }
 
@@ -101,6 +111,8 @@ inline int64_t item_gradient_scratch(int64_t dim) { return 3 * dim; }
   namespace NAMESPACE {                                                                                              \
   template <typename In>                                                                                             \
   void scores(const ScoresTask<In>& task, int64_t begin, int64_t end, typename Compute<In>::type* scratch);          \
+  template <typename In>                                                                                             \
+  void scale_rows(const ScaleRowsTask<In>& task, int64_t begin, int64_t end);                                        \
   template <typename In, typename Id>                                                                                \
   BadId embeddings(const EmbeddingsTask<In, Id>& task, int64_t begin, int64_t end,                                   \
                    typename Compute<In>::type* scratch);                                                             \

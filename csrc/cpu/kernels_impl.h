@@ -14,6 +14,9 @@ using namespace CW_NAMESPACE;
 // Sums run in blocks: within one in the compute type, over them in fp64.
 constexpr int64_t kBlock = 1024;
 
+// A lambda that a loop to vectorise calls must be inlined into it.
+#define CW_INLINE_LAMBDA __attribute__((always_inline))
+
 // ---- element types -------------------------------------------------------------------------------------------------
 
 CW_INLINE float from_bits(uint32_t bits) {
@@ -75,6 +78,11 @@ CW_INLINE T at_row(const RowValue<T>& x, int64_t row) {
   return x.rows ? x.rows[row * x.stride] : x.value;
 }
 
+template <typename T>
+CW_INLINE void fill(T* x, int64_t n, T value) {
+  for (int64_t i = 0; i < n; ++i) x[i] = value;
+}
+
 CW_INLINE int64_t block_end(int64_t begin, int64_t n) { return begin + kBlock < n ? begin + kBlock : n; }
 
 // ---- one row -------------------------------------------------------------------------------------------------------
@@ -100,58 +108,106 @@ struct RowGradients {
   bool wanted;
 };
 
-// Σ factor·e^exponent over elements whose exponents and factors stand in the two arrays, and their terms relative to the
-// largest exponent, in place of the exponents.
-template <typename T>
-LogSum<T> sum_terms(T max, T* exponents, const T* factors, int64_t n) {
-  if (max == -infinity<T>()) return {max, T(0)};
+// A surrogate's exponent costs a logarithm: found once and kept. That of exp is found again where it is used.
+constexpr bool is_costly(Surrogate s) { return s != Surrogate::exp; }
+
+// The scores [n] of a row, or of its further positives.
+template <typename T, bool HasLogQ>
+struct Elements {
+  const T* scores;
+  const T* log_q;
+  int64_t n;
+  T pos;
+  CW_INLINE T log_q_of(int64_t j) const { return HasLogQ ? log_q[j] : T(0); }
+};
+
+// The largest exponent, and whether one element spoils the row. Costly exponents are left in `terms`.
+template <typename T, Weighting W, Surrogate S, bool HasLogQ>
+T largest_exponent(const Elements<T, HasLogQ> x, const Parameters<T>& parameters, T* terms, bool& spoiled) {
+  const Parameters<T> p = parameters;  // in registers: a select between two loads would be a branch
+  T max = -infinity<T>();
+  T spoils = 0;  // a T as the rest of the loop: with an int, GCC 12 gets this reduction wrong for fp64 on AVX-512
+  if (!HasLogQ && exponent_rises(W, S, p)) {
+#pragma omp simd reduction(max : max) reduction(+ : spoils)
+    for (int64_t j = 0; j < x.n; ++j) {
+      spoils += x.scores[j] == x.scores[j] ? T(0) : T(1);
+      max = x.scores[j] > max ? x.scores[j] : max;
+    }
+    spoiled |= spoils != T(0) || max == infinity<T>();
+    return mass(max, x.pos, T(0), W, S, p).exponent;
+  }
+#pragma omp simd reduction(max : max) reduction(+ : spoils)
+  for (int64_t j = 0; j < x.n; ++j) {
+    const T exponent = mass(x.scores[j], x.pos, x.log_q_of(j), W, S, p).exponent;
+    if (is_costly(S)) terms[j] = exponent;
+    spoils += exponent == exponent ? T(0) : T(1);
+    max = exponent > max ? exponent : max;
+  }
+  spoiled |= spoils != T(0);
+  return max;
+}
+
+// Σ of term(j), which is also left in terms[j].
+template <typename T, typename Term>
+CW_INLINE T sum_of(int64_t n, T* terms, Term term) {
   double sum = 0;
   for (int64_t begin = 0; begin < n; begin += kBlock) {
     const int64_t end = block_end(begin, n);
     T partial = 0;
 #pragma omp simd reduction(+ : partial)
     for (int64_t j = begin; j < end; ++j) {
-      const T term = factors[j] * exp_(exponents[j] - max);
-      exponents[j] = term;
-      partial += term;
+      const T value = term(j);
+      terms[j] = value;
+      partial += value;
     }
     sum += partial;
   }
-  return {max, T(sum)};
+  return T(sum);
 }
 
-// The exponents and factors of scores [n], their largest exponent, and whether one of them spoils the row.
+// Σ factor·e^exponent, and in `terms` each element's term relative to the largest exponent.
 template <typename T, Weighting W, Surrogate S, bool HasLogQ>
-T masses(const T* scores, const T* log_q, int64_t n, T pos, const Parameters<T>& parameters, T* exponents, T* factors,
-         bool& spoiled) {
-  const Parameters<T> p = parameters;  // in registers: a select between two loads would be a branch
-  T max = -infinity<T>();
-  T spoils = 0;  // a T as the rest of the loop: with an int, GCC 12 gets this reduction wrong for fp64 on AVX-512
-#pragma omp simd reduction(max : max) reduction(+ : spoils)
-  for (int64_t j = 0; j < n; ++j) {
-    const Mass<T> element = mass(scores[j], pos, HasLogQ ? log_q[j] : T(0), W, S, p);
-    exponents[j] = element.exponent;
-    factors[j] = element.factor;
-    spoils += element.exponent == element.exponent ? T(0) : T(1);
-    max = element.exponent > max ? element.exponent : max;
+LogSum<T> sum_masses(const Elements<T, HasLogQ> x, const Parameters<T>& parameters, T* terms, bool& spoiled) {
+  const Parameters<T> p = parameters;
+  const T max = largest_exponent<T, W, S>(x, p, terms, spoiled);
+  if (max == -infinity<T>()) {
+    fill(terms, x.n, T(0));
+    return {max, T(0)};
   }
-  spoiled |= spoils != T(0);
-  return max;
+  if (W == Weighting::sigmoid && S == Surrogate::exp && !HasLogQ && p.logistic) {
+    const T e_max = exp_(max);
+    return {max, sum_of(x.n, terms, [=](int64_t j) CW_INLINE_LAMBDA {
+              return logistic_term(x.scores[j], x.pos, max, e_max, p);
+            })};
+  }
+  return {max, sum_of(x.n, terms, [=](int64_t j) CW_INLINE_LAMBDA {
+            Mass<T> m = mass(x.scores[j], x.pos, x.log_q_of(j), W, S, p);
+            if (is_costly(S)) m.exponent = terms[j];
+            return term(m, max);
+          })};
 }
 
-// The denominator's terms where it is not just N: Σ q, or Σ q ω.
+// The denominator where it is not just N: Σ q, or Σ q ω.
 template <typename T, Weighting W>
-LogSum<T> denominator(const Row<T>& row, const Parameters<T>& p, T* terms, T* factors) {
-  T max = -infinity<T>();
-  for (int64_t j = 0; j < row.n; ++j) {
+LogSum<T> denominator(const Row<T>& row, const Parameters<T>& parameters, T* terms) {
+  const Parameters<T> p = parameters;
+  const auto mass_of = [=](int64_t j) CW_INLINE_LAMBDA {
     const T log_q = row.log_q ? row.log_q[j] : T(0);
-    const Mass<T> element =
-        p.normalize_weights ? weight_mass(row.neg[j], row.pos, log_q, W, p) : Mass<T>{log_q, T(1)};
-    terms[j] = element.exponent;
-    factors[j] = element.factor;
-    max = element.exponent > max ? element.exponent : max;
+    return p.normalize_weights ? weight_mass(row.neg[j], row.pos, log_q, W, p) : Mass<T>{log_q, T(1)};
+  };
+  T max = -infinity<T>();
+#pragma omp simd reduction(max : max)
+  for (int64_t j = 0; j < row.n; ++j) {
+    const T exponent = mass_of(j).exponent;
+    max = exponent > max ? exponent : max;
   }
-  return sum_terms(max, terms, factors, row.n);
+  if (max == -infinity<T>()) {
+    fill(terms, row.n, T(0));
+    return {max, T(0)};
+  }
+  return {max, sum_of(row.n, terms, [=](int64_t j) CW_INLINE_LAMBDA {
+            return term(mass_of(j), max);
+          })};
 }
 
 // The gradient of each score: its share of the sum, times the sum's derivative, times the slope. Returns their total.
@@ -159,65 +215,44 @@ template <typename T, Weighting W, Surrogate S>
 T share_out(const T* scores, int64_t n, T pos, T by_sum, T sum, const Parameters<T>& parameters, T* terms) {
   const Parameters<T> p = parameters;
   const T unit = by_sum / sum;
-  const bool constant = S == Surrogate::exp && p.detach_weights;
-  double total = 0;
-  for (int64_t begin = 0; begin < n; begin += kBlock) {
-    const int64_t end = block_end(begin, n);
-    T partial = 0;
-    if (constant) {
-      const T factor = unit * p.inv_tau;
-#pragma omp simd reduction(+ : partial)
-      for (int64_t j = begin; j < end; ++j) {
-        terms[j] *= factor;
-        partial += terms[j];
-      }
-    } else {
-#pragma omp simd reduction(+ : partial)
-      for (int64_t j = begin; j < end; ++j) {
-        const T value = terms[j] * unit * slope(scores[j] - pos, W, S, p);
-        terms[j] = terms[j] == T(0) ? T(0) : value;
-        partial += terms[j];
-      }
-    }
-    total += partial;
+  if (S == Surrogate::exp && p.detach_weights) {
+    const T factor = unit * p.inv_tau;
+#pragma omp simd
+    for (int64_t j = 0; j < n; ++j) terms[j] *= factor;
+    return by_sum * p.inv_tau;
   }
-  return T(total);
+  return sum_of(n, terms, [=](int64_t j) CW_INLINE_LAMBDA {
+    const T value = terms[j] * unit * slope(scores[j] - pos, W, S, p);
+    return terms[j] == T(0) ? T(0) : value;
+  });
 }
 
-template <typename T>
-CW_INLINE void fill(T* x, int64_t n, T value) {
-  for (int64_t i = 0; i < n; ++i) x[i] = value;
-}
-
-// scratch: [3·n + m].
+// scratch: [n].
 template <typename T, Weighting W, Surrogate S>
 RowResult<T> row_kernel(const Row<T>& row, const Parameters<T>& p, RowGradients<T>& gradients, T* scratch) {
-  T* const factors = scratch;
-  T* const denominator_terms = scratch + row.n;
-  T* const denominator_factors = scratch + 2 * row.n;
-  T* const extra_factors = scratch + 3 * row.n;
+  T* const denominator_terms = scratch;
 
   RowSums<T> sums{};
   sums.pos = row.pos;
   sums.prior = row.prior;
   sums.threshold = row.threshold;
   sums.n_eff = row.n;
-  T max;
   if (row.log_q) {
     int64_t masked = 0;
     for (int64_t j = 0; j < row.n; ++j) masked += row.log_q[j] == -infinity<T>();
     sums.n_eff -= masked;
-    max = masses<T, W, S, true>(row.neg, row.log_q, row.n, row.pos, p, gradients.neg, factors, sums.spoiled);
+    const Elements<T, true> negatives{row.neg, row.log_q, row.n, row.pos};
+    sums.negatives = sum_masses<T, W, S>(negatives, p, gradients.neg, sums.spoiled);
   } else {
-    max = masses<T, W, S, false>(row.neg, nullptr, row.n, row.pos, p, gradients.neg, factors, sums.spoiled);
+    const Elements<T, false> negatives{row.neg, nullptr, row.n, row.pos};
+    sums.negatives = sum_masses<T, W, S>(negatives, p, gradients.neg, sums.spoiled);
   }
-  sums.negatives = sum_terms(max, gradients.neg, factors, row.n);
   sums.has_denominator = row.log_q || p.normalize_weights;
-  if (sums.has_denominator) sums.denominator = denominator<T, W>(row, p, denominator_terms, denominator_factors);
+  if (sums.has_denominator) sums.denominator = denominator<T, W>(row, p, denominator_terms);
   for (int64_t k = 0; k < row.m; ++k) sums.m += !(row.extra[k] == -infinity<T>());
   if (sums.m > 0) {
-    max = masses<T, W, S, false>(row.extra, nullptr, row.m, row.pos, p, gradients.extra, extra_factors, sums.spoiled);
-    sums.positives = sum_terms(max, gradients.extra, extra_factors, row.m);
+    const Elements<T, false> extra{row.extra, nullptr, row.m, row.pos};
+    sums.positives = sum_masses<T, W, S>(extra, p, gradients.extra, sums.spoiled);
   }
 
   const RowResult<T> result = finish_row(sums, p);
@@ -310,7 +345,7 @@ void scores(const ScoresTask<In>& task, int64_t begin, int64_t end, typename Com
   const int64_t width = task.n + task.m;
   T* const converted = scratch;             // [n + m], scores that come in another type
   T* const own_terms = converted + width;   // [n + m], where no gradients are wanted
-  T* const row_scratch = own_terms + width; // [3·n + m]
+  T* const row_scratch = own_terms + width; // [n]
   for (int64_t b = begin; b < end; ++b) {
     Row<T> row;
     row.pos = load(task.pos[b * task.pos_stride]);
@@ -329,6 +364,17 @@ void scores(const ScoresTask<In>& task, int64_t begin, int64_t end, typename Com
     const RowResult<T> result = kernel(row, p, gradients, row_scratch);
     write_row(task.out, b, result);
     if (gradients.wanted) task.d_pos[b] = gradients.pos;
+  }
+}
+
+template <typename In>
+void scale_rows(const ScaleRowsTask<In>& task, int64_t begin, int64_t end) {
+  for (int64_t b = begin; b < end; ++b) {
+    const auto* const x = task.x + b * task.width;
+    const auto factor = task.factor[b];
+    In* const out = task.out + b * task.width;
+#pragma omp simd
+    for (int64_t j = 0; j < task.width; ++j) store(x[j] * factor, out[j]);
   }
 }
 
@@ -611,6 +657,7 @@ void item_gradient(const ItemGradientTask<In, Place>& task, int64_t begin, int64
 
 #define CW_INSTANTIATE(In)                                                                                           \
   template void scores<In>(const ScoresTask<In>&, int64_t, int64_t, Compute<In>::type*);                             \
+  template void scale_rows<In>(const ScaleRowsTask<In>&, int64_t, int64_t);                                          \
   template BadId embeddings<In, int32_t>(                                                                            \
       const EmbeddingsTask<In, int32_t>&, int64_t, int64_t, Compute<In>::type*);                                     \
   template BadId embeddings<In, int64_t>(                                                                            \
