@@ -55,7 +55,10 @@ struct EmbeddingsCall {
   RowOutputs out;
   at::Tensor d_queries;     // [B, D] T            these three only with_gradients
   at::Tensor unit_queries;  // [B, D] T            the queries, divided by their norms where normalized
-  at::Tensor coefficients;  // [B, 1 + M + N] T    dloss/dscore · scale: positive, further positives, negatives
+  at::Tensor coefficients;  // [B, 1 + M + N] T    dloss/dscore · scale: positive, further positives, negatives; on
+                            //                     the CPU in the order of cpu/pairs.h, with the next two
+  at::Tensor pair_keys;     // [B, 1 + M + N] int16      else empty
+  at::Tensor pair_ends;     // [blocks, buckets] int32   else empty
 };
 
 // The gradient of the item table: to item id(p) goes, for each pair p of the [B, W] coefficients, coefficients[p] times
@@ -64,6 +67,8 @@ struct EmbeddingsCall {
 struct ItemGradientCall {
   at::Tensor sources;       // [B, D] or [B + N, D], T
   at::Tensor coefficients;  // [B, W] T, W = 1 + M + N or, with shared negatives, 1 + M
+  at::Tensor pair_keys;     // as in EmbeddingsCall; empty with shared negatives
+  at::Tensor pair_ends;
   at::Tensor items;         // [I, D]
   at::Tensor pos_ids;       // [B] int64
   at::Tensor extra_ids;     // [B, M] int64, M may be 0
@@ -79,6 +84,9 @@ namespace cw_cpu {
 void scores(const cw_ext::ScoresCall& call);
 void embeddings(const cw_ext::EmbeddingsCall& call);
 void item_gradient(const cw_ext::ItemGradientCall& call);
+// Room for the order of the pairs of `rows` rows, `width` each, that the forward pass leaves for the item gradient.
+at::Tensor pair_keys(int64_t rows, int64_t width, const at::Tensor& like);
+at::Tensor pair_ends(int64_t rows, int64_t width, int64_t items, const at::Tensor& like);
 // out [B, ...] = x [B, ...] · factor [B]; x and factor in the compute dtype of out, all contiguous.
 void scale_rows(const at::Tensor& x, const at::Tensor& factor, const at::Tensor& out);
 }  // namespace cw_cpu

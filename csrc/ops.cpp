@@ -226,7 +226,7 @@ void check_range(const at::Tensor& ids, int64_t items, const char* name) {
 }
 
 using EmbeddingsResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor,
-                                    at::Tensor, at::Tensor>;
+                                    at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
 EmbeddingsResult embeddings_forward(const at::Tensor& queries, const at::Tensor& items, const at::Tensor& pos_ids,
                                     const at::Tensor& neg_ids, const OptionalTensor& extra_ids,
@@ -260,16 +260,19 @@ EmbeddingsResult embeddings_forward(const at::Tensor& queries, const at::Tensor&
     if (with_gradients) {
       call.d_queries = at::empty({rows, dim}, options);
       call.unit_queries = at::empty({rows, dim}, options);
-      call.coefficients = at::empty({rows, shared ? 1 + m : 1 + m + n}, options);
+      call.coefficients = empty_large({rows, shared ? 1 + m : 1 + m + n}, options);
     }
   };
-  const auto results = [&](const auto& call, const at::Tensor& shared_coefficients) -> EmbeddingsResult {
+  const auto results = [&](const auto& call, const at::Tensor& shared_coefficients, const at::Tensor& pair_keys,
+                           const at::Tensor& pair_ends) -> EmbeddingsResult {
     return {call.out.loss,
             call.out.live,
             or_empty(call.d_queries, options),
             or_empty(call.unit_queries, options),
             or_empty(call.coefficients, options),
             or_empty(shared_coefficients, options),
+            or_empty(pair_keys, options.dtype(at::kShort)),
+            or_empty(pair_ends, options.dtype(at::kInt)),
             or_empty(call.out.d_log_q, options),
             call.out.d_prior,
             call.out.d_threshold};
@@ -286,19 +289,24 @@ EmbeddingsResult embeddings_forward(const at::Tensor& queries, const at::Tensor&
       const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
       shared_negatives(call);
     }
-    return results(call, call.shared_coefficients);
+    return results(call, call.shared_coefficients, at::Tensor(), at::Tensor());
   }
   EmbeddingsCall call;
   fill(call);
+  if (with_gradients && queries.is_cpu()) {
+    call.pair_keys = cw_cpu::pair_keys(rows, 1 + m + n, queries);
+    call.pair_ends = cw_cpu::pair_ends(rows, 1 + m + n, items.size(0), queries);
+  }
   if (rows > 0) {
     TORCH_CHECK_VALUE(items.size(0) > 0, "items must have at least one row, got ", items.sizes());
     run_embeddings(call);
   }
-  return results(call, at::Tensor());
+  return results(call, at::Tensor(), call.pair_keys, call.pair_ends);
 }
 
 at::Tensor item_gradient(const at::Tensor& weighted_queries, const at::Tensor& coefficients,
-                         const at::Tensor& shared_coefficients, const at::Tensor& items, const at::Tensor& pos_ids,
+                         const at::Tensor& shared_coefficients, const at::Tensor& pair_keys,
+                         const at::Tensor& pair_ends, const at::Tensor& items, const at::Tensor& pos_ids,
                          const at::Tensor& neg_ids, const OptionalTensor& extra_ids, c10::string_view similarity) {
   TORCH_CHECK_VALUE(weighted_queries.dim() == 2 && items.dim() == 2,
                     "weighted_queries must be [B, D] and items [I, D], got ", weighted_queries.sizes(), " and ",
@@ -322,6 +330,14 @@ at::Tensor item_gradient(const at::Tensor& weighted_queries, const at::Tensor& c
     call.sources = at::cat({call.sources, at::mm(shared_coefficients.t(), finite)});
   }
   call.coefficients = coefficients.contiguous();
+  if (items.is_cpu() && !shared) {
+    check_shape(pair_keys, {rows, 1 + m + ids.n}, "pair_keys", items);
+    check_type(pair_keys, at::kShort, "pair_keys");
+    check_shape(pair_ends, cw_cpu::pair_ends(rows, 1 + m + ids.n, items.size(0), items).sizes(), "pair_ends", items);
+    check_type(pair_ends, at::kInt, "pair_ends");
+  }
+  call.pair_keys = pair_keys.contiguous();
+  call.pair_ends = pair_ends.contiguous();
   call.items = items.contiguous();
   call.pos_ids = ids.pos;
   call.extra_ids = ids.extra;
@@ -329,7 +345,7 @@ at::Tensor item_gradient(const at::Tensor& weighted_queries, const at::Tensor& c
   call.shared_ids = ids.shared;
   call.normalized = similarity_of(similarity).normalized;
   if (rows == 0) return at::zeros_like(call.items);
-  call.gradient = at::empty_like(call.items);
+  call.gradient = empty_large(call.items.sizes(), call.items.options());
   run_item_gradient(call);
   return call.gradient;
 }
@@ -366,9 +382,10 @@ TORCH_LIBRARY(cw_ext, m) {
   m.def("embeddings_forward(Tensor queries, Tensor items, Tensor pos_ids, Tensor neg_ids, Tensor? extra_ids, "
         "Tensor? log_q, " CW_LOSS_SCHEMA ", str similarity, bool with_gradients, bool with_log_q_gradient) -> "
         "(Tensor loss, Tensor live, Tensor d_queries, Tensor unit_queries, Tensor coefficients, "
-        "Tensor shared_coefficients, Tensor d_log_q, Tensor d_prior, Tensor d_threshold)");
-  m.def("item_gradient(Tensor weighted_queries, Tensor coefficients, Tensor shared_coefficients, Tensor items, "
-        "Tensor pos_ids, Tensor neg_ids, Tensor? extra_ids, str similarity) -> Tensor");
+        "Tensor shared_coefficients, Tensor pair_keys, Tensor pair_ends, Tensor d_log_q, Tensor d_prior, "
+        "Tensor d_threshold)");
+  m.def("item_gradient(Tensor weighted_queries, Tensor coefficients, Tensor shared_coefficients, Tensor pair_keys, "
+        "Tensor pair_ends, Tensor items, Tensor pos_ids, Tensor neg_ids, Tensor? extra_ids, str similarity) -> Tensor");
   // gradients [B, ...] each, factor [B].
   m.def("scale_rows(Tensor[] gradients, Tensor factor, ScalarType dtype) -> Tensor[]");
 }

@@ -96,17 +96,22 @@ void shared_negatives(const SharedNegativesCall& call) {
     }
     run_scores(scores);
 
-    // A row whose positive is padding is dead.
+    // A row whose positive is padding is dead. Where it costs no synchronisation, it is asked for first whether one is.
     const at::Tensor dead = pos_ids < 0;
-    scores.out.loss.masked_fill_(dead, 0);
-    scores.out.live.masked_fill_(dead, false);
-    scores.out.d_prior.masked_fill_(dead, 0);
-    scores.out.d_threshold.masked_fill_(dead, 0);
-    if (scores.out.d_log_q.defined()) scores.out.d_log_q.masked_fill_(dead.unsqueeze(-1), 0);
+    if (!dead.is_cpu() || dead.any().item<bool>()) {
+      scores.out.loss.masked_fill_(dead, 0);
+      scores.out.live.masked_fill_(dead, false);
+      scores.out.d_prior.masked_fill_(dead, 0);
+      scores.out.d_threshold.masked_fill_(dead, 0);
+      if (scores.out.d_log_q.defined()) scores.out.d_log_q.masked_fill_(dead.unsqueeze(-1), 0);
+      if (call.with_gradients) {
+        scores.d_pos.masked_fill_(dead, 0);
+        scores.d_neg.masked_fill_(dead.unsqueeze(-1), 0);
+        scores.d_extra.masked_fill_(dead.unsqueeze(-1), 0);
+      }
+    }
     if (!call.with_gradients) continue;
-    scores.d_pos.masked_fill_(dead, 0);
-    scores.d_neg.masked_fill_(dead.unsqueeze(-1), 0).mul_(call.scale);
-    scores.d_extra.masked_fill_(dead.unsqueeze(-1), 0);
+    if (call.scale != 1) scores.d_neg.mul_(call.scale);
 
     at::Tensor coefficients = call.coefficients.narrow(0, begin, count);  // [b, 1 + M]
     coefficients.select(1, 0).copy_(scores.d_pos);

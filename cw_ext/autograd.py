@@ -205,7 +205,7 @@ class _EmbeddingRows(torch.autograd.Function):
         if grad is None:
             return (None,) * 11
         queries, items, pos_ids, neg_ids, extra_ids, log_q, prior, threshold, *computed = ctx.saved_tensors
-        d_queries, unit_queries, coefficients, shared_coefficients, d_log_q, d_prior, d_threshold = computed
+        d_queries, unit_queries, coefficients, shared_coefficients, keys, ends, d_log_q, d_prior, d_threshold = computed
         prior = ctx.prior if prior is None else prior
         threshold = ctx.threshold if threshold is None else threshold
         needs = ctx.needs_input_grad
@@ -223,6 +223,8 @@ class _EmbeddingRows(torch.autograd.Function):
                 unit_queries * grad.unsqueeze(1),
                 coefficients,
                 shared_coefficients,
+                keys,
+                ends,
                 items,
                 pos_ids,
                 neg_ids,

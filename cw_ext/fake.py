@@ -36,6 +36,16 @@ def _scores_forward(
     )
 
 
+def _sorted_pairs(queries: Tensor, width: int, items: int, *, wanted: bool) -> tuple[Tensor, Tensor]:
+    """The order that the CPU leaves the pairs in: csrc/cpu/pairs.h has the same rule."""
+    if not wanted or queries.device.type != "cpu":
+        return queries.new_empty((0,), dtype=torch.int16), queries.new_empty((0,), dtype=torch.int32)
+    rows = queries.shape[0]
+    rows_per_block = torch.sym_min(1024, torch.sym_max(1, 16384 // width))  # unlike min and max, for any size at once
+    blocks, buckets = (rows + rows_per_block - 1) // rows_per_block, (items + 63) // 64
+    return queries.new_empty((rows, width), dtype=torch.int16), queries.new_empty((blocks, buckets), dtype=torch.int32)
+
+
 @torch.library.register_fake("cw_ext::embeddings_forward")
 def _embeddings_forward(
     queries: Tensor,
@@ -62,6 +72,7 @@ def _embeddings_forward(
         new(rows, dim, wanted=with_gradients),
         new(rows, own if shared else own + n, wanted=with_gradients),
         new(rows, n, wanted=with_gradients and shared),
+        *_sorted_pairs(queries, own + n, items.shape[0], wanted=with_gradients and not shared),
         new(rows, n, wanted=with_log_q_gradient and log_q is not None),
         new(rows),
         new(rows),
@@ -70,7 +81,13 @@ def _embeddings_forward(
 
 @torch.library.register_fake("cw_ext::item_gradient")
 def _item_gradient(
-    weighted_queries: Tensor, coefficients: Tensor, shared_coefficients: Tensor, items: Tensor, *ids: Any
+    weighted_queries: Tensor,
+    coefficients: Tensor,
+    shared_coefficients: Tensor,
+    pair_keys: Tensor,
+    pair_ends: Tensor,
+    items: Tensor,
+    *ids: Any,
 ) -> Tensor:
     return torch.empty_like(items, memory_format=torch.contiguous_format)
 

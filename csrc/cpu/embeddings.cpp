@@ -1,22 +1,22 @@
-// Level 2 on the CPU: rows in parallel forward, items in parallel backward.
+// Level 2 on the CPU: blocks of rows in parallel forward, buckets of items in parallel backward.
 #include <ATen/Functions.h>
 #include <ATen/Parallel.h>
 
 #include <algorithm>
-#include <atomic>
-#include <limits>
+#include <cstring>
 #include <mutex>
 #include <vector>
 
+#include "../allocate.h"
 #include "dispatch.h"
 
 namespace cw_cpu {
 
 namespace {
 
-// A table pass pays where the batch reads rows more often than the table has them.
+// A pass over the table pays where the batch reads its rows more than a few times; else norms come with the scores.
 at::Tensor inverse_norms_of(const at::Tensor& items, int64_t reads, at::ScalarType compute) {
-  if (items.size(0) > reads) return {};
+  if (items.size(0) > reads / 4) return {};
   at::Tensor result = at::empty({items.size(0)}, items.options().dtype(compute));
   with_type(items.scalar_type(), [&](auto element) {
     using In = decltype(element);
@@ -31,21 +31,37 @@ at::Tensor inverse_norms_of(const at::Tensor& items, int64_t reads, at::ScalarTy
   return result;
 }
 
+// See Table: `room` holds the copy of the last rows and the row of zeros.
+template <typename In>
+Table<In> readable_table(const at::Tensor& items, std::vector<In>& room) {
+  constexpr int64_t kRegister = 64 / int64_t(sizeof(In));
+  const int64_t count = items.size(0), dim = items.size(1);
+  const int64_t copied = std::min(count, (kRegister + dim - 1) / dim);
+  const In* const rows = pointer<const In>(items);
+  room.assign(static_cast<size_t>((copied + 1) * dim + 2 * kRegister), In{});
+  std::memcpy(room.data(), rows + (count - copied) * dim, static_cast<size_t>(copied * dim) * sizeof(In));
+  return {rows, dim, count - copied, room.data(), room.data() + copied * dim + kRegister};
+}
+
+template <typename Id>
+PairIds<Id> pair_ids(const at::Tensor& pos, const at::Tensor& extra, const at::Tensor& neg) {
+  return {pointer<const int64_t>(pos), pointer<const int64_t>(extra), extra.size(1), pointer<const Id>(neg),
+          neg.defined() ? neg.size(1) : 0};
+}
+
 template <typename In, typename Id>
 void forward(const cw_ext::EmbeddingsCall& call) {
   using T = typename Compute<In>::type;
-  const int64_t rows = call.queries.size(0);
+  const int64_t rows = call.queries.size(0), num_items = call.items.size(0);
   const int64_t n = call.neg_ids.size(1), m = call.extra_ids.size(1);
+  const PairGrid grid = pair_grid(rows, 1 + m + n, num_items);
+  std::vector<In> room;
   EmbeddingsTask<In, Id> task;
   task.arguments = call.arguments;
   task.queries = pointer<const In>(call.queries);
-  task.items = pointer<const In>(call.items);
-  task.num_items = call.items.size(0);
-  task.dim = call.queries.size(1);
-  task.pos_ids = pointer<const int64_t>(call.pos_ids);
-  task.neg_ids = pointer<const Id>(call.neg_ids);
+  task.items = readable_table(call.items, room);
+  task.ids = pair_ids<Id>(call.pos_ids, call.extra_ids, call.neg_ids);
   task.n = n;
-  task.extra_ids = pointer<const int64_t>(call.extra_ids);
   task.m = m;
   task.log_q = pointer<const T>(call.log_q);
   task.log_q_stride = call.log_q.defined() ? call.log_q.stride(0) : 0;
@@ -54,143 +70,153 @@ void forward(const cw_ext::EmbeddingsCall& call) {
   task.scale = T(call.scale);
   task.normalized = call.normalized;
   const at::Tensor inverse_norms =
-      call.normalized ? inverse_norms_of(call.items, rows * (1 + m + n), call.out.loss.scalar_type()) : at::Tensor();
+      call.normalized ? inverse_norms_of(call.items, rows * grid.width, call.out.loss.scalar_type()) : at::Tensor();
   task.inverse_norms = pointer<const T>(inverse_norms);
   task.out = row_outputs<T>(call.out);
-  task.unit_queries = call.with_gradients ? pointer<T>(call.unit_queries) : nullptr;
-  task.d_queries = call.with_gradients ? pointer<T>(call.d_queries) : nullptr;
-  task.coefficients = call.with_gradients ? pointer<T>(call.coefficients) : nullptr;
+  const bool wanted = call.with_gradients;
+  task.unit_queries = wanted ? pointer<T>(call.unit_queries) : nullptr;
+  task.d_queries = wanted ? pointer<T>(call.d_queries) : nullptr;
 
   std::mutex mutex;
   BadId bad;
-  at::parallel_for(0, rows, grain((n + m) * task.dim), [&](int64_t begin, int64_t end) {
-    const auto room = scratch<T>(embeddings_scratch(n, m, task.dim));
-    const BadId found = CW_WITH_ISA(embeddings<In, Id>(task, begin, end, room.get()));
-    if (!found.name) return;
-    const std::lock_guard<std::mutex> lock(mutex);
-    if (!bad.name || found.row < bad.row) bad = found;  // the first, whatever the threads
-  });
-  TORCH_CHECK_INDEX(!bad.name, bad.name, " must be in [0, ", task.num_items, "), or −1 for padding, got ", bad.id,
-                    " in row ", bad.row);
-}
-
-// Calls visit(place, id) for the pairs of rows [begin, end), in the layout of the coefficients.
-template <typename Id, typename Visit>
-void visit_pairs(const cw_ext::ItemGradientCall& call, int64_t begin, int64_t end, Visit&& visit) {
-  const int64_t* const pos_ids = pointer<const int64_t>(call.pos_ids);
-  const int64_t* const extra_ids = pointer<const int64_t>(call.extra_ids);
-  const Id* const neg_ids = pointer<const Id>(call.neg_ids);
-  const int64_t m = call.extra_ids.size(1);
-  const int64_t n = call.neg_ids.defined() ? call.neg_ids.size(1) : 0;
-  int64_t place = begin * (1 + m + n);
-  for (int64_t b = begin; b < end; ++b) {
-    visit(place++, pos_ids[b]);
-    for (int64_t k = 0; k < m; ++k) visit(place++, extra_ids[b * m + k]);
-    for (int64_t j = 0; j < n; ++j) visit(place++, int64_t(neg_ids[b * n + j]));
-  }
-}
-
-// A stable counting sort of the pairs by item: after it, entries [offsets[i], offsets[i + 1]) of `order` are the places of
-// item i's pairs, in increasing order. Each chunk of rows counts for itself, so the order is that of one thread.
-template <typename Id, typename Place>
-void sort_pairs(const cw_ext::ItemGradientCall& call, Place* order, int64_t* offsets) {
-  const int64_t items = call.items.size(0), rows = call.pos_ids.size(0);
-  const int64_t width = call.coefficients.size(1);
-  const int64_t shared = call.shared_ids.defined() ? call.shared_ids.size(0) : 0;
-  const int64_t* const shared_ids = pointer<const int64_t>(call.shared_ids);
-  // More chunks than pairs can fill would only spread the counters.
-  const int64_t chunks =
-      std::max<int64_t>(1, std::min<int64_t>(at::get_num_threads(), rows * width / std::max<int64_t>(1, items)));
-  const int64_t step = (rows + chunks - 1) / chunks;
-  std::vector<Place> counts(static_cast<size_t>(chunks * items), 0);
-  // The forward pass has looked at the ids, but an op can be called alone.
-  const auto in_range = [items](int64_t id) { return static_cast<uint64_t>(id) < static_cast<uint64_t>(items); };
-  std::atomic<bool> outside{false};
-
-  at::parallel_for(0, chunks, 1, [&](int64_t first, int64_t last) {
-    for (int64_t c = first; c < last; ++c) {
-      Place* const own = counts.data() + c * items;
-      bool found = false;
-      visit_pairs<Id>(call, std::min(rows, c * step), std::min(rows, (c + 1) * step), [&](int64_t, int64_t id) {
-        if (in_range(id)) {
-          ++own[id];
-        } else {
-          found |= id != -1;
-        }
-      });
-      if (found) outside = true;
+  at::parallel_for(0, grid.blocks, grain(grid.pairs_per_block() * task.items.dim), [&](int64_t first, int64_t last) {
+    const auto room = scratch<T>(embeddings_scratch(n, m, task.items.dim));
+    const auto item_rows = scratch<const In*>(grid.width);
+    const auto coefficients = scratch<T>(wanted ? grid.pairs_per_block() : 0);
+    for (int64_t block = first; block < last; ++block) {
+      const int64_t begin = block * grid.rows_per_block, end = begin + grid.rows_in(block);
+      int32_t* const ends = wanted ? pointer<int32_t>(call.pair_ends) + block * grid.buckets : nullptr;
+      const BadId found = wanted ? count_block(task.ids, grid, block, num_items, ends)
+                                 : visit_rows(task.ids, begin, end, num_items, [](int64_t) {});
+      if (found.name) {
+        const std::lock_guard<std::mutex> lock(mutex);
+        if (!bad.name || found.row < bad.row) bad = found;  // the first, whatever the threads
+        return;
+      }
+      CW_WITH_ISA(embeddings<In, Id>(task, begin, end, wanted ? coefficients.get() : nullptr, item_rows.get(),
+                                          room.get()));
+      if (wanted) {
+        const int64_t base = block * grid.pairs_per_block();
+        sort_block(task.ids, grid, block, coefficients.get(), ends, pointer<PairKey>(call.pair_keys) + base,
+                   pointer<T>(call.coefficients) + base);
+      }
     }
   });
-  Place* const last_counts = counts.data() + (chunks - 1) * items;
-  for (int64_t j = 0; j < shared; ++j) {
-    if (in_range(shared_ids[j])) {
-      ++last_counts[shared_ids[j]];
-    } else if (shared_ids[j] != -1) {
-      outside = true;
+  TORCH_CHECK_INDEX(!bad.name, bad.name, " must be in [0, ", num_items, "), or −1 for padding, got ", bad.id, " in row ",
+                    bad.row);
+}
+
+// Pairs that are not sorted yet: those of the positives where rows share their negatives.
+template <typename T>
+void sort_pairs(const PairIds<int64_t>& ids, const PairGrid& grid, int64_t num_items, const T* coefficients,
+                int32_t* ends, PairKey* keys, T* sorted) {
+  at::parallel_for(0, grid.blocks, grain(grid.pairs_per_block()), [&](int64_t first, int64_t last) {
+    for (int64_t block = first; block < last; ++block) {
+      const int64_t base = block * grid.pairs_per_block();
+      int32_t* const own_ends = ends + block * grid.buckets;
+      // The forward pass has looked at the ids, but an op can be called alone.
+      const BadId bad = count_block(ids, grid, block, num_items, own_ends);
+      TORCH_CHECK_INDEX(!bad.name, "ids must be in [0, ", num_items, "), or −1 for padding, got ", bad.id);
+      sort_block(ids, grid, block, coefficients + base, own_ends, keys + base, sorted + base);
     }
+  });
+}
+
+// Sorted pairs come back through the op, so they are looked at again before they say what memory is read.
+void check_pairs(const PairGrid& grid, const PairKey* keys, const int32_t* ends) {
+  at::parallel_for(0, grid.blocks, grain(grid.pairs_per_block()), [&](int64_t first, int64_t last) {
+    for (int64_t block = first; block < last; ++block) {
+      const int32_t* const own_ends = ends + block * grid.buckets;
+      const int64_t most = grid.rows_in(block) * grid.width;
+      int32_t previous = 0;
+      bool rises = true;
+      for (int64_t k = 0; k < grid.buckets; ++k) {
+        rises &= previous <= own_ends[k];
+        previous = own_ends[k];
+      }
+      TORCH_CHECK_VALUE(rises && previous <= most, "pair_ends must rise to at most ", most, " in block ", block);
+      PairKey largest = 0;
+      const PairKey* const own_keys = keys + block * grid.pairs_per_block();
+      for (int32_t e = 0; e < previous; ++e) largest = std::max(largest, own_keys[e]);
+      TORCH_CHECK_VALUE(row_of(largest) < grid.rows_in(block), "pair_keys names the row ", row_of(largest),
+                        " of block ", block, ", which has ", grid.rows_in(block));
+    }
+  });
+}
+
+// Where the buckets are to be cut into parts of like work: items differ in popularity by orders of magnitude.
+std::vector<int64_t> cuts_of(const PairGrid& grid, const int32_t* ends, int64_t dim) {
+  std::vector<int64_t> work(static_cast<size_t>(grid.buckets), kItemsPerBucket);  // the rows to write
+  for (int64_t block = 0; block < grid.blocks; ++block) {
+    const int32_t* const own_ends = ends + block * grid.buckets;
+    for (int64_t k = 0; k < grid.buckets; ++k) work[k] += own_ends[k] - (k > 0 ? own_ends[k - 1] : 0);
   }
-  TORCH_CHECK_INDEX(!outside, "ids must be in [0, ", items, "), or −1 for padding");
-  // From counts to the place where each chunk's next pair of an item goes.
   int64_t total = 0;
-  for (int64_t i = 0; i < items; ++i) {
-    offsets[i] = total;
-    for (int64_t c = 0; c < chunks; ++c) {
-      Place& own = counts[c * items + i];
-      const int64_t count = own;
-      own = Place(total);
-      total += count;
-    }
+  for (const int64_t w : work) total += w;
+  const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(total / grain(dim), at::get_num_threads() * 8));
+  std::vector<int64_t> cuts{0};
+  int64_t done = 0;
+  for (int64_t k = 0; k < grid.buckets; ++k) {
+    done += work[k];
+    if (done * parts >= total * int64_t(cuts.size())) cuts.push_back(k + 1);
   }
-  offsets[items] = total;
-  at::parallel_for(0, chunks, 1, [&](int64_t first, int64_t last) {
-    for (int64_t c = first; c < last; ++c) {
-      Place* const next = counts.data() + c * items;
-      visit_pairs<Id>(call, std::min(rows, c * step), std::min(rows, (c + 1) * step), [&](int64_t place, int64_t id) {
-        if (in_range(id)) order[next[id]++] = Place(place);
-      });
-    }
-  });
-  for (int64_t j = 0; j < shared; ++j) {
-    if (in_range(shared_ids[j])) order[last_counts[shared_ids[j]]++] = Place(rows * width + j);
-  }
+  return cuts;
 }
 
-template <typename In, typename Id, typename Place>
+template <typename In>
 void backward(const cw_ext::ItemGradientCall& call) {
   using T = typename Compute<In>::type;
-  const int64_t items = call.items.size(0), dim = call.items.size(1);
-  const int64_t pairs = call.coefficients.numel() + (call.shared_ids.defined() ? call.shared_ids.numel() : 0);
-  const auto order = scratch<Place>(pairs);
-  const auto offsets = scratch<int64_t>(items + 1);
-  sort_pairs<Id, Place>(call, order.get(), offsets.get());
-
-  ItemGradientTask<In, Place> task;
+  const int64_t num_items = call.items.size(0), dim = call.items.size(1), sources = call.sources.size(0);
+  ItemGradientTask<In> task;
   task.items = pointer<const In>(call.items);
+  task.num_items = num_items;
   task.dim = dim;
+  task.padded_dim = round_up_dim(dim);
   task.normalized = call.normalized;
-  task.sources = pointer<const T>(call.sources);
-  task.coefficients = pointer<const T>(call.coefficients);
-  task.rows = call.coefficients.size(0);
-  task.width = call.coefficients.size(1);
-  task.order = order.get();
-  task.offsets = offsets.get();
+  const at::Tensor padded = task.padded_dim == dim ? call.sources : at::constant_pad_nd(call.sources, {0, task.padded_dim - dim});
+  task.sources = pointer<const T>(padded);
   task.gradient = pointer<In>(call.gradient);
-  // Items differ in popularity by orders of magnitude, so the parts are cut by work: a pair, or a row to write.
-  const int64_t work = offsets[items] + items;
-  const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(work / grain(dim), at::get_num_threads() * 8));
-  std::vector<int64_t> cuts(parts + 1, items);
-  cuts[0] = 0;
-  for (int64_t part = 1, i = 0; part < parts; ++part) {
-    while (i < items && offsets[i] + i < part * work / parts) ++i;
-    cuts[part] = i;
+
+  at::Tensor keys = call.pair_keys, ends = call.pair_ends, coefficients = call.coefficients;
+  if (call.shared_ids.defined()) {
+    // The shared negatives are rows of their own, with one pair of weight 1.
+    const int64_t shared = call.shared_ids.size(0), width = coefficients.size(1);
+    const at::Tensor pos_ids = at::cat({call.pos_ids, call.shared_ids});
+    const at::Tensor extra_ids = at::cat({call.extra_ids, at::full({shared, width - 1}, -1, call.extra_ids.options())});
+    at::Tensor ones = at::zeros({shared, width}, coefficients.options());
+    ones.select(1, 0).fill_(1);
+    const at::Tensor unsorted = at::cat({coefficients, ones});
+    task.grid = pair_grid(sources, width, num_items);
+    coefficients = at::empty_like(unsorted);
+    keys = at::empty(unsorted.sizes(), unsorted.options().dtype(at::kShort));
+    ends = at::empty({task.grid.blocks, task.grid.buckets}, unsorted.options().dtype(at::kInt));
+    sort_pairs(pair_ids<int64_t>(pos_ids, extra_ids, at::Tensor()), task.grid, num_items, pointer<const T>(unsorted),
+               pointer<int32_t>(ends), pointer<PairKey>(keys), pointer<T>(coefficients));
+  } else {
+    task.grid = pair_grid(sources, coefficients.size(1), num_items);
+    check_pairs(task.grid, pointer<const PairKey>(keys), pointer<const int32_t>(ends));
   }
-  at::parallel_for(0, parts, 1, [&](int64_t first, int64_t last) {
+  task.keys = pointer<const PairKey>(keys);
+  task.coefficients = pointer<const T>(coefficients);
+  task.ends = pointer<const int32_t>(ends);
+
+  const std::vector<int64_t> cuts = cuts_of(task.grid, task.ends, dim);
+  at::parallel_for(0, int64_t(cuts.size()) - 1, 1, [&](int64_t first, int64_t last) {
     const auto room = scratch<T>(item_gradient_scratch(dim));
-    CW_WITH_ISA(item_gradient<In, Place>(task, cuts[first], cuts[last], room.get()));
+    CW_WITH_ISA(item_gradient<In>(task, cuts[first], cuts[last], room.get()));
   });
 }
 
 }  // namespace
+
+at::Tensor pair_keys(int64_t rows, int64_t width, const at::Tensor& like) {
+  return cw_ext::empty_large({rows, width}, like.options().dtype(at::kShort));
+}
+
+at::Tensor pair_ends(int64_t rows, int64_t width, int64_t items, const at::Tensor& like) {
+  const PairGrid grid = pair_grid(rows, width, items);
+  return at::empty({grid.blocks, grid.buckets}, like.options().dtype(at::kInt));
+}
 
 void embeddings(const cw_ext::EmbeddingsCall& call) {
   with_type(call.queries.scalar_type(), [&](auto element) {
@@ -200,17 +226,7 @@ void embeddings(const cw_ext::EmbeddingsCall& call) {
 }
 
 void item_gradient(const cw_ext::ItemGradientCall& call) {
-  const int64_t places = call.coefficients.numel() + (call.shared_ids.defined() ? call.shared_ids.numel() : 0);
-  const bool small = places <= std::numeric_limits<uint32_t>::max();
-  const bool int32_ids = call.neg_ids.defined() && call.neg_ids.scalar_type() == at::kInt;
-  with_type(call.items.scalar_type(), [&](auto element) {
-    using In = decltype(element);
-    if (small) {
-      int32_ids ? backward<In, int32_t, uint32_t>(call) : backward<In, int64_t, uint32_t>(call);
-    } else {
-      int32_ids ? backward<In, int32_t, int64_t>(call) : backward<In, int64_t, int64_t>(call);
-    }
-  });
+  with_type(call.items.scalar_type(), [&](auto element) { backward<decltype(element)>(call); });
 }
 
 }  // namespace cw_cpu

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "../kernel_types.h"
+#include "pairs.h"
 
 namespace cw_cpu {
 
@@ -41,11 +42,15 @@ struct ScoresTask {
   T* d_extra;  // [B, M]
 };
 
-// An id out of range: where it stands in its id tensor, and what it is.
-struct BadId {
-  const char* name = nullptr;
-  int64_t row = 0;
-  int64_t id = 0;
+// A table [I, D] whose rows are read a register at a time, past their end. The last rows, where that would leave the
+// table, stand in a copy with room behind it.
+template <typename In>
+struct Table {
+  const In* rows;
+  int64_t dim;
+  int64_t readable;     // rows that can be read where they are
+  const In* last_rows;  // the others
+  const In* zeros;      // a row of zeros
 };
 
 template <typename In, typename Id>
@@ -53,13 +58,9 @@ struct EmbeddingsTask {
   using T = typename Compute<In>::type;
   cw_ext::LossArguments arguments;
   const In* queries;  // [B, D]
-  const In* items;    // [I, D]
-  int64_t num_items;
-  int64_t dim;
-  const int64_t* pos_ids;  // [B]
-  const Id* neg_ids;       // [B, N]
+  Table<In> items;
+  PairIds<Id> ids;
   int64_t n;
-  const int64_t* extra_ids;  // [B, M]
   int64_t m;
   const T* log_q;  // [B, N] or null
   int64_t log_q_stride;
@@ -67,29 +68,27 @@ struct EmbeddingsTask {
   RowValue<T> threshold;
   T scale;               // of the similarity
   bool normalized;       // cosine
-  const T* inverse_norms;  // [I], or null: computed row by row
+  const T* inverse_norms;  // [I], or null: computed with the scores
   RowResults<T> out;
   T* unit_queries;  // [B, D]; null: no gradients wanted
   T* d_queries;     // [B, D]
-  T* coefficients;  // [B, 1 + M + N]: dloss/dscore · scale, of the positive, the further positives, the negatives
 };
 
-// The gradient of the item table, item by item: entry e of the list `order`, sorted by item, is the place p of a pair in
-// the coefficients' layout. Pair p < rows·width has source row p / width and coefficient coefficients[p]; a pair
-// beyond has source row rows + (p − rows·width) and coefficient 1.
-template <typename In, typename Place>
+// The gradient of the item table from sorted pairs (pairs.h): coefficient times source row, for each pair of an item.
+template <typename In>
 struct ItemGradientTask {
   using T = typename Compute<In>::type;
   const In* items;  // [I, D]
+  int64_t num_items;
   int64_t dim;
+  int64_t padded_dim;  // round_up_dim(dim)
   bool normalized;
-  const T* sources;       // [S, D]
-  const T* coefficients;  // [rows, width]
-  int64_t rows;
-  int64_t width;
-  const Place* order;      // [P]
-  const int64_t* offsets;  // [I + 1]
-  In* gradient;            // [I, D]
+  const T* sources;  // [rows, padded_dim]
+  PairGrid grid;
+  const PairKey* keys;
+  const T* coefficients;
+  const int32_t* ends;
+  In* gradient;  // [I, D]
 };
 
 // x [rows, width] times factor [rows], into the dtype of a gradient.
@@ -102,10 +101,13 @@ struct ScaleRowsTask {
   In* out;
 };
 
+// A row with room for whole registers, of any instruction set and element type.
+inline int64_t round_up_dim(int64_t dim) { return (dim + 31) / 32 * 32; }
+
 // How many values of the compute type a thread needs as scratch.
 inline int64_t scores_scratch(int64_t n, int64_t m) { return 3 * (n + m); }
-inline int64_t embeddings_scratch(int64_t n, int64_t m, int64_t dim) { return 7 * (n + m + 1) + 2 * dim; }
-inline int64_t item_gradient_scratch(int64_t dim) { return 3 * dim; }
+inline int64_t embeddings_scratch(int64_t n, int64_t m, int64_t dim) { return 5 * (n + m + 1) + 3 * round_up_dim(dim); }
+inline int64_t item_gradient_scratch(int64_t dim) { return (kItemsPerBucket + 1) * round_up_dim(dim); }
 
 #define CW_DECLARE_KERNELS(NAMESPACE)                                                                                \
   namespace NAMESPACE {                                                                                              \
@@ -114,12 +116,13 @@ inline int64_t item_gradient_scratch(int64_t dim) { return 3 * dim; }
   template <typename In>                                                                                             \
   void scale_rows(const ScaleRowsTask<In>& task, int64_t begin, int64_t end);                                        \
   template <typename In, typename Id>                                                                                \
-  BadId embeddings(const EmbeddingsTask<In, Id>& task, int64_t begin, int64_t end,                                   \
-                   typename Compute<In>::type* scratch);                                                             \
+  void embeddings(const EmbeddingsTask<In, Id>& task, int64_t begin, int64_t end,                                    \
+                  typename Compute<In>::type* coefficients, const In** item_rows,                                    \
+                  typename Compute<In>::type* scratch);                                                              \
   template <typename In>                                                                                             \
   void inverse_norms(const In* x, int64_t dim, typename Compute<In>::type* out, int64_t begin, int64_t end);         \
-  template <typename In, typename Place>                                                                             \
-  void item_gradient(const ItemGradientTask<In, Place>& task, int64_t begin, int64_t end,                            \
+  template <typename In>                                                                                             \
+  void item_gradient(const ItemGradientTask<In>& task, int64_t begin, int64_t end,                                   \
                      typename Compute<In>::type* scratch);                                                           \
   }
 

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <utility>
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
@@ -15,6 +16,7 @@
 
 #define CW_NAMESPACE cw_avx2
 #define CW_ISA isa_avx2
+#define CW_VECTOR_BYTES 32
 #include "kernels_impl.h"
 
 #if defined(__clang__)

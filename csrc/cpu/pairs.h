@@ -1,0 +1,131 @@
+// The pairs (row, item) of a batch, sorted for the gradient of the item table.
+//
+// Walking the pairs row by row, that gradient is a scattered read-modify-write of the whole table. So the forward pass
+// leaves them sorted, block by block: a block is some rows, and within it the pairs stand by buckets of items, those of a
+// bucket in the order of their rows. The backward pass then takes a bucket at a time through all blocks; the bucket's
+// gradients, and the sources that a block names, both fit into L1. A pair is a 16-bit key and a coefficient.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+namespace cw_cpu {
+
+using PairKey = uint16_t;
+
+constexpr int kItemBits = 6;
+constexpr int64_t kItemsPerBucket = int64_t(1) << kItemBits;
+constexpr int64_t kMaxRowsPerBlock = int64_t(1) << (16 - kItemBits);
+// What a block's scattered writes touch stays in L2.
+constexpr int64_t kPairsPerBlock = 16384;
+
+inline PairKey pair_key(int64_t row_in_block, int64_t item) {
+  return PairKey(row_in_block << kItemBits | (item & (kItemsPerBucket - 1)));
+}
+inline int item_of(PairKey key) { return key & (kItemsPerBucket - 1); }
+inline int row_of(PairKey key) { return key >> kItemBits; }
+
+// How many blocks and buckets: cw_ext/fake.py has the same rule. It must not depend on the number of threads.
+struct PairGrid {
+  int64_t rows;
+  int64_t width;  // pairs per row
+  int64_t rows_per_block;
+  int64_t blocks;
+  int64_t buckets;
+  int64_t pairs_per_block() const { return rows_per_block * width; }
+  int64_t rows_in(int64_t block) const { return std::min(rows_per_block, rows - block * rows_per_block); }
+};
+
+inline PairGrid pair_grid(int64_t rows, int64_t width, int64_t items) {
+  const int64_t rows_per_block = std::min(kMaxRowsPerBlock, std::max<int64_t>(1, kPairsPerBlock / width));
+  return {rows, width, rows_per_block, (rows + rows_per_block - 1) / rows_per_block,
+          (items + kItemsPerBucket - 1) / kItemsPerBucket};
+}
+
+// The ids of a row: its positive, M further positives, N negatives. −1 is padding.
+template <typename Id>
+struct PairIds {
+  const int64_t* pos;    // [B]
+  const int64_t* extra;  // [B, M]
+  int64_t m;
+  const Id* neg;  // [B, N]
+  int64_t n;
+};
+
+// An id out of range: where it stands in its id tensor, and what it is.
+struct BadId {
+  const char* name = nullptr;
+  int64_t row = 0;
+  int64_t id = 0;
+};
+
+// Calls visit(id) for each of `ids` [n] that is no padding, until one is out of range.
+template <typename Id, typename Visit>
+BadId visit_ids(const Id* ids, int64_t n, int64_t items, const char* name, int64_t row, Visit&& visit) {
+  for (int64_t j = 0; j < n; ++j) {
+    const int64_t id = int64_t(ids[j]);
+    if (uint64_t(id) < uint64_t(items)) {
+      visit(id);
+    } else if (id != -1) {
+      return {name, row, id};
+    }
+  }
+  return {};
+}
+
+// Calls visit(id) for the ids of rows [begin, end), in the order of the coefficients, until one is out of range.
+template <typename Id, typename Visit>
+BadId visit_rows(const PairIds<Id>& ids, int64_t begin, int64_t end, int64_t items, Visit&& visit) {
+  for (int64_t b = begin; b < end; ++b) {
+    BadId bad = visit_ids(ids.pos + b, 1, items, "pos_ids", b, visit);
+    if (!bad.name) bad = visit_ids(ids.extra + b * ids.m, ids.m, items, "extra_pos_ids", b, visit);
+    if (!bad.name) bad = visit_ids(ids.neg + b * ids.n, ids.n, items, "neg_ids", b, visit);
+    if (bad.name) return bad;
+  }
+  return {};
+}
+
+// Where each bucket's pairs of a block begin, in `ends` [buckets]; sort_block() moves them to where they end.
+template <typename Id>
+BadId count_block(const PairIds<Id>& ids, const PairGrid& grid, int64_t block, int64_t items, int32_t* ends) {
+  std::fill(ends, ends + grid.buckets, 0);
+  const int64_t begin = block * grid.rows_per_block;
+  const BadId bad = visit_rows(ids, begin, begin + grid.rows_in(block), items, [ends](int64_t id) {
+    ++ends[id >> kItemBits];
+  });
+  int32_t total = 0;
+  for (int64_t k = 0; k < grid.buckets; ++k) {
+    const int32_t count = ends[k];
+    ends[k] = total;
+    total += count;
+  }
+  return bad;
+}
+
+// Writes a block's pairs to their places, and zeros to those that padding leaves over. The ids have been counted;
+// coefficients [rows in the block, width].
+template <typename Id, typename T>
+void sort_block(const PairIds<Id>& ids, const PairGrid& grid, int64_t block, const T* coefficients, int32_t* ends,
+                PairKey* keys, T* sorted) {
+  const int64_t begin = block * grid.rows_per_block;
+  for (int64_t r = 0; r < grid.rows_in(block); ++r) {
+    const auto write = [=, &coefficients](const auto* row_ids, int64_t n) {
+      for (int64_t j = 0; j < n; ++j) {
+        const int64_t id = int64_t(row_ids[j]);
+        const T coefficient = *coefficients++;
+        if (id < 0) continue;
+        const int32_t place = ends[id >> kItemBits]++;
+        keys[place] = pair_key(r, id);
+        sorted[place] = coefficient;
+      }
+    };
+    write(ids.pos + begin + r, 1);
+    write(ids.extra + (begin + r) * ids.m, ids.m);
+    write(ids.neg + (begin + r) * ids.n, ids.n);
+  }
+  const int64_t written = grid.buckets > 0 ? ends[grid.buckets - 1] : 0, room = grid.rows_in(block) * grid.width;
+  std::fill(keys + written, keys + room, PairKey(0));
+  std::fill(sorted + written, sorted + room, T(0));
+}
+
+}  // namespace cw_cpu

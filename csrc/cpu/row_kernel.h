@@ -1,0 +1,263 @@
+// One row: its loss, and the gradient of each of its scores. Included by kernels_impl.h.
+#pragma once
+
+#include "../cw_row.h"
+#include "kernels.h"
+#include "lanes.h"
+
+namespace cw_cpu {
+namespace CW_ISA {
+
+using namespace CW_NAMESPACE;
+
+// Sums run in blocks: within one in the compute type, over them in fp64.
+constexpr int64_t kBlock = 1024;
+
+template <typename T>
+CW_INLINE void fill(T* x, int64_t n, T value) {
+  for (int64_t i = 0; i < n; ++i) x[i] = value;
+}
+
+CW_INLINE int64_t block_end(int64_t begin, int64_t n) { return begin + kBlock < n ? begin + kBlock : n; }
+
+template <typename T>
+struct Row {
+  T pos;
+  const T* neg;  // [N]
+  int64_t n;
+  const T* extra;  // [M]
+  int64_t m;
+  const T* log_q;  // [N] or null
+  T prior;
+  T threshold;
+};
+
+template <typename T>
+struct RowGradients {
+  T pos;
+  T* neg;      // [N], always there: it is also where the terms of the sum are kept
+  T* extra;    // [M], likewise
+  T* log_q;    // [N] or null
+  bool wanted;
+};
+
+// A surrogate's exponent costs a logarithm: found once and kept. That of exp is found again where it is used.
+constexpr bool is_costly(Surrogate s) { return s != Surrogate::exp; }
+
+// The scores [n] of a row, or of its further positives.
+template <typename T, bool HasLogQ>
+struct Elements {
+  const T* scores;
+  const T* log_q;
+  int64_t n;
+  T pos;
+  CW_INLINE T log_q_of(int64_t j) const { return HasLogQ ? log_q[j] : T(0); }
+};
+
+// The largest exponent, and whether one element spoils the row. Costly exponents are left in `terms`.
+template <typename T, Weighting W, Surrogate S, bool HasLogQ>
+T largest_exponent(const Elements<T, HasLogQ> x, const Parameters<T>& parameters, T* terms, bool& spoiled) {
+  const Parameters<T> p = parameters;  // in registers: a select between two loads would be a branch
+  T max = -infinity<T>();
+  T spoils = 0;  // a T as the rest of the loop: with an int, GCC 12 gets this reduction wrong for fp64 on AVX-512
+  if (!HasLogQ && exponent_rises(W, S, p)) {
+#pragma omp simd reduction(max : max) reduction(+ : spoils)
+    for (int64_t j = 0; j < x.n; ++j) {
+      spoils += x.scores[j] == x.scores[j] ? T(0) : T(1);
+      max = x.scores[j] > max ? x.scores[j] : max;
+    }
+    spoiled |= spoils != T(0) || max == infinity<T>();
+    return mass(max, x.pos, T(0), W, S, p).exponent;
+  }
+#pragma omp simd reduction(max : max) reduction(+ : spoils)
+  for (int64_t j = 0; j < x.n; ++j) {
+    const T exponent = mass(x.scores[j], x.pos, x.log_q_of(j), W, S, p).exponent;
+    if (is_costly(S)) terms[j] = exponent;
+    spoils += exponent == exponent ? T(0) : T(1);
+    max = exponent > max ? exponent : max;
+  }
+  spoiled |= spoils != T(0);
+  return max;
+}
+
+// Σ of term(j), which is also left in terms[j].
+template <typename T, typename Term>
+CW_INLINE T sum_of(int64_t n, T* terms, Term term) {
+  double sum = 0;
+  for (int64_t begin = 0; begin < n; begin += kBlock) {
+    const int64_t end = block_end(begin, n);
+    T partial = 0;
+#pragma omp simd reduction(+ : partial)
+    for (int64_t j = begin; j < end; ++j) {
+      const T value = term(j);
+      terms[j] = value;
+      partial += value;
+    }
+    sum += partial;
+  }
+  return T(sum);
+}
+
+// Σ factor·e^exponent, and in `terms` each element's term relative to the largest exponent.
+template <typename T, Weighting W, Surrogate S, bool HasLogQ>
+LogSum<T> sum_masses(const Elements<T, HasLogQ> x, const Parameters<T>& parameters, T* terms, bool& spoiled) {
+  const Parameters<T> p = parameters;
+  const T max = largest_exponent<T, W, S>(x, p, terms, spoiled);
+  if (max == -infinity<T>()) {
+    fill(terms, x.n, T(0));
+    return {max, T(0)};
+  }
+  if (W == Weighting::sigmoid && S == Surrogate::exp && !HasLogQ && p.logistic) {
+    const T e_max = exp_(max);
+    return {max, sum_of(x.n, terms, [=](int64_t j) CW_INLINE_LAMBDA {
+              return logistic_term(x.scores[j], x.pos, max, e_max, p);
+            })};
+  }
+  return {max, sum_of(x.n, terms, [=](int64_t j) CW_INLINE_LAMBDA {
+            Mass<T> m = mass(x.scores[j], x.pos, x.log_q_of(j), W, S, p);
+            if (is_costly(S)) m.exponent = terms[j];
+            return term(m, max);
+          })};
+}
+
+// The denominator where it is not just N: Σ q, or Σ q ω.
+template <typename T, Weighting W>
+LogSum<T> denominator(const Row<T>& row, const Parameters<T>& parameters, T* terms) {
+  const Parameters<T> p = parameters;
+  const auto mass_of = [=](int64_t j) CW_INLINE_LAMBDA {
+    const T log_q = row.log_q ? row.log_q[j] : T(0);
+    return p.normalize_weights ? weight_mass(row.neg[j], row.pos, log_q, W, p) : Mass<T>{log_q, T(1)};
+  };
+  T max = -infinity<T>();
+#pragma omp simd reduction(max : max)
+  for (int64_t j = 0; j < row.n; ++j) {
+    const T exponent = mass_of(j).exponent;
+    max = exponent > max ? exponent : max;
+  }
+  if (max == -infinity<T>()) {
+    fill(terms, row.n, T(0));
+    return {max, T(0)};
+  }
+  return {max, sum_of(row.n, terms, [=](int64_t j) CW_INLINE_LAMBDA {
+            return term(mass_of(j), max);
+          })};
+}
+
+// The gradient of each score: its share of the sum, times the sum's derivative, times the slope. Returns their total.
+template <typename T, Weighting W, Surrogate S>
+T share_out(const T* scores, int64_t n, T pos, T by_sum, T sum, const Parameters<T>& parameters, T* terms) {
+  const Parameters<T> p = parameters;
+  const T unit = by_sum / sum;
+  if (S == Surrogate::exp && p.detach_weights) {
+    const T factor = unit * p.inv_tau;
+#pragma omp simd
+    for (int64_t j = 0; j < n; ++j) terms[j] *= factor;
+    return by_sum * p.inv_tau;
+  }
+  return sum_of(n, terms, [=](int64_t j) CW_INLINE_LAMBDA {
+    const T value = terms[j] * unit * slope(scores[j] - pos, W, S, p);
+    return terms[j] == T(0) ? T(0) : value;
+  });
+}
+
+// scratch: [n].
+template <typename T, Weighting W, Surrogate S>
+RowResult<T> row_kernel(const Row<T>& row, const Parameters<T>& p, RowGradients<T>& gradients, T* scratch) {
+  T* const denominator_terms = scratch;
+
+  RowSums<T> sums{};
+  sums.pos = row.pos;
+  sums.prior = row.prior;
+  sums.threshold = row.threshold;
+  sums.n_eff = row.n;
+  if (row.log_q) {
+    int64_t masked = 0;
+    for (int64_t j = 0; j < row.n; ++j) masked += row.log_q[j] == -infinity<T>();
+    sums.n_eff -= masked;
+    const Elements<T, true> negatives{row.neg, row.log_q, row.n, row.pos};
+    sums.negatives = sum_masses<T, W, S>(negatives, p, gradients.neg, sums.spoiled);
+  } else {
+    const Elements<T, false> negatives{row.neg, nullptr, row.n, row.pos};
+    sums.negatives = sum_masses<T, W, S>(negatives, p, gradients.neg, sums.spoiled);
+  }
+  sums.has_denominator = row.log_q || p.normalize_weights;
+  if (sums.has_denominator) sums.denominator = denominator<T, W>(row, p, denominator_terms);
+  for (int64_t k = 0; k < row.m; ++k) sums.m += !(row.extra[k] == -infinity<T>());
+  if (sums.m > 0) {
+    const Elements<T, false> extra{row.extra, nullptr, row.m, row.pos};
+    sums.positives = sum_masses<T, W, S>(extra, p, gradients.extra, sums.spoiled);
+  }
+
+  const RowResult<T> result = finish_row(sums, p);
+  if (!gradients.wanted) return result;
+
+  if (!(result.loss == result.loss) || !result.live) {
+    const T value = result.live ? not_a_number<T>() : T(0);
+    gradients.pos = value;
+    fill(gradients.neg, row.n, value);
+    fill(gradients.extra, row.m, value);
+    if (gradients.log_q) fill(gradients.log_q, row.n, value);
+    return result;
+  }
+
+  if (gradients.log_q) {
+    // Divided before they are subtracted: where one negative is all there is, the difference is 0.
+    for (int64_t j = 0; j < row.n; ++j) {
+      const T share = gradients.neg[j] / sums.negatives.sum;
+      gradients.log_q[j] = result.by_log_a * (share - denominator_terms[j] / sums.denominator.sum);
+    }
+  }
+  T total = share_out<T, W, S>(
+      row.neg, row.n, row.pos, result.by_log_a, sums.negatives.sum, p, gradients.neg);
+  if (p.normalize_weights && !p.detach_weights) {
+    const T unit = result.by_log_a / sums.denominator.sum;
+    for (int64_t j = 0; j < row.n; ++j) {
+      if (denominator_terms[j] == T(0) || row.neg[j] == -infinity<T>()) continue;
+      const T value = denominator_terms[j] * unit * weight_slope(row.neg[j] - row.pos, W, p);
+      gradients.neg[j] -= value;
+      total -= value;
+    }
+  }
+  if (sums.m > 0 && result.by_log_c != T(0)) {
+    total += share_out<T, W, S>(
+        row.extra, row.m, row.pos, result.by_log_c, sums.positives.sum, p, gradients.extra);
+  } else {
+    fill(gradients.extra, row.m, T(0));
+  }
+  gradients.pos = result.by_pos - total;
+  return result;
+}
+
+template <typename T>
+using RowKernel = RowResult<T> (*)(const Row<T>&, const Parameters<T>&, RowGradients<T>&, T*);
+
+template <typename T, Weighting W>
+RowKernel<T> with_surrogate(Surrogate surrogate) {
+  switch (surrogate) {
+    case Surrogate::tanh:
+      return row_kernel<T, W, Surrogate::tanh>;
+    case Surrogate::atan:
+      return row_kernel<T, W, Surrogate::atan>;
+    case Surrogate::relu:
+      return row_kernel<T, W, Surrogate::relu>;
+    default:
+      return row_kernel<T, W, Surrogate::exp>;
+  }
+}
+
+template <typename T>
+RowKernel<T> choose_row_kernel(const Parameters<T>& p) {
+  switch (p.weighting) {
+    case Weighting::sigmoid:
+      return with_surrogate<T, Weighting::sigmoid>(p.surrogate);
+    case Weighting::exponential:
+      return with_surrogate<T, Weighting::exponential>(p.surrogate);
+    case Weighting::linear:
+      return with_surrogate<T, Weighting::linear>(p.surrogate);
+    default:
+      return with_surrogate<T, Weighting::none>(p.surrogate);
+  }
+}
+
+}  // namespace CW_ISA
+}  // namespace cw_cpu
