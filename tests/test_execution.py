@@ -111,6 +111,36 @@ def test_an_error_on_one_of_many_threads(kernels: None, threads: Callable[[int],
         assert good.loss(backend="fused").isfinite()
 
 
+_THREADS = """
+import os, sys, torch
+from cases import make_embeddings, make_scores
+torch.set_num_threads(1)
+case = make_scores((64,), 4096) if sys.argv[1] == "1" else make_embeddings(64, 1000, 64, 500)
+case = case.to(torch.float32)
+threads = lambda: len(os.listdir("/proc/self/task"))
+before = threads()
+torch.set_num_threads(3)
+case.loss(backend="fused")
+print(before, threads())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts threads in /proc")
+@pytest.mark.parametrize("level", ["1", "2"])
+def test_the_kernels_run_on_torchs_threads(kernels: None, level: str) -> None:
+    """Nothing else in the call is large enough for more than one."""
+    done = subprocess.run(
+        [sys.executable, "-c", _THREADS, level],
+        env=child_environment(),
+        check=True,
+        timeout=60,
+        capture_output=True,
+        text=True,
+    )
+    before, after = map(int, done.stdout.split())
+    assert after == before + 2
+
+
 # ---- instruction sets --------------------------------------------------------------------------------------
 
 _CHILD = """
