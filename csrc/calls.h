@@ -62,10 +62,10 @@ struct EmbeddingsCall {
 };
 
 // The gradient of the item table: to item id(p) goes, for each pair p of the [B, W] coefficients, coefficients[p] times
-// row p / W of `sources`; and, where rows share their negatives (shared_ids defined), row B + n of `sources` to item
-// shared_ids[n]. Then through the normalisation, once per item.
+// row p / W of `sources`; and, where rows share their negatives (shared_ids defined), to item shared_ids[n] the sum over
+// rows b of scale · shared_coefficients[b, n] · row b of `sources`. Then through the normalisation, once per item.
 struct ItemGradientCall {
-  at::Tensor sources;       // [B, D] or [B + N, D], T
+  at::Tensor sources;       // [B, D] T
   at::Tensor coefficients;  // [B, W] T, W = 1 + M + N or, with shared negatives, 1 + M
   at::Tensor pair_keys;     // as in EmbeddingsCall; empty with shared negatives
   at::Tensor pair_ends;
@@ -74,7 +74,9 @@ struct ItemGradientCall {
   at::Tensor extra_ids;     // [B, M] int64, M may be 0
   at::Tensor neg_ids;       // [B, N] int32 or int64, or undefined
   at::Tensor shared_ids;    // [N] int64, or undefined
-  bool normalized;
+  at::Tensor shared_coefficients;  // [B, N] T, or undefined
+  double scale;     // of the similarity
+  bool normalized;  // cosine
   at::Tensor gradient;  // [I, D] in the dtype of items, uninitialised
 };
 

@@ -53,6 +53,7 @@ struct Parameters {
   bool has_confidence;
   T inv_tau_c;       // 1/τ_c
   bool include_positive;
+  T log_weight_at_0;  // log ω(0)
 };
 
 template <typename T>
@@ -74,6 +75,7 @@ CW_INLINE Parameters<T> make_parameters(const cw_ext::LossArguments& a) {
   p.has_confidence = a.has_confidence;
   p.inv_tau_c = a.has_confidence ? T(1 / a.confidence_temperature) : T(0);
   p.include_positive = a.include_positive;
+  p.log_weight_at_0 = p.weighting == Weighting::sigmoid ? T(std::log(0.5)) : T(0);
   return p;
 }
 
@@ -94,6 +96,12 @@ CW_INLINE float exp_(float x) { return expf(x); }
 CW_INLINE double exp_(double x) { return exp(x); }
 CW_INLINE float exp_nonpositive(float x) { return expf(x); }
 CW_INLINE double exp_nonpositive(double x) { return exp(x); }
+CW_INLINE float log_(float x) { return logf(x); }
+CW_INLINE double log_(double x) { return log(x); }
+CW_INLINE float log1p_(float x) { return log1pf(x); }
+CW_INLINE double log1p_(double x) { return log1p(x); }
+CW_INLINE float atan_(float x) { return atanf(x); }
+CW_INLINE double atan_(double x) { return atan(x); }
 #else
 // e^x for x ≤ 0, branch-free, so that loops over it vectorise: 2^n·e^r with |r| ≤ ln2/2 and a polynomial of degree 6 for
 // e^r, within 2 ulp. Below −86.9 it gives 0; NaN stays NaN.
@@ -123,6 +131,53 @@ CW_INLINE double exp_nonpositive(double x) { return std::exp(x); }
 // e^x for any x, a row's few: ∞ above 88.7.
 CW_INLINE float exp_(float x) { return x > 0.0f ? std::exp(x) : exp_nonpositive(x); }
 CW_INLINE double exp_(double x) { return std::exp(x); }
+// log x for x that is 0, NaN or a normal number, branch-free: x = 2^n·m with m in [√½, √2), and a polynomial of degree 9 in
+// m − 1 (those of log, and of atan below, are from Moshier's Cephes). Within 2 ulp.
+CW_INLINE float log_(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  const uint32_t shifted = bits - 0x3F3504F3u;  // the bits of √½
+  const float n = float(int32_t(shifted) >> 23);
+  const uint32_t mantissa = (shifted & 0x007FFFFFu) + 0x3F3504F3u;
+  float m;
+  std::memcpy(&m, &mantissa, sizeof(m));
+  const float r = m - 1.0f, z = r * r;
+  float poly = 7.0376836292e-2f;
+  poly = poly * r - 1.1514610310e-1f;
+  poly = poly * r + 1.1676998740e-1f;
+  poly = poly * r - 1.2420140846e-1f;
+  poly = poly * r + 1.4249322787e-1f;
+  poly = poly * r - 1.6668057665e-1f;
+  poly = poly * r + 2.0000714765e-1f;
+  poly = poly * r - 2.4999993993e-1f;
+  poly = poly * r + 3.3333331174e-1f;
+  const float value = (poly * r * z + n * -2.12194440e-4f - 0.5f * z) + r + n * 0.693359375f;
+  const float low = x == 0.0f ? -std::numeric_limits<float>::infinity() : value;
+  return x == x ? low : x;
+}
+CW_INLINE double log_(double x) { return std::log(x); }
+// log(1 + x) for x in [0, 1]: what the sum rounds away is put back.
+CW_INLINE float log1p_(float x) {
+  const float sum = 1.0f + x;
+  return log_(sum) + (x - (sum - 1.0f)) / sum;
+}
+CW_INLINE double log1p_(double x) { return std::log1p(x); }
+// atan x, branch-free: |x| brought below tan(π/8), where a polynomial of degree 9 does. Within 2 ulp.
+CW_INLINE float atan_(float x) {
+  const float size = x < 0.0f ? -x : x;
+  const bool large = size > 2.414213562373095f, middle = size > 0.4142135623730950f;
+  const float offset = large ? 1.570796326794897f : (middle ? 0.7853981633974483f : 0.0f);
+  const float above = large ? -1.0f : (middle ? size - 1.0f : size);
+  const float below = large ? size : (middle ? size + 1.0f : 1.0f);
+  const float r = above / below, z = r * r;
+  float poly = 8.05374449538e-2f;
+  poly = poly * z - 1.38776856032e-1f;
+  poly = poly * z + 1.99777106478e-1f;
+  poly = poly * z - 3.33329491539e-1f;
+  const float value = offset + (poly * z * r + r);
+  return x < 0.0f ? -value : value;
+}
+CW_INLINE double atan_(double x) { return std::atan(x); }
 #endif
 
 template <typename T>
@@ -136,10 +191,16 @@ CW_INLINE T sigmoid(T x) {
   return (x < T(0) ? e : T(1)) / (T(1) + e);
 }
 
+// log(1 − x), most often of 0.
+template <typename T>
+CW_INLINE T log_rest(T x) {
+  return x == T(0) ? T(0) : std::log1p(-x);
+}
+
 // log(1 + e^x)
 template <typename T>
 CW_INLINE T softplus(T x) {
-  return (x > T(0) ? x : T(0)) + std::log1p(exp_nonpositive(-abs_(x)));
+  return (x > T(0) ? x : T(0)) + log1p_(exp_nonpositive(-abs_(x)));
 }
 
 template <typename T>
@@ -179,9 +240,9 @@ CW_INLINE T log_surrogate(T d, Surrogate surrogate, const Parameters<T>& p) {
     case Surrogate::tanh:  // tanh d + 1 = 2σ(2d)
       return (T(0.693147180559945309) - softplus(T(-2) * d)) * p.inv_tau;
     case Surrogate::atan:
-      return std::log(std::atan(d) > T(-1) ? std::atan(d) + T(1) : (d == d ? T(0) : d)) * p.inv_tau;
+      return log_(atan_(d) > T(-1) ? atan_(d) + T(1) : (d == d ? T(0) : d)) * p.inv_tau;
     case Surrogate::relu:
-      return std::log(d > T(-1) ? d + T(1) : (d == d ? T(0) : d)) * p.inv_tau;
+      return log_(d > T(-1) ? d + T(1) : (d == d ? T(0) : d)) * p.inv_tau;
     default:
       return d * p.inv_tau;
   }
@@ -269,7 +330,7 @@ CW_INLINE T surrogate_slope(T d, Surrogate surrogate, const Parameters<T>& p) {
     case Surrogate::tanh:
       return T(2) * p.inv_tau * sigmoid(T(-2) * d);
     case Surrogate::atan:
-      return p.inv_tau / ((T(1) + d * d) * (T(1) + std::atan(d)));
+      return p.inv_tau / ((T(1) + d * d) * (T(1) + atan_(d)));
     case Surrogate::relu:
       return p.inv_tau / (T(1) + d);
     default:
@@ -337,8 +398,7 @@ CW_INLINE RowResult<T> finish_row(const RowSums<T>& s, const Parameters<T>& p) {
   const T log_a = log_of(s.negatives) - (s.has_denominator ? log_of(s.denominator) : log_n);
   T log_c;
   if (s.m == 0) {
-    const Mass<T> at_zero = weight(T(0), p.weighting, p);
-    log_c = at_zero.exponent + std::log(at_zero.factor);
+    log_c = p.log_weight_at_0;
   } else {
     log_c = s.positives.max == -infinity<T>() ? -infinity<T>() : log_of(s.positives) - std::log(T(s.m));
   }
@@ -351,14 +411,14 @@ CW_INLINE RowResult<T> finish_row(const RowSums<T>& s, const Parameters<T>& p) {
   bool binds;
   T log_mass;
   if (p.has_min_margin) {
-    const T corrected = left > T(0) ? log_a + std::log1p(-share) : -infinity<T>();
+    const T corrected = left > T(0) ? log_a + log_rest(share) : -infinity<T>();
     binds = corrected <= p.scaled_min_margin;
     log_mass = binds ? p.scaled_min_margin : corrected;
   } else {
     binds = left <= p.floor;
-    log_mass = log_a + (binds ? p.log_floor : std::log1p(-share));
+    log_mass = log_a + (binds ? p.log_floor : log_rest(share));
   }
-  const T log_ng = log_n + log_mass - std::log1p(-s.prior);
+  const T log_ng = log_n + log_mass - log_rest(s.prior);
 
   const T value = p.include_positive ? softplus(log_ng) : log_ng;
   const T outer = p.include_positive ? sigmoid(log_ng) : T(1);

@@ -287,7 +287,7 @@ EmbeddingsResult embeddings_forward(const at::Tensor& queries, const at::Tensor&
       check_range(ids.shared, items.size(0), "neg_ids");
       check_range(ids.extra, items.size(0), "extra_pos_ids");
       const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
-      shared_negatives(call);
+      queries.is_cpu() ? cw_cpu::shared_negatives(call) : shared_negatives(call);
     }
     return results(call, call.shared_coefficients, at::Tensor(), at::Tensor());
   }
@@ -304,30 +304,47 @@ EmbeddingsResult embeddings_forward(const at::Tensor& queries, const at::Tensor&
   return results(call, at::Tensor(), call.pair_keys, call.pair_ends);
 }
 
-at::Tensor item_gradient(const at::Tensor& weighted_queries, const at::Tensor& coefficients,
+// Rows' gradients times the gradients of their losses, in the dtype of the inputs that they belong to.
+std::vector<at::Tensor> scale_rows(at::TensorList gradients, const at::Tensor& factor, at::ScalarType dtype) {
+  std::vector<at::Tensor> results;
+  results.reserve(gradients.size());
+  const at::Tensor own_factor = factor.contiguous();
+  for (const at::Tensor& x : gradients) {
+    results.push_back(empty_large(x.sizes(), x.options().dtype(dtype)));
+    at::Tensor& out = results.back();
+    check_shape(factor, {x.size(0)}, "factor", x);
+    check_type(x, compute_type(out), "gradients");
+    check_type(factor, compute_type(out), "factor");
+    if (x.is_cpu()) {
+      cw_cpu::scale_rows(x.contiguous(), own_factor, out);
+    } else {
+      std::vector<int64_t> column(x.dim(), 1);
+      column[0] = x.size(0);
+      at::mul_out(out, x, own_factor.reshape(column));
+    }
+  }
+  return results;
+}
+
+at::Tensor item_gradient(const at::Tensor& unit_queries, const at::Tensor& factor, const at::Tensor& coefficients,
                          const at::Tensor& shared_coefficients, const at::Tensor& pair_keys,
                          const at::Tensor& pair_ends, const at::Tensor& items, const at::Tensor& pos_ids,
                          const at::Tensor& neg_ids, const OptionalTensor& extra_ids, c10::string_view similarity) {
-  TORCH_CHECK_VALUE(weighted_queries.dim() == 2 && items.dim() == 2,
-                    "weighted_queries must be [B, D] and items [I, D], got ", weighted_queries.sizes(), " and ",
-                    items.sizes());
-  const int64_t rows = weighted_queries.size(0);
-  check_shape(items, {items.size(0), weighted_queries.size(1)}, "items", weighted_queries);
-  check_type(weighted_queries, compute_type(items), "weighted_queries");
-  check_type(coefficients, compute_type(items), "coefficients");
+  TORCH_CHECK_VALUE(unit_queries.dim() == 2 && items.dim() == 2, "unit_queries must be [B, D] and items [I, D], got ",
+                    unit_queries.sizes(), " and ", items.sizes());
+  const int64_t rows = unit_queries.size(0);
+  check_shape(items, {items.size(0), unit_queries.size(1)}, "items", unit_queries);
   const Ids ids = check_ids(items, rows, pos_ids, neg_ids, extra_ids);
   const bool shared = ids.shared.defined();
   const int64_t m = ids.extra.size(1);
   check_shape(coefficients, {rows, shared ? 1 + m : 1 + m + ids.n}, "coefficients", items);
 
   ItemGradientCall call;
-  call.sources = weighted_queries.contiguous();
+  call.sources = scale_rows({unit_queries}, factor, compute_type(items))[0];
   if (shared) {
     check_shape(shared_coefficients, {rows, ids.n}, "shared_coefficients", items);
     check_type(shared_coefficients, compute_type(items), "shared_coefficients");
-    const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
-    const at::Tensor finite = finite_or_zero(call.sources);
-    call.sources = at::cat({call.sources, at::mm(shared_coefficients.t(), finite)});
+    call.shared_coefficients = shared_coefficients.contiguous();
   }
   call.coefficients = coefficients.contiguous();
   if (items.is_cpu() && !shared) {
@@ -343,32 +360,14 @@ at::Tensor item_gradient(const at::Tensor& weighted_queries, const at::Tensor& c
   call.extra_ids = ids.extra;
   call.neg_ids = ids.neg;
   call.shared_ids = ids.shared;
-  call.normalized = similarity_of(similarity).normalized;
+  const auto [scale, normalized] = similarity_of(similarity);
+  call.scale = scale;
+  call.normalized = normalized;
   if (rows == 0) return at::zeros_like(call.items);
   call.gradient = empty_large(call.items.sizes(), call.items.options());
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   run_item_gradient(call);
   return call.gradient;
-}
-
-// Rows' gradients times the gradients of their losses, in the dtype of the inputs that they belong to.
-std::vector<at::Tensor> scale_rows(at::TensorList gradients, const at::Tensor& factor, at::ScalarType dtype) {
-  std::vector<at::Tensor> results;
-  results.reserve(gradients.size());
-  for (const at::Tensor& x : gradients) {
-    results.push_back(empty_large(x.sizes(), x.options().dtype(dtype)));
-    at::Tensor& out = results.back();
-    check_shape(factor, {x.size(0)}, "factor", x);
-    check_type(x, compute_type(out), "gradients");
-    check_type(factor, compute_type(out), "factor");
-    if (x.is_cpu()) {
-      cw_cpu::scale_rows(x.contiguous(), factor.contiguous(), out);
-    } else {
-      std::vector<int64_t> column(x.dim(), 1);
-      column[0] = x.size(0);
-      at::mul_out(out, x, factor.reshape(column));
-    }
-  }
-  return results;
 }
 
 }  // namespace
@@ -384,8 +383,9 @@ TORCH_LIBRARY(cw_ext, m) {
         "(Tensor loss, Tensor live, Tensor d_queries, Tensor unit_queries, Tensor coefficients, "
         "Tensor shared_coefficients, Tensor pair_keys, Tensor pair_ends, Tensor d_log_q, Tensor d_prior, "
         "Tensor d_threshold)");
-  m.def("item_gradient(Tensor weighted_queries, Tensor coefficients, Tensor shared_coefficients, Tensor pair_keys, "
-        "Tensor pair_ends, Tensor items, Tensor pos_ids, Tensor neg_ids, Tensor? extra_ids, str similarity) -> Tensor");
+  // factor [B]: the gradient of each row's loss.
+  m.def("item_gradient(Tensor unit_queries, Tensor factor, Tensor coefficients, Tensor shared_coefficients, "
+        "Tensor pair_keys, Tensor pair_ends, Tensor items, Tensor pos_ids, Tensor neg_ids, Tensor? extra_ids, str similarity) -> Tensor");
   // gradients [B, ...] each, factor [B].
   m.def("scale_rows(Tensor[] gradients, Tensor factor, ScalarType dtype) -> Tensor[]");
 }

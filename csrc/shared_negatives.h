@@ -1,4 +1,4 @@
-// Level 2 where all rows share their negatives: a blocked matrix product around level 1, on any device.
+// Level 2 where all rows share their negatives: a blocked matrix product around level 1.
 #pragma once
 
 #include "calls.h"
@@ -26,6 +26,11 @@ struct SharedNegativesCall {
   at::Tensor shared_coefficients;  // [B, N] T
 };
 
+// On any device, by its matrix products. The CPU has its own.
 void shared_negatives(const SharedNegativesCall& call);
 
 }  // namespace cw_ext
+
+namespace cw_cpu {
+void shared_negatives(const cw_ext::SharedNegativesCall& call);
+}  // namespace cw_cpu

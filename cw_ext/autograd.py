@@ -3,12 +3,14 @@
 The forward op returns, beside each row's loss, that loss's gradient; backward multiplies it by grad_output row by
 row. Nothing that is saved is ever written to, so a second backward sees the same numbers. Under create_graph the
 gradient is taken through the reference instead, which autograd can differentiate again.
+
+A small batch takes the kernels less time than Python, so the reduction is part of the function: that spares autograd
+its nodes.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -47,12 +49,12 @@ def _scaled(
 
 
 def _through_reference(
-    function: Any, inputs: Sequence[Any], needs: Sequence[bool], grad: Tensor
+    function: Any, inputs: Sequence[Any], needs: Sequence[bool], grad: Tensor, reduction: str
 ) -> list[Tensor | None]:
-    """The gradients of `function(*inputs)[0]` with a graph of their own, None where not needed."""
+    """The gradients of `function(*inputs)`, reduced, with a graph of their own; None where not needed."""
     wanted = [i for i, needed in enumerate(needs) if needed]
     with torch.enable_grad():
-        loss, _ = function(*inputs)
+        loss = reference.reduce(*function(*inputs), None, reduction)
         found = torch.autograd.grad(loss, [inputs[i] for i in wanted], grad, create_graph=True, allow_unused=True)
     gradients: list[Tensor | None] = [None] * len(inputs)
     for i, gradient in zip(wanted, found):
@@ -64,17 +66,50 @@ def _wants_graph() -> bool:
     return torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
-def _with_signature(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Keep the signature, which apply() would otherwise work out at each call: more than a small batch's loss takes."""
-    forward.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
-    return forward
+def _reduced(results: tuple[Tensor, ...], reduction: str) -> tuple[Tensor, ...]:
+    """(loss [B], live [B], …) → (reduced loss, live, what the mean divides by, …)."""
+    loss, live, *rest = results
+    if reduction == "none":
+        return loss, live, loss.new_empty(0), *rest
+    if reduction == "sum":
+        return loss.sum(), live, loss.new_empty(0), *rest
+    count = live.sum().clamp(min=1)
+    return loss.sum() / count, live, count, *rest
+
+
+def _row_grad(grad: Tensor, count: Tensor, rows: int, reduction: str) -> Tensor:
+    """The gradient of each row's loss [B]."""
+    if reduction == "none":
+        return grad
+    return (grad / count if reduction == "mean" else grad).expand(rows)
+
+
+def _directly(function: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
+    """The same function without a setup_context, for which apply() works out forward's signature at each call."""
+
+    class Direct(function):  # type: ignore[misc, valid-type]
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> Any:
+            output = function.forward(*inputs)
+            function.setup_context(ctx, inputs, output)
+            return output
+
+        setup_context = torch.autograd.Function.setup_context
+
+    return Direct
+
+
+def _apply(function: type[torch.autograd.Function], *inputs: Any) -> tuple[Tensor, ...]:
+    # torch.func's transforms and torch.compile want the setup_context.
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return function.apply(*inputs)
+    return _DIRECT[function].apply(*inputs)
 
 
 class _ScoreRows(torch.autograd.Function):
-    """Level 1: (loss [R], live [R], gradients of the loss …)."""
+    """Level 1: (reduced loss, live [R], count, gradients of each row's loss …)."""
 
     @staticmethod
-    @_with_signature
     def forward(
         pos: Tensor,
         neg: Tensor,
@@ -83,9 +118,10 @@ class _ScoreRows(torch.autograd.Function):
         prior: PerRow,
         threshold: PerRow,
         parameters: RowParameters,
+        reduction: str,
         with_gradients: bool,
     ) -> tuple[Tensor, ...]:
-        return torch.ops.cw_ext.scores_forward(
+        results = torch.ops.cw_ext.scores_forward(
             pos,
             neg,
             extra,
@@ -96,10 +132,11 @@ class _ScoreRows(torch.autograd.Function):
             with_gradients,
             with_gradients and log_q is not None and log_q.requires_grad,
         )
+        return _reduced(results, reduction)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        pos, neg, extra, log_q, prior, threshold, ctx.parameters, _ = inputs
+        pos, neg, extra, log_q, prior, threshold, ctx.parameters, ctx.reduction, _ = inputs
         ctx.prior, ctx.threshold = _split(prior)[1], _split(threshold)[1]
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
@@ -108,10 +145,8 @@ class _ScoreRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if grad is None:
-            return (None,) * 8
-        pos, neg, extra, log_q, prior, threshold, d_pos, d_neg, d_extra, d_log_q, d_prior, d_threshold = (
-            ctx.saved_tensors
-        )
+            return (None,) * 9
+        pos, neg, extra, log_q, prior, threshold, count, *rows = ctx.saved_tensors
         inputs = [
             pos,
             neg,
@@ -122,11 +157,12 @@ class _ScoreRows(torch.autograd.Function):
         ]
         needs = ctx.needs_input_grad[:6]
         if _wants_graph():
-            gradients = _through_reference(lambda *args: reference.rows(*args, ctx.parameters), inputs, needs, grad)
+            gradients = _through_reference(
+                lambda *args: reference.rows(*args, ctx.parameters), inputs, needs, grad, ctx.reduction
+            )
         else:
-            rows = (d_pos, d_neg, d_extra, d_log_q, d_prior, d_threshold)
-            gradients = _scaled(rows, grad, inputs, needs)
-        return (*gradients, None, None)
+            gradients = _scaled(rows, _row_grad(grad, count, pos.shape[0], ctx.reduction), inputs, needs)
+        return (*gradients, None, None, None)
 
 
 def score_rows(
@@ -137,33 +173,26 @@ def score_rows(
     prior: PerRow,
     threshold: PerRow,
     parameters: RowParameters,
+    reduction: str = "none",
 ) -> tuple[Tensor, Tensor]:
-    """The kernels' counterpart of :func:`cw_ext.reference.rows`: (loss [...], live [...])."""
+    """The kernels' counterpart of :func:`cw_ext.reference.rows`: (loss [...], or reduced as asked; live [...])."""
+    inputs = (pos, neg, extra, log_q, prior, threshold)
     shape = pos.shape
-
-    def flat(value: Any, width: int = 0) -> Any:
-        if not isinstance(value, Tensor) or value.dim() == 1 + bool(width):
-            return value
+    if len(shape) != 1:
         # Not −1: it is ambiguous for a tensor without elements.
-        return value.reshape(shape.numel(), value.shape[-1]) if width else value.reshape(shape.numel())
-
-    inputs = (
-        flat(pos),
-        flat(neg, 1),
-        flat(extra, 1),
-        flat(log_q, 1),
-        flat(prior),
-        flat(threshold),
-    )
-    loss, live, *_ = _ScoreRows.apply(*inputs, parameters, _needs_gradient(inputs))
-    return (loss, live) if len(shape) == 1 else (loss.reshape(shape), live.reshape(shape))
+        inputs = tuple(
+            x.reshape(shape.numel(), *x.shape[len(shape) :]) if isinstance(x, Tensor) else x for x in inputs
+        )
+    loss, live, *_ = _apply(_ScoreRows, *inputs, parameters, reduction, _needs_gradient(inputs))
+    if len(shape) == 1:
+        return loss, live
+    return loss.reshape(shape) if reduction == "none" else loss, live.reshape(shape)
 
 
 class _EmbeddingRows(torch.autograd.Function):
-    """Level 2: (loss [B], live [B], gradients of the loss …)."""
+    """Level 2: (reduced loss, live [B], count, gradients of each row's loss …)."""
 
     @staticmethod
-    @_with_signature
     def forward(
         queries: Tensor,
         items: Tensor,
@@ -175,9 +204,10 @@ class _EmbeddingRows(torch.autograd.Function):
         threshold: PerRow,
         similarity: str,
         parameters: RowParameters,
+        reduction: str,
         with_gradients: bool,
     ) -> tuple[Tensor, ...]:
-        return torch.ops.cw_ext.embeddings_forward(
+        results = torch.ops.cw_ext.embeddings_forward(
             queries,
             items,
             pos_ids,
@@ -191,10 +221,11 @@ class _EmbeddingRows(torch.autograd.Function):
             with_gradients,
             with_gradients and log_q is not None and log_q.requires_grad,
         )
+        return _reduced(results, reduction)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        *tensors, prior, threshold, ctx.similarity, ctx.parameters, _ = inputs
+        *tensors, prior, threshold, ctx.similarity, ctx.parameters, ctx.reduction, _ = inputs
         ctx.prior, ctx.threshold = _split(prior)[1], _split(threshold)[1]
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
@@ -203,9 +234,9 @@ class _EmbeddingRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if grad is None:
-            return (None,) * 11
+            return (None,) * 12
         queries, items, pos_ids, neg_ids, extra_ids, log_q, prior, threshold, *computed = ctx.saved_tensors
-        d_queries, unit_queries, coefficients, shared_coefficients, keys, ends, d_log_q, d_prior, d_threshold = computed
+        count, d_queries, unit_queries, coefficients, shared_coefficients, keys, ends, *row_gradients = computed
         prior = ctx.prior if prior is None else prior
         threshold = ctx.threshold if threshold is None else threshold
         needs = ctx.needs_input_grad
@@ -215,12 +246,15 @@ class _EmbeddingRows(torch.autograd.Function):
                 [queries, items, pos_ids, neg_ids, extra_ids, log_q, prior, threshold],
                 needs[:8],
                 grad,
+                ctx.reduction,
             )
-            return (*gradients, None, None, None)
+            return (*gradients, None, None, None, None)
+        grad = _row_grad(grad, count, queries.shape[0], ctx.reduction)
         grad_items = None
         if needs[1]:
             grad_items = torch.ops.cw_ext.item_gradient(
-                unit_queries * grad.unsqueeze(1),
+                unit_queries,
+                grad,
                 coefficients,
                 shared_coefficients,
                 keys,
@@ -232,12 +266,13 @@ class _EmbeddingRows(torch.autograd.Function):
                 ctx.similarity,
             )
         grad_queries, grad_log_q, grad_prior, grad_threshold = _scaled(
-            (d_queries, d_log_q, d_prior, d_threshold),
+            (d_queries, *row_gradients),
             grad,
             (queries, log_q, prior, threshold),
             (needs[0], *needs[5:8]),
         )
-        return (grad_queries, grad_items, None, None, None, grad_log_q, grad_prior, grad_threshold, None, None, None)
+        gradients = (grad_queries, grad_items, None, None, None, grad_log_q, grad_prior, grad_threshold)
+        return (*gradients, None, None, None, None)
 
 
 def embedding_rows(
@@ -251,8 +286,12 @@ def embedding_rows(
     threshold: PerRow,
     similarity: str,
     parameters: RowParameters,
+    reduction: str = "none",
 ) -> tuple[Tensor, Tensor]:
-    """The kernels' counterpart of :func:`cw_ext.reference.embedding_rows`: (loss [B], live [B])."""
+    """The kernels' counterpart of :func:`cw_ext.reference.embedding_rows`: (loss [B], or reduced as asked; live [B])."""
     inputs = (queries, items, pos_ids, neg_ids, extra_ids, log_q, prior, threshold)
-    loss, live, *_ = _EmbeddingRows.apply(*inputs, similarity, parameters, _needs_gradient(inputs))
+    loss, live, *_ = _apply(_EmbeddingRows, *inputs, similarity, parameters, reduction, _needs_gradient(inputs))
     return loss, live
+
+
+_DIRECT = {function: _directly(function) for function in (_ScoreRows, _EmbeddingRows)}

@@ -81,7 +81,8 @@ def _embeddings_forward(
 
 @torch.library.register_fake("cw_ext::item_gradient")
 def _item_gradient(
-    weighted_queries: Tensor,
+    unit_queries: Tensor,
+    factor: Tensor,
     coefficients: Tensor,
     shared_coefficients: Tensor,
     pair_keys: Tensor,

@@ -62,8 +62,7 @@ def cw_loss(
         checks.prior_in_range(options.prior)
 
         dtype = reference.compute_dtype(pos.dtype)
-        rows = autograd.score_rows if extension.use_kernels(options.backend, device) else reference.rows
-        row_loss, live = rows(
+        arguments = (
             pos,
             neg,
             extra,
@@ -72,7 +71,11 @@ def cw_loss(
             _per_row(options.confidence_threshold, pos.shape, dtype),
             options.row,
         )
-        return reference.reduce(row_loss, live, row_weights, options.reduction)
+        fused = extension.use_kernels(options.backend, device)
+        if fused and row_weights is None:
+            return autograd.score_rows(*arguments, options.reduction)[0]
+        rows = autograd.score_rows if fused else reference.rows
+        return reference.reduce(*rows(*arguments), row_weights, options.reduction)
 
 
 @documents_loss_arguments
@@ -141,8 +144,7 @@ def cw_loss_from_embeddings(
         if sparse_grad:
             table, (pos_ids, neg_ids, extra_pos_ids) = compact_table(table, (pos_ids, neg_ids, extra_pos_ids))
         dtype = reference.compute_dtype(q.dtype)
-        rows = autograd.embedding_rows if fused else reference.embedding_rows
-        row_loss, live = rows(
+        arguments = (
             q,
             table,
             pos_ids,
@@ -154,7 +156,10 @@ def cw_loss_from_embeddings(
             similarity,
             options.row,
         )
-        return reference.reduce(row_loss, live, row_weights, options.reduction)
+        if fused and row_weights is None:
+            return autograd.embedding_rows(*arguments, options.reduction)[0]
+        rows = autograd.embedding_rows if fused else reference.embedding_rows
+        return reference.reduce(*rows(*arguments), row_weights, options.reduction)
 
 
 def _autocasts(device: str) -> bool:

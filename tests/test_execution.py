@@ -88,8 +88,6 @@ def threads() -> Iterator[Callable[[int], None]]:
 def test_the_same_bits_on_any_number_of_threads(
     kernels: None, threads: Callable[[int], None], case: Case, arguments: dict[str, Any]
 ) -> None:
-    if isinstance(case, Embeddings) and case.neg_ids.dim() == 1:
-        pytest.skip("shared negatives are matrix products, and BLAS splits those as it likes")
     weight = torch.randn(200, generator=generator(94))
     results = []
     for count in (1, 2, 3):
@@ -154,7 +152,7 @@ torch.save((cw_ext.build_config()["cpu_capability"], results), sys.argv[2])
 
 
 def _capability_cases() -> dict[str, tuple[Case, Tensor, dict[str, Any]]]:
-    """Each weighting and surrogate, in each dtype, at both levels."""
+    """Each weighting and surrogate, in each dtype, at both levels; and more items than a bucket holds, shared and not."""
     found = {}
     for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
         for weighting in ("none", "sigmoid", "exponential", "linear"):
@@ -170,6 +168,9 @@ def _capability_cases() -> dict[str, tuple[Case, Tensor, dict[str, Any]]]:
                 found[f"scores {name}"] = (scores.to(dtype), torch.ones(4), arguments)
                 embeddings = make_embeddings(4, 71, 33, 30, 3, seed=96, padding=True)
                 found[f"embeddings {name}"] = (embeddings.to(dtype), torch.ones(4), arguments)
+        for shared in (False, True):
+            many = make_embeddings(30, 200, 37, 150, 2, seed=99, padding=True, shared=shared)
+            found[f"many items {dtype} {shared}"] = (many.to(dtype), torch.ones(30), {"prior": 0.1})
     return found
 
 

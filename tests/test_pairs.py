@@ -68,7 +68,7 @@ def _item_gradient_arguments(case: Case) -> list[Any]:
     return [a.detach().clone() if isinstance(a, Tensor) else a for a in mode.arguments]
 
 
-KEYS, ENDS = 3, 4  # places of the op's arguments
+KEYS, ENDS = 4, 5  # places of the op's arguments
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,11 @@
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
 
+#include <algorithm>
+#include <cstring>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "../calls.h"
 #include "kernels.h"
@@ -50,6 +53,11 @@ void with_type(at::ScalarType type, Function&& function) {
   }
 }
 
+// out [n, ≥ dim] rows of `stride`: factor · coefficients [rows, n]ᵀ · x [rows, dim], the same bits on any number of threads.
+// Room for whole panels (ProductTask) is needed beyond dim.
+template <typename T>
+void weighted_sums(const T* coefficients, int64_t rows, int64_t n, const T* x, int64_t dim, T factor, T* out, int64_t stride);
+
 template <typename T>
 T* pointer(const at::Tensor& t) {
   return t.defined() && t.numel() > 0 ? static_cast<T*>(t.data_ptr()) : nullptr;
@@ -66,12 +74,27 @@ RowResults<T> row_outputs(const cw_ext::RowOutputs& out) {
           pointer<T>(out.d_threshold)};
 }
 
-// Rows per task, so that one is worth a thread's waking up: `work` is the number of elements in a row.
-inline int64_t grain(int64_t work) { return std::max<int64_t>(1, 32768 / std::max<int64_t>(1, work)); }
+// Rows per task, so that one is worth a thread's waking up, which takes tens of microseconds where threads do not spin
+// while they wait: `work` is the number of elements in a row, `cost` what one takes: 1 for a copy.
+inline int64_t grain(int64_t work, int64_t cost = 4) {
+  return std::max<int64_t>(1, 131072 / std::max<int64_t>(1, work * cost));
+}
 
 template <typename T>
 std::unique_ptr<T[]> scratch(int64_t size) {
   return std::unique_ptr<T[]>(new T[size]);
+}
+
+// See Table: `room` holds the copy of the last rows and the row of zeros.
+template <typename In>
+Table<In> readable_table(const at::Tensor& items, std::vector<In>& room) {
+  constexpr int64_t kRegister = 64 / int64_t(sizeof(In));
+  const int64_t count = items.size(0), dim = items.size(1);
+  const int64_t copied = std::min(count, (kRegister + dim - 1) / dim);
+  const In* const rows = pointer<const In>(items);
+  room.assign(static_cast<size_t>((copied + 1) * dim + 2 * kRegister), In{});
+  std::memcpy(room.data(), rows + (count - copied) * dim, static_cast<size_t>(copied * dim) * sizeof(In));
+  return {rows, dim, count - copied, room.data(), room.data() + copied * dim + kRegister};
 }
 
 }  // namespace cw_cpu

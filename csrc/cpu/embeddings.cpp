@@ -24,23 +24,11 @@ at::Tensor inverse_norms_of(const at::Tensor& items, int64_t reads, at::ScalarTy
     const In* const x = pointer<const In>(items);
     T* const out = pointer<T>(result);
     const int64_t dim = items.size(1);
-    at::parallel_for(0, items.size(0), grain(dim), [&](int64_t begin, int64_t end) {
+    at::parallel_for(0, items.size(0), grain(dim, 1), [&](int64_t begin, int64_t end) {
       CW_WITH_ISA(inverse_norms<In>(x, dim, out, begin, end));
     });
   });
   return result;
-}
-
-// See Table: `room` holds the copy of the last rows and the row of zeros.
-template <typename In>
-Table<In> readable_table(const at::Tensor& items, std::vector<In>& room) {
-  constexpr int64_t kRegister = 64 / int64_t(sizeof(In));
-  const int64_t count = items.size(0), dim = items.size(1);
-  const int64_t copied = std::min(count, (kRegister + dim - 1) / dim);
-  const In* const rows = pointer<const In>(items);
-  room.assign(static_cast<size_t>((copied + 1) * dim + 2 * kRegister), In{});
-  std::memcpy(room.data(), rows + (count - copied) * dim, static_cast<size_t>(copied * dim) * sizeof(In));
-  return {rows, dim, count - copied, room.data(), room.data() + copied * dim + kRegister};
 }
 
 template <typename Id>
@@ -124,7 +112,7 @@ void sort_pairs(const PairIds<int64_t>& ids, const PairGrid& grid, int64_t num_i
 
 // Sorted pairs come back through the op, so they are looked at again before they say what memory is read.
 void check_pairs(const PairGrid& grid, const PairKey* keys, const int32_t* ends) {
-  at::parallel_for(0, grid.blocks, grain(grid.pairs_per_block()), [&](int64_t first, int64_t last) {
+  at::parallel_for(0, grid.blocks, grain(grid.pairs_per_block(), 1), [&](int64_t first, int64_t last) {
     for (int64_t block = first; block < last; ++block) {
       const int32_t* const own_ends = ends + block * grid.buckets;
       const int64_t most = grid.rows_in(block) * grid.width;
@@ -166,34 +154,48 @@ std::vector<int64_t> cuts_of(const PairGrid& grid, const int32_t* ends, int64_t 
 template <typename In>
 void backward(const cw_ext::ItemGradientCall& call) {
   using T = typename Compute<In>::type;
-  const int64_t num_items = call.items.size(0), dim = call.items.size(1), sources = call.sources.size(0);
+  const int64_t num_items = call.items.size(0), dim = call.items.size(1), rows = call.sources.size(0);
+  const int64_t shared = call.shared_ids.defined() ? call.shared_ids.size(0) : 0;
   ItemGradientTask<In> task;
   task.items = pointer<const In>(call.items);
   task.num_items = num_items;
   task.dim = dim;
   task.padded_dim = round_up_dim(dim);
   task.normalized = call.normalized;
-  const at::Tensor padded = task.padded_dim == dim ? call.sources : at::constant_pad_nd(call.sources, {0, task.padded_dim - dim});
-  task.sources = pointer<const T>(padded);
+  at::Tensor sources = call.sources;
+  if (shared > 0 || task.padded_dim != dim) {
+    sources = at::empty({rows + shared, task.padded_dim}, call.sources.options());
+    const T* const from = pointer<const T>(call.sources);
+    T* const to = pointer<T>(sources);
+    for (int64_t b = 0; b < rows; ++b) {
+      std::copy(from + b * dim, from + (b + 1) * dim, to + b * task.padded_dim);
+      std::fill(to + b * task.padded_dim + dim, to + (b + 1) * task.padded_dim, T(0));
+    }
+  }
+  if (shared > 0) {
+    weighted_sums(pointer<const T>(call.shared_coefficients), rows, shared, pointer<const T>(call.sources), dim,
+                  T(call.scale), pointer<T>(sources) + rows * task.padded_dim, task.padded_dim);
+  }
+  task.sources = pointer<const T>(sources);
   task.gradient = pointer<In>(call.gradient);
 
   at::Tensor keys = call.pair_keys, ends = call.pair_ends, coefficients = call.coefficients;
-  if (call.shared_ids.defined()) {
+  if (shared > 0) {
     // The shared negatives are rows of their own, with one pair of weight 1.
-    const int64_t shared = call.shared_ids.size(0), width = coefficients.size(1);
+    const int64_t width = coefficients.size(1);
     const at::Tensor pos_ids = at::cat({call.pos_ids, call.shared_ids});
     const at::Tensor extra_ids = at::cat({call.extra_ids, at::full({shared, width - 1}, -1, call.extra_ids.options())});
     at::Tensor ones = at::zeros({shared, width}, coefficients.options());
     ones.select(1, 0).fill_(1);
     const at::Tensor unsorted = at::cat({coefficients, ones});
-    task.grid = pair_grid(sources, width, num_items);
+    task.grid = pair_grid(rows + shared, width, num_items);
     coefficients = at::empty_like(unsorted);
     keys = at::empty(unsorted.sizes(), unsorted.options().dtype(at::kShort));
     ends = at::empty({task.grid.blocks, task.grid.buckets}, unsorted.options().dtype(at::kInt));
     sort_pairs(pair_ids<int64_t>(pos_ids, extra_ids, at::Tensor()), task.grid, num_items, pointer<const T>(unsorted),
                pointer<int32_t>(ends), pointer<PairKey>(keys), pointer<T>(coefficients));
   } else {
-    task.grid = pair_grid(sources, coefficients.size(1), num_items);
+    task.grid = pair_grid(rows, coefficients.size(1), num_items);
     check_pairs(task.grid, pointer<const PairKey>(keys), pointer<const int32_t>(ends));
   }
   task.keys = pointer<const PairKey>(keys);

@@ -74,6 +74,34 @@ struct EmbeddingsTask {
   T* d_queries;     // [B, D]
 };
 
+// Level 2 where all rows share their negatives: the scores and the queries' gradients are matrix products.
+template <typename In>
+struct SharedTask {
+  using T = typename Compute<In>::type;
+  cw_ext::LossArguments arguments;
+  const In* queries;  // [B, D]
+  Table<In> items;    // of the positives
+  const int64_t* pos_ids;    // [B]
+  const int64_t* extra_ids;  // [B, M]
+  int64_t m;
+  int64_t n;
+  const int64_t* neg_ids;    // [N]
+  bool any_padding;          // among them
+  T* columns;                // x̂ᵀ·scale, packed: [panels of N, D, kPanel]      filled by pack_shared()
+  T* rows;                   // x̂, packed: [panels of D, N, kPanel]; 0 in the place of values that are not finite
+  const T* log_q;            // [B, N] or null
+  int64_t log_q_stride;
+  RowValue<T> prior;
+  RowValue<T> threshold;
+  T scale;
+  bool normalized;
+  RowResults<T> out;
+  T* unit_queries;         // [B, D]; null: no gradients wanted
+  T* d_queries;            // [B, D]
+  T* coefficients;         // [B, 1 + M]: dloss/dscore · scale
+  T* shared_coefficients;  // [B, N]: dloss/dscore
+};
+
 // The gradient of the item table from sorted pairs (pairs.h): coefficient times source row, for each pair of an item.
 template <typename In>
 struct ItemGradientTask {
@@ -101,12 +129,34 @@ struct ScaleRowsTask {
   In* out;
 };
 
+// Rows of a matrix product in work at a time: a multiple of the register tiles' of any instruction set.
+constexpr int64_t kRowStep = 12;
+
+// c [rows, panels·kPanel] = a [rows, depth] · b, with b packed as [panels, depth, kPanel].
+template <typename T>
+struct ProductTask {
+  static constexpr int64_t kPanel = 128 / int64_t(sizeof(T));
+  const T* a;
+  int64_t a_row_stride;
+  int64_t a_stride;
+  int64_t depth;
+  const T* b;
+  int64_t panels;
+  T* c;
+  int64_t c_stride;
+};
+
 // A row with room for whole registers, of any instruction set and element type.
 inline int64_t round_up_dim(int64_t dim) { return (dim + 31) / 32 * 32; }
 
 // How many values of the compute type a thread needs as scratch.
 inline int64_t scores_scratch(int64_t n, int64_t m) { return 3 * (n + m); }
 inline int64_t embeddings_scratch(int64_t n, int64_t m, int64_t dim) { return 5 * (n + m + 1) + 3 * round_up_dim(dim); }
+// Rows of the shared negatives' scores in work at a time: they stay in L2.
+inline int64_t shared_step(int64_t n) { return kRowStep * std::max<int64_t>(1, std::min<int64_t>(4, 5000 / n)); }
+inline int64_t shared_scratch(int64_t n, int64_t m, int64_t dim) {
+  return shared_step(n) * (n + 64 + 2 * (1 + m) + 2 * round_up_dim(dim)) + 3 * n + 2 * (1 + m) + 3 * round_up_dim(dim);
+}
 inline int64_t item_gradient_scratch(int64_t dim) { return (kItemsPerBucket + 1) * round_up_dim(dim); }
 
 #define CW_DECLARE_KERNELS(NAMESPACE)                                                                                \
@@ -124,6 +174,13 @@ inline int64_t item_gradient_scratch(int64_t dim) { return (kItemsPerBucket + 1)
   template <typename In>                                                                                             \
   void item_gradient(const ItemGradientTask<In>& task, int64_t begin, int64_t end,                                   \
                      typename Compute<In>::type* scratch);                                                           \
+  template <typename In>                                                                                             \
+  void pack_shared(const SharedTask<In>& task, int64_t begin, int64_t end);                                          \
+  template <typename In>                                                                                             \
+  void shared_negatives(const SharedTask<In>& task, int64_t begin, int64_t end,                                      \
+                        typename Compute<In>::type* scratch);                                                        \
+  template <typename T>                                                                                              \
+  void product(const ProductTask<T>& task, int64_t begin, int64_t end);                                              \
   }
 
 CW_DECLARE_KERNELS(isa_default)

@@ -8,6 +8,7 @@
 #include "gather.h"
 #include "kernels.h"
 #include "lanes.h"
+#include "product_kernel.h"
 #include "row_kernel.h"
 
 namespace cw_cpu {
@@ -78,6 +79,15 @@ void inverse_norms(const In* x, int64_t dim, typename Compute<In>::type* out, in
   for (int64_t i = begin; i < end; ++i) out[i] = inverse_norm(squared_norm<In, T>(x + i * dim, dim));
 }
 
+// The row's log weights, with −∞ for what padding masks; `room` [n] holds them where they are not those given.
+// absent(j): whether negative j is padding.
+template <typename T, typename Absent>
+CW_INLINE const T* masked_log_q(bool any, const T* given, int64_t n, T* room, Absent absent) {
+  if (!any) return given;
+  for (int64_t j = 0; j < n; ++j) room[j] = absent(j) ? -infinity<T>() : (given ? given[j] : T(0));
+  return room;
+}
+
 // coefficients: of rows [begin, end), or null. item_rows: [1 + m + n]. scratch: embeddings_scratch(n, m, dim).
 template <typename In, typename Id>
 void embeddings(const EmbeddingsTask<In, Id>& task, int64_t begin, int64_t end, typename Compute<In>::type* coefficients,
@@ -120,14 +130,7 @@ void embeddings(const EmbeddingsTask<In, Id>& task, int64_t begin, int64_t end, 
     Id smallest = *pos_id < 0 ? -1 : 0;
 #pragma omp simd reduction(min : smallest)
     for (int64_t j = 0; j < n; ++j) smallest = neg_ids[j] < smallest ? neg_ids[j] : smallest;
-    const bool padded = smallest < 0;
     const T* const given_log_q = task.log_q ? task.log_q + b * task.log_q_stride : nullptr;
-    if (padded) {
-      for (int64_t j = 0; j < n; ++j) {
-        const bool masked = neg_ids[j] < 0 || *pos_id < 0;
-        log_q[j] = masked ? -infinity<T>() : (given_log_q ? given_log_q[j] : T(0));
-      }
-    }
 
     Row<T> row;
     row.pos = score[0];
@@ -135,7 +138,8 @@ void embeddings(const EmbeddingsTask<In, Id>& task, int64_t begin, int64_t end, 
     row.m = m;
     row.neg = score + 1 + m;
     row.n = n;
-    row.log_q = padded ? log_q : given_log_q;
+    row.log_q = masked_log_q(smallest < 0, given_log_q, n, log_q,
+                             [=](int64_t j) { return neg_ids[j] < 0 || *pos_id < 0; });
     row.prior = at_row(task.prior, b);
     row.threshold = at_row(task.threshold, b);
     T* const row_coefficients = wanted ? coefficients + (b - begin) * width : own_coefficients;
@@ -161,6 +165,129 @@ void embeddings(const EmbeddingsTask<In, Id>& task, int64_t begin, int64_t end, 
       fill(target, dim, T(0));
     }
     for (int64_t i = 0; i < dim; ++i) task.unit_queries[b * dim + i] = unit[i];
+  }
+}
+
+// Panels [begin, end) of the negatives.
+template <typename In>
+void pack_shared(const SharedTask<In>& task, int64_t begin, int64_t end) {
+  using T = typename Compute<In>::type;
+  constexpr int64_t kPanel = ProductTask<T>::kPanel;
+  const Gather<In, T> items(task.items, nullptr, task.normalized);
+  const int64_t n = task.n, dim = task.items.dim, dim_panels = (dim + kPanel - 1) / kPanel;
+  for (int64_t j = begin * kPanel; j < end * kPanel; ++j) {
+    T* const column = task.columns + (j - j % kPanel) * dim + j % kPanel;
+    if (j >= n) {
+      for (int64_t i = 0; i < dim; ++i) column[i * kPanel] = T(0);
+      continue;
+    }
+    const In* const x = items.row(task.neg_ids[j]);
+    const T inverse = task.normalized ? inverse_norm(squared_norm<In, T>(x, dim)) : T(1);
+    for (int64_t i = 0; i < dim; ++i) {
+      const T value = load(x[i]) * inverse;
+      column[i * kPanel] = value * task.scale;
+      task.rows[(i - i % kPanel) * n + j * kPanel + i % kPanel] = is_finite(value) ? value : T(0);
+    }
+    for (int64_t i = dim; i < dim_panels * kPanel; ++i) task.rows[(i - i % kPanel) * n + j * kPanel + i % kPanel] = T(0);
+  }
+}
+
+// scratch: shared_scratch(n, m, dim).
+template <typename In>
+void shared_negatives(const SharedTask<In>& task, int64_t begin, int64_t end, typename Compute<In>::type* scratch) {
+  using T = typename Compute<In>::type;
+  constexpr int64_t kPanel = ProductTask<T>::kPanel;
+  const Parameters<T> p = make_parameters<T>(task.arguments);
+  const RowKernel<T> kernel = choose_row_kernel(p);
+  const Gather<In, T> items(task.items, nullptr, task.normalized);
+  const int64_t n = task.n, m = task.m, dim = task.items.dim, step = shared_step(n), own = 1 + m;
+  const int64_t room = round_up_dim(dim), panels = (n + kPanel - 1) / kPanel, dim_panels = (dim + kPanel - 1) / kPanel;
+  const bool wanted = task.unit_queries != nullptr;
+
+  // Of `step` rows:
+  T* const scores = scratch;                          // [panels·kPanel]
+  T* const units = scores + step * panels * kPanel;   // [dim]
+  T* const sums = units + step * room;                // [dim_panels·kPanel]
+  T* const own_scores = sums + step * room;           // [1 + m], positive and further positives
+  T* const inverse = own_scores + step * own;
+  // Of one row:
+  T* const log_q = inverse + step * own;              // [n]
+  T* const row_scratch = log_q + n;                   // [n]
+  T* const terms = row_scratch + n;                   // [n], where no gradients are wanted
+  T* const own_terms = terms + n;                     // [1 + m]
+  T* const query = own_terms + 2 * own;               // [room], in the order of chunks
+  T* const d_query = query + room;                    // [room], likewise
+  T* const natural = d_query + room;                  // [room]
+
+  for (int64_t first = begin; first < end; first += step) {
+    const int64_t count = end - first < step ? end - first : step;
+    for (int64_t r = 0; r < count; ++r) {
+      const int64_t b = first + r;
+      T* const unit = units + r * room;
+      const In* const given_query = task.queries + b * dim;
+      const T query_inverse = task.normalized ? inverse_norm(squared_norm<In, T>(given_query, dim)) : T(1);
+#pragma omp simd
+      for (int64_t i = 0; i < dim; ++i) unit[i] = load(given_query[i]) * query_inverse;
+      to_chunks(unit, dim, items.chunks, query);
+      const In* row;
+      items.scores(query, task.pos_ids + b, 1, task.scale, &row, own_scores + r * own, inverse + r * own);
+      for (int64_t k = 0; k < m; ++k) {
+        const int64_t* const id = task.extra_ids + b * m + k;
+        const int64_t place = r * own + 1 + k;
+        items.scores(query, id, 1, task.scale, &row, own_scores + place, inverse + place);
+        if (*id < 0) own_scores[place] = -infinity<T>();
+      }
+    }
+    product(ProductTask<T>{units, room, 1, dim, task.columns, panels, scores, panels * kPanel}, 0, count);
+
+    for (int64_t r = 0; r < count; ++r) {
+      const int64_t b = first + r;
+      const bool dead = task.pos_ids[b] < 0;
+      Row<T> row;
+      row.pos = own_scores[r * own];
+      row.extra = own_scores + r * own + 1;
+      row.m = m;
+      row.neg = scores + r * panels * kPanel;
+      row.n = n;
+      row.log_q = masked_log_q(dead || task.any_padding, task.log_q ? task.log_q + b * task.log_q_stride : nullptr, n, log_q,
+                               [&](int64_t j) { return dead || task.neg_ids[j] < 0; });
+      row.prior = at_row(task.prior, b);
+      row.threshold = at_row(task.threshold, b);
+      T* const coefficients = wanted ? task.coefficients + b * own : own_terms;
+      RowGradients<T> gradients;
+      gradients.wanted = wanted;
+      gradients.neg = wanted ? task.shared_coefficients + b * n : terms;
+      gradients.extra = coefficients + 1;
+      gradients.log_q = task.out.d_log_q ? task.out.d_log_q + b * n : nullptr;
+      const RowResult<T> result = kernel(row, p, gradients, row_scratch);
+      write_row(task.out, b, result);
+      if (!wanted) continue;
+      coefficients[0] = gradients.pos;
+      for (int64_t k = 0; k < own; ++k) coefficients[k] *= task.scale;
+    }
+    if (!wanted) continue;
+
+    product(ProductTask<T>{task.shared_coefficients + first * n, n, 1, n, task.rows, dim_panels, sums, room}, 0, count);
+    for (int64_t r = 0; r < count; ++r) {
+      const int64_t b = first + r;
+      const T* const unit = units + r * room;
+      T* const target = task.d_queries + b * dim;
+      fill(d_query, items.chunks.vectors() * kLanes<T>, T(0));
+      for (int64_t k = 0; k < own; ++k) {
+        const int64_t id = k == 0 ? task.pos_ids[b] : task.extra_ids[b * m + k - 1];
+        const In* const row = items.row(id);
+        items.add(&row, 1, task.coefficients + b * own + k, inverse + r * own + k, d_query);
+      }
+      from_chunks<In>(d_query, dim, natural);
+#pragma omp simd
+      for (int64_t i = 0; i < dim; ++i) target[i] = natural[i] + task.scale * sums[r * room + i];
+      if (!task.out.live[b]) fill(target, dim, T(0));
+      if (task.normalized) {
+        const T query_inverse = inverse_norm(squared_norm<In, T>(task.queries + b * dim, dim));
+        if (task.out.live[b]) through_normalization(target, unit, query_inverse, dim);
+      }
+      for (int64_t i = 0; i < dim; ++i) task.unit_queries[b * dim + i] = unit[i];
+    }
   }
 }
 
@@ -239,6 +366,8 @@ void item_gradient(const ItemGradientTask<In>& task, int64_t begin, int64_t end,
       const EmbeddingsTask<In, int32_t>&, int64_t, int64_t, Compute<In>::type*, const In**, Compute<In>::type*);     \
   template void embeddings<In, int64_t>(                                                                             \
       const EmbeddingsTask<In, int64_t>&, int64_t, int64_t, Compute<In>::type*, const In**, Compute<In>::type*);     \
+  template void pack_shared<In>(const SharedTask<In>&, int64_t, int64_t);                                            \
+  template void shared_negatives<In>(const SharedTask<In>&, int64_t, int64_t, Compute<In>::type*);                   \
   template void inverse_norms<In>(const In*, int64_t, Compute<In>::type*, int64_t, int64_t);                         \
   template void item_gradient<In>(const ItemGradientTask<In>&, int64_t, int64_t, Compute<In>::type*);
 
@@ -246,6 +375,8 @@ CW_INSTANTIATE(float)
 CW_INSTANTIATE(double)
 CW_INSTANTIATE(Half)
 CW_INSTANTIATE(BFloat16)
+template void product<float>(const ProductTask<float>&, int64_t, int64_t);
+template void product<double>(const ProductTask<double>&, int64_t, int64_t);
 
 }  // namespace CW_ISA
 }  // namespace cw_cpu

@@ -36,6 +36,11 @@ CW_INLINE void store_vector(void* to, Vector x) {
   std::memcpy(to, &x, sizeof(x));
 }
 
+template <typename T>
+CW_INLINE void fill(T* x, int64_t n, T value) {
+  for (int64_t i = 0; i < n; ++i) x[i] = value;
+}
+
 // ---- horizontal sums -----------------------------------------------------------------------------------------------
 
 template <typename T>

@@ -13,11 +13,6 @@ using namespace CW_NAMESPACE;
 // Sums run in blocks: within one in the compute type, over them in fp64.
 constexpr int64_t kBlock = 1024;
 
-template <typename T>
-CW_INLINE void fill(T* x, int64_t n, T value) {
-  for (int64_t i = 0; i < n; ++i) x[i] = value;
-}
-
 CW_INLINE int64_t block_end(int64_t begin, int64_t n) { return begin + kBlock < n ? begin + kBlock : n; }
 
 template <typename T>
@@ -154,10 +149,14 @@ T share_out(const T* scores, int64_t n, T pos, T by_sum, T sum, const Parameters
     for (int64_t j = 0; j < n; ++j) terms[j] *= factor;
     return by_sum * p.inv_tau;
   }
-  return sum_of(n, terms, [=](int64_t j) CW_INLINE_LAMBDA {
-    const T value = terms[j] * unit * slope(scores[j] - pos, W, S, p);
-    return terms[j] == T(0) ? T(0) : value;
-  });
+  const auto shares = [=](Parameters<T> p, bool detached) CW_INLINE_LAMBDA {
+    p.detach_weights = detached;  // a constant, as which it is no branch within the loop
+    return sum_of(n, terms, [=](int64_t j) CW_INLINE_LAMBDA {
+      const T value = terms[j] * unit * slope(scores[j] - pos, W, S, p);
+      return terms[j] == T(0) ? T(0) : value;
+    });
+  };
+  return p.detach_weights ? shares(p, true) : shares(p, false);
 }
 
 // scratch: [n].

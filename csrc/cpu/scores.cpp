@@ -40,7 +40,7 @@ void scale_rows(const at::Tensor& x, const at::Tensor& factor, const at::Tensor&
     using T = typename Compute<In>::type;
     const int64_t rows = x.size(0), width = rows > 0 ? x.numel() / rows : 0;
     const ScaleRowsTask<In> task{pointer<const T>(x), pointer<const T>(factor), width, pointer<In>(out)};
-    at::parallel_for(0, rows, grain(width), [&](int64_t begin, int64_t end) {
+    at::parallel_for(0, rows, grain(width, 1), [&](int64_t begin, int64_t end) {
       CW_WITH_ISA(scale_rows<In>(task, begin, end));
     });
   });

@@ -10,7 +10,7 @@
 
 #include <type_traits>
 
-#include "../calls.h"
+#include "../backend.h"
 #include "kernels.h"
 
 namespace cw_cuda {
@@ -180,9 +180,19 @@ void sorted_sum(const cw_ext::ItemGradientCall& call, const at::Tensor& sum, cud
   C10_CUDA_CHECK(launch_sorted_sum(task, stream));
 }
 
+// With the shared negatives' sums as further source rows.
+cw_ext::ItemGradientCall with_shared_sources(cw_ext::ItemGradientCall call) {
+  if (call.shared_ids.defined()) {
+    const at::Tensor sums = at::mm(call.shared_coefficients.t(), cw_ext::finite_or_zero(call.sources));
+    call.sources = at::cat({call.sources, at::mul(sums, call.scale)});
+  }
+  return call;
+}
+
 template <typename In>
-void item_gradient_of(const cw_ext::ItemGradientCall& call) {
+void item_gradient_of(const cw_ext::ItemGradientCall& given) {
   using T = typename Compute<In>::type;
+  const cw_ext::ItemGradientCall call = with_shared_sources(given);
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
   constexpr bool kInPlace = std::is_same_v<In, T>;
   const at::Tensor sum = kInPlace ? call.gradient : at::empty(call.gradient.sizes(), call.sources.options());

@@ -1,0 +1,49 @@
+// Sums over rows by a matrix product, for negatives that all rows share. Ours, since MKL leaves half of the vector width
+// unused on processors that are not Intel's, and splits its sums by the number of threads.
+#include <ATen/Parallel.h>
+
+#include "dispatch.h"
+
+namespace cw_cpu {
+
+namespace {
+
+// x [depth, dim] times factor as ProductTask wants its b, with 0 in the place of NaN and ±∞: where such a row should count,
+// its coefficients are NaN themselves, and where not, a coefficient of 0 would not silence it.
+template <typename T>
+void pack(const T* x, int64_t depth, int64_t dim, T factor, T* out) {
+  constexpr int64_t kPanel = ProductTask<T>::kPanel;
+  at::parallel_for(0, depth, grain(dim, 1), [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k) {
+      for (int64_t first = 0; first < dim; first += kPanel) {
+        T* const to = out + first * depth + k * kPanel;
+        const int64_t count = std::min(kPanel, dim - first);
+        for (int64_t i = 0; i < count; ++i) {
+          const T value = x[k * dim + first + i] * factor;
+          to[i] = value - value == T(0) ? value : T(0);
+        }
+        std::fill(to + count, to + kPanel, T(0));
+      }
+    }
+  });
+}
+
+}  // namespace
+
+template <typename T>
+void weighted_sums(const T* coefficients, int64_t rows, int64_t n, const T* x, int64_t dim, T factor, T* out, int64_t stride) {
+  constexpr int64_t kPanel = ProductTask<T>::kPanel;
+  const int64_t panels = (dim + kPanel - 1) / kPanel;
+  const auto packed = scratch<T>(panels * rows * kPanel);
+  pack(x, rows, dim, factor, packed.get());
+  const ProductTask<T> task{coefficients, 1, n, rows, packed.get(), panels, out, stride};
+  const int64_t steps = (n + kRowStep - 1) / kRowStep;
+  at::parallel_for(0, steps, grain(kRowStep * rows * panels), [&](int64_t first, int64_t last) {
+    CW_WITH_ISA(product<T>(task, first * kRowStep, std::min(n, last * kRowStep)));
+  });
+}
+
+template void weighted_sums<float>(const float*, int64_t, int64_t, const float*, int64_t, float, float*, int64_t);
+template void weighted_sums<double>(const double*, int64_t, int64_t, const double*, int64_t, double, double*, int64_t);
+
+}  // namespace cw_cpu

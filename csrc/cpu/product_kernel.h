@@ -1,0 +1,70 @@
+// A matrix product in register tiles. Included by kernels_impl.h.
+#pragma once
+
+#include <type_traits>
+
+#include "kernels.h"
+#include "lanes.h"
+
+namespace cw_cpu {
+namespace CW_ISA {
+
+// Rows of a tile: with two vectors of columns each, their sums fill the registers but for a few.
+constexpr int kTileRows = CW_VECTOR_BYTES == 64 ? 12 : 6;
+
+// R rows of c += a[:, first:last] · panel[first:last].
+template <int R, typename T>
+CW_INLINE void product_tile(const ProductTask<T>& task, const T* a, const T* panel, int64_t first, int64_t last, T* c) {
+  constexpr int W = kLanes<T>, V = ProductTask<T>::kPanel / W;
+  // Two vectors of a panel at a time, whatever its width.
+  for (int v = 0; v < V; v += 2) {
+    Lanes<T> sum[R][2];
+#pragma GCC unroll 12
+    for (int r = 0; r < R; ++r) {
+      sum[r][0] = load_vector<Lanes<T>>(c + r * task.c_stride + v * W);
+      sum[r][1] = load_vector<Lanes<T>>(c + r * task.c_stride + (v + 1) * W);
+    }
+    for (int64_t k = first; k < last; ++k) {
+      const Lanes<T> x = load_vector<Lanes<T>>(panel + k * ProductTask<T>::kPanel + v * W);
+      const Lanes<T> y = load_vector<Lanes<T>>(panel + k * ProductTask<T>::kPanel + (v + 1) * W);
+#pragma GCC unroll 12
+      for (int r = 0; r < R; ++r) {
+        const T factor = a[r * task.a_row_stride + k * task.a_stride];
+        sum[r][0] += x * factor;
+        sum[r][1] += y * factor;
+      }
+    }
+#pragma GCC unroll 12
+    for (int r = 0; r < R; ++r) {
+      store_vector(c + r * task.c_stride + v * W, sum[r][0]);
+      store_vector(c + r * task.c_stride + (v + 1) * W, sum[r][1]);
+    }
+  }
+}
+
+// Rows [begin, end). The sums run in the order of k, whatever the rows.
+template <typename T>
+void product(const ProductTask<T>& task, int64_t begin, int64_t end) {
+  constexpr int64_t kDepth = 128;  // what of `a` is walked again for each panel stays in the cache
+  for (int64_t i = begin; i < end; ++i) fill(task.c + i * task.c_stride, task.panels * ProductTask<T>::kPanel, T(0));
+  for (int64_t first = 0; first < task.depth; first += kDepth) {
+    const int64_t last = first + kDepth < task.depth ? first + kDepth : task.depth;
+    for (int64_t p = 0; p < task.panels; ++p) {
+      const T* const panel = task.b + p * task.depth * ProductTask<T>::kPanel;
+      int64_t i = begin;
+      const auto tiles = [&](auto rows) CW_INLINE_LAMBDA {
+        constexpr int R = decltype(rows)::value;
+        for (; i + R <= end; i += R) {
+          product_tile<R>(task, task.a + i * task.a_row_stride, panel, first, last,
+                          task.c + i * task.c_stride + p * ProductTask<T>::kPanel);
+        }
+      };
+      tiles(std::integral_constant<int, kTileRows>());
+      tiles(std::integral_constant<int, 4>());
+      tiles(std::integral_constant<int, 1>());
+    }
+  }
+}
+
+}  // namespace CW_ISA
+}  // namespace cw_cpu
