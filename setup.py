@@ -33,8 +33,8 @@ CXX_FLAGS = [
     # it does not vectorise a select.
     "-fno-math-errno",
     "-fno-trapping-math",
-    # at::parallel_for is a template: compiled without OpenMP it runs on one thread. The runtime is not linked: it is the
-    # one that torch has loaded, so that torch.set_num_threads() counts here too.
+    # at::parallel_for is a template: compiled without OpenMP it runs on one thread. The runtime is not linked: it is
+    # the one that torch has loaded, so that torch.set_num_threads() counts here too.
     "-fopenmp" if torch.backends.openmp.is_available() and sys.platform == "linux" else "-fopenmp-simd",
     "-fvisibility=hidden",
     "-Wall",

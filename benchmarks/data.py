@@ -48,6 +48,16 @@ class InteractionData:
     num_items: int
     name: str
 
+    def sizes(self) -> dict[str, str | int]:
+        """Return what a result file says about the data: its name, and how many users, items and interactions."""
+        return {
+            "name": self.name,
+            "users": self.num_users,
+            "items": self.num_items,
+            "train": len(self.train_users),
+            "test": len(self.test_users),
+        }
+
 
 def load(
     path: str | Path | None = None,

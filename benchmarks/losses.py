@@ -39,7 +39,7 @@ class BatchLoss(Protocol):
         queries: user embeddings [B, D], one row per positive.
         items: table of all item embeddings [num_items, D].
         pos_ids: int64 item ids [B].
-        neg_ids: int64 item ids [B, N].
+        neg_ids: int32 item ids [B, N].
         extra_pos_ids: int64 item ids [B, M], -1 where a user has none; or None.
     """
 

@@ -16,12 +16,23 @@ import torch
 
 import cw_ext
 
+# Environment variables that change what is measured.
+_VARIABLES = (
+    "ATEN_CPU_CAPABILITY",
+    "KMP_BLOCKTIME",
+    "MALLOC_MMAP_THRESHOLD_",
+    "MALLOC_TRIM_THRESHOLD_",
+    "OMP_NUM_THREADS",
+    "OMP_WAIT_POLICY",
+    "THP_MEM_ALLOC_ENABLE",
+)
+
 # Exit status of a program that Ctrl-C ended.
 INTERRUPTED = 130
 
 
 def environment() -> dict[str, Any]:
-    """Describe what a result was measured on: processor, versions, cw_ext's build, git commit or None."""
+    """Describe what a result was measured on: processor, versions, settings, cw_ext's build, git commit."""
     return {
         "processor": _processor_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -29,6 +40,7 @@ def environment() -> dict[str, Any]:
         "system": platform.platform(),
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "variables": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
         "cw_ext": cw_ext.build_config(),
         "git_commit": _git_commit(),
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

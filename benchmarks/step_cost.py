@@ -9,14 +9,11 @@ torch's allocator, that also counts what a kernel allocates for itself.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import sys
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 import cw_ext
-from benchmarks import reporting
+from benchmarks import memory, reporting
 from benchmarks.arguments import non_negative_int, positive_int
 from benchmarks.losses import LossOptions, build_loss
 
@@ -69,9 +66,8 @@ def measure(shape: StepShape, repeats: int = 7) -> dict[str, Any]:
             torch.tensor(seconds[backend], dtype=torch.float64),
             torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64),
         ).tolist()
-        # A forked process would inherit the parent's high-water mark; a spawned one starts from nothing.
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh_process:
-            peak = fresh_process.submit(_peak_extra_bytes, shape, backend).result()
+        tiny = StepShape(2, 2, 2, 2, 2)
+        peak = memory.peak_extra_bytes(partial(_make_step, tiny, backend), partial(_make_step, shape, backend))
         report["backends"][backend] = {
             "seconds": {"q20": low, "median": median, "q80": high},
             "peak_extra_bytes": peak,
@@ -133,31 +129,6 @@ def _step_seconds(shape: StepShape, backends: Sequence[str], repeats: int) -> di
             step()
             seconds[backend].append(time.perf_counter() - start)
     return seconds
-
-
-def _peak_extra_bytes(shape: StepShape, backend: str) -> int | None:
-    """Run one step and return by how much the resident set grew at its peak; meant for a fresh process."""
-    if not Path("/proc/self/status").exists():
-        return None
-    # Code, thread pool and autograd are loaded by a step that is too small to leave memory behind for reuse.
-    _make_step(StepShape(2, 2, 2, 2, 2), backend)()
-    step = _make_step(shape, backend)
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):
-        libc.malloc_trim(0)
-    # Resets the mark. Where that is not allowed it also covers start-up, and the result can only be too high.
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-    before = _status_bytes("VmRSS")
-    step()
-    return _status_bytes("VmHWM") - before
-
-
-def _status_bytes(field: str) -> int:
-    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"/proc/self/status has no field {field}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

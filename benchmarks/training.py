@@ -66,13 +66,7 @@ def compare(
         TrainingError: as :func:`train`; the runs before it are on disk.
     """
     report: dict[str, Any] = {
-        "data": {
-            "name": dataset.name,
-            "users": dataset.num_users,
-            "items": dataset.num_items,
-            "train": len(dataset.train_users),
-            "test": len(dataset.test_users),
-        },
+        "data": dataset.sizes(),
         "environment": reporting.environment(),
         "runs": [],
     }

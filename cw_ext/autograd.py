@@ -175,14 +175,12 @@ def score_rows(
     parameters: RowParameters,
     reduction: str = "none",
 ) -> tuple[Tensor, Tensor]:
-    """The kernels' counterpart of :func:`cw_ext.reference.rows`: (loss [...], or reduced as asked; live [...])."""
+    """The kernels' counterpart of :func:`cw_ext.reference.rows`: (loss [...], or reduced; live [...])."""
     inputs = (pos, neg, extra, log_q, prior, threshold)
     shape = pos.shape
     if len(shape) != 1:
         # Not −1: it is ambiguous for a tensor without elements.
-        inputs = tuple(
-            x.reshape(shape.numel(), *x.shape[len(shape) :]) if isinstance(x, Tensor) else x for x in inputs
-        )
+        inputs = tuple(x.reshape(shape.numel(), *x.shape[len(shape) :]) if isinstance(x, Tensor) else x for x in inputs)
     loss, live, *_ = _apply(_ScoreRows, *inputs, parameters, reduction, _needs_gradient(inputs))
     if len(shape) == 1:
         return loss, live
@@ -288,7 +286,7 @@ def embedding_rows(
     parameters: RowParameters,
     reduction: str = "none",
 ) -> tuple[Tensor, Tensor]:
-    """The kernels' counterpart of :func:`cw_ext.reference.embedding_rows`: (loss [B], or reduced as asked; live [B])."""
+    """The kernels' counterpart of :func:`cw_ext.reference.embedding_rows`: (loss [B], or reduced; live [B])."""
     inputs = (queries, items, pos_ids, neg_ids, extra_ids, log_q, prior, threshold)
     loss, live, *_ = _apply(_EmbeddingRows, *inputs, similarity, parameters, reduction, _needs_gradient(inputs))
     return loss, live

@@ -181,7 +181,8 @@ def test_opcheck(kernels: None, device: torch.device, dtype: torch.dtype) -> Non
             detached = [a.detach() if isinstance(a, Tensor) else a for a in args]
             torch.library.opcheck(op, detached, kwargs)
             checked.add(op._schema.name)
-    assert checked == {f"cw_ext::{op}" for op in ("scores_forward", "embeddings_forward", "item_gradient", "scale_rows")}
+    ops = ("scores_forward", "embeddings_forward", "item_gradient", "scale_rows")
+    assert checked == {f"cw_ext::{op}" for op in ops}
 
 
 def test_opcheck_without_gradients(kernels: None, device: torch.device) -> None:

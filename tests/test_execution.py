@@ -14,7 +14,6 @@ import pytest
 import torch
 from cases import (
     Case,
-    Embeddings,
     Result,
     assert_near,
     child_environment,
@@ -152,7 +151,7 @@ torch.save((cw_ext.build_config()["cpu_capability"], results), sys.argv[2])
 
 
 def _capability_cases() -> dict[str, tuple[Case, Tensor, dict[str, Any]]]:
-    """Each weighting and surrogate, in each dtype, at both levels; and more items than a bucket holds, shared and not."""
+    """Each weighting and surrogate, in each dtype, at both levels; and more items than a bucket holds."""
     found = {}
     for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
         for weighting in ("none", "sigmoid", "exponential", "linear"):

@@ -10,7 +10,7 @@ from cases import DTYPE_IDS, DTYPES, Case, against_truth, evaluate, generator, m
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-# Many blocks of few rows, few blocks of many rows, rows longer than a block; one bucket, and several with a part left over.
+# Many blocks of few rows, few blocks of many rows, rows longer than a block; one bucket, and several and a part.
 SIZES = {
     "several blocks": {"rows": 40, "n": 900, "dim": 20, "items": 200},
     "short rows": {"rows": 2100, "n": 1, "dim": 8, "items": 130},

@@ -59,7 +59,7 @@ def test_negatives_are_uniform_on_what_the_user_has_not(sampler_kind):
     users = torch.tensor([4, 0, 1, 2, 3, 4, 0]).repeat(100)
     drawn = sampler.negatives(users, 200, torch.Generator().manual_seed(0))
     assert drawn.shape == (700, 200)
-    assert drawn.dtype == torch.int64
+    assert drawn.dtype == torch.int32
     for user, items in positives.items():
         counts = torch.bincount(drawn[users == user].flatten(), minlength=20)
         others = [item for item in range(20) if item not in items]
@@ -83,6 +83,25 @@ def test_same_seed_same_negatives(sampler_kind):
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def test_batches_of_any_size_can_follow_each_other(sampler_kind):
+    pairs = torch.randperm(40 * 3000, generator=torch.Generator().manual_seed(0))[:12000]
+    users, items = pairs // 3000, pairs % 3000
+    sampler = InteractionSampler(users, items, num_users=40, num_items=3000)
+    known = set(pairs.tolist())
+    shapes = [(40, 50), (7, 200), (40, 3), (1, 1), (40, 50)]
+    drawn = []
+    for seed, (rows, num_negatives) in enumerate(shapes):
+        negatives = sampler.negatives(torch.arange(rows), num_negatives, torch.Generator().manual_seed(seed))
+        keys = torch.arange(rows).unsqueeze(1) * 3000 + negatives
+        assert not known & set(keys.flatten().tolist())
+        drawn.append((negatives, negatives.clone()))
+    for seed, ((rows, num_negatives), (negatives, copy)) in enumerate(zip(shapes, drawn, strict=True)):
+        assert torch.equal(negatives, copy)  # later calls have not written to it
+        fresh = InteractionSampler(users, items, num_users=40, num_items=3000)
+        again = fresh.negatives(torch.arange(rows), num_negatives, torch.Generator().manual_seed(seed))
+        assert torch.equal(negatives, again)
 
 
 def test_a_user_without_a_negative_is_refused():

@@ -1,0 +1,205 @@
+"""One epoch of training with the fused kernels and with eager PyTorch: where the time of a step goes.
+
+The model is matrix factorisation, set up as in `benchmarks.training`: a tenth of the training interactions is held out
+for validation, and an epoch passes over the others. A few steps before the measured ones are not counted, nor are
+set-up, validation and test.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from benchmarks import data, reporting
+from benchmarks.arguments import non_negative_int, positive_int
+from benchmarks.epoch_plots import plot_epoch
+from benchmarks.losses import LOSSES, LossOptions, RankingLoss, build_loss
+from benchmarks.timing import quantiles
+from benchmarks.trainer import STEP_PARTS, Trainer, TrainingConfig
+
+WARM_UP_STEPS = 3
+BACKENDS = ("fused", "reference")
+# Every part of a step; "rest" is what the others leave of it, such as the release of memory.
+PARTS = (*STEP_PARTS, "rest")
+
+
+def measure(
+    dataset: data.InteractionData, losses: Mapping[str, RankingLoss], config: TrainingConfig, steps: Mapping[str, int]
+) -> dict[str, Any]:
+    """Measure both backends, one after the other, from the same start and with the same draws.
+
+    Args:
+        dataset: training interactions.
+        losses: the same loss, by its backend (:data:`BACKENDS`).
+        config: model, batch size, negatives and seed; its epochs do not matter.
+        steps: as :func:`measure_backend`, by backend.
+
+    Returns:
+        A JSON-ready dict: data, settings, what :func:`measure_backend` says of each backend, and how many times as
+        long an eager epoch takes (``"epoch_ratio"``).
+    """
+    costs = {backend: measure_backend(dataset, losses[backend], config, steps[backend]) for backend in BACKENDS}
+    fused = losses["fused"]
+    return {
+        "data": dataset.sizes(),
+        "loss": fused.name,
+        "loss_settings": {name: value for name, value in fused.settings.items() if name != "backend"},
+        "config": {name: asdict(config)[name] for name in ("model", "dim", "batch_size", "negatives", "lr", "seed")},
+        "backends": costs,
+        "epoch_ratio": costs["reference"]["epoch_seconds"] / costs["fused"]["epoch_seconds"],
+    }
+
+
+def measure_backend(
+    dataset: data.InteractionData, loss: RankingLoss, config: TrainingConfig, steps: int = 0
+) -> dict[str, Any]:
+    """Train for an epoch, or for its first steps only.
+
+    Args:
+        dataset: training interactions.
+        loss: with the backend to measure.
+        config: model, batch size, negatives and seed; its epochs do not matter.
+        steps: how many steps of the epoch to take; 0, or more than it has, for all.
+
+    Returns:
+        As :func:`summarize`.
+    """
+    trainer = Trainer(dataset, loss, config)
+    for batch in trainer.shuffled_batches()[:WARM_UP_STEPS]:
+        trainer.train_step(batch)
+    seconds_before = dict(trainer.stopwatch.seconds)
+    epoch = trainer.shuffled_batches()
+    step_seconds = []
+    for batch in tqdm(epoch[: steps or None], desc=str(loss.settings["backend"]), unit="step", mininterval=0.5):
+        start = time.perf_counter()
+        trainer.train_step(batch)
+        step_seconds.append(time.perf_counter() - start)
+    part_seconds = {part: trainer.stopwatch.seconds[part] - seconds_before[part] for part in STEP_PARTS}
+    return summarize(part_seconds, step_seconds, len(epoch))
+
+
+def summarize(part_seconds: Mapping[str, float], step_seconds: Sequence[float], epoch_steps: int) -> dict[str, Any]:
+    """Reduce measured times to means per step and to the time of an epoch.
+
+    Args:
+        part_seconds: seconds of each of :data:`STEP_PARTS`, all steps together.
+        step_seconds: seconds of each measured step, at least one.
+        epoch_steps: how many steps the whole epoch has.
+
+    Returns:
+        A JSON-ready dict: ``"steps"`` measured and ``"epoch_steps"``, mean ``"parts"`` of a step in seconds
+        (:data:`PARTS`), ``"step"`` with the mean and quantiles of its seconds, ``"epoch_seconds"`` (the mean step
+        times epoch_steps), and whether that is ``"extrapolated"`` from fewer steps.
+    """
+    steps, total = len(step_seconds), sum(step_seconds)
+    parts = {part: part_seconds[part] / steps for part in STEP_PARTS}
+    return {
+        "steps": steps,
+        "epoch_steps": epoch_steps,
+        "parts": {**parts, "rest": total / steps - sum(parts.values())},
+        "step": {"mean": total / steps, **quantiles(step_seconds)},
+        "epoch_seconds": total / steps * epoch_steps,
+        "extrapolated": steps < epoch_steps,
+    }
+
+
+def describe(report: Mapping[str, Any]) -> str:
+    """Return a report of :func:`measure` as a table, with what the times of an epoch rest on."""
+    fused, eager = (report["backends"][backend] for backend in BACKENDS)
+
+    def line(name: str, fused_seconds: float, eager_seconds: float) -> list[str]:
+        cells = [
+            cell
+            for seconds, cost in ((fused_seconds, fused), (eager_seconds, eager))
+            for cell in (f"{1e3 * seconds:.2f}", f"{100 * seconds / cost['step']['mean']:.1f}")
+        ]
+        return [name, *cells, f"{eager_seconds / fused_seconds:.1f}" if fused_seconds > 0 else "-"]
+
+    header = ["mean of a step", "fused ms", "%", "eager ms", "%", "eager/fused"]
+    rows = [line(part.replace("_", " "), fused["parts"][part], eager["parts"][part]) for part in PARTS]
+    rows.append(line("step", fused["step"]["mean"], eager["step"]["mean"]))
+    lines = [
+        "{name}: {users} users, {items} items, ".format(**report["data"]) + f"{fused['epoch_steps']} steps an epoch",
+        "{model}, {loss}, B={batch_size} N={negatives} D={dim}, fp32".format(loss=report["loss"], **report["config"]),
+        reporting.format_table(header, rows),
+    ]
+    for name, cost in (("fused", fused), ("eager", eager)):
+        low, median, high = (1e3 * cost["step"][quantile] for quantile in ("q20", "median", "q80"))
+        basis = f"extrapolated from its first {cost['steps']} steps" if cost["extrapolated"] else "all of it measured"
+        lines.append(
+            f"{name}: {cost['epoch_seconds']:.1f} s per epoch ({basis}); "
+            f"a step's median {median:.1f} ms, 20-80 % {low:.1f}-{high:.1f} ms"
+        )
+    lines.append(f"an epoch is {report['epoch_ratio']:.1f} times as fast with the fused kernels")
+    return "\n".join(lines)
+
+
+def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    defaults = TrainingConfig()
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.epoch",
+        description=__doc__,
+        epilog="Exit status: 0 done, 2 bad arguments or data, or no compiled kernels, 130 ended by Ctrl-C.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--data", metavar="DIR|FILE", help="as for benchmarks.training; MovieLens-100K if not given")
+    # BPR has one implementation and thus nothing to compare.
+    parser.add_argument(
+        "--loss", choices=[name for name in LOSSES if name != "bpr"], default="cw", help="the loss to train with"
+    )
+    parser.add_argument(
+        "--steps", type=non_negative_int, default=0, help="measured steps with the fused kernels; 0 for the whole epoch"
+    )
+    parser.add_argument(
+        "--eager-steps",
+        type=non_negative_int,
+        default=10,
+        help="measured steps with eager PyTorch; 0 for the whole epoch",
+    )
+    parser.add_argument("--dim", type=positive_int, default=defaults.dim, help="length of an embedding D")
+    parser.add_argument("--batch-size", type=positive_int, default=defaults.batch_size, help="positives per step B")
+    parser.add_argument(
+        "--negatives", type=positive_int, default=defaults.negatives, help="sampled negatives per positive N"
+    )
+    parser.add_argument("--seed", type=non_negative_int, default=defaults.seed, help="of splits, start and sampling")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="where results go; a new folder under runs/ if not given"
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    arguments = _parse_arguments(argv)
+    config = TrainingConfig(
+        dim=arguments.dim, batch_size=arguments.batch_size, negatives=arguments.negatives, seed=arguments.seed
+    )
+    steps = {"fused": arguments.steps, "reference": arguments.eager_steps}
+    try:
+        losses = {backend: build_loss(arguments.loss, LossOptions(backend=backend)) for backend in BACKENDS}
+        dataset = data.load(arguments.data, seed=arguments.seed)
+        directory = arguments.out or reporting.default_directory(f"{dataset.name}-epoch")
+        reporting.make_writable_directory(directory)
+        report = {"environment": reporting.environment(), **measure(dataset, losses, config, steps)}
+        reporting.write_json(directory / "results.json", report)
+        plot_epoch(report, directory / "results.png")
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        return reporting.INTERRUPTED
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(describe(report))
+    print(f"results: {directory / 'results.json'}, {directory / 'results.png'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

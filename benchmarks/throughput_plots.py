@@ -1,0 +1,154 @@
+"""Time, memory and share of the floor from the throughput benchmark as figures."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from benchmarks.contestants import CONTESTANTS
+from benchmarks.throughput_report import MIB
+from benchmarks.throughput_shapes import Shape
+
+# Okabe and Ito's palette, as in plots.py; the markers tell the contestants apart as well.
+_STYLES = {
+    "cw_ext": ("#0072B2", "o"),
+    "eager": ("#E69F00", "s"),
+    "compile": ("#009E73", "^"),
+    "checkpoint": ("#D55E00", "D"),
+    "floor": ("#000000", "x"),
+}
+
+
+def plot(report: dict[str, Any], out: Path) -> list[Path]:
+    """Draw what the report has numbers for.
+
+    Args:
+        report: of the throughput benchmark.
+        out: directory for throughput_time.png, throughput_memory.png and throughput_floor.png.
+
+    Returns:
+        The files written.
+    """
+    costs = [cost for entry in report["shapes"] for cost in entry["contestants"].values()]
+    written = []
+    if costs:
+        written.append(out / "throughput_time.png")
+        _plot_over_negatives(report, "time", "ms per step", written[-1])
+    if any(cost["peak_extra_bytes"] is not None for cost in costs):
+        written.append(out / "throughput_memory.png")
+        _plot_over_negatives(report, "memory", "peak extra MiB", written[-1])
+    if any(cost["share_of_floor"] is not None for cost in costs):
+        written.append(out / "throughput_floor.png")
+        _plot_floor(report, written[-1])
+    return written
+
+
+def _plot_over_negatives(report: dict[str, Any], quantity: str, label: str, path: Path) -> None:
+    by_level = _entries_by_level(report)
+    figure = _figure(6.5 * len(by_level), 5.0, f"One training step of the CW loss: {quantity} against N")
+    for axes, (level, entries) in zip(figure.subplots(1, len(by_level), squeeze=False)[0], by_level.items()):
+        group, sweep = _longest_sweep(entries)
+        for name, (colour, marker) in _STYLES.items():
+            points = [(e["shape"]["negatives"], e["contestants"][name]) for e in sweep if name in e["contestants"]]
+            if quantity == "time":
+                ns = [n for n, _ in points]
+                low, middle, high = (
+                    [1e3 * cost["seconds"][quantile] for _, cost in points] for quantile in ("q20", "median", "q80")
+                )
+                axes.fill_between(ns, low, high, color=colour, alpha=0.2, linewidth=0)
+            else:
+                points = [(n, cost) for n, cost in points if (cost["peak_extra_bytes"] or 0) > 0]
+                ns = [n for n, _ in points]
+                middle = [cost["peak_extra_bytes"] / MIB for _, cost in points]
+            if ns:
+                style = "--" if name == "floor" else "-"
+                axes.plot(ns, middle, style, color=colour, marker=marker, markersize=5, label=name)
+        axes.set(xscale="log", yscale="log", xlabel="negatives per row N", ylabel=label)
+        axes.set_title(f"Level {level}: {group}")
+        _plain_ticks(axes, sorted({entry["shape"]["negatives"] for entry in sweep}))
+        axes.grid(alpha=0.3, which="both")
+    _legend(figure)
+    figure.savefig(path, dpi=150)
+
+
+def _plot_floor(report: dict[str, Any], path: Path) -> None:
+    by_level = _entries_by_level(report)
+    tallest = max(map(len, by_level.values()))
+    figure = _figure(7.5 * len(by_level), 2.0 + 0.34 * tallest, "Share of the floor's speed (the yardstick is 100 %)")
+    for axes, (level, entries) in zip(figure.subplots(1, len(by_level), squeeze=False)[0], by_level.items()):
+        for name in CONTESTANTS:
+            if name == "floor":
+                continue
+            colour, marker = _STYLES[name]
+            shares = {
+                position: 100 * entry["contestants"][name]["share_of_floor"]
+                for position, entry in enumerate(entries)
+                if entry["contestants"].get(name, {}).get("share_of_floor") is not None
+            }
+            if not shares:
+                continue
+            if name == "cw_ext":
+                bars = axes.barh(list(shares), list(shares.values()), color=colour, label=name)
+                axes.bar_label(bars, fmt="%.0f %%", padding=6, fontsize=8)
+            else:
+                axes.plot(
+                    list(shares.values()), list(shares), marker, color=colour, markeredgecolor="white", label=name
+                )
+        axes.axvline(100, color=_STYLES["floor"][0], linestyle="--", linewidth=1)
+        axes.set_yticks(range(len(entries)), [entry["label"] for entry in entries], fontsize=8)
+        axes.set(xlabel="floor's median time / own median time, %", title=f"Level {level}")
+        axes.set_xlim(0, 1.15 * axes.get_xlim()[1])
+        axes.invert_yaxis()
+        axes.grid(axis="x", alpha=0.3)
+        axes.set_axisbelow(True)
+    _legend(figure)
+    figure.savefig(path, dpi=150)
+
+
+def _figure(width: float, height: float, title: str) -> Figure:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title)
+    return figure
+
+
+def _legend(figure: Figure) -> None:
+    """One legend for all panels, in the order of the contestants."""
+    handles = {}
+    for axes in figure.axes:
+        handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    names = [name for name in CONTESTANTS if name in handles]
+    figure.legend([handles[name] for name in names], names, loc="outside lower center", ncols=5, frameon=False)
+
+
+def _entries_by_level(report: dict[str, Any]) -> dict[int, list[dict[str, Any]]]:
+    by_level: dict[int, list[dict[str, Any]]] = {}
+    for entry in report["shapes"]:
+        by_level.setdefault(entry["shape"]["level"], []).append(entry)
+    return by_level
+
+
+def _longest_sweep(entries: list[dict[str, Any]]) -> tuple[str, list[dict[str, Any]]]:
+    """The shapes that differ in N alone, of those the most there are, in order of N; and what they have in common."""
+    groups = [Shape(**entry["shape"]).group for entry in entries]
+    group = Counter(groups).most_common(1)[0][0]
+    sweep = [entry for entry, own in zip(entries, groups, strict=True) if own == group]
+    return group, sorted(sweep, key=lambda entry: entry["shape"]["negatives"])
+
+
+def _plain_ticks(axes: Axes, values: list[int]) -> None:
+    axes.set_xticks(values, [str(value) for value in values])
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    # 2 and 5 are labelled too where few powers of ten are in view.
+    low, high = axes.get_ylim()
+    if high < 30 * low:
+        axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else ""))
+    else:
+        axes.yaxis.set_minor_formatter(NullFormatter())

@@ -1,0 +1,112 @@
+"""What the numbers of the throughput benchmark come to: ratios, rates and tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.reporting import format_table
+from benchmarks.throughput_shapes import Shape, gradient_bytes, least_bytes
+
+MIB = 2**20
+RIVALS = ("eager", "compile", "checkpoint")
+
+
+def add_derived(shape: Shape, costs: dict[str, dict[str, Any]]) -> None:
+    """Add to each contestant's costs what follows from the medians; None where its counterpart was not measured.
+
+    - speed_vs_eager, speed_vs_compile: the other's median over its own, so that more than 1 is faster.
+    - gb_per_s: :func:`least_bytes` over the median.
+    - share_of_floor: the floor's median over its own; 1 is as fast as the floor.
+    - extra_bytes_per_negative: peak extra memory less the gradients of the inputs, over B·N.
+    """
+    medians = {name: cost["seconds"]["median"] for name, cost in costs.items()}
+
+    def ratio(name: str, other: str) -> float | None:
+        return medians[other] / medians[name] if other in medians else None
+
+    for name, cost in costs.items():
+        peak = cost["peak_extra_bytes"]
+        beyond_gradients = None if peak is None else peak - gradient_bytes(shape)
+        cost |= {
+            "speed_vs_eager": ratio(name, "eager"),
+            "speed_vs_compile": ratio(name, "compile"),
+            "gb_per_s": None if name == "floor" else least_bytes(shape) / medians[name] / 1e9,
+            "share_of_floor": ratio(name, "floor"),
+            "extra_bytes_per_negative": (
+                None if beyond_gradients is None else beyond_gradients / (shape.batch_size * shape.negatives)
+            ),
+        }
+
+
+def describe(report: dict[str, Any]) -> str:
+    """Return the report as a table per level, followed by where cw_ext loses, and what else there is to say."""
+    parts = []
+    for level in (1, 2):
+        measured = [entry for entry in report["shapes"] if entry["shape"]["level"] == level]
+        if measured:
+            parts.append(_table(level, measured))
+    parts.append(
+        "x eager, x compile: times their speed. GB/s: of the bytes that any implementation must move. % of floor: of "
+        "the speed of the\nyardstick, which is less work than the loss. B/neg: bytes per negative beyond inputs and "
+        "gradients; mostly noise where the peak is below a MiB."
+    )
+    for entry in report["scaling"]:
+        one, many = (1e3 * entry["seconds"][str(count)]["median"] for count in (1, entry["threads"]))
+        parts.append(
+            f"threads: level {entry['shape']['level']}, {entry['label']}: {one:.2f} ms with 1, {many:.2f} ms with "
+            f"{entry['threads']}: {entry['factor']:.2f} times the speed"
+        )
+    compiling = [cost["compile_seconds"] for e in report["shapes"] if (cost := e["contestants"].get("compile"))]
+    if compiling:
+        parts.append(f"compiling (with the first step) took {min(compiling):.1f} to {max(compiling):.1f} s per shape")
+    for entry in report["shapes"]:
+        for name, reason in entry["left_out"].items():
+            parts.append(f"left out: {name} at level {entry['shape']['level']}, {entry['label']}: {reason}")
+    if any("cw_ext" in entry["contestants"] for entry in report["shapes"]):
+        parts.append(f"where cw_ext loses: {'; '.join(defeats(report)) or 'nowhere on this grid'}")
+    return "\n\n".join(parts)
+
+
+def defeats(report: dict[str, Any]) -> list[str]:
+    """Return a phrase for every shape where the median of a rival is below that of cw_ext, naming the fastest."""
+    found = []
+    for entry in report["shapes"]:
+        medians = {name: cost["seconds"]["median"] for name, cost in entry["contestants"].items()}
+        rivals = [name for name in RIVALS if name in medians]
+        if "cw_ext" not in medians or not rivals:
+            continue
+        best = min(rivals, key=medians.__getitem__)
+        if medians[best] < medians["cw_ext"]:
+            factor = medians["cw_ext"] / medians[best]
+            found.append(f"level {entry['shape']['level']}, {entry['label']} ({factor:.2f} times the time of {best})")
+    return found
+
+
+def _table(level: int, entries: list[dict[str, Any]]) -> str:
+    header = [f"level {level}", "", "ms 20 %", "50 %", "80 %", "x eager", "x compile", "GB/s", "% of floor"]
+    header += ["peak extra MiB", "B/neg"]
+    rows = []
+    for entry in entries:
+        label = entry["label"]
+        for name, cost in entry["contestants"].items():
+            peak = cost["peak_extra_bytes"]
+            share = cost["share_of_floor"]
+            rows.append(
+                [
+                    label,
+                    name,
+                    *(_number(1e3 * cost["seconds"][quantile], 3) for quantile in ("q20", "median", "q80")),
+                    _number(cost["speed_vs_eager"], 2),
+                    _number(cost["speed_vs_compile"], 2),
+                    _number(cost["gb_per_s"], 2),
+                    _number(None if share is None else 100 * share, 0),
+                    _number(None if peak is None else peak / MIB, 1),
+                    _number(cost["extra_bytes_per_negative"] if name == "cw_ext" else None, 2),
+                ]
+            )
+            label = ""
+    return format_table(header, rows)
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

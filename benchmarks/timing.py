@@ -1,0 +1,88 @@
+"""Times of steps that alternate in one process, and their quantiles."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+Step = Callable[[], object]
+
+# A sample this long is far above the clock's resolution and the cost of reading it.
+LEAST_SAMPLE_SECONDS = 1e-3
+SLOW_STEP_SECONDS = 0.3
+LEAST_ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one step is timed.
+
+    Attributes:
+        rounds: samples to take.
+        repetitions: runs of the step in a sample.
+    """
+
+    rounds: int
+    repetitions: int
+
+
+def plan(step_seconds: float, rounds: int, budget_seconds: float) -> Plan:
+    """Choose the number of samples of a step that takes about so long.
+
+    Slow steps get as many rounds as the budget allows, but at least 5 (or `rounds`, where that is less).
+    """
+    repetitions = max(1, math.ceil(LEAST_SAMPLE_SECONDS / max(step_seconds, 1e-9)))
+    if step_seconds > SLOW_STEP_SECONDS:
+        rounds = min(rounds, max(LEAST_ROUNDS, int(budget_seconds / step_seconds)))
+    return Plan(rounds, repetitions)
+
+
+def alternate(
+    steps: Mapping[str, Step], plans: Mapping[str, Plan], synchronize: Callable[[], None]
+) -> dict[str, list[float]]:
+    """Time the steps in turns, so that a disturbance of the machine meets them all.
+
+    A step with fewer rounds than others sits some out, evenly. The order within a round is drawn anew, since what
+    ran before decides what is in the caches.
+
+    Args:
+        steps: by name; each has run before.
+        plans: by the same names.
+        synchronize: waits for the device; called before the clock is read.
+
+    Returns:
+        Seconds per run of each step, one number per sample.
+    """
+    order = random.Random(0)
+    total = max((p.rounds for p in plans.values()), default=0)
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for round_ in range(total):
+        names = [name for name, p in plans.items() if (round_ + 1) * p.rounds // total > round_ * p.rounds // total]
+        order.shuffle(names)
+        for name in names:
+            repetitions = plans[name].repetitions
+            seconds[name].append(seconds_of(steps[name], synchronize, repetitions) / repetitions)
+    return seconds
+
+
+def seconds_of(step: Step, synchronize: Callable[[], None], repetitions: int = 1) -> float:
+    """Return how long the repetitions take together."""
+    synchronize()
+    start = time.perf_counter()
+    for _ in range(repetitions):
+        step()
+    synchronize()
+    return time.perf_counter() - start
+
+
+def quantiles(samples: Sequence[float]) -> dict[str, float]:
+    """Return the median and the 20 % and 80 % quantiles."""
+    values = torch.quantile(
+        torch.tensor(samples, dtype=torch.float64), torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
+    )
+    return dict(zip(("q20", "median", "q80"), values.tolist(), strict=True))
