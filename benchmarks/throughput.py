@@ -222,7 +222,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     full, scaling = (QUICK, QUICK_SCALING) if arguments.quick else (FULL, FULL_SCALING)
     shapes = [shape for shape in full if shape.level in arguments.level and contestants.contestants_of(shape, names)]
     if not shapes:
-        parser.error("argument --contestants: checkpoint is for level 2 only")
+        parser.error("argument --contestants: tuned and checkpoint are for level 2 only")
     out = arguments.out if arguments.out is not None else reporting.default_directory("throughput")
     settings = {
         "names": names,

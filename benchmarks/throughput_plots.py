@@ -21,6 +21,7 @@ _STYLES = {
     "eager": ("#E69F00", "s"),
     "compile": ("#009E73", "^"),
     "checkpoint": ("#D55E00", "D"),
+    "tuned": ("#56B4E9", "P"),
     "floor": ("#000000", "x"),
 }
 

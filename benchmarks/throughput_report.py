@@ -8,7 +8,7 @@ from benchmarks.reporting import format_table
 from benchmarks.throughput_shapes import Shape, gradient_bytes, least_bytes
 
 MIB = 2**20
-RIVALS = ("eager", "compile", "checkpoint")
+RIVALS = ("eager", "tuned", "compile", "checkpoint")
 
 
 def add_derived(shape: Shape, costs: dict[str, dict[str, Any]]) -> None:

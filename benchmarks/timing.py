@@ -16,6 +16,8 @@ Step = Callable[[], object]
 LEAST_SAMPLE_SECONDS = 1e-3
 SLOW_STEP_SECONDS = 0.3
 LEAST_ROUNDS = 5
+# Steps shorter than this run once before each sample.
+WARM_UP_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -25,10 +27,13 @@ class Plan:
     Attributes:
         rounds: samples to take.
         repetitions: runs of the step in a sample.
+        warm_up: whether the step runs once, untimed, before each sample. What the one before it has freed goes back
+            to the system when the next one frees something on top of it, which takes longer than a short step.
     """
 
     rounds: int
     repetitions: int
+    warm_up: bool = False
 
 
 def plan(step_seconds: float, rounds: int, budget_seconds: float) -> Plan:
@@ -39,7 +44,7 @@ def plan(step_seconds: float, rounds: int, budget_seconds: float) -> Plan:
     repetitions = max(1, math.ceil(LEAST_SAMPLE_SECONDS / max(step_seconds, 1e-9)))
     if step_seconds > SLOW_STEP_SECONDS:
         rounds = min(rounds, max(LEAST_ROUNDS, int(budget_seconds / step_seconds)))
-    return Plan(rounds, repetitions)
+    return Plan(rounds, repetitions, warm_up=step_seconds < WARM_UP_SECONDS)
 
 
 def alternate(
@@ -66,6 +71,8 @@ def alternate(
         order.shuffle(names)
         for name in names:
             repetitions = plans[name].repetitions
+            if plans[name].warm_up:
+                steps[name]()
             seconds[name].append(seconds_of(steps[name], synchronize, repetitions) / repetitions)
     return seconds
 

@@ -17,10 +17,10 @@ inline at::Tensor empty_large(at::IntArrayRef sizes, const at::TensorOptions& op
   constexpr uintptr_t kHugePage = uintptr_t(1) << 21;
   if (result.is_cpu() && result.nbytes() >= 2 * kHugePage) {
     const auto start = reinterpret_cast<uintptr_t>(result.data_ptr());
-    const uintptr_t first = (start + kHugePage - 1) & ~(kHugePage - 1);
-    const uintptr_t last = (start + result.nbytes()) & ~(kHugePage - 1);
-    // Only advice: where it is refused, nothing changes.
-    if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+    // Outwards: a huge page is one as a whole or not at all. Only advice, and where it is refused, nothing changes.
+    const uintptr_t first = start & ~(kHugePage - 1);
+    const uintptr_t last = (start + result.nbytes() + kHugePage - 1) & ~(kHugePage - 1);
+    madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
   }
 #endif
   return result;

@@ -118,12 +118,47 @@ at::Tensor or_empty(const at::Tensor& x, const at::TensorOptions& options) {
   return x.defined() ? x : at::empty({0}, options);
 }
 
-using ScoresResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor,
+struct Reduced {
+  at::Tensor loss;   // [B], or one number
+  at::Tensor count;  // what the mean divides by, at least 1; else empty
+};
+
+// The mean runs over the live rows; the loss of the others is 0.
+Reduced reduced(const RowOutputs& rows, c10::string_view reduction) {
+  const int kind = index_of(reduction, {"none", "sum", "mean"}, "reduction");
+  if (kind == 0) return {rows.loss, at::empty({0}, rows.loss.options())};
+  if (!rows.loss.is_cpu()) {
+    const at::Tensor total = rows.loss.sum();
+    if (kind == 1) return {total, at::empty({0}, rows.loss.options())};
+    const at::Tensor count = rows.live.sum().clamp_min(1).to(rows.loss.scalar_type());
+    return {total / count, count};
+  }
+  // A few numbers, for which a call of ATen takes longer than to add them.
+  Reduced result{at::empty({}, rows.loss.options()), at::empty(kind == 1 ? at::IntArrayRef({0}) : at::IntArrayRef(), rows.loss.options())};
+  const auto reduce = [&](auto element) {
+    using T = decltype(element);
+    const T* const loss = rows.loss.const_data_ptr<T>();
+    const bool* const live = rows.live.const_data_ptr<bool>();
+    double total = 0;
+    int64_t count = 0;
+    for (int64_t b = 0; b < rows.loss.numel(); ++b) {
+      total += double(loss[b]);
+      count += live[b];
+    }
+    count = std::max<int64_t>(1, count);
+    *result.loss.mutable_data_ptr<T>() = T(kind == 1 ? total : total / double(count));
+    if (kind == 2) *result.count.mutable_data_ptr<T>() = T(count);
+  };
+  rows.loss.scalar_type() == at::kDouble ? reduce(double{}) : reduce(float{});
+  return result;
+}
+
+using ScoresResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor,
                                 at::Tensor>;
 
 ScoresResult scores_forward(const at::Tensor& pos, const at::Tensor& neg, const OptionalTensor& extra,
-                            const OptionalTensor& log_q, CW_LOSS_PARAMETERS, bool with_gradients,
-                            bool with_log_q_gradient) {
+                            const OptionalTensor& log_q, CW_LOSS_PARAMETERS, c10::string_view reduction,
+                            bool with_gradients, bool with_log_q_gradient) {
   TORCH_CHECK_VALUE(pos.dim() == 1 && neg.dim() == 2, "pos must be [B] and neg [B, N], got ", pos.sizes(), " and ",
                     neg.sizes());
   const int64_t rows = pos.size(0), n = neg.size(1);
@@ -153,8 +188,10 @@ ScoresResult scores_forward(const at::Tensor& pos, const at::Tensor& neg, const 
     call.d_extra = at::empty({rows, m}, options);
   }
   if (rows > 0) run_scores(call);
-  return {call.out.loss,
+  const auto [loss, count] = reduced(call.out, reduction);
+  return {loss,
           call.out.live,
+          count,
           or_empty(call.d_pos, options),
           or_empty(call.d_neg, options),
           or_empty(call.d_extra, options),
@@ -225,13 +262,13 @@ void check_range(const at::Tensor& ids, int64_t items, const char* name) {
                     ids.masked_select(outside)[0].item<int64_t>());
 }
 
-using EmbeddingsResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor,
+using EmbeddingsResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor,
                                     at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
 EmbeddingsResult embeddings_forward(const at::Tensor& queries, const at::Tensor& items, const at::Tensor& pos_ids,
                                     const at::Tensor& neg_ids, const OptionalTensor& extra_ids,
                                     const OptionalTensor& log_q, CW_LOSS_PARAMETERS, c10::string_view similarity,
-                                    bool with_gradients, bool with_log_q_gradient) {
+                                    c10::string_view reduction, bool with_gradients, bool with_log_q_gradient) {
   TORCH_CHECK_VALUE(queries.dim() == 2 && items.dim() == 2 && queries.size(1) > 0,
                     "queries must be [B, D] and items [I, D], got ", queries.sizes(), " and ", items.sizes());
   const int64_t rows = queries.size(0), dim = queries.size(1);
@@ -265,8 +302,10 @@ EmbeddingsResult embeddings_forward(const at::Tensor& queries, const at::Tensor&
   };
   const auto results = [&](const auto& call, const at::Tensor& shared_coefficients, const at::Tensor& pair_keys,
                            const at::Tensor& pair_ends) -> EmbeddingsResult {
-    return {call.out.loss,
+    const auto [loss, count] = reduced(call.out, reduction);
+    return {loss,
             call.out.live,
+            count,
             or_empty(call.d_queries, options),
             or_empty(call.unit_queries, options),
             or_empty(call.coefficients, options),
@@ -308,11 +347,13 @@ EmbeddingsResult embeddings_forward(const at::Tensor& queries, const at::Tensor&
 std::vector<at::Tensor> scale_rows(at::TensorList gradients, const at::Tensor& factor, at::ScalarType dtype) {
   std::vector<at::Tensor> results;
   results.reserve(gradients.size());
-  const at::Tensor own_factor = factor.contiguous();
+  const at::Tensor own_factor = factor.dim() > 0 || gradients.empty()
+                                    ? factor.contiguous()
+                                    : factor.expand({gradients[0].size(0)}).contiguous();
   for (const at::Tensor& x : gradients) {
     results.push_back(empty_large(x.sizes(), x.options().dtype(dtype)));
     at::Tensor& out = results.back();
-    check_shape(factor, {x.size(0)}, "factor", x);
+    check_shape(own_factor, {x.size(0)}, "factor", x);
     check_type(x, compute_type(out), "gradients");
     check_type(factor, compute_type(out), "factor");
     if (x.is_cpu()) {
@@ -375,18 +416,18 @@ at::Tensor item_gradient(const at::Tensor& unit_queries, const at::Tensor& facto
 TORCH_LIBRARY(cw_ext, m) {
   // Level 1: pos [B], neg [B, N], extra [B, M], log_q [B, N]; outputs without gradients wanted are empty.
   m.def("scores_forward(Tensor pos, Tensor neg, Tensor? extra, Tensor? log_q, " CW_LOSS_SCHEMA
-        ", bool with_gradients, bool with_log_q_gradient) -> (Tensor loss, Tensor live, Tensor d_pos, Tensor d_neg, "
+        ", str reduction, bool with_gradients, bool with_log_q_gradient) -> (Tensor loss, Tensor live, Tensor count, Tensor d_pos, Tensor d_neg, "
         "Tensor d_extra, Tensor d_log_q, Tensor d_prior, Tensor d_threshold)");
   // Level 2: queries [B, D], items [I, D], pos_ids [B], neg_ids [B, N] or [N], extra_ids [B, M], log_q [B, N].
   m.def("embeddings_forward(Tensor queries, Tensor items, Tensor pos_ids, Tensor neg_ids, Tensor? extra_ids, "
-        "Tensor? log_q, " CW_LOSS_SCHEMA ", str similarity, bool with_gradients, bool with_log_q_gradient) -> "
-        "(Tensor loss, Tensor live, Tensor d_queries, Tensor unit_queries, Tensor coefficients, "
+        "Tensor? log_q, " CW_LOSS_SCHEMA ", str similarity, str reduction, bool with_gradients, bool with_log_q_gradient) -> "
+        "(Tensor loss, Tensor live, Tensor count, Tensor d_queries, Tensor unit_queries, Tensor coefficients, "
         "Tensor shared_coefficients, Tensor pair_keys, Tensor pair_ends, Tensor d_log_q, Tensor d_prior, "
         "Tensor d_threshold)");
-  // factor [B]: the gradient of each row's loss.
+  // factor [B] or one number: the gradient of each row's loss.
   m.def("item_gradient(Tensor unit_queries, Tensor factor, Tensor coefficients, Tensor shared_coefficients, "
         "Tensor pair_keys, Tensor pair_ends, Tensor items, Tensor pos_ids, Tensor neg_ids, Tensor? extra_ids, str similarity) -> Tensor");
-  // gradients [B, ...] each, factor [B].
+  // gradients [B, ...] each, factor [B] or one number.
   m.def("scale_rows(Tensor[] gradients, Tensor factor, ScalarType dtype) -> Tensor[]");
 }
 

@@ -1,11 +1,11 @@
 """torch.autograd.Function over the compiled ops.
 
 The forward op returns, beside each row's loss, that loss's gradient; backward multiplies it by grad_output row by
-row. Nothing that is saved is ever written to, so a second backward sees the same numbers. Under create_graph the
-gradient is taken through the reference instead, which autograd can differentiate again.
+row. What is saved is written to only where autograd is about to free it, so a second backward sees the same numbers.
+Under create_graph the gradient is taken through the reference instead, which autograd can differentiate again.
 
-A small batch takes the kernels less time than Python, so the reduction is part of the function: that spares autograd
-its nodes.
+A small batch takes the kernels less time than Python, so the reduction is part of the op: that spares autograd its
+nodes.
 """
 
 from __future__ import annotations
@@ -34,12 +34,23 @@ def _needs_gradient(inputs: Sequence[Any]) -> bool:
     return torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in inputs)
 
 
+# Whether the backward pass in hand leaves the graph for another. Where this torch does not tell, it may.
+_keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
+
+
 def _scaled(
     row_gradients: Sequence[Tensor], grad: Tensor, inputs: Sequence[Any], needs: Sequence[bool]
 ) -> list[Tensor | None]:
-    """row_gradients [B, ...] times grad [B], in the dtypes of their inputs; None where not needed."""
+    """row_gradients [B, ...] times grad, [B] or one number, in the dtypes of their inputs; None where not needed."""
     gradients: list[Tensor | None] = [None] * len(inputs)
     wanted = [i for i, needed in enumerate(needs) if needed]
+    if not torch.compiler.is_compiling() and not _keeps_graph():
+        # In place: fresh memory takes the system longer to hand out than the multiplication takes.
+        for i in wanted:
+            gradient = row_gradients[i]
+            if gradient.dtype == inputs[i].dtype:
+                gradients[i] = gradient.mul_(grad.unsqueeze(1) if grad.dim() and gradient.dim() > 1 else grad)
+        wanted = [i for i in wanted if gradients[i] is None]
     for dtype in {inputs[i].dtype for i in wanted}:
         group = [i for i in wanted if inputs[i].dtype == dtype]
         scaled = torch.ops.cw_ext.scale_rows([row_gradients[i] for i in group], grad, dtype)
@@ -66,22 +77,9 @@ def _wants_graph() -> bool:
     return torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
-def _reduced(results: tuple[Tensor, ...], reduction: str) -> tuple[Tensor, ...]:
-    """(loss [B], live [B], …) → (reduced loss, live, what the mean divides by, …)."""
-    loss, live, *rest = results
-    if reduction == "none":
-        return loss, live, loss.new_empty(0), *rest
-    if reduction == "sum":
-        return loss.sum(), live, loss.new_empty(0), *rest
-    count = live.sum().clamp(min=1)
-    return loss.sum() / count, live, count, *rest
-
-
-def _row_grad(grad: Tensor, count: Tensor, rows: int, reduction: str) -> Tensor:
-    """The gradient of each row's loss [B]."""
-    if reduction == "none":
-        return grad
-    return (grad / count if reduction == "mean" else grad).expand(rows)
+def _row_grad(grad: Tensor, count: Tensor, reduction: str) -> Tensor:
+    """The gradient of each row's loss, [B] or one number for all."""
+    return grad / count if reduction == "mean" else grad
 
 
 def _directly(function: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
@@ -121,7 +119,7 @@ class _ScoreRows(torch.autograd.Function):
         reduction: str,
         with_gradients: bool,
     ) -> tuple[Tensor, ...]:
-        results = torch.ops.cw_ext.scores_forward(
+        return torch.ops.cw_ext.scores_forward(
             pos,
             neg,
             extra,
@@ -129,10 +127,10 @@ class _ScoreRows(torch.autograd.Function):
             *_split(prior),
             *_split(threshold),
             *parameters,
+            reduction,
             with_gradients,
             with_gradients and log_q is not None and log_q.requires_grad,
         )
-        return _reduced(results, reduction)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -161,7 +159,7 @@ class _ScoreRows(torch.autograd.Function):
                 lambda *args: reference.rows(*args, ctx.parameters), inputs, needs, grad, ctx.reduction
             )
         else:
-            gradients = _scaled(rows, _row_grad(grad, count, pos.shape[0], ctx.reduction), inputs, needs)
+            gradients = _scaled(rows, _row_grad(grad, count, ctx.reduction), inputs, needs)
         return (*gradients, None, None, None)
 
 
@@ -205,7 +203,7 @@ class _EmbeddingRows(torch.autograd.Function):
         reduction: str,
         with_gradients: bool,
     ) -> tuple[Tensor, ...]:
-        results = torch.ops.cw_ext.embeddings_forward(
+        return torch.ops.cw_ext.embeddings_forward(
             queries,
             items,
             pos_ids,
@@ -216,10 +214,10 @@ class _EmbeddingRows(torch.autograd.Function):
             *_split(threshold),
             *parameters,
             similarity,
+            reduction,
             with_gradients,
             with_gradients and log_q is not None and log_q.requires_grad,
         )
-        return _reduced(results, reduction)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -247,7 +245,7 @@ class _EmbeddingRows(torch.autograd.Function):
                 ctx.reduction,
             )
             return (*gradients, None, None, None, None)
-        grad = _row_grad(grad, count, queries.shape[0], ctx.reduction)
+        grad = _row_grad(grad, count, ctx.reduction)
         grad_items = None
         if needs[1]:
             grad_items = torch.ops.cw_ext.item_gradient(

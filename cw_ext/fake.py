@@ -14,19 +14,24 @@ def _width(x: Tensor | None) -> int:
     return 0 if x is None else x.shape[1]
 
 
+def _loss_shape(rows: int, reduction: str) -> tuple[int, ...]:
+    return (rows,) if reduction == "none" else ()
+
+
 @torch.library.register_fake("cw_ext::scores_forward")
 def _scores_forward(
     pos: Tensor, neg: Tensor, extra: Tensor | None, log_q: Tensor | None, *arguments: Any
 ) -> tuple[Tensor, ...]:
-    *_, with_gradients, with_log_q_gradient = arguments
+    *_, reduction, with_gradients, with_log_q_gradient = arguments
     rows, n = neg.shape
 
     def new(*shape: int, wanted: bool = True) -> Tensor:
         return pos.new_empty(shape if wanted else (0,), dtype=compute_dtype(pos.dtype))
 
     return (
-        new(rows),
+        new(*_loss_shape(rows, reduction)),
         pos.new_empty((rows,), dtype=torch.bool),
+        new(wanted=reduction == "mean"),
         new(rows, wanted=with_gradients),
         new(rows, n, wanted=with_gradients),
         new(rows, _width(extra), wanted=with_gradients),
@@ -56,7 +61,7 @@ def _embeddings_forward(
     log_q: Tensor | None,
     *arguments: Any,
 ) -> tuple[Tensor, ...]:
-    *_, with_gradients, with_log_q_gradient = arguments
+    *_, reduction, with_gradients, with_log_q_gradient = arguments
     rows, dim = queries.shape
     n = neg_ids.shape[-1]
     shared = neg_ids.dim() == 1
@@ -66,8 +71,9 @@ def _embeddings_forward(
         return queries.new_empty(shape if wanted else (0,), dtype=compute_dtype(queries.dtype))
 
     return (
-        new(rows),
+        new(*_loss_shape(rows, reduction)),
         queries.new_empty((rows,), dtype=torch.bool),
+        new(wanted=reduction == "mean"),
         new(rows, dim, wanted=with_gradients),
         new(rows, dim, wanted=with_gradients),
         new(rows, own if shared else own + n, wanted=with_gradients),

@@ -159,6 +159,8 @@ class _Calls(TorchDispatchMode):
 def _calls_of(case: Case, **arguments: Any) -> list[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
     with _Calls() as mode:
         evaluate(case, torch.ones(5), backend="fused", **arguments)
+        # With the graph kept, gradients are not scaled in place.
+        case.leaves().loss(backend="fused", **arguments).backward(retain_graph=True)
     return mode.calls
 
 

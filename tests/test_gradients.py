@@ -234,6 +234,23 @@ def test_backward_twice(backend: str, device: torch.device, case: Case, reductio
         assert a.abs().max() > 0, name
 
 
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("case", [make_scores((4,), 5, 2), make_embeddings(4, 5)], ids=["scores", "embeddings"])
+def test_the_last_backward_leaves_earlier_results_alone(backend: str, case: Case, reduction: str) -> None:
+    """It may write to what the graph has saved, being about to free it, but not to what anyone holds."""
+    leaves = case.leaves()
+    inputs = [getattr(leaves, name) for name in _names(case)]
+    loss = leaves.loss(backend=backend, reduction=reduction).sum()
+    kept = torch.autograd.grad(loss, inputs, retain_graph=True)
+    copies = [gradient.clone() for gradient in kept]
+    last = torch.autograd.grad(-3 * loss, inputs)
+    for name, a, copy, b in zip(_names(case), kept, copies, last):
+        assert torch.equal(a, copy), name
+        assert_near(b, -3 * copy, torch.float64, name)
+    with pytest.raises(RuntimeError, match="second time"):
+        torch.autograd.grad(loss, inputs)
+
+
 @pytest.mark.parametrize("case", [make_scores((4,), 5), make_embeddings(4, 5)], ids=["scores", "embeddings"])
 def test_each_row_is_scaled_by_its_own_grad_output(backend: str, case: Case) -> None:
     """Row b alone gives row b's gradient: nothing is scaled by the first row's grad_output."""

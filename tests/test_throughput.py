@@ -127,8 +127,9 @@ def test_quantiles():
 @pytest.mark.parametrize(
     ("step_seconds", "rounds", "expected"),
     [
-        (0.01, 30, timing.Plan(30, 1)),
-        (1e-5, 30, timing.Plan(30, 100)),
+        (0.01, 30, timing.Plan(30, 1, warm_up=True)),
+        (0.2, 30, timing.Plan(30, 1)),
+        (1e-5, 30, timing.Plan(30, 100, warm_up=True)),
         (0.5, 30, timing.Plan(8, 1)),
         (3.0, 30, timing.Plan(5, 1)),
         (3.0, 2, timing.Plan(2, 1)),
@@ -288,7 +289,7 @@ def test_an_output_directory_that_cannot_be_is_refused(tmp_path, capsys):
         (["--contestants", "nobody"], "invalid choice: 'nobody'"),
         (["--level", "3"], "invalid choice: 3"),
         (["--rounds", "0"], "expected a whole number of at least 1, got '0'"),
-        (["--level", "1", "--contestants", "checkpoint"], "checkpoint is for level 2 only"),
+        (["--level", "1", "--contestants", "checkpoint"], "tuned and checkpoint are for level 2 only"),
     ],
 )
 def test_bad_flags_are_refused(arguments, complaint, capsys):
