@@ -2,10 +2,10 @@
 
 - cw_ext: the fused kernels.
 - eager: the same loss in bare PyTorch, no more operations than the maths needs. At level 2 as one would write it:
-  gather, normalise, multiply.
-- tuned: eager with an eye to its speed (level 2, negatives per row): the whole table is normalised and then gathered
-  from, which leaves autograd less of size B·N·D, and F.embedding stands in place of an index because its backward is
-  up to twice as fast. Where the table has several times the B·N rows drawn, eager's order is the faster one.
+  look up, normalise, multiply. (By F.embedding: the backward pass of an index takes twice as long.)
+- tuned: eager with an eye to its speed (level 2, negatives per row): the whole table is normalised before rows are
+  looked up, which leaves autograd less of size B·N·D. Where the table has several times the B·N rows drawn, eager's
+  order is the faster one.
 - compile: torch.compile of tuned, or of eager where there is none.
 - checkpoint: tuned with activation checkpointing around gather, scores and loss (level 2, negatives per row). It keeps
   nothing of size B·N·D from forward to backward, but backward builds all of it again, so that the peak of a step
@@ -173,8 +173,8 @@ def eager_from_scores(pos_scores: Tensor, neg_scores: Tensor) -> Tensor:
 def eager_from_embeddings(queries: Tensor, items: Tensor, pos_ids: Tensor, neg_ids: Tensor) -> Tensor:
     """The loss from embeddings, with negatives per row [B, N]."""
     q = _scaled_unit(queries)
-    pos = (q * F.normalize(items[pos_ids], dim=-1)).sum(-1)
-    neg = (q.unsqueeze(1) * F.normalize(items[neg_ids], dim=-1)).sum(-1)
+    pos = (q * F.normalize(F.embedding(pos_ids, items), dim=-1)).sum(-1)
+    neg = (q.unsqueeze(1) * F.normalize(F.embedding(neg_ids, items), dim=-1)).sum(-1)
     return _of_scaled_margins(neg - pos.unsqueeze(1))
 
 

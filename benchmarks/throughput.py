@@ -209,7 +209,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=positive_int, help="of torch, in place of its own choice")
     parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="where results go; a new folder under runs/ if not given"
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="where results go (default: benchmarks/results/throughput-DEVICE; with --quick a new folder under runs/)",
     )
     return parser
 
@@ -223,7 +226,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     shapes = [shape for shape in full if shape.level in arguments.level and contestants.contestants_of(shape, names)]
     if not shapes:
         parser.error("argument --contestants: tuned and checkpoint are for level 2 only")
-    out = arguments.out if arguments.out is not None else reporting.default_directory("throughput")
+    kept = Path(__file__).parent / "results" / f"throughput-{arguments.device}"
+    out = arguments.out or (reporting.default_directory("throughput") if arguments.quick else kept)
     settings = {
         "names": names,
         "device": arguments.device,
