@@ -226,7 +226,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     shapes = [shape for shape in full if shape.level in arguments.level and contestants.contestants_of(shape, names)]
     if not shapes:
         parser.error("argument --contestants: tuned and checkpoint are for level 2 only")
-    kept = Path(__file__).parent / "results" / f"throughput-{arguments.device}"
+    kept = Path(os.path.relpath(Path(__file__).parent)) / "results" / f"throughput-{arguments.device}"
     out = arguments.out or (reporting.default_directory("throughput") if arguments.quick else kept)
     settings = {
         "names": names,
