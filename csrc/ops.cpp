@@ -134,7 +134,8 @@ Reduced reduced(const RowOutputs& rows, c10::string_view reduction) {
     return {total / count, count};
   }
   // A few numbers, for which a call of ATen takes longer than to add them.
-  Reduced result{at::empty({}, rows.loss.options()), at::empty(kind == 1 ? at::IntArrayRef({0}) : at::IntArrayRef(), rows.loss.options())};
+  Reduced result{at::empty({}, rows.loss.options()),
+                 kind == 1 ? at::empty({0}, rows.loss.options()) : at::empty({}, rows.loss.options())};
   const auto reduce = [&](auto element) {
     using T = decltype(element);
     const T* const loss = rows.loss.const_data_ptr<T>();
@@ -153,8 +154,8 @@ Reduced reduced(const RowOutputs& rows, c10::string_view reduction) {
   return result;
 }
 
-using ScoresResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor,
-                                at::Tensor>;
+using ScoresResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor,
+                                at::Tensor, at::Tensor>;
 
 ScoresResult scores_forward(const at::Tensor& pos, const at::Tensor& neg, const OptionalTensor& extra,
                             const OptionalTensor& log_q, CW_LOSS_PARAMETERS, c10::string_view reduction,
@@ -262,8 +263,8 @@ void check_range(const at::Tensor& ids, int64_t items, const char* name) {
                     ids.masked_select(outside)[0].item<int64_t>());
 }
 
-using EmbeddingsResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor,
-                                    at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+using EmbeddingsResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor,
+                                    at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
 EmbeddingsResult embeddings_forward(const at::Tensor& queries, const at::Tensor& items, const at::Tensor& pos_ids,
                                     const at::Tensor& neg_ids, const OptionalTensor& extra_ids,
@@ -416,17 +417,18 @@ at::Tensor item_gradient(const at::Tensor& unit_queries, const at::Tensor& facto
 TORCH_LIBRARY(cw_ext, m) {
   // Level 1: pos [B], neg [B, N], extra [B, M], log_q [B, N]; outputs without gradients wanted are empty.
   m.def("scores_forward(Tensor pos, Tensor neg, Tensor? extra, Tensor? log_q, " CW_LOSS_SCHEMA
-        ", str reduction, bool with_gradients, bool with_log_q_gradient) -> (Tensor loss, Tensor live, Tensor count, Tensor d_pos, Tensor d_neg, "
-        "Tensor d_extra, Tensor d_log_q, Tensor d_prior, Tensor d_threshold)");
+        ", str reduction, bool with_gradients, bool with_log_q_gradient) -> (Tensor loss, Tensor live, Tensor count, "
+        "Tensor d_pos, Tensor d_neg, Tensor d_extra, Tensor d_log_q, Tensor d_prior, Tensor d_threshold)");
   // Level 2: queries [B, D], items [I, D], pos_ids [B], neg_ids [B, N] or [N], extra_ids [B, M], log_q [B, N].
   m.def("embeddings_forward(Tensor queries, Tensor items, Tensor pos_ids, Tensor neg_ids, Tensor? extra_ids, "
-        "Tensor? log_q, " CW_LOSS_SCHEMA ", str similarity, str reduction, bool with_gradients, bool with_log_q_gradient) -> "
-        "(Tensor loss, Tensor live, Tensor count, Tensor d_queries, Tensor unit_queries, Tensor coefficients, "
-        "Tensor shared_coefficients, Tensor pair_keys, Tensor pair_ends, Tensor d_log_q, Tensor d_prior, "
+        "Tensor? log_q, " CW_LOSS_SCHEMA
+        ", str similarity, str reduction, bool with_gradients, bool with_log_q_gradient) -> (Tensor loss, "
+        "Tensor live, Tensor count, Tensor d_queries, Tensor unit_queries, Tensor coefficients, Tensor shared_coefficients, Tensor pair_keys, Tensor pair_ends, Tensor d_log_q, Tensor d_prior, "
         "Tensor d_threshold)");
   // factor [B] or one number: the gradient of each row's loss.
   m.def("item_gradient(Tensor unit_queries, Tensor factor, Tensor coefficients, Tensor shared_coefficients, "
-        "Tensor pair_keys, Tensor pair_ends, Tensor items, Tensor pos_ids, Tensor neg_ids, Tensor? extra_ids, str similarity) -> Tensor");
+        "Tensor pair_keys, Tensor pair_ends, Tensor items, Tensor pos_ids, Tensor neg_ids, Tensor? extra_ids, "
+        "str similarity) -> Tensor");
   // gradients [B, ...] each, factor [B] or one number.
   m.def("scale_rows(Tensor[] gradients, Tensor factor, ScalarType dtype) -> Tensor[]");
 }

@@ -1,4 +1,5 @@
-// The CPU kernels' interface: plain pointers and sizes, no torch. Each instruction set has its own copy of the kernels
+// The CPU kernels' interface: plain pointers and sizes, no torch. Its functions are static, so that the linker does not hand
+// one instruction set's copy to another. Each instruction set has its own copy of the kernels
 // (kernels_default.cpp, kernels_avx2.cpp, kernels_avx512.cpp), in a namespace of its own.
 #pragma once
 
@@ -147,17 +148,17 @@ struct ProductTask {
 };
 
 // A row with room for whole registers, of any instruction set and element type.
-inline int64_t round_up_dim(int64_t dim) { return (dim + 31) / 32 * 32; }
+static inline int64_t round_up_dim(int64_t dim) { return (dim + 31) / 32 * 32; }
 
 // How many values of the compute type a thread needs as scratch.
-inline int64_t scores_scratch(int64_t n, int64_t m) { return 3 * (n + m); }
-inline int64_t embeddings_scratch(int64_t n, int64_t m, int64_t dim) { return 5 * (n + m + 1) + 3 * round_up_dim(dim); }
+static inline int64_t scores_scratch(int64_t n, int64_t m) { return 3 * (n + m); }
+static inline int64_t embeddings_scratch(int64_t n, int64_t m, int64_t dim) { return 5 * (n + m + 1) + 3 * round_up_dim(dim); }
 // Rows of the shared negatives' scores in work at a time: they stay in L2.
-inline int64_t shared_step(int64_t n) { return kRowStep * std::max<int64_t>(1, std::min<int64_t>(4, 5000 / n)); }
-inline int64_t shared_scratch(int64_t n, int64_t m, int64_t dim) {
+static inline int64_t shared_step(int64_t n) { return kRowStep * std::max<int64_t>(1, std::min<int64_t>(4, 5000 / n)); }
+static inline int64_t shared_scratch(int64_t n, int64_t m, int64_t dim) {
   return shared_step(n) * (n + 64 + 2 * (1 + m) + 2 * round_up_dim(dim)) + 3 * n + 2 * (1 + m) + 3 * round_up_dim(dim);
 }
-inline int64_t item_gradient_scratch(int64_t dim) { return (kItemsPerBucket + 1) * round_up_dim(dim); }
+static inline int64_t item_gradient_scratch(int64_t dim) { return (kItemsPerBucket + 1) * round_up_dim(dim); }
 
 #define CW_DECLARE_KERNELS(NAMESPACE)                                                                                \
   namespace NAMESPACE {                                                                                              \

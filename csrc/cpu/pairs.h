@@ -19,11 +19,11 @@ constexpr int64_t kMaxRowsPerBlock = int64_t(1) << (16 - kItemBits);
 // What a block's scattered writes touch stays in L2.
 constexpr int64_t kPairsPerBlock = 16384;
 
-inline PairKey pair_key(int64_t row_in_block, int64_t item) {
+static inline PairKey pair_key(int64_t row_in_block, int64_t item) {
   return PairKey(row_in_block << kItemBits | (item & (kItemsPerBucket - 1)));
 }
-inline int item_of(PairKey key) { return key & (kItemsPerBucket - 1); }
-inline int row_of(PairKey key) { return key >> kItemBits; }
+static inline int item_of(PairKey key) { return key & (kItemsPerBucket - 1); }
+static inline int row_of(PairKey key) { return key >> kItemBits; }
 
 // How many blocks and buckets: cw_ext/fake.py has the same rule. It must not depend on the number of threads.
 struct PairGrid {
@@ -32,11 +32,13 @@ struct PairGrid {
   int64_t rows_per_block;
   int64_t blocks;
   int64_t buckets;
-  int64_t pairs_per_block() const { return rows_per_block * width; }
-  int64_t rows_in(int64_t block) const { return std::min(rows_per_block, rows - block * rows_per_block); }
+  __attribute__((always_inline)) int64_t pairs_per_block() const { return rows_per_block * width; }
+  __attribute__((always_inline)) int64_t rows_in(int64_t block) const {
+    return std::min(rows_per_block, rows - block * rows_per_block);
+  }
 };
 
-inline PairGrid pair_grid(int64_t rows, int64_t width, int64_t items) {
+static inline PairGrid pair_grid(int64_t rows, int64_t width, int64_t items) {
   const int64_t rows_per_block = std::min(kMaxRowsPerBlock, std::max<int64_t>(1, kPairsPerBlock / width));
   return {rows, width, rows_per_block, (rows + rows_per_block - 1) / rows_per_block,
           (items + kItemsPerBucket - 1) / kItemsPerBucket};
