@@ -423,7 +423,8 @@ TORCH_LIBRARY(cw_ext, m) {
   m.def("embeddings_forward(Tensor queries, Tensor items, Tensor pos_ids, Tensor neg_ids, Tensor? extra_ids, "
         "Tensor? log_q, " CW_LOSS_SCHEMA
         ", str similarity, str reduction, bool with_gradients, bool with_log_q_gradient) -> (Tensor loss, "
-        "Tensor live, Tensor count, Tensor d_queries, Tensor unit_queries, Tensor coefficients, Tensor shared_coefficients, Tensor pair_keys, Tensor pair_ends, Tensor d_log_q, Tensor d_prior, "
+        "Tensor live, Tensor count, Tensor d_queries, Tensor unit_queries, Tensor coefficients, "
+        "Tensor shared_coefficients, Tensor pair_keys, Tensor pair_ends, Tensor d_log_q, Tensor d_prior, "
         "Tensor d_threshold)");
   // factor [B] or one number: the gradient of each row's loss.
   m.def("item_gradient(Tensor unit_queries, Tensor factor, Tensor coefficients, Tensor shared_coefficients, "
