@@ -368,7 +368,7 @@ std::vector<at::Tensor> scale_rows(at::TensorList gradients, const at::Tensor& f
   return results;
 }
 
-at::Tensor item_gradient(const at::Tensor& unit_queries, const at::Tensor& factor, const at::Tensor& coefficients,
+at::Tensor item_gradient(const at::Tensor& unit_queries, const OptionalTensor& factor, const at::Tensor& coefficients,
                          const at::Tensor& shared_coefficients, const at::Tensor& pair_keys,
                          const at::Tensor& pair_ends, const at::Tensor& items, const at::Tensor& pos_ids,
                          const at::Tensor& neg_ids, const OptionalTensor& extra_ids, c10::string_view similarity) {
@@ -382,7 +382,8 @@ at::Tensor item_gradient(const at::Tensor& unit_queries, const at::Tensor& facto
   check_shape(coefficients, {rows, shared ? 1 + m : 1 + m + ids.n}, "coefficients", items);
 
   ItemGradientCall call;
-  call.sources = scale_rows({unit_queries}, factor, compute_type(items))[0];
+  check_type(unit_queries, compute_type(items), "unit_queries");
+  call.sources = factor ? scale_rows({unit_queries}, *factor, compute_type(items))[0] : unit_queries.contiguous();
   if (shared) {
     check_shape(shared_coefficients, {rows, ids.n}, "shared_coefficients", items);
     check_type(shared_coefficients, compute_type(items), "shared_coefficients");
@@ -426,8 +427,8 @@ TORCH_LIBRARY(cw_ext, m) {
         "Tensor live, Tensor count, Tensor d_queries, Tensor unit_queries, Tensor coefficients, "
         "Tensor shared_coefficients, Tensor pair_keys, Tensor pair_ends, Tensor d_log_q, Tensor d_prior, "
         "Tensor d_threshold)");
-  // factor [B] or one number: the gradient of each row's loss.
-  m.def("item_gradient(Tensor unit_queries, Tensor factor, Tensor coefficients, Tensor shared_coefficients, "
+  // factor [B] or one number: the gradient of each row's loss, unless unit_queries have been multiplied by it.
+  m.def("item_gradient(Tensor unit_queries, Tensor? factor, Tensor coefficients, Tensor shared_coefficients, "
         "Tensor pair_keys, Tensor pair_ends, Tensor items, Tensor pos_ids, Tensor neg_ids, Tensor? extra_ids, "
         "str similarity) -> Tensor");
   // gradients [B, ...] each, factor [B] or one number.

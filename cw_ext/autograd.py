@@ -38,18 +38,26 @@ def _needs_gradient(inputs: Sequence[Any]) -> bool:
 _keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
 
 
+def _may_overwrite() -> bool:
+    """Whether the backward pass in hand may write to what was saved for it, which nobody will see again."""
+    return not torch.compiler.is_compiling() and not _keeps_graph()
+
+
+def _scale_in_place(rows: Tensor, grad: Tensor) -> Tensor:
+    return rows.mul_(grad.unsqueeze(1) if grad.dim() and rows.dim() > 1 else grad)
+
+
 def _scaled(
     row_gradients: Sequence[Tensor], grad: Tensor, inputs: Sequence[Any], needs: Sequence[bool]
 ) -> list[Tensor | None]:
     """row_gradients [B, ...] times grad, [B] or one number, in the dtypes of their inputs; None where not needed."""
     gradients: list[Tensor | None] = [None] * len(inputs)
     wanted = [i for i, needed in enumerate(needs) if needed]
-    if not torch.compiler.is_compiling() and not _keeps_graph():
+    if _may_overwrite():
         # In place: fresh memory takes the system longer to hand out than the multiplication takes.
         for i in wanted:
-            gradient = row_gradients[i]
-            if gradient.dtype == inputs[i].dtype:
-                gradients[i] = gradient.mul_(grad.unsqueeze(1) if grad.dim() and gradient.dim() > 1 else grad)
+            if row_gradients[i].dtype == inputs[i].dtype:
+                gradients[i] = _scale_in_place(row_gradients[i], grad)
         wanted = [i for i in wanted if gradients[i] is None]
     for dtype in {inputs[i].dtype for i in wanted}:
         group = [i for i in wanted if inputs[i].dtype == dtype]
@@ -248,9 +256,10 @@ class _EmbeddingRows(torch.autograd.Function):
         grad = _row_grad(grad, count, ctx.reduction)
         grad_items = None
         if needs[1]:
+            overwrite = _may_overwrite()
             grad_items = torch.ops.cw_ext.item_gradient(
-                unit_queries,
-                grad,
+                _scale_in_place(unit_queries, grad) if overwrite else unit_queries,
+                None if overwrite else grad,
                 coefficients,
                 shared_coefficients,
                 keys,

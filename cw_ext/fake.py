@@ -88,7 +88,7 @@ def _embeddings_forward(
 @torch.library.register_fake("cw_ext::item_gradient")
 def _item_gradient(
     unit_queries: Tensor,
-    factor: Tensor,
+    factor: Tensor | None,
     coefficients: Tensor,
     shared_coefficients: Tensor,
     pair_keys: Tensor,

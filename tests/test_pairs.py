@@ -34,9 +34,10 @@ def test_shared_negatives_named_more_than_once(kernels: None, device: torch.devi
     against_truth(case, torch.float32, device, weight, prior=0.05)
 
 
-def test_eight_bytes_per_negative(kernels: None) -> None:
+@pytest.mark.parametrize("dim", [64, 256])
+def test_eight_bytes_per_negative(kernels: None, dim: int) -> None:
     """What a step holds beyond its inputs and their gradients."""
-    rows, n, dim, items = 256, 1000, 64, 5000
+    rows, n, items = 256, 1000, 5000
     case = make_embeddings(rows, n, dim, items, seed=105).to(torch.float32).leaves(["queries", "items"])
     case.loss(backend="fused").backward()
     case.queries.grad = case.items.grad = None
