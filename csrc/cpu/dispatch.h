@@ -53,10 +53,11 @@ void with_type(at::ScalarType type, Function&& function) {
   }
 }
 
-// out [n, ≥ dim] rows of `stride`: factor · coefficients [rows, n]ᵀ · x [rows, dim], the same bits on any number of threads.
-// Room for whole panels (ProductTask) is needed beyond dim.
+// out [n, ≥ dim] rows of `stride`: factor · coefficients [rows, n]ᵀ · x [rows, dim], the same bits on any number of
+// threads. Room for whole panels (ProductTask) is needed beyond dim.
 template <typename T>
-void weighted_sums(const T* coefficients, int64_t rows, int64_t n, const T* x, int64_t dim, T factor, T* out, int64_t stride);
+void weighted_sums(const T* coefficients, int64_t rows, int64_t n, const T* x, int64_t dim, T factor, T* out,
+                   int64_t stride);
 
 template <typename T>
 T* pointer(const at::Tensor& t) {
@@ -95,6 +96,26 @@ Table<In> readable_table(const at::Tensor& items, std::vector<In>& room) {
   room.assign(static_cast<size_t>((copied + 1) * dim + 2 * kRegister), In{});
   std::memcpy(room.data(), rows + (count - copied) * dim, static_cast<size_t>(copied * dim) * sizeof(In));
   return {rows, dim, count - copied, room.data(), room.data() + copied * dim + kRegister};
+}
+
+// The call's part of a level-2 task: of an EmbeddingsCall or a SharedNegativesCall.
+template <typename In, typename Call>
+void fill_query_task(const Call& call, std::vector<In>& room, QueryTask<In>& task) {
+  using T = typename Compute<In>::type;
+  task.arguments = call.arguments;
+  task.queries = pointer<const In>(call.queries);
+  task.items = readable_table(call.items, room);
+  task.n = call.neg_ids.size(-1);
+  task.m = call.extra_ids.size(1);
+  task.log_q = pointer<const T>(call.log_q);
+  task.log_q_stride = call.log_q.defined() ? call.log_q.stride(0) : 0;
+  task.prior = per_row<T>(call.prior);
+  task.threshold = per_row<T>(call.threshold);
+  task.scale = T(call.scale);
+  task.normalized = call.normalized;
+  task.out = row_outputs<T>(call.out);
+  task.unit_queries = call.with_gradients ? pointer<T>(call.unit_queries) : nullptr;
+  task.d_queries = call.with_gradients ? pointer<T>(call.d_queries) : nullptr;
 }
 
 }  // namespace cw_cpu

@@ -45,25 +45,12 @@ void forward(const cw_ext::EmbeddingsCall& call) {
   const PairGrid grid = pair_grid(rows, 1 + m + n, num_items);
   std::vector<In> room;
   EmbeddingsTask<In, Id> task;
-  task.arguments = call.arguments;
-  task.queries = pointer<const In>(call.queries);
-  task.items = readable_table(call.items, room);
+  fill_query_task(call, room, task);
   task.ids = pair_ids<Id>(call.pos_ids, call.extra_ids, call.neg_ids);
-  task.n = n;
-  task.m = m;
-  task.log_q = pointer<const T>(call.log_q);
-  task.log_q_stride = call.log_q.defined() ? call.log_q.stride(0) : 0;
-  task.prior = per_row<T>(call.prior);
-  task.threshold = per_row<T>(call.threshold);
-  task.scale = T(call.scale);
-  task.normalized = call.normalized;
   const at::Tensor inverse_norms =
       call.normalized ? inverse_norms_of(call.items, rows * grid.width, call.out.loss.scalar_type()) : at::Tensor();
   task.inverse_norms = pointer<const T>(inverse_norms);
-  task.out = row_outputs<T>(call.out);
   const bool wanted = call.with_gradients;
-  task.unit_queries = wanted ? pointer<T>(call.unit_queries) : nullptr;
-  task.d_queries = wanted ? pointer<T>(call.d_queries) : nullptr;
 
   std::mutex mutex;
   BadId bad;

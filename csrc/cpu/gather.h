@@ -32,7 +32,8 @@ struct Gather {
   bool normalized;
   Chunks<In> chunks;
 
-  Gather(const Table<In>& t, const T* norms, bool unit) : table(t), known_inverse_norms(norms), normalized(unit), chunks(t.dim) {}
+  Gather(const Table<In>& t, const T* norms, bool unit)
+      : table(t), known_inverse_norms(norms), normalized(unit), chunks(t.dim) {}
 
   // Padding reads item 0.
   CW_INLINE const In* row(int64_t id) const {

@@ -54,53 +54,45 @@ struct Table {
   const In* zeros;      // a row of zeros
 };
 
-template <typename In, typename Id>
-struct EmbeddingsTask {
+// What level 2's rows need, whether each has negatives of its own or all share them.
+template <typename In>
+struct QueryTask {
   using T = typename Compute<In>::type;
   cw_ext::LossArguments arguments;
   const In* queries;  // [B, D]
   Table<In> items;
-  PairIds<Id> ids;
   int64_t n;
   int64_t m;
   const T* log_q;  // [B, N] or null
   int64_t log_q_stride;
   RowValue<T> prior;
   RowValue<T> threshold;
-  T scale;               // of the similarity
-  bool normalized;       // cosine
-  const T* inverse_norms;  // [I], or null: computed with the scores
+  T scale;          // of the similarity
+  bool normalized;  // cosine
   RowResults<T> out;
   T* unit_queries;  // [B, D]; null: no gradients wanted
   T* d_queries;     // [B, D]
 };
 
-// Level 2 where all rows share their negatives: the scores and the queries' gradients are matrix products.
-template <typename In>
-struct SharedTask {
+template <typename In, typename Id>
+struct EmbeddingsTask : QueryTask<In> {
   using T = typename Compute<In>::type;
-  cw_ext::LossArguments arguments;
-  const In* queries;  // [B, D]
-  Table<In> items;    // of the positives
+  PairIds<Id> ids;
+  const T* inverse_norms;  // [I], or null: computed with the scores
+};
+
+// Negatives that all rows share: the scores and the queries' gradients are matrix products.
+template <typename In>
+struct SharedTask : QueryTask<In> {
+  using T = typename Compute<In>::type;
   const int64_t* pos_ids;    // [B]
   const int64_t* extra_ids;  // [B, M]
-  int64_t m;
-  int64_t n;
   const int64_t* neg_ids;    // [N]
   bool any_padding;          // among them
   T* columns;                // x̂ᵀ·scale, packed: [panels of N, D, kPanel]      filled by pack_shared()
   T* rows;                   // x̂, packed: [panels of D, N, kPanel]; 0 in the place of values that are not finite
-  const T* log_q;            // [B, N] or null
-  int64_t log_q_stride;
-  RowValue<T> prior;
-  RowValue<T> threshold;
-  T scale;
-  bool normalized;
-  RowResults<T> out;
-  T* unit_queries;         // [B, D]; null: no gradients wanted
-  T* d_queries;            // [B, D]
-  T* coefficients;         // [B, 1 + M]: dloss/dscore · scale
-  T* shared_coefficients;  // [B, N]: dloss/dscore
+  T* coefficients;           // [B, 1 + M]: dloss/dscore · scale
+  T* shared_coefficients;    // [B, N]: dloss/dscore
 };
 
 // The gradient of the item table from sorted pairs (pairs.h): coefficient times source row, for each pair of an item.
@@ -156,7 +148,7 @@ static inline int64_t embeddings_scratch(int64_t n, int64_t m, int64_t dim) { re
 // Rows of the shared negatives' scores in work at a time: they stay in L2.
 static inline int64_t shared_step(int64_t n) { return kRowStep * std::max<int64_t>(1, std::min<int64_t>(4, 5000 / n)); }
 static inline int64_t shared_scratch(int64_t n, int64_t m, int64_t dim) {
-  return shared_step(n) * (n + 64 + 2 * (1 + m) + 2 * round_up_dim(dim)) + 3 * n + 2 * (1 + m) + 3 * round_up_dim(dim);
+  return shared_step(n) * (n + 64 + 2 * (1 + m) + 1 + 2 * round_up_dim(dim)) + 3 * n + (1 + m) + 2 * round_up_dim(dim);
 }
 static inline int64_t item_gradient_scratch(int64_t dim) { return (kItemsPerBucket + 1) * round_up_dim(dim); }
 

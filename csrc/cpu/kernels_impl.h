@@ -88,6 +88,38 @@ CW_INLINE const T* masked_log_q(bool any, const T* given, int64_t n, T* room, Ab
   return room;
 }
 
+// The query of row b over its norm (dot: itself), in `unit` [dim]. Returns what it was multiplied by.
+template <typename In, typename T>
+CW_INLINE T unit_query(const QueryTask<In>& task, int64_t b, T* unit) {
+  const int64_t dim = task.items.dim;
+  const In* const query = task.queries + b * dim;
+  const T inverse = task.normalized ? inverse_norm(squared_norm<In, T>(query, dim)) : T(1);
+#pragma omp simd
+  for (int64_t i = 0; i < dim; ++i) unit[i] = load(query[i]) * inverse;
+  return inverse;
+}
+
+// Row b from its scores, own_scores [1 + m] of the positives and neg_scores [n]. Leaves dloss/dscore · scale of the former
+// in own_coefficients and dloss/dscore of the latter in neg_coefficients.
+template <typename In, typename T>
+CW_INLINE RowResult<T> solve_row(const QueryTask<In>& task, RowKernel<T> kernel, const Parameters<T>& p, int64_t b,
+                                 const T* own_scores, const T* neg_scores, const T* log_q, T* own_coefficients,
+                                 T* neg_coefficients, T* scratch) {
+  const Row<T> row{own_scores[0], neg_scores, task.n, own_scores + 1, task.m, log_q, at_row(task.prior, b),
+                   at_row(task.threshold, b)};
+  RowGradients<T> gradients;
+  gradients.wanted = task.unit_queries != nullptr;
+  gradients.neg = neg_coefficients;
+  gradients.extra = own_coefficients + 1;
+  gradients.log_q = task.out.d_log_q ? task.out.d_log_q + b * task.n : nullptr;
+  const RowResult<T> result = kernel(row, p, gradients, scratch);
+  write_row(task.out, b, result);
+  if (!gradients.wanted) return result;
+  own_coefficients[0] = gradients.pos;
+  for (int64_t k = 0; k < 1 + task.m; ++k) own_coefficients[k] *= task.scale;
+  return result;
+}
+
 // coefficients: of rows [begin, end), or null. item_rows: [1 + m + n]. scratch: embeddings_scratch(n, m, dim).
 template <typename In, typename Id>
 void embeddings(const EmbeddingsTask<In, Id>& task, int64_t begin, int64_t end, typename Compute<In>::type* coefficients,
@@ -115,10 +147,7 @@ void embeddings(const EmbeddingsTask<In, Id>& task, int64_t begin, int64_t end, 
     const int64_t* const extra_ids = task.ids.extra + b * m;
     const Id* const neg_ids = task.ids.neg + b * n;
 
-    const In* const given_query = task.queries + b * dim;
-    const T query_inverse = task.normalized ? inverse_norm(squared_norm<In, T>(given_query, dim)) : T(1);
-#pragma omp simd
-    for (int64_t i = 0; i < dim; ++i) unit[i] = load(given_query[i]) * query_inverse;
+    const T query_inverse = unit_query(task, b, unit);
     to_chunks(unit, dim, items.chunks, query);
 
     items.scores(query, pos_id, 1, task.scale, item_rows, score, inverse);
@@ -132,29 +161,16 @@ void embeddings(const EmbeddingsTask<In, Id>& task, int64_t begin, int64_t end, 
     for (int64_t j = 0; j < n; ++j) smallest = neg_ids[j] < smallest ? neg_ids[j] : smallest;
     const T* const given_log_q = task.log_q ? task.log_q + b * task.log_q_stride : nullptr;
 
-    Row<T> row;
-    row.pos = score[0];
-    row.extra = score + 1;
-    row.m = m;
-    row.neg = score + 1 + m;
-    row.n = n;
-    row.log_q = masked_log_q(smallest < 0, given_log_q, n, log_q,
-                             [=](int64_t j) { return neg_ids[j] < 0 || *pos_id < 0; });
-    row.prior = at_row(task.prior, b);
-    row.threshold = at_row(task.threshold, b);
+    const T* const masked = masked_log_q(smallest < 0, given_log_q, n, log_q,
+                                         [=](int64_t j) { return neg_ids[j] < 0 || *pos_id < 0; });
     T* const row_coefficients = wanted ? coefficients + (b - begin) * width : own_coefficients;
-    RowGradients<T> gradients;
-    gradients.wanted = wanted;
-    gradients.extra = row_coefficients + 1;
-    gradients.neg = row_coefficients + 1 + m;
-    gradients.log_q = task.out.d_log_q ? task.out.d_log_q + b * n : nullptr;
-    const RowResult<T> result = kernel(row, p, gradients, row_scratch);
-    write_row(task.out, b, result);
+    T* const neg_coefficients = row_coefficients + 1 + m;
+    const RowResult<T> result = solve_row(task, kernel, p, b, score, score + 1 + m, masked, row_coefficients,
+                                          neg_coefficients, row_scratch);
     if (!wanted) continue;
 
-    row_coefficients[0] = gradients.pos;
 #pragma omp simd
-    for (int64_t c = 0; c < width; ++c) row_coefficients[c] *= task.scale;
+    for (int64_t j = 0; j < n; ++j) neg_coefficients[j] *= task.scale;
     T* const target = task.d_queries + b * dim;
     if (result.live) {
       fill(d_query, padded_dim, T(0));
@@ -209,25 +225,22 @@ void shared_negatives(const SharedTask<In>& task, int64_t begin, int64_t end, ty
   T* const units = scores + step * panels * kPanel;   // [dim]
   T* const sums = units + step * room;                // [dim_panels·kPanel]
   T* const own_scores = sums + step * room;           // [1 + m], positive and further positives
-  T* const inverse = own_scores + step * own;
+  T* const inverse = own_scores + step * own;         // [1 + m]
+  T* const query_inverse = inverse + step * own;      // one number
   // Of one row:
-  T* const log_q = inverse + step * own;              // [n]
+  T* const log_q = query_inverse + step;              // [n]
   T* const row_scratch = log_q + n;                   // [n]
   T* const terms = row_scratch + n;                   // [n], where no gradients are wanted
   T* const own_terms = terms + n;                     // [1 + m]
-  T* const query = own_terms + 2 * own;               // [room], in the order of chunks
+  T* const query = own_terms + own;                   // [room], in the order of chunks
   T* const d_query = query + room;                    // [room], likewise
-  T* const natural = d_query + room;                  // [room]
 
   for (int64_t first = begin; first < end; first += step) {
     const int64_t count = end - first < step ? end - first : step;
     for (int64_t r = 0; r < count; ++r) {
       const int64_t b = first + r;
       T* const unit = units + r * room;
-      const In* const given_query = task.queries + b * dim;
-      const T query_inverse = task.normalized ? inverse_norm(squared_norm<In, T>(given_query, dim)) : T(1);
-#pragma omp simd
-      for (int64_t i = 0; i < dim; ++i) unit[i] = load(given_query[i]) * query_inverse;
+      query_inverse[r] = unit_query(task, b, unit);
       to_chunks(unit, dim, items.chunks, query);
       const In* row;
       items.scores(query, task.pos_ids + b, 1, task.scale, &row, own_scores + r * own, inverse + r * own);
@@ -243,27 +256,12 @@ void shared_negatives(const SharedTask<In>& task, int64_t begin, int64_t end, ty
     for (int64_t r = 0; r < count; ++r) {
       const int64_t b = first + r;
       const bool dead = task.pos_ids[b] < 0;
-      Row<T> row;
-      row.pos = own_scores[r * own];
-      row.extra = own_scores + r * own + 1;
-      row.m = m;
-      row.neg = scores + r * panels * kPanel;
-      row.n = n;
-      row.log_q = masked_log_q(dead || task.any_padding, task.log_q ? task.log_q + b * task.log_q_stride : nullptr, n, log_q,
-                               [&](int64_t j) { return dead || task.neg_ids[j] < 0; });
-      row.prior = at_row(task.prior, b);
-      row.threshold = at_row(task.threshold, b);
-      T* const coefficients = wanted ? task.coefficients + b * own : own_terms;
-      RowGradients<T> gradients;
-      gradients.wanted = wanted;
-      gradients.neg = wanted ? task.shared_coefficients + b * n : terms;
-      gradients.extra = coefficients + 1;
-      gradients.log_q = task.out.d_log_q ? task.out.d_log_q + b * n : nullptr;
-      const RowResult<T> result = kernel(row, p, gradients, row_scratch);
-      write_row(task.out, b, result);
-      if (!wanted) continue;
-      coefficients[0] = gradients.pos;
-      for (int64_t k = 0; k < own; ++k) coefficients[k] *= task.scale;
+      const T* const given_log_q = task.log_q ? task.log_q + b * task.log_q_stride : nullptr;
+      const T* const masked = masked_log_q(dead || task.any_padding, given_log_q, n, log_q,
+                                           [&](int64_t j) { return dead || task.neg_ids[j] < 0; });
+      solve_row(task, kernel, p, b, own_scores + r * own, scores + r * panels * kPanel, masked,
+                wanted ? task.coefficients + b * own : own_terms, wanted ? task.shared_coefficients + b * n : terms,
+                row_scratch);
     }
     if (!wanted) continue;
 
@@ -272,19 +270,18 @@ void shared_negatives(const SharedTask<In>& task, int64_t begin, int64_t end, ty
       const int64_t b = first + r;
       const T* const unit = units + r * room;
       T* const target = task.d_queries + b * dim;
-      fill(d_query, items.chunks.vectors() * kLanes<T>, T(0));
-      for (int64_t k = 0; k < own; ++k) {
-        const int64_t id = k == 0 ? task.pos_ids[b] : task.extra_ids[b * m + k - 1];
-        const In* const row = items.row(id);
-        items.add(&row, 1, task.coefficients + b * own + k, inverse + r * own + k, d_query);
-      }
-      from_chunks<In>(d_query, dim, natural);
+      if (task.out.live[b]) {
+        fill(d_query, items.chunks.vectors() * kLanes<T>, T(0));
+        for (int64_t k = 0; k < own; ++k) {
+          const In* const row = items.row(k == 0 ? task.pos_ids[b] : task.extra_ids[b * m + k - 1]);
+          items.add(&row, 1, task.coefficients + b * own + k, inverse + r * own + k, d_query);
+        }
+        from_chunks<In>(d_query, dim, target);
 #pragma omp simd
-      for (int64_t i = 0; i < dim; ++i) target[i] = natural[i] + task.scale * sums[r * room + i];
-      if (!task.out.live[b]) fill(target, dim, T(0));
-      if (task.normalized) {
-        const T query_inverse = inverse_norm(squared_norm<In, T>(task.queries + b * dim, dim));
-        if (task.out.live[b]) through_normalization(target, unit, query_inverse, dim);
+        for (int64_t i = 0; i < dim; ++i) target[i] += task.scale * sums[r * room + i];
+        if (task.normalized) through_normalization(target, unit, query_inverse[r], dim);
+      } else {
+        fill(target, dim, T(0));
       }
       for (int64_t i = 0; i < dim; ++i) task.unit_queries[b * dim + i] = unit[i];
     }

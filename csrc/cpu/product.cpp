@@ -31,7 +31,8 @@ void pack(const T* x, int64_t depth, int64_t dim, T factor, T* out) {
 }  // namespace
 
 template <typename T>
-void weighted_sums(const T* coefficients, int64_t rows, int64_t n, const T* x, int64_t dim, T factor, T* out, int64_t stride) {
+void weighted_sums(const T* coefficients, int64_t rows, int64_t n, const T* x, int64_t dim, T factor, T* out,
+                   int64_t stride) {
   constexpr int64_t kPanel = ProductTask<T>::kPanel;
   const int64_t panels = (dim + kPanel - 1) / kPanel;
   const auto packed = scratch<T>(panels * rows * kPanel);
