@@ -123,7 +123,6 @@ template <typename In, int V>
 __global__ void __launch_bounds__(kThreads, kResident<In>)
     embeddings_kernel(const EmbeddingsTask<In> task, const Parameters<typename Compute<In>::type> p) {
   using T = typename Compute<In>::type;
-  extern __shared__ __align__(kVectorBytes) unsigned char dynamic_shared[];
   T* const unit_query = reinterpret_cast<T*>(dynamic_shared);
   T* const d_query = unit_query + task.dim;
   __shared__ TeamScratch<T, kWarps> scratch;
@@ -233,8 +232,7 @@ cudaError_t launch_embeddings(const EmbeddingsTask<In>& task, cudaStream_t strea
   if (task.blocks <= 0) return cudaErrorInvalidConfiguration;
   const auto p = make_parameters<typename Compute<In>::type>(task.arguments);
   return with_kernel(task, [&](auto kernel) {
-    kernel<<<task.blocks, kThreads, shared_bytes(task), stream>>>(task, p);
-    return cudaGetLastError();
+    return launch_kernel(kernel, unsigned(task.blocks), kThreads, shared_bytes(task), stream, task, p);
   });
 }
 

@@ -17,19 +17,24 @@ unsigned grid_of(int64_t work, int64_t per_block) {
   return static_cast<unsigned>(blocks < kMaxGrid ? blocks : kMaxGrid);
 }
 
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+__device__ __forceinline__ void add_together(float* to, const float (&x)[4]) {
+  asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};"
+               :
+               : "l"(__cvta_generic_to_global(to)), "f"(x[0]), "f"(x[1]), "f"(x[2]), "f"(x[3])
+               : "memory");
+}
+#endif
+
 template <int V, typename T>
 __device__ __forceinline__ void atomic_add(T* to, const T (&x)[V]) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  constexpr bool kTogether = V == 4 && std::is_same_v<T, float>;
-#else
-  constexpr bool kTogether = false;
+  if constexpr (V == 4 && std::is_same_v<T, float>) {
+    add_together(to, x);
+    return;
+  } else
 #endif
-  if constexpr (kTogether) {
-    asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};"
-                 :
-                 : "l"(__cvta_generic_to_global(to)), "f"(x[0]), "f"(x[1]), "f"(x[2]), "f"(x[3])
-                 : "memory");
-  } else {
+  {
 #pragma unroll
     for (int v = 0; v < V; ++v) atomicAdd(to + v, x[v]);
   }
@@ -101,7 +106,6 @@ __device__ __forceinline__ int64_t lower_bound(const int64_t* keys, int64_t coun
 // A block takes an item, so that a popular one has many threads.
 template <typename T, int V>
 __global__ void __launch_bounds__(kThreads) sorted_sum_kernel(const SortedSumTask<T> task) {
-  extern __shared__ __align__(kVectorBytes) unsigned char dynamic_shared[];
   T* const sum = reinterpret_cast<T*>(dynamic_shared);  // [D]
   __shared__ T partial[kWarps][kWarp * V];
   __shared__ int64_t segment[2];
@@ -181,20 +185,16 @@ cudaError_t launch_atomic_sum(const ItemSumTask<T>& task, cudaStream_t stream) {
   if (work == 0) return cudaSuccess;
   constexpr int kVec = kVectorBytes / int(sizeof(T));
   const unsigned grid = grid_of(work, kWarps);
-  if (rows_are_aligned(task.sources, task.dim) && is_aligned(task.sum)) {
-    atomic_sum_kernel<T, kVec><<<grid, kThreads, 0, stream>>>(task);
-  } else {
-    atomic_sum_kernel<T, 1><<<grid, kThreads, 0, stream>>>(task);
-  }
-  return cudaGetLastError();
+  const bool vectorizable = rows_are_aligned(task.sources, task.dim) && is_aligned(task.sum);
+  const auto kernel = vectorizable ? atomic_sum_kernel<T, kVec> : atomic_sum_kernel<T, 1>;
+  return launch_kernel(kernel, grid, kThreads, 0, stream, task);
 }
 
 template <typename T>
 cudaError_t launch_sort_keys(const ItemSumTask<T>& task, int64_t* keys, cudaStream_t stream) {
   const int64_t count = task.rows * (1 + task.pairs.m + task.pairs.n);
   if (count == 0) return cudaSuccess;
-  sort_keys_kernel<<<grid_of(count, kThreads), kThreads, 0, stream>>>(task, keys);
-  return cudaGetLastError();
+  return launch_kernel(sort_keys_kernel<T>, grid_of(count, kThreads), kThreads, 0, stream, task, keys);
 }
 
 template <typename T>
@@ -206,8 +206,7 @@ cudaError_t launch_sorted_sum(const SortedSumTask<T>& task, cudaStream_t stream)
   const auto kernel =
       rows_are_aligned(task.sources, task.dim) ? sorted_sum_kernel<T, kVec> : sorted_sum_kernel<T, 1>;
   if (const auto error = allow_shared_memory(kernel, bytes)) return error;
-  kernel<<<grid, kThreads, bytes, stream>>>(task);
-  return cudaGetLastError();
+  return launch_kernel(kernel, grid, kThreads, bytes, stream, task);
 }
 
 template <typename In>
@@ -217,12 +216,8 @@ cudaError_t launch_projection(const ProjectionTask<In>& task, cudaStream_t strea
   const bool vectorizable = rows_are_aligned(task.items, task.dim) && is_aligned(task.sum) && is_aligned(task.gradient);
   // A warp takes at least one item; with short rows it takes several, and some of this grid finds nothing to do.
   const unsigned grid = grid_of(task.num_items, kWarps);
-  if (vectorizable) {
-    projection_kernel<In, kVec><<<grid, kThreads, 0, stream>>>(task);
-  } else {
-    projection_kernel<In, 1><<<grid, kThreads, 0, stream>>>(task);
-  }
-  return cudaGetLastError();
+  const auto kernel = vectorizable ? projection_kernel<In, kVec> : projection_kernel<In, 1>;
+  return launch_kernel(kernel, grid, kThreads, 0, stream, task);
 }
 
 #define CW_INSTANTIATE(T)                                                                      \

@@ -156,6 +156,25 @@ struct Team {
 
 // ---- launches ------------------------------------------------------------------------------------------------------
 
+// A block's dynamic shared memory. Outside nvcc the threads are emulated (tests/cuda_emulation).
+#if defined(__CUDACC__)
+extern __shared__ __align__(16) unsigned char dynamic_shared[];
+#else
+extern unsigned char dynamic_shared[];
+#endif
+
+// As kernel<<<grid, block, shared_bytes, stream>>>(arguments…), in plain C++.
+template <typename... Parameters, typename... Arguments>
+cudaError_t launch_kernel(void (*kernel)(Parameters...), unsigned grid, dim3 block, size_t shared_bytes,
+                          cudaStream_t stream, const Arguments&... arguments) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(grid);
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  return cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
+}
+
 // Beyond the 48 KB that every kernel gets, shared memory must be asked for; once, with all that there is, so that
 // calls of different sizes do not take it from each other.
 template <typename Kernel>

@@ -108,15 +108,11 @@ template <typename In, int kWarps, int kRows>
 cudaError_t launch(const ScoresTask<In>& task, cudaStream_t stream) {
   const int64_t blocks = (task.rows + kRows - 1) / kRows;
   if (blocks > kMaxGrid) return cudaErrorInvalidConfiguration;
-  const dim3 grid(static_cast<unsigned>(blocks));
   const dim3 block(kWarps * kWarp, kRows);
   const auto p = make_parameters<typename Compute<In>::type>(task.arguments);
-  if (has_default_form(p)) {
-    scores_kernel<In, kWarps, kRows, true><<<grid, block, 0, stream>>>(task, p);
-  } else {
-    scores_kernel<In, kWarps, kRows, false><<<grid, block, 0, stream>>>(task, p);
-  }
-  return cudaGetLastError();
+  const auto kernel =
+      has_default_form(p) ? scores_kernel<In, kWarps, kRows, true> : scores_kernel<In, kWarps, kRows, false>;
+  return launch_kernel(kernel, static_cast<unsigned>(blocks), block, 0, stream, task, p);
 }
 
 }  // namespace
