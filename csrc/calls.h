@@ -34,7 +34,7 @@ struct ScoresCall {
   bool with_gradients;
   RowOutputs out;
   at::Tensor d_pos;    // [B] T      these three only with_gradients
-  at::Tensor d_neg;    // [B, N] T
+  at::Tensor d_neg;    // [B, N] T; on CUDA, for scores in bf16, bf16
   at::Tensor d_extra;  // [B, M] T
 };
 
@@ -89,7 +89,7 @@ void item_gradient(const cw_ext::ItemGradientCall& call);
 // Room for the order of the pairs of `rows` rows, `width` each, that the forward pass leaves for the item gradient.
 at::Tensor pair_keys(int64_t rows, int64_t width, const at::Tensor& like);
 at::Tensor pair_ends(int64_t rows, int64_t width, int64_t items, const at::Tensor& like);
-// out [B, ...] = x [B, ...] · factor [B]; x and factor in the compute dtype of out, all contiguous.
+// out [B, ...] = x [B, ...] · factor [B]; x and factor in the compute dtype of out, all contiguous. `out` may be x.
 void scale_rows(const at::Tensor& x, const at::Tensor& factor, const at::Tensor& out);
 }  // namespace cw_cpu
 
@@ -97,4 +97,8 @@ namespace cw_cuda {
 void scores(const cw_ext::ScoresCall& call);
 void embeddings(const cw_ext::EmbeddingsCall& call);
 void item_gradient(const cw_ext::ItemGradientCall& call);
+// loss [] = the sum of the rows' losses, over the number of live rows if `mean`; then also share [] = rows over live rows.
+void reduce_rows(const cw_ext::RowOutputs& rows, bool mean, const at::Tensor& loss, const at::Tensor& share);
+// x [B, ...] times factor, [B] or one number; where that is 1, x is neither read nor written.
+void scale_in_place(const at::Tensor& x, const at::Tensor& factor);
 }  // namespace cw_cuda

@@ -54,6 +54,7 @@ struct Parameters {
   T inv_tau_c;       // 1/τ_c
   bool include_positive;
   T log_weight_at_0;  // log ω(0)
+  T gradient_scale;
 };
 
 template <typename T>
@@ -76,6 +77,7 @@ CW_INLINE Parameters<T> make_parameters(const cw_ext::LossArguments& a) {
   p.inv_tau_c = a.has_confidence ? T(1 / a.confidence_temperature) : T(0);
   p.include_positive = a.include_positive;
   p.log_weight_at_0 = p.weighting == Weighting::sigmoid ? T(std::log(0.5)) : T(0);
+  p.gradient_scale = T(a.gradient_scale);
   return p;
 }
 
@@ -94,8 +96,16 @@ CW_INLINE T not_a_number() {
 #if defined(__CUDA_ARCH__)
 CW_INLINE float exp_(float x) { return expf(x); }
 CW_INLINE double exp_(double x) { return exp(x); }
-CW_INLINE float exp_nonpositive(float x) { return expf(x); }
+// One instruction and the scaling of its argument, whose rounding weighs |x|·e^x·2^-24, at most 2^-25. A result below the
+// normal numbers is 0; NaN stays NaN.
+CW_INLINE float exp_nonpositive(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x * 1.44269504088896341f));
+  return y;
+}
 CW_INLINE double exp_nonpositive(double x) { return exp(x); }
+CW_INLINE float quotient(float x, float y) { return __fdividef(x, y); }
+CW_INLINE double quotient(double x, double y) { return x / y; }
 CW_INLINE float log_(float x) { return logf(x); }
 CW_INLINE double log_(double x) { return log(x); }
 CW_INLINE float log1p_(float x) { return log1pf(x); }
@@ -128,6 +138,11 @@ CW_INLINE float exp_nonpositive(float x) {
   return x < -86.9f ? 0.0f : poly * scale;
 }
 CW_INLINE double exp_nonpositive(double x) { return std::exp(x); }
+// x/y for a moderate y, as 1 + e^z with z ≤ 0 is.
+template <typename T>
+CW_INLINE T quotient(T x, T y) {
+  return x / y;
+}
 // e^x for any x, a row's few: ∞ above 88.7.
 CW_INLINE float exp_(float x) { return x > 0.0f ? std::exp(x) : exp_nonpositive(x); }
 CW_INLINE double exp_(double x) { return std::exp(x); }
@@ -188,7 +203,7 @@ CW_INLINE T abs_(T x) {
 template <typename T>
 CW_INLINE T sigmoid(T x) {
   const T e = exp_nonpositive(-abs_(x));
-  return (x < T(0) ? e : T(1)) / (T(1) + e);
+  return quotient(x < T(0) ? e : T(1), T(1) + e);
 }
 
 // log(1 − x), most often of 0.
@@ -223,7 +238,7 @@ CW_INLINE Mass<T> weight(T d, Weighting weighting, const Parameters<T>& p) {
   const T y = d * p.inv_rho;
   switch (weighting) {
     case Weighting::sigmoid:
-      return {y > T(0) ? -y : T(0), T(1) / (T(1) + exp_nonpositive(-abs_(y)))};
+      return {y > T(0) ? -y : T(0), quotient(T(1), T(1) + exp_nonpositive(-abs_(y)))};
     case Weighting::exponential:
       return {-y, T(1)};
     case Weighting::linear:
@@ -289,7 +304,7 @@ template <typename T>
 CW_INLINE T logistic_term(T score, T pos, T max, T e_max, const Parameters<T>& p) {
   const T d = score - pos;
   const T e = exp_nonpositive(-abs_(d) * p.inv_tau - max);
-  return (d > T(0) ? T(1) : e) / (T(1) + e * e_max);
+  return quotient(d > T(0) ? T(1) : e, T(1) + e * e_max);
 }
 
 // q·ω(d), for the denominator under normalize_weights. At a score of −∞ the weight is its limit, or nothing where that
@@ -374,7 +389,7 @@ struct RowSums {
   T threshold;           // β
 };
 
-// The row's loss and its derivatives.
+// The row's loss, and its derivatives times gradient_scale.
 template <typename T>
 struct RowResult {
   T loss;
@@ -426,15 +441,16 @@ CW_INLINE RowResult<T> finish_row(const RowSums<T>& s, const Parameters<T>& p) {
   const T confidence = p.has_confidence ? T(2) * sigmoid(z) : T(1);
   const T confidence_slope = p.has_confidence ? confidence * sigmoid(-z) * p.inv_tau_c : T(0);
 
-  const T by_log_g = confidence * outer;
+  const T by_log_g = p.gradient_scale * confidence * outer;
+  const T by_z = p.gradient_scale * confidence_slope * value;
   RowResult<T> r;
   r.loss = confidence * value;
   r.live = true;
   r.by_log_a = by_log_g * (binds ? (p.has_min_margin ? T(0) : T(1)) : T(1) / left);
   r.by_log_c = binds ? T(0) : -by_log_g * share / left;
-  r.by_pos = confidence_slope * value;
+  r.by_pos = by_z;
   r.by_prior = by_log_g * (T(1) / (T(1) - s.prior) - (binds ? T(0) : c_over_a / left));
-  r.by_threshold = -confidence_slope * value;
+  r.by_threshold = -by_z;
   return r;
 }
 

@@ -19,6 +19,7 @@ struct LossArguments {
   double confidence_temperature;
   bool include_positive;
   int surrogate;  // cw_row.h's Surrogate
+  double gradient_scale;  // multiplies the gradients of every row, but not its loss
 };
 
 // What a row is computed in.

@@ -16,21 +16,21 @@ namespace cw_ext {
 
 void run_scores(const ScoresCall& call) {
 #ifdef CW_WITH_CUDA
-  if (call.pos.is_cuda()) return cw_cuda::scores(call);
+  if (on_cuda(call.pos)) return cw_cuda::scores(call);
 #endif
   cw_cpu::scores(call);
 }
 
 void run_embeddings(const EmbeddingsCall& call) {
 #ifdef CW_WITH_CUDA
-  if (call.queries.is_cuda()) return cw_cuda::embeddings(call);
+  if (on_cuda(call.queries)) return cw_cuda::embeddings(call);
 #endif
   cw_cpu::embeddings(call);
 }
 
 void run_item_gradient(const ItemGradientCall& call) {
 #ifdef CW_WITH_CUDA
-  if (call.items.is_cuda()) return cw_cuda::item_gradient(call);
+  if (on_cuda(call.items)) return cw_cuda::item_gradient(call);
 #endif
   cw_cpu::item_gradient(call);
 }
@@ -51,7 +51,7 @@ using OptionalTensor = std::optional<at::Tensor>;
       std::optional<double> confidence_temperature, bool include_positive, c10::string_view surrogate
 #define CW_LOSS_ARGUMENTS                                                                             \
   loss_arguments(temperature, weighting, weight_temperature, detach_weights, normalize_weights,      \
-                 floor, min_margin, confidence_temperature, include_positive, surrogate)
+                 floor, min_margin, confidence_temperature, include_positive, surrogate, reduction, rows)
 
 int index_of(c10::string_view value, std::initializer_list<c10::string_view> choices, const char* name) {
   int i = 0;
@@ -65,7 +65,10 @@ int index_of(c10::string_view value, std::initializer_list<c10::string_view> cho
 LossArguments loss_arguments(double temperature, c10::string_view weighting, double weight_temperature,
                              bool detach_weights, bool normalize_weights, double floor,
                              std::optional<double> min_margin, std::optional<double> confidence_temperature,
-                             bool include_positive, c10::string_view surrogate) {
+                             bool include_positive, c10::string_view surrogate, c10::string_view reduction,
+                             int64_t rows) {
+  // The gradient of a mean comes out divided by all rows, so that where all are live nothing is left to multiply.
+  const double gradient_scale = reduction == "mean" && rows > 0 ? 1.0 / double(rows) : 1.0;
   return {temperature,
           index_of(weighting, {"none", "sigmoid", "exponential", "linear"}, "weighting"),
           weight_temperature,
@@ -77,7 +80,8 @@ LossArguments loss_arguments(double temperature, c10::string_view weighting, dou
           confidence_temperature.has_value(),
           confidence_temperature.value_or(1),
           include_positive,
-          index_of(surrogate, {"exp", "tanh", "atan", "relu"}, "surrogate")};
+          index_of(surrogate, {"exp", "tanh", "atan", "relu"}, "surrogate"),
+          gradient_scale};
 }
 
 at::ScalarType compute_type(const at::Tensor& x) { return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
@@ -120,22 +124,23 @@ at::Tensor or_empty(const at::Tensor& x, const at::TensorOptions& options) {
 
 struct Reduced {
   at::Tensor loss;   // [B], or one number
-  at::Tensor count;  // what the mean divides by, at least 1; else empty
+  at::Tensor share;  // of a mean: what is left to multiply the rows' gradients by, all rows over the live ones; else empty
 };
 
 // The mean runs over the live rows; the loss of the others is 0.
 Reduced reduced(const RowOutputs& rows, c10::string_view reduction) {
   const int kind = index_of(reduction, {"none", "sum", "mean"}, "reduction");
-  if (kind == 0) return {rows.loss, at::empty({0}, rows.loss.options())};
-  if (!rows.loss.is_cpu()) {
-    const at::Tensor total = rows.loss.sum();
-    if (kind == 1) return {total, at::empty({0}, rows.loss.options())};
-    const at::Tensor count = rows.live.sum().clamp_min(1).to(rows.loss.scalar_type());
-    return {total / count, count};
+  const bool mean = kind == 2;
+  const auto options = rows.loss.options();
+  if (kind == 0) return {rows.loss, at::empty({0}, options)};
+  const Reduced result{at::empty({}, options), mean ? at::empty({}, options) : at::empty({0}, options)};
+#ifdef CW_WITH_CUDA
+  if (on_cuda(rows.loss)) {
+    cw_cuda::reduce_rows(rows, mean, result.loss, result.share);
+    return result;
   }
+#endif
   // A few numbers, for which a call of ATen takes longer than to add them.
-  Reduced result{at::empty({}, rows.loss.options()),
-                 kind == 1 ? at::empty({0}, rows.loss.options()) : at::empty({}, rows.loss.options())};
   const auto reduce = [&](auto element) {
     using T = decltype(element);
     const T* const loss = rows.loss.const_data_ptr<T>();
@@ -147,8 +152,8 @@ Reduced reduced(const RowOutputs& rows, c10::string_view reduction) {
       count += live[b];
     }
     count = std::max<int64_t>(1, count);
-    *result.loss.mutable_data_ptr<T>() = T(kind == 1 ? total : total / double(count));
-    if (kind == 2) *result.count.mutable_data_ptr<T>() = T(count);
+    *result.loss.mutable_data_ptr<T>() = T(mean ? total / double(count) : total);
+    if (mean) *result.share.mutable_data_ptr<T>() = T(double(rows.loss.numel()) / double(count));
   };
   rows.loss.scalar_type() == at::kDouble ? reduce(double{}) : reduce(float{});
   return result;
@@ -185,14 +190,15 @@ ScoresResult scores_forward(const at::Tensor& pos, const at::Tensor& neg, const 
   call.out = allocate_rows(rows, n, with_log_q_gradient && call.log_q.defined(), options);
   if (with_gradients) {
     call.d_pos = at::empty({rows}, options);
-    call.d_neg = empty_large({rows, n}, options);
+    const bool narrow = on_cuda(pos) && pos.scalar_type() == at::kBFloat16;
+    call.d_neg = empty_large({rows, n}, narrow ? pos.options() : options);
     call.d_extra = at::empty({rows, m}, options);
   }
   if (rows > 0) run_scores(call);
-  const auto [loss, count] = reduced(call.out, reduction);
+  const auto [loss, share] = reduced(call.out, reduction);
   return {loss,
           call.out.live,
-          count,
+          share,
           or_empty(call.d_pos, options),
           or_empty(call.d_neg, options),
           or_empty(call.d_extra, options),
@@ -256,7 +262,7 @@ Ids check_ids(const at::Tensor& table_like, int64_t rows, const at::Tensor& pos_
 
 // Where no kernel looks at each id itself. On CUDA, indexing asserts.
 void check_range(const at::Tensor& ids, int64_t items, const char* name) {
-  if (!ids.defined() || !ids.is_cpu() || ids.numel() == 0) return;
+  if (!ids.defined() || on_cuda(ids) || ids.numel() == 0) return;
   const at::Tensor outside = at::logical_or(ids < -1, ids >= items);
   if (!outside.any().item<bool>()) return;
   TORCH_CHECK_INDEX(false, name, " must be in [0, ", items, "), or −1 for padding, got ",
@@ -303,10 +309,10 @@ EmbeddingsResult embeddings_forward(const at::Tensor& queries, const at::Tensor&
   };
   const auto results = [&](const auto& call, const at::Tensor& shared_coefficients, const at::Tensor& pair_keys,
                            const at::Tensor& pair_ends) -> EmbeddingsResult {
-    const auto [loss, count] = reduced(call.out, reduction);
+    const auto [loss, share] = reduced(call.out, reduction);
     return {loss,
             call.out.live,
-            count,
+            share,
             or_empty(call.d_queries, options),
             or_empty(call.unit_queries, options),
             or_empty(call.coefficients, options),
@@ -327,13 +333,13 @@ EmbeddingsResult embeddings_forward(const at::Tensor& queries, const at::Tensor&
       check_range(ids.shared, items.size(0), "neg_ids");
       check_range(ids.extra, items.size(0), "extra_pos_ids");
       const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
-      queries.is_cpu() ? cw_cpu::shared_negatives(call) : shared_negatives(call);
+      on_cuda(queries) ? shared_negatives(call) : cw_cpu::shared_negatives(call);
     }
     return results(call, call.shared_coefficients, at::Tensor(), at::Tensor());
   }
   EmbeddingsCall call;
   fill(call);
-  if (with_gradients && queries.is_cpu()) {
+  if (with_gradients && !on_cuda(queries)) {
     call.pair_keys = cw_cpu::pair_keys(rows, 1 + m + n, queries);
     call.pair_ends = cw_cpu::pair_ends(rows, 1 + m + n, items.size(0), queries);
   }
@@ -355,9 +361,10 @@ std::vector<at::Tensor> scale_rows(at::TensorList gradients, const at::Tensor& f
     results.push_back(empty_large(x.sizes(), x.options().dtype(dtype)));
     at::Tensor& out = results.back();
     check_shape(own_factor, {x.size(0)}, "factor", x);
-    check_type(x, compute_type(out), "gradients");
+    TORCH_CHECK_TYPE(x.scalar_type() == compute_type(out) || x.scalar_type() == dtype, "gradients must have dtype ",
+                     compute_type(out), " or ", dtype, ", got ", x.scalar_type());
     check_type(factor, compute_type(out), "factor");
-    if (x.is_cpu()) {
+    if (!on_cuda(x) && x.scalar_type() == compute_type(out)) {
       cw_cpu::scale_rows(x.contiguous(), own_factor, out);
     } else {
       std::vector<int64_t> column(x.dim(), 1);
@@ -366,6 +373,33 @@ std::vector<at::Tensor> scale_rows(at::TensorList gradients, const at::Tensor& f
     }
   }
   return results;
+}
+
+// The same, in the place of the gradients. Where the factor is 1, as it is for a mean over live rows whose own gradient is
+// 1, they are left alone: at level 1 that saves a third of all traffic.
+void scale_rows_(at::TensorList gradients, const at::Tensor& factor) {
+  for (const at::Tensor& x : gradients) {
+    TORCH_CHECK_VALUE(factor.dim() == 0 || (factor.dim() == 1 && x.dim() > 0 && factor.size(0) == x.size(0)),
+                      "factor must be one number or one per row of the gradients, got ", factor.sizes(), " for ",
+                      x.sizes());
+    TORCH_CHECK_VALUE(factor.device() == x.device(), "factor must be on ", x.device(), ", got ", factor.device());
+    check_type(factor, compute_type(x), "factor");
+    if (x.numel() == 0) continue;
+#ifdef CW_WITH_CUDA
+    if (on_cuda(x)) {
+      TORCH_CHECK_VALUE(x.is_contiguous(), "gradients must be contiguous");
+      cw_cuda::scale_in_place(x, factor.contiguous());
+      continue;
+    }
+#endif
+    if (factor.dim() == 0) {
+      if (factor.item<double>() != 1) x.mul_(factor);
+    } else {
+      std::vector<int64_t> column(x.dim(), 1);
+      column[0] = x.size(0);
+      x.mul_(factor.reshape(column));
+    }
+  }
 }
 
 at::Tensor item_gradient(const at::Tensor& unit_queries, const OptionalTensor& factor, const at::Tensor& coefficients,
@@ -390,7 +424,7 @@ at::Tensor item_gradient(const at::Tensor& unit_queries, const OptionalTensor& f
     call.shared_coefficients = shared_coefficients.contiguous();
   }
   call.coefficients = coefficients.contiguous();
-  if (items.is_cpu() && !shared) {
+  if (!on_cuda(items) && !shared) {
     check_shape(pair_keys, {rows, 1 + m + ids.n}, "pair_keys", items);
     check_type(pair_keys, at::kShort, "pair_keys");
     check_shape(pair_ends, cw_cpu::pair_ends(rows, 1 + m + ids.n, items.size(0), items).sizes(), "pair_ends", items);
@@ -418,13 +452,13 @@ at::Tensor item_gradient(const at::Tensor& unit_queries, const OptionalTensor& f
 TORCH_LIBRARY(cw_ext, m) {
   // Level 1: pos [B], neg [B, N], extra [B, M], log_q [B, N]; outputs without gradients wanted are empty.
   m.def("scores_forward(Tensor pos, Tensor neg, Tensor? extra, Tensor? log_q, " CW_LOSS_SCHEMA
-        ", str reduction, bool with_gradients, bool with_log_q_gradient) -> (Tensor loss, Tensor live, Tensor count, "
+        ", str reduction, bool with_gradients, bool with_log_q_gradient) -> (Tensor loss, Tensor live, Tensor share, "
         "Tensor d_pos, Tensor d_neg, Tensor d_extra, Tensor d_log_q, Tensor d_prior, Tensor d_threshold)");
   // Level 2: queries [B, D], items [I, D], pos_ids [B], neg_ids [B, N] or [N], extra_ids [B, M], log_q [B, N].
   m.def("embeddings_forward(Tensor queries, Tensor items, Tensor pos_ids, Tensor neg_ids, Tensor? extra_ids, "
         "Tensor? log_q, " CW_LOSS_SCHEMA
         ", str similarity, str reduction, bool with_gradients, bool with_log_q_gradient) -> (Tensor loss, "
-        "Tensor live, Tensor count, Tensor d_queries, Tensor unit_queries, Tensor coefficients, "
+        "Tensor live, Tensor share, Tensor d_queries, Tensor unit_queries, Tensor coefficients, "
         "Tensor shared_coefficients, Tensor pair_keys, Tensor pair_ends, Tensor d_log_q, Tensor d_prior, "
         "Tensor d_threshold)");
   // factor [B] or one number: the gradient of each row's loss, unless unit_queries have been multiplied by it.
@@ -433,6 +467,7 @@ TORCH_LIBRARY(cw_ext, m) {
         "str similarity) -> Tensor");
   // gradients [B, ...] each, factor [B] or one number.
   m.def("scale_rows(Tensor[] gradients, Tensor factor, ScalarType dtype) -> Tensor[]");
+  m.def("scale_rows_(Tensor(a!)[] gradients, Tensor factor) -> ()");
 }
 
 TORCH_LIBRARY_IMPL(cw_ext, CPU, m) {
@@ -440,6 +475,7 @@ TORCH_LIBRARY_IMPL(cw_ext, CPU, m) {
   m.impl("embeddings_forward", &embeddings_forward);
   m.impl("item_gradient", &item_gradient);
   m.impl("scale_rows", &scale_rows);
+  m.impl("scale_rows_", &scale_rows_);
 }
 
 #ifdef CW_WITH_CUDA
@@ -448,6 +484,7 @@ TORCH_LIBRARY_IMPL(cw_ext, CUDA, m) {
   m.impl("embeddings_forward", &embeddings_forward);
   m.impl("item_gradient", &item_gradient);
   m.impl("scale_rows", &scale_rows);
+  m.impl("scale_rows_", &scale_rows_);
 }
 #endif
 

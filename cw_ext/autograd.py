@@ -43,10 +43,6 @@ def _may_overwrite() -> bool:
     return not torch.compiler.is_compiling() and not _keeps_graph()
 
 
-def _scale_in_place(rows: Tensor, grad: Tensor) -> Tensor:
-    return rows.mul_(grad.unsqueeze(1) if grad.dim() and rows.dim() > 1 else grad)
-
-
 def _scaled(
     row_gradients: Sequence[Tensor], grad: Tensor, inputs: Sequence[Any], needs: Sequence[bool]
 ) -> list[Tensor | None]:
@@ -55,9 +51,10 @@ def _scaled(
     wanted = [i for i, needed in enumerate(needs) if needed]
     if _may_overwrite():
         # In place: fresh memory takes the system longer to hand out than the multiplication takes.
-        for i in wanted:
-            if row_gradients[i].dtype == inputs[i].dtype:
-                gradients[i] = _scale_in_place(row_gradients[i], grad)
+        own = [i for i in wanted if row_gradients[i].dtype == inputs[i].dtype]
+        torch.ops.cw_ext.scale_rows_([row_gradients[i] for i in own], grad)
+        for i in own:
+            gradients[i] = row_gradients[i]
         wanted = [i for i in wanted if gradients[i] is None]
     for dtype in {inputs[i].dtype for i in wanted}:
         group = [i for i in wanted if inputs[i].dtype == dtype]
@@ -85,9 +82,9 @@ def _wants_graph() -> bool:
     return torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
-def _row_grad(grad: Tensor, count: Tensor, reduction: str) -> Tensor:
-    """The gradient of each row's loss, [B] or one number for all."""
-    return grad / count if reduction == "mean" else grad
+def _row_grad(grad: Tensor, share: Tensor, reduction: str) -> Tensor:
+    """What the rows' gradients are still to be multiplied by, [B] or one number for all."""
+    return grad * share if reduction == "mean" else grad
 
 
 def _directly(function: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
@@ -113,7 +110,7 @@ def _apply(function: type[torch.autograd.Function], *inputs: Any) -> tuple[Tenso
 
 
 class _ScoreRows(torch.autograd.Function):
-    """Level 1: (reduced loss, live [R], count, gradients of each row's loss …)."""
+    """Level 1: (reduced loss, live [R], share, gradients of each row's loss …)."""
 
     @staticmethod
     def forward(
@@ -152,7 +149,7 @@ class _ScoreRows(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if grad is None:
             return (None,) * 9
-        pos, neg, extra, log_q, prior, threshold, count, *rows = ctx.saved_tensors
+        pos, neg, extra, log_q, prior, threshold, share, *rows = ctx.saved_tensors
         inputs = [
             pos,
             neg,
@@ -167,7 +164,7 @@ class _ScoreRows(torch.autograd.Function):
                 lambda *args: reference.rows(*args, ctx.parameters), inputs, needs, grad, ctx.reduction
             )
         else:
-            gradients = _scaled(rows, _row_grad(grad, count, ctx.reduction), inputs, needs)
+            gradients = _scaled(rows, _row_grad(grad, share, ctx.reduction), inputs, needs)
         return (*gradients, None, None, None)
 
 
@@ -194,7 +191,7 @@ def score_rows(
 
 
 class _EmbeddingRows(torch.autograd.Function):
-    """Level 2: (reduced loss, live [B], count, gradients of each row's loss …)."""
+    """Level 2: (reduced loss, live [B], share, gradients of each row's loss …)."""
 
     @staticmethod
     def forward(
@@ -240,7 +237,7 @@ class _EmbeddingRows(torch.autograd.Function):
         if grad is None:
             return (None,) * 12
         queries, items, pos_ids, neg_ids, extra_ids, log_q, prior, threshold, *computed = ctx.saved_tensors
-        count, d_queries, unit_queries, coefficients, shared_coefficients, keys, ends, *row_gradients = computed
+        share, d_queries, unit_queries, coefficients, shared_coefficients, keys, ends, *row_gradients = computed
         prior = ctx.prior if prior is None else prior
         threshold = ctx.threshold if threshold is None else threshold
         needs = ctx.needs_input_grad
@@ -253,12 +250,14 @@ class _EmbeddingRows(torch.autograd.Function):
                 ctx.reduction,
             )
             return (*gradients, None, None, None, None)
-        grad = _row_grad(grad, count, ctx.reduction)
+        grad = _row_grad(grad, share, ctx.reduction)
         grad_items = None
         if needs[1]:
             overwrite = _may_overwrite()
+            if overwrite:
+                torch.ops.cw_ext.scale_rows_([unit_queries], grad)
             grad_items = torch.ops.cw_ext.item_gradient(
-                _scale_in_place(unit_queries, grad) if overwrite else unit_queries,
+                unit_queries,
                 None if overwrite else grad,
                 coefficients,
                 shared_coefficients,

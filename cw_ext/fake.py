@@ -28,12 +28,15 @@ def _scores_forward(
     def new(*shape: int, wanted: bool = True) -> Tensor:
         return pos.new_empty(shape if wanted else (0,), dtype=compute_dtype(pos.dtype))
 
+    d_neg = new(rows, n, wanted=with_gradients)
+    if with_gradients and pos.device.type == "cuda" and pos.dtype == torch.bfloat16:
+        d_neg = neg.new_empty((rows, n))
     return (
         new(*_loss_shape(rows, reduction)),
         pos.new_empty((rows,), dtype=torch.bool),
         new(wanted=reduction == "mean"),
         new(rows, wanted=with_gradients),
-        new(rows, n, wanted=with_gradients),
+        d_neg,
         new(rows, _width(extra), wanted=with_gradients),
         new(rows, n, wanted=with_log_q_gradient and log_q is not None),
         new(rows),

@@ -13,6 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cw_ext import CWEmbeddingLoss, cw_loss
 
+pytestmark = pytest.mark.cpu_kernels  # a graph's shapes and dtypes go by the device
+
 
 @pytest.fixture(autouse=True)
 def fresh_compiler() -> Iterator[None]:
@@ -183,7 +185,7 @@ def test_opcheck(kernels: None, device: torch.device, dtype: torch.dtype) -> Non
             detached = [a.detach() if isinstance(a, Tensor) else a for a in args]
             torch.library.opcheck(op, detached, kwargs)
             checked.add(op._schema.name)
-    ops = ("scores_forward", "embeddings_forward", "item_gradient", "scale_rows")
+    ops = ("scores_forward", "embeddings_forward", "item_gradient", "scale_rows", "scale_rows_")
     assert checked == {f"cw_ext::{op}" for op in ops}
 
 

@@ -1,8 +1,7 @@
-// Level 2, each row with its own negatives: a block takes a row. It visits the items twice, for the scores and for the
-// query's gradient; nothing of size B·N·D exists. Between the visits, a row's scores wait where its coefficients will
-// stand, and the inverse norms of its items in scratch of the size of the rows in flight.
-#include "pairs.cuh"
-#include "row.cuh"
+// Level 2, each row with its own negatives, for what one_visit.cu does not take: a block takes a row. It visits the items
+// twice, for the scores and for the query's gradient; nothing of size B·N·D exists. Between the visits, a row's scores wait
+// where its coefficients will stand, and the inverse norms of its items in scratch of the size of the rows in flight.
+#include "embedding_row.cuh"
 
 namespace cw_cuda {
 
@@ -14,47 +13,6 @@ constexpr int kThreads = kWarps * kWarp;
 // Blocks that a multiprocessor's registers must hold: as many as go without spilling.
 template <typename In>
 constexpr int kResident = sizeof(In) == 4 ? 3 : 2;
-
-// The scores of a row as walk_row() wants them. `scores` [1 + M + N] gives the scores and takes the coefficients.
-template <typename T>
-struct EmbeddingRow {
-  static constexpr int kVec = 1;
-  static constexpr bool inputs_aligned = false;
-  static constexpr bool outputs_aligned = false;
-  const Pairs& pairs;
-  int64_t b;
-  int64_t n;
-  int64_t m;
-  T pos;
-  T prior;
-  T threshold;
-  bool has_log_q;
-  bool wants_log_q;
-  bool dead;  // its positive is padding
-  const T* log_weights;
-  T* scores;
-  T* d_log_q;
-  T scale;
-
-  template <int V>
-  __device__ __forceinline__ void load(int64_t j, T (&score)[V], T (&log_q)[V]) const {
-    score[0] = scores[1 + m + j];
-    const bool masked = dead || negative_id(pairs, b, j) < 0;
-    log_q[0] = masked ? -infinity<T>() : (has_log_q ? log_weights[j] : T(0));
-  }
-  __device__ __forceinline__ T extra(int64_t k) const { return scores[1 + k]; }
-
-  __device__ __forceinline__ void set_pos(T d) const { scores[0] = d * scale; }
-  __device__ __forceinline__ void set_extra(int64_t k, T d) const { scores[1 + k] = d * scale; }
-  template <int V>
-  __device__ __forceinline__ void set(int64_t j, const T (&d)[V]) const {
-    scores[1 + m + j] = d[0] * scale;
-  }
-  template <int V>
-  __device__ __forceinline__ void set_log_q(int64_t j, const T (&d)[V]) const {
-    d_log_q[j] = d[0];
-  }
-};
 
 // scores[c] = scale · q·x_c / |x_c| for the row's pairs c in [0, width), and 1/|x_c| to `inverse` unless it is null.
 // A padded further positive gets −∞; the other padded pairs' scores are masked by walk_row's caller.
@@ -157,20 +115,7 @@ __global__ void __launch_bounds__(kThreads, kResident<In>)
     score_pairs<V>(task, b, lanes, unit_query, width, scores, inverse);
     __syncthreads();
 
-    const EmbeddingRow<T> row{pairs,
-                              b,
-                              pairs.n,
-                              pairs.m,
-                              scores[0],
-                              at_row(task.prior, b),
-                              at_row(task.threshold, b),
-                              task.log_q != nullptr,
-                              task.with_gradients && task.out.d_log_q != nullptr,
-                              pair_id(pairs, b, 0) < 0,
-                              task.log_q + b * task.log_q_stride,
-                              scores,
-                              task.out.d_log_q + b * pairs.n,
-                              task.scale};
+    const EmbeddingRow<T> row = embedding_row(task, b, scores[0], scores);
     walk_row<kWarps>(row, b, p, task.with_gradients, task.out, scratch);
     __syncthreads();  // the coefficients stand
     if (!task.with_gradients) continue;

@@ -1,5 +1,5 @@
-// The gradient of the item table: a sum per item, by atomic additions or by sorted segments, and its way back through
-// the normalisation.
+// The gradient of the item table: a sum per item by atomic additions (sorted_sum.cu has the other way), and its way back
+// through the normalisation.
 #include "pairs.cuh"
 
 namespace cw_cuda {
@@ -8,14 +8,6 @@ namespace {
 
 constexpr int kWarps = 8;
 constexpr int kThreads = kWarps * kWarp;
-
-int64_t blocks_of(int64_t work, int64_t per_block) { return (work + per_block - 1) / per_block; }
-
-// Kernels loop over what a grid of this size leaves over.
-unsigned grid_of(int64_t work, int64_t per_block) {
-  const int64_t blocks = blocks_of(work, per_block);
-  return static_cast<unsigned>(blocks < kMaxGrid ? blocks : kMaxGrid);
-}
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 __device__ __forceinline__ void add_together(float* to, const float (&x)[4]) {
@@ -40,11 +32,6 @@ __device__ __forceinline__ void atomic_add(T* to, const T (&x)[V]) {
   }
 }
 
-template <typename T>
-__device__ __forceinline__ T coefficient_of(const ItemSumTask<T>& task, int64_t place) {
-  return task.coefficients ? task.coefficients[place] : T(1);
-}
-
 // A warp takes 32 pairs of one row at a time: each lane looks up one, and the groups then take the pairs in turn.
 template <typename T, int V>
 __global__ void __launch_bounds__(kThreads) atomic_sum_kernel(const ItemSumTask<T> task) {
@@ -64,67 +51,20 @@ __global__ void __launch_bounds__(kThreads) atomic_sum_kernel(const ItemSumTask<
       // The source of a pair without weight may hold anything.
       if (looked_up != T(0)) looked_up_id = pair_id(task.pairs, b, c);
     }
-    for (int done = 0; done < kWarp; done += lanes.count) {
-      const T coefficient = __shfl_sync(kAllLanes, looked_up, done + lanes.group);
-      const int64_t id = __shfl_sync(kAllLanes, looked_up_id, done + lanes.group);
-      if (id >= 0) {
-        for (int64_t chunk = lanes.rank; chunk < chunks; chunk += lanes.size) {
-          T x[V];
-          load<V>(task.sources + b * task.dim + chunk * V, x);
+    for (int64_t tile = 0; tile < chunks; tile += lanes.size) {
+      const int64_t chunk = tile + lanes.rank;
+      T source[V] = {};
+      if (chunk < chunks) load<V>(task.sources + b * task.dim + chunk * V, source);
+      for (int done = 0; done < kWarp; done += lanes.count) {
+        const T coefficient = __shfl_sync(kAllLanes, looked_up, done + lanes.group);
+        const int64_t id = __shfl_sync(kAllLanes, looked_up_id, done + lanes.group);
+        if (id < 0 || chunk >= chunks) continue;
+        T x[V];
 #pragma unroll
-          for (int v = 0; v < V; ++v) x[v] *= coefficient;
-          atomic_add<V>(task.sum + id * task.dim + chunk * V, x);
-        }
+        for (int v = 0; v < V; ++v) x[v] = coefficient * source[v];
+        atomic_add<V>(task.sum + id * task.dim + chunk * V, x);
       }
     }
-  }
-}
-
-template <typename T>
-__global__ void __launch_bounds__(kThreads) sort_keys_kernel(const ItemSumTask<T> task, int64_t* keys) {
-  const int64_t width = 1 + task.pairs.m + task.pairs.n;
-  const int64_t count = task.rows * width;
-  for (int64_t p = int64_t(blockIdx.x) * kThreads + threadIdx.x; p < count; p += int64_t(gridDim.x) * kThreads) {
-    const int64_t b = p / width;
-    const int64_t id = coefficient_of(task, p) == T(0) ? -1 : pair_id(task.pairs, b, p - b * width);
-    keys[p] = id < 0 ? task.pairs.num_items : id;
-  }
-}
-
-// The first place of `keys` [count], sorted, whose key is not below `key`.
-__device__ __forceinline__ int64_t lower_bound(const int64_t* keys, int64_t count, int64_t key) {
-  int64_t first = 0;
-  while (count > 0) {
-    const int64_t half = count / 2;
-    const bool below = keys[first + half] < key;
-    first = below ? first + half + 1 : first;
-    count = below ? count - half - 1 : half;
-  }
-  return first;
-}
-
-// A block takes an item, so that a popular one has many threads.
-template <typename T, int V>
-__global__ void __launch_bounds__(kThreads) sorted_sum_kernel(const SortedSumTask<T> task) {
-  T* const sum = reinterpret_cast<T*>(dynamic_shared);  // [D]
-  __shared__ T partial[kWarps][kWarp * V];
-  __shared__ int64_t segment[2];
-  const Lanes lanes(task.dim / V);
-  const int64_t split = task.rows * task.width;
-  for (int64_t i = blockIdx.x; i < task.num_items; i += gridDim.x) {
-    if (threadIdx.x < 2) segment[threadIdx.x] = lower_bound(task.keys, task.count, i + threadIdx.x);
-    __syncthreads();
-    const int64_t* const places = task.places + segment[0];
-    weighted_sum<kWarps, V>(
-        task.sources, segment[1] - segment[0], task.dim, lanes,
-        [&](int64_t e) -> Term<T> {
-          const int64_t p = places[e];
-          if (p >= split) return {T(1), task.rows + (p - split)};
-          return {task.coefficients[p], p / task.width};
-        },
-        partial, sum);
-    for (int64_t d = threadIdx.x; d < task.dim; d += kThreads) task.sum[i * task.dim + d] = sum[d];
-    __syncthreads();
   }
 }
 
@@ -190,25 +130,6 @@ cudaError_t launch_atomic_sum(const ItemSumTask<T>& task, cudaStream_t stream) {
   return launch_kernel(kernel, grid, kThreads, 0, stream, task);
 }
 
-template <typename T>
-cudaError_t launch_sort_keys(const ItemSumTask<T>& task, int64_t* keys, cudaStream_t stream) {
-  const int64_t count = task.rows * (1 + task.pairs.m + task.pairs.n);
-  if (count == 0) return cudaSuccess;
-  return launch_kernel(sort_keys_kernel<T>, grid_of(count, kThreads), kThreads, 0, stream, task, keys);
-}
-
-template <typename T>
-cudaError_t launch_sorted_sum(const SortedSumTask<T>& task, cudaStream_t stream) {
-  if (task.num_items == 0) return cudaSuccess;
-  constexpr int kVec = kVectorBytes / int(sizeof(T));
-  const unsigned grid = grid_of(task.num_items, 1);
-  const size_t bytes = size_t(task.dim) * sizeof(T);
-  const auto kernel =
-      rows_are_aligned(task.sources, task.dim) ? sorted_sum_kernel<T, kVec> : sorted_sum_kernel<T, 1>;
-  if (const auto error = allow_shared_memory(kernel, bytes)) return error;
-  return launch_kernel(kernel, grid, kThreads, bytes, stream, task);
-}
-
 template <typename In>
 cudaError_t launch_projection(const ProjectionTask<In>& task, cudaStream_t stream) {
   if (task.num_items == 0) return cudaSuccess;
@@ -220,14 +141,8 @@ cudaError_t launch_projection(const ProjectionTask<In>& task, cudaStream_t strea
   return launch_kernel(kernel, grid, kThreads, 0, stream, task);
 }
 
-#define CW_INSTANTIATE(T)                                                                      \
-  template cudaError_t launch_atomic_sum(const ItemSumTask<T>&, cudaStream_t);                 \
-  template cudaError_t launch_sort_keys(const ItemSumTask<T>&, int64_t*, cudaStream_t);        \
-  template cudaError_t launch_sorted_sum(const SortedSumTask<T>&, cudaStream_t);
-
-CW_INSTANTIATE(float)
-CW_INSTANTIATE(double)
-
+template cudaError_t launch_atomic_sum(const ItemSumTask<float>&, cudaStream_t);
+template cudaError_t launch_atomic_sum(const ItemSumTask<double>&, cudaStream_t);
 template cudaError_t launch_projection(const ProjectionTask<float>&, cudaStream_t);
 template cudaError_t launch_projection(const ProjectionTask<double>&, cudaStream_t);
 template cudaError_t launch_projection(const ProjectionTask<__half>&, cudaStream_t);

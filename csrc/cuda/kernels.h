@@ -29,6 +29,16 @@ struct Pairs {
 
 // ---- level 1: scores.cu --------------------------------------------------------------------------------------------
 
+// What the gradients of scores are kept in until backward. bf16 has the range of fp32; in fp16 a mean's would vanish.
+template <typename In>
+struct Kept {
+  using type = typename Compute<In>::type;
+};
+template <>
+struct Kept<__nv_bfloat16> {
+  using type = __nv_bfloat16;
+};
+
 template <typename In>
 struct ScoresTask {
   using T = typename Compute<In>::type;
@@ -48,15 +58,43 @@ struct ScoresTask {
   RowValue<T> threshold;
   bool with_gradients;
   RowResults<T> out;
-  T* d_pos;    // [B]
-  T* d_neg;    // [B, N]
-  T* d_extra;  // [B, M]
+  T* d_pos;                         // [B]
+  typename Kept<In>::type* d_neg;   // [B, N]
+  T* d_extra;                       // [B, M]
 };
 
 template <typename In>
 cudaError_t launch_scores(const ScoresTask<In>& task, cudaStream_t stream);
 
-// ---- level 2: embeddings.cu ----------------------------------------------------------------------------------------
+// ---- over rows: rows.cu --------------------------------------------------------------------------------------------
+
+template <typename T>
+struct ReductionTask {
+  const T* losses;   // [B]
+  const bool* live;  // [B]
+  int64_t rows;
+  bool mean;  // over the live rows; else the sum
+  T* loss;    // one number
+  T* share;   // B over the live rows, of which there is at least one; only for a mean
+};
+
+template <typename T>
+cudaError_t launch_reduction(const ReductionTask<T>& task, cudaStream_t stream);
+
+// x [B, W] *= factor, one number or one per row. Where that is 1, x is neither read nor written.
+template <typename E>
+struct ScaleTask {
+  E* x;
+  const typename Compute<E>::type* factor;  // [B] or [1]
+  bool factor_per_row;
+  int64_t rows;
+  int64_t width;
+};
+
+template <typename E>
+cudaError_t launch_scale(const ScaleTask<E>& task, cudaStream_t stream);
+
+// ---- level 2: one_visit.cu, embeddings.cu --------------------------------------------------------------------------
 
 template <typename In>
 struct EmbeddingsTask {
@@ -78,18 +116,26 @@ struct EmbeddingsTask {
   T* d_queries;     // [B, D]
   T* unit_queries;  // [B, D]
   T* coefficients;  // [B, 1 + M + N]
-  T* scratch;       // [blocks, 1 + M + N]
+  T* scratch;       // [blocks, 1 + M + N]    these two for launch_embeddings() only
   int blocks;       // from embeddings_blocks()
 };
+
+// Whether one visit of each item row does: rows of at most 1 KiB in whole 16 bytes, no gradient through the denominator.
+template <typename In>
+bool takes_one_visit(const EmbeddingsTask<In>& task);
+
+template <typename In>
+cudaError_t launch_one_visit(const EmbeddingsTask<In>& task, cudaStream_t stream);
 
 // As many blocks as the current device holds at a time, at most one per row; 0 where D is too large for it.
 template <typename In>
 cudaError_t embeddings_blocks(const EmbeddingsTask<In>& task, int* blocks);
 
+// Any task, in two visits.
 template <typename In>
 cudaError_t launch_embeddings(const EmbeddingsTask<In>& task, cudaStream_t stream);
 
-// ---- the gradient of the item table: item_gradient.cu --------------------------------------------------------------
+// ---- the gradient of the item table: item_gradient.cu, sorted_sum.cu, sort.cu --------------------------------------
 
 // sum[id(b, c)] += coefficient[b, c]·source[b], over the pairs c of all rows b.
 template <typename T>
@@ -106,25 +152,45 @@ struct ItemSumTask {
 template <typename T>
 cudaError_t launch_atomic_sum(const ItemSumTask<T>& task, cudaStream_t stream);
 
-// The sort keys of the pairs: the item's id, or I for a pair that adds nothing.
-template <typename T>
-cudaError_t launch_sort_keys(const ItemSumTask<T>& task, int64_t* keys, cudaStream_t stream);
+// The pairs sorted by their items, in an order that only the ids decide. Key I stands for a pair that adds nothing.
+struct SortedPairs {
+  uint32_t* unsorted_keys;    // [P]
+  uint32_t* unsorted_places;  // [P]
+  uint32_t* keys;             // [P]
+  uint32_t* places;           // [P], where each key stood before
+  int64_t count;              // P, below 2^31
+  int64_t num_items;          // I, below 2^31
+};
 
-// By sorted segments, in an order that only the sizes decide; every row of `sum` is written. Place p < rows·width is a
-// pair as in ItemSumTask; a place beyond has source rows + (p − rows·width) and coefficient 1.
+// Fills the unsorted keys and places of the pairs of `task`, from `first` on.
+template <typename T>
+cudaError_t launch_sort_keys(const ItemSumTask<T>& task, int64_t first, const SortedPairs& pairs, cudaStream_t stream);
+
+// The order is stable, so that it depends on nothing but the keys. With temporary == nullptr it only says how many bytes it needs there. sort.cu
+cudaError_t sort_pairs(void* temporary, size_t* temporary_bytes, const SortedPairs& pairs, cudaStream_t stream);
+
+// The sums of ItemSumTask over sorted pairs, in an order that only the ids and sizes decide: sorted_sum.cu. Place
+// p < rows·width is a pair as there; a place beyond has source further + (p − rows·width) and coefficient 1. Rows of
+// `sum` without a pair are left alone.
 template <typename T>
 struct SortedSumTask {
   const T* sources;       // [S, D]
   const T* coefficients;  // [rows, width]
   int64_t rows;
   int64_t width;
+  int64_t further;
   int64_t dim;
-  const int64_t* keys;    // [P], sorted
-  const int64_t* places;  // [P], where each key stood before
-  int64_t count;          // P
-  int64_t num_items;
-  T* sum;  // [I, D]
+  const uint32_t* keys;    // [P], sorted
+  const uint32_t* places;  // [P]
+  int64_t count;           // P, below 2^31
+  int64_t num_items;       // below 2^31
+  bool accumulate;  // add to what stands in `sum`
+  int span;         // span_of(count): pairs in a part of the work
+  T* carry;         // [⌈P / span⌉, 2, D]
+  T* sum;           // [I, D]
 };
+
+int span_of(int64_t count);
 
 template <typename T>
 cudaError_t launch_sorted_sum(const SortedSumTask<T>& task, cudaStream_t stream);

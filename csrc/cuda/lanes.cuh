@@ -87,6 +87,18 @@ __device__ __forceinline__ T inverse_norm(T squared) {
   return squared == T(0) ? T(0) : T(1) / std::sqrt(squared);
 }
 
+// The larger one; NaN where either is.
+__device__ __forceinline__ float max_or_nan(float a, float b) {
+#if defined(__CUDA_ARCH__)
+  float larger;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(larger) : "f"(a), "f"(b));
+  return larger;
+#else
+  return a > b || a != a ? a : b;
+#endif
+}
+__device__ __forceinline__ double max_or_nan(double a, double b) { return a > b || a != a ? a : b; }
+
 // ---- lanes ---------------------------------------------------------------------------------------------------------
 
 // A warp cut into groups, one row of chunks to each: the smallest power of two that gives every chunk a lane.
@@ -163,6 +175,16 @@ extern __shared__ __align__(16) unsigned char dynamic_shared[];
 extern unsigned char dynamic_shared[];
 #endif
 
+__host__ __device__ inline int64_t blocks_of(int64_t work, int64_t per_block) {
+  return (work + per_block - 1) / per_block;
+}
+
+// For kernels that loop over what a grid of this size leaves over.
+inline unsigned grid_of(int64_t work, int64_t per_block) {
+  const int64_t blocks = blocks_of(work, per_block);
+  return static_cast<unsigned>(blocks < kMaxGrid ? blocks : kMaxGrid);
+}
+
 // As kernel<<<grid, block, shared_bytes, stream>>>(arguments…), in plain C++.
 template <typename... Parameters, typename... Arguments>
 cudaError_t launch_kernel(void (*kernel)(Parameters...), unsigned grid, dim3 block, size_t shared_bytes,
@@ -175,19 +197,25 @@ cudaError_t launch_kernel(void (*kernel)(Parameters...), unsigned grid, dim3 blo
   return cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
 }
 
-// Beyond the 48 KB that every kernel gets, shared memory must be asked for; once, with all that there is, so that
-// calls of different sizes do not take it from each other.
+// Dynamic shared memory that a block of any kernel here can ask for.
+inline cudaError_t most_shared_memory(size_t* bytes) {
+  constexpr int kStatic = 12 * 1024;  // more than any kernel here has of its own
+  int device, most;
+  if (const auto error = cudaGetDevice(&device)) return error;
+  if (const auto error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device)) return error;
+  *bytes = size_t(most - kStatic);
+  return cudaSuccess;
+}
+
+// Beyond the 48 KB that every kernel gets, shared memory must be asked for; with all that there is, so that calls of
+// different sizes do not take it from each other.
 template <typename Kernel>
 cudaError_t allow_shared_memory(Kernel kernel, size_t bytes) {
   constexpr size_t kAlways = 32 * 1024;  // leaves room for the static part
   if (bytes <= kAlways) return cudaSuccess;
-  int device, most;
-  cudaFuncAttributes attributes;
-  if (const auto error = cudaGetDevice(&device)) return error;
-  if (const auto error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device)) return error;
-  if (const auto error = cudaFuncGetAttributes(&attributes, kernel)) return error;
-  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                              most - int(attributes.sharedSizeBytes));
+  size_t most;
+  if (const auto error = most_shared_memory(&most)) return error;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(most));
 }
 
 }  // namespace cw_cuda

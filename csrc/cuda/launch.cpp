@@ -8,6 +8,8 @@
 #include <c10/cuda/CUDAStream.h>
 #include <c10/util/Exception.h>
 
+#include <algorithm>
+#include <limits>
 #include <type_traits>
 
 #include "../backend.h"
@@ -16,6 +18,12 @@
 namespace cw_cuda {
 
 namespace {
+
+// Pairs that are sorted at a time: places have 32 bits.
+constexpr int64_t kMostSorted = int64_t(1) << 30;
+// From so many pairs on they are sorted. With fewer the sort's dozen launches take longer than atomic additions do: a
+// count, not yet a measurement.
+constexpr int64_t kLeastSorted = int64_t(1) << 17;
 
 template <typename Function>
 void with_type(at::ScalarType type, Function&& function) {
@@ -87,7 +95,7 @@ void scores_of(const cw_ext::ScoresCall& call) {
   task.with_gradients = call.with_gradients;
   task.out = row_outputs<T>(call.out);
   task.d_pos = output<T>(call.d_pos);
-  task.d_neg = output<T>(call.d_neg);
+  task.d_neg = output<typename Kept<In>::type>(call.d_neg);
   task.d_extra = output<T>(call.d_extra);
   C10_CUDA_CHECK(launch_scores(task, c10::cuda::getCurrentCUDAStream()));
 }
@@ -113,71 +121,98 @@ void embeddings_of(const cw_ext::EmbeddingsCall& call) {
   task.d_queries = output<T>(call.d_queries);
   task.unit_queries = output<T>(call.unit_queries);
   task.coefficients = output<T>(call.coefficients);
+  const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
+  if constexpr (!std::is_same_v<In, double>) {
+    if (takes_one_visit(task)) {
+      C10_CUDA_CHECK(launch_one_visit(task, stream));
+      return;
+    }
+  }
   C10_CUDA_CHECK(embeddings_blocks(task, &task.blocks));
   TORCH_CHECK_VALUE(task.blocks > 0, "queries: an embedding dimension of ", task.dim,
                     " needs more shared memory than this GPU has");
   const at::Tensor scratch =
       at::empty({task.blocks, 1 + task.pairs.m + task.pairs.n}, call.out.loss.options());
   task.scratch = output<T>(scratch);
-  C10_CUDA_CHECK(launch_embeddings(task, c10::cuda::getCurrentCUDAStream()));
+  C10_CUDA_CHECK(launch_embeddings(task, stream));
 }
 
-// The pairs of the rows, and those of the shared negatives: one per source row, with coefficient 1.
+// The pairs of the rows [begin, begin + count).
 template <typename T>
-struct ItemSums {
-  ItemSumTask<T> own;
-  ItemSumTask<T> shared;
-};
+ItemSumTask<T> own_pairs(const cw_ext::ItemGradientCall& call, const at::Tensor& sum, int64_t begin, int64_t count) {
+  const auto part = [&](const at::Tensor& x) { return x.defined() ? x.narrow(0, begin, count) : x; };
+  return {input<T>(part(call.sources)),
+          input<T>(part(call.coefficients)),
+          pairs_of(part(call.pos_ids), part(call.extra_ids), part(call.neg_ids), call.items.size(0)),
+          count,
+          call.items.size(1),
+          output<T>(sum)};
+}
 
+// The pairs of the shared negatives: one per further row of the sources, with coefficient 1.
 template <typename T>
-ItemSums<T> item_sums(const cw_ext::ItemGradientCall& call, const at::Tensor& sum) {
-  const int64_t rows = call.coefficients.size(0), dim = call.items.size(1), num_items = call.items.size(0);
-  const T* const sources = input<T>(call.sources);
-  ItemSums<T> sums;
-  sums.own = {sources,
-              input<T>(call.coefficients),
-              pairs_of(call.pos_ids, call.extra_ids, call.neg_ids, num_items),
-              rows,
-              dim,
-              output<T>(sum)};
-  sums.shared = {sources + rows * dim,
-                 nullptr,
-                 pairs_of(call.shared_ids, at::Tensor(), at::Tensor(), num_items),
-                 call.shared_ids.defined() ? call.shared_ids.size(0) : 0,
-                 dim,
-                 output<T>(sum)};
-  return sums;
+ItemSumTask<T> shared_pairs(const cw_ext::ItemGradientCall& call, const at::Tensor& sum) {
+  const int64_t rows = call.coefficients.size(0), count = call.shared_ids.defined() ? call.shared_ids.size(0) : 0;
+  return {input<T>(call.sources) + rows * call.items.size(1),
+          nullptr,
+          pairs_of(call.shared_ids, at::Tensor(), at::Tensor(), call.items.size(0)),
+          count,
+          call.items.size(1),
+          output<T>(sum)};
 }
 
 template <typename T>
 void atomic_sum(const cw_ext::ItemGradientCall& call, const at::Tensor& sum, cudaStream_t stream) {
-  const ItemSums<T> sums = item_sums<T>(call, sum);
   sum.zero_();
-  C10_CUDA_CHECK(launch_atomic_sum(sums.own, stream));
-  C10_CUDA_CHECK(launch_atomic_sum(sums.shared, stream));
+  C10_CUDA_CHECK(launch_atomic_sum(own_pairs<T>(call, sum, 0, call.coefficients.size(0)), stream));
+  C10_CUDA_CHECK(launch_atomic_sum(shared_pairs<T>(call, sum), stream));
+}
+
+// Adds the sums over the pairs of `own`, and over those of `shared`, whose sources begin at row `further` of own's.
+template <typename T>
+void add_sorted(const ItemSumTask<T>& own, const ItemSumTask<T>& shared, int64_t further, bool accumulate,
+                const at::Tensor& sum, cudaStream_t stream) {
+  const int64_t width = 1 + own.pairs.m + own.pairs.n, paired = own.rows * width, count = paired + shared.rows;
+  const auto bytes = sum.options().dtype(at::kByte);
+  const at::Tensor room = at::empty({4, count}, sum.options().dtype(at::kInt));
+  auto* const words = reinterpret_cast<uint32_t*>(room.mutable_data_ptr());
+  const SortedPairs pairs{words, words + count, words + 2 * count, words + 3 * count, count, own.pairs.num_items};
+  C10_CUDA_CHECK(launch_sort_keys(own, 0, pairs, stream));
+  C10_CUDA_CHECK(launch_sort_keys(shared, paired, pairs, stream));
+  size_t needed = 0;
+  C10_CUDA_CHECK(sort_pairs(nullptr, &needed, pairs, stream));
+  const at::Tensor temporary = at::empty({std::max<int64_t>(1, int64_t(needed))}, bytes);
+  C10_CUDA_CHECK(sort_pairs(temporary.mutable_data_ptr(), &needed, pairs, stream));
+
+  SortedSumTask<T> task;
+  task.sources = own.sources;
+  task.coefficients = own.coefficients;
+  task.rows = own.rows;
+  task.width = width;
+  task.further = further;
+  task.dim = own.dim;
+  task.keys = pairs.keys;
+  task.places = pairs.places;
+  task.count = count;
+  task.num_items = own.pairs.num_items;
+  task.accumulate = accumulate;
+  task.span = span_of(count);
+  const at::Tensor carry = at::empty({(count + task.span - 1) / task.span, 2, task.dim}, sum.options());
+  task.carry = output<T>(carry);
+  task.sum = own.sum;
+  C10_CUDA_CHECK(launch_sorted_sum(task, stream));
 }
 
 template <typename T>
 void sorted_sum(const cw_ext::ItemGradientCall& call, const at::Tensor& sum, cudaStream_t stream) {
-  const ItemSums<T> sums = item_sums<T>(call, sum);
-  const int64_t paired = call.coefficients.numel();
-  const at::Tensor keys = at::empty({paired + sums.shared.rows}, call.pos_ids.options());
-  C10_CUDA_CHECK(launch_sort_keys(sums.own, output<int64_t>(keys), stream));
-  C10_CUDA_CHECK(launch_sort_keys(sums.shared, output<int64_t>(keys) + paired, stream));
-  const auto [sorted, places] = at::sort(keys, std::optional<bool>(true), 0, false);
-
-  SortedSumTask<T> task;
-  task.sources = sums.own.sources;
-  task.coefficients = sums.own.coefficients;
-  task.rows = sums.own.rows;
-  task.width = call.coefficients.size(1);
-  task.dim = sums.own.dim;
-  task.keys = input<int64_t>(sorted);
-  task.places = input<int64_t>(places);
-  task.count = keys.numel();
-  task.num_items = call.items.size(0);
-  task.sum = output<T>(sum);
-  C10_CUDA_CHECK(launch_sorted_sum(task, stream));
+  sum.zero_();
+  const int64_t rows = call.coefficients.size(0);
+  const int64_t step = std::max<int64_t>(1, kMostSorted / call.coefficients.size(1));
+  ItemSumTask<T> shared = shared_pairs<T>(call, sum);
+  for (int64_t begin = 0; begin < rows; begin += step) {
+    add_sorted(own_pairs<T>(call, sum, begin, std::min(step, rows - begin)), shared, rows, begin > 0, sum, stream);
+    shared.rows = 0;  // they are added once
+  }
 }
 
 // With the shared negatives' sums as further source rows.
@@ -196,7 +231,8 @@ void item_gradient_of(const cw_ext::ItemGradientCall& given) {
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
   constexpr bool kInPlace = std::is_same_v<In, T>;
   const at::Tensor sum = kInPlace ? call.gradient : at::empty(call.gradient.sizes(), call.sources.options());
-  if (at::globalContext().deterministicAlgorithms()) {
+  const bool sorts = at::globalContext().deterministicAlgorithms() || call.coefficients.numel() >= kLeastSorted;
+  if (sorts && call.items.size(0) < std::numeric_limits<int32_t>::max()) {
     sorted_sum<T>(call, sum, stream);
   } else {
     atomic_sum<T>(call, sum, stream);
@@ -222,6 +258,40 @@ void embeddings(const cw_ext::EmbeddingsCall& call) {
   if (call.queries.size(0) == 0) return;
   const c10::cuda::CUDAGuard guard(call.queries.device());
   with_type(call.queries.scalar_type(), [&](auto element) { embeddings_of<decltype(element)>(call); });
+}
+
+void reduce_rows(const cw_ext::RowOutputs& rows, bool mean, const at::Tensor& loss, const at::Tensor& share) {
+  const c10::cuda::CUDAGuard guard(rows.loss.device());
+  const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
+  const auto reduce = [&](auto element) {
+    using T = decltype(element);
+    const ReductionTask<T> task{input<T>(rows.loss), input<bool>(rows.live), rows.loss.numel(), mean, output<T>(loss),
+                                output<T>(share)};
+    C10_CUDA_CHECK(launch_reduction(task, stream));
+  };
+  rows.loss.scalar_type() == at::kDouble ? reduce(double{}) : reduce(float{});
+}
+
+void scale_in_place(const at::Tensor& x, const at::Tensor& factor) {
+  const c10::cuda::CUDAGuard guard(x.device());
+  const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
+  const auto scale = [&](auto element) {
+    using E = decltype(element);
+    using T = typename Compute<E>::type;
+    const bool per_row = factor.dim() > 0;
+    const int64_t rows = per_row ? x.size(0) : 1;
+    C10_CUDA_CHECK(launch_scale(ScaleTask<E>{output<E>(x), input<T>(factor), per_row, rows, x.numel() / rows}, stream));
+  };
+  switch (x.scalar_type()) {
+    case at::kDouble:
+      return scale(double{});
+    case at::kFloat:
+      return scale(float{});
+    case at::kBFloat16:
+      return scale(__nv_bfloat16{});
+    default:
+      TORCH_CHECK_TYPE(false, "gradients must be in fp64, fp32 or bf16, got ", x.scalar_type());
+  }
 }
 
 void item_gradient(const cw_ext::ItemGradientCall& call) {

@@ -38,6 +38,11 @@ __device__ __forceinline__ int64_t pair_id(const Pairs& pairs, int64_t b, int64_
 
 #undef CW_CHECKED_ID
 
+template <typename T>
+__device__ __forceinline__ T coefficient_of(const ItemSumTask<T>& task, int64_t place) {
+  return task.coefficients ? task.coefficients[place] : T(1);
+}
+
 // One term of a sum of rows.
 template <typename T>
 struct Term {

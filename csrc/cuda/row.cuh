@@ -26,24 +26,18 @@ CW_INLINE void add(LogSum<T>& s, const Mass<T> (&elements)[V]) {
   for (int i = 0; i < V; ++i) max = elements[i].exponent > max ? elements[i].exponent : max;
   if (max == -infinity<T>()) return;  // −∞ − −∞ is NaN
   if (max > s.max) {
-    s.sum *= exp_(s.max - max);
+    s.sum *= exp_nonpositive(s.max - max);
     s.max = max;
   }
 #pragma unroll
-  for (int i = 0; i < V; ++i) s.sum += elements[i].factor * exp_(elements[i].exponent - max);
+  for (int i = 0; i < V; ++i) s.sum += term(elements[i], max);
 }
 
 template <typename T>
 CW_INLINE LogSum<T> merged(const LogSum<T>& a, const LogSum<T>& b) {
   const T max = a.max > b.max ? a.max : b.max;
   if (max == -infinity<T>()) return no_mass<T>();
-  return {max, a.sum * exp_(a.max - max) + b.sum * exp_(b.max - max)};
-}
-
-// An element's term of such a sum, which must have mass.
-template <typename T>
-CW_INLINE T term_of(const Mass<T>& element, T max) {
-  return element.factor * exp_(element.exponent - max);
+  return {max, a.sum * exp_nonpositive(a.max - max) + b.sum * exp_nonpositive(b.max - max)};
 }
 
 // ---- the statistics of a row ---------------------------------------------------------------------------------------
@@ -95,6 +89,21 @@ __device__ __forceinline__ RowStatistics<T> merged_over_warp(RowStatistics<T> s)
     s = merged(s, other);
   }
   return s;
+}
+
+// A further positive's part in the statistics.
+template <typename T>
+CW_INLINE void add_positive(RowStatistics<T>& s, T score, T pos, const Parameters<T>& p) {
+  const Mass<T> element[1] = {mass(score, pos, T(0), p.weighting, p.surrogate, p)};
+  s.m += score != -infinity<T>();
+  s.spoiled |= element[0].exponent != element[0].exponent;
+  add(s.positives, element);
+}
+
+// A negative's part in the denominator.
+template <typename T>
+CW_INLINE Mass<T> denominator_mass(T score, T pos, T log_q, const Parameters<T>& p) {
+  return p.normalize_weights ? weight_mass(score, pos, log_q, p.weighting, p) : Mass<T>{log_q, T(1)};
 }
 
 // ---- what the second pass needs ------------------------------------------------------------------------------------
@@ -150,9 +159,48 @@ CW_INLINE T score_gradient(T term, T unit, T d, const Parameters<T>& p) {
   return term == T(0) || unit == T(0) ? T(0) : value;
 }
 
+template <typename T>
+CW_INLINE T positive_gradient(T score, T pos, const RowPlan<T>& plan, const Parameters<T>& p) {
+  const T own = term(mass(score, pos, T(0), p.weighting, p.surrogate, p), plan.positives_max);
+  const T value = score_gradient(own, plan.positives_unit, score - pos, p);
+  return plan.regular ? value : plan.filler;
+}
+
+// Whether a negative's gradient flows through the denominator too.
+template <typename T>
+CW_INLINE bool flows_through_denominator(const Parameters<T>& p) {
+  return p.normalize_weights && !p.detach_weights;
+}
+
+// The gradient of a negative's score, and in `d_log_q` that of its log weight if it is wanted.
+template <typename T>
+CW_INLINE T negative_gradient(T score, T pos, T log_q, bool wants_log_q, const RowPlan<T>& plan, const Parameters<T>& p,
+                              T& d_log_q) {
+  const T d = score - pos;
+  const T own = term(mass(score, pos, log_q, p.weighting, p.surrogate, p), plan.negatives_max);
+  T value = score_gradient(own, plan.negatives_unit, d, p);
+  d_log_q = T(0);
+  if (wants_log_q || flows_through_denominator(p)) {
+    const T q = term(denominator_mass(score, pos, log_q, p), plan.denominator_max);
+    d_log_q = own * plan.negatives_unit - q * plan.denominator_unit;
+    const bool flows = flows_through_denominator(p) && q != T(0) && score != -infinity<T>();
+    value -= flows ? q * plan.denominator_unit * weight_slope(d, p.weighting, p) : T(0);
+  }
+  d_log_q = plan.regular ? d_log_q : plan.filler;
+  return plan.regular ? value : plan.filler;
+}
+
+template <typename T>
+__device__ __forceinline__ void write_row(const RowResults<T>& out, int64_t b, const RowResult<T>& result) {
+  out.loss[b] = result.loss;
+  out.live[b] = result.live;
+  if (out.d_prior) out.d_prior[b] = result.by_prior;
+  if (out.d_threshold) out.d_threshold[b] = result.by_threshold;
+}
+
 // ---- the walk ------------------------------------------------------------------------------------------------------
 
-// Calls body(V, j) with V elements from j on, for all j in [0, n); V is a compile-time constant.
+// Calls body(constant, j) with every j in [0, n) in parts of constant elements: kVec, or 1 where that does not go.
 template <int kVec, int kThreads, typename Body>
 __device__ __forceinline__ void for_each(int64_t n, int rank, bool aligned, Body&& body) {
   int64_t begin = 0;
@@ -185,16 +233,12 @@ struct TeamScratch {
 //   extra(k)                          a further positive
 //   set_pos(d), set<V>(j, d), set_extra(k, d), set_log_q<V>(j, d)
 //   wants_log_q
-// All threads of the team must call; `scratch` is the team's, and nobody may still be reading it.
-template <int kWarps, typename T, typename Row>
-__device__ __forceinline__ void walk_row(const Row& row, int64_t b, const Parameters<T>& p, bool with_gradients,
-                                         const RowResults<T>& out, TeamScratch<T, kWarps>& scratch) {
-  using OwnTeam = Team<kWarps>;
-  constexpr int kThreads = OwnTeam::kThreads;
-  const int rank = OwnTeam::rank();
+
+// A thread's part of the row's statistics.
+template <int kThreads, typename T, typename Row>
+__device__ __forceinline__ RowStatistics<T> own_statistics(const Row& row, const Parameters<T>& p, int rank) {
   const T pos = row.pos;
   const bool has_denominator = row.has_log_q || p.normalize_weights;
-
   RowStatistics<T> own = no_statistics<T>();
   for_each<Row::kVec, kThreads>(row.n, rank, row.inputs_aligned, [&](auto size, int64_t j) {
     constexpr int V = decltype(size)::value;
@@ -210,23 +254,21 @@ __device__ __forceinline__ void walk_row(const Row& row, int64_t b, const Parame
     add(own.negatives, elements);
     if (has_denominator) {
 #pragma unroll
-      for (int i = 0; i < V; ++i) {
-        elements[i] = p.normalize_weights ? weight_mass(score[i], pos, log_q[i], p.weighting, p)
-                                          : Mass<T>{log_q[i], T(1)};
-      }
+      for (int i = 0; i < V; ++i) elements[i] = denominator_mass(score[i], pos, log_q[i], p);
       add(own.denominator, elements);
     }
   });
 #pragma unroll 1
-  for (int64_t k = rank; k < row.m; k += kThreads) {
-    const T score = row.extra(k);
-    const Mass<T> element[1] = {mass(score, pos, T(0), p.weighting, p.surrogate, p)};
-    own.m += score != -infinity<T>();
-    own.spoiled |= element[0].exponent != element[0].exponent;
-    add(own.positives, element);
-  }
+  for (int64_t k = rank; k < row.m; k += kThreads) add_positive(own, row.extra(k), pos, p);
+  return own;
+}
 
-  // Over each warp, then over the warps; the first thread draws the conclusions, for all to read.
+// The threads' parts put together, over each warp and then over the warps. The first thread draws the conclusions, which
+// stand in scratch.plan after the team's next barrier.
+template <int kWarps, typename T, typename Row>
+__device__ __forceinline__ void conclude(RowStatistics<T> own, const Row& row, int64_t b, const Parameters<T>& p,
+                                         const RowResults<T>& out, TeamScratch<T, kWarps>& scratch) {
+  const int rank = Team<kWarps>::rank();
   own = merged_over_warp(own);
   if constexpr (kWarps > 1) {
     if (rank % kWarp == 0) scratch.statistics[rank / kWarp] = own;
@@ -238,39 +280,26 @@ __device__ __forceinline__ void walk_row(const Row& row, int64_t b, const Parame
     }
   }
   if (rank == 0) {
-    scratch.plan = plan_row(own, pos, row.n, has_denominator, row.prior, row.threshold, p);
-    const RowResult<T>& result = scratch.plan.result;
-    out.loss[b] = result.loss;
-    out.live[b] = result.live;
-    if (out.d_prior) out.d_prior[b] = result.by_prior;
-    if (out.d_threshold) out.d_threshold[b] = result.by_threshold;
+    const bool has_denominator = row.has_log_q || p.normalize_weights;
+    scratch.plan = plan_row(own, row.pos, row.n, has_denominator, row.prior, row.threshold, p);
+    write_row(out, b, scratch.plan.result);
   }
-  OwnTeam::sync();
-  const RowPlan<T> plan = scratch.plan;
-  if (!with_gradients) return;
+}
 
+// The gradients of all scores of the row.
+template <int kWarps, typename T, typename Row>
+__device__ __forceinline__ void give_gradients(const Row& row, const RowPlan<T>& plan, const Parameters<T>& p,
+                                               TeamScratch<T, kWarps>& scratch) {
+  constexpr int kThreads = Team<kWarps>::kThreads;
+  const int rank = Team<kWarps>::rank();
   T total = T(0);
-  const bool through_weights = p.normalize_weights && !p.detach_weights;
   for_each<Row::kVec, kThreads>(row.n, rank, row.inputs_aligned && row.outputs_aligned, [&](auto size, int64_t j) {
     constexpr int V = decltype(size)::value;
     T score[V], log_q[V], d_score[V], d_log_q[V];
     row.template load<V>(j, score, log_q);
 #pragma unroll
     for (int i = 0; i < V; ++i) {
-      const T d = score[i] - pos;
-      const T term = term_of(mass(score[i], pos, log_q[i], p.weighting, p.surrogate, p), plan.negatives_max);
-      T value = score_gradient(term, plan.negatives_unit, d, p);
-      T by_log_q = T(0);
-      if (row.wants_log_q || through_weights) {
-        const T q = term_of(p.normalize_weights ? weight_mass(score[i], pos, log_q[i], p.weighting, p)
-                                                : Mass<T>{log_q[i], T(1)},
-                            plan.denominator_max);
-        by_log_q = term * plan.negatives_unit - q * plan.denominator_unit;
-        const bool flows = through_weights && q != T(0) && score[i] != -infinity<T>();
-        value -= flows ? q * plan.denominator_unit * weight_slope(d, p.weighting, p) : T(0);
-      }
-      d_score[i] = plan.regular ? value : plan.filler;
-      d_log_q[i] = plan.regular ? by_log_q : plan.filler;
+      d_score[i] = negative_gradient(score[i], row.pos, log_q[i], row.wants_log_q, plan, p, d_log_q[i]);
       total += d_score[i];
     }
     row.template set<V>(j, d_score);
@@ -278,15 +307,23 @@ __device__ __forceinline__ void walk_row(const Row& row, int64_t b, const Parame
   });
 #pragma unroll 1
   for (int64_t k = rank; k < row.m; k += kThreads) {
-    const T score = row.extra(k);
-    const T term = term_of(mass(score, pos, T(0), p.weighting, p.surrogate, p), plan.positives_max);
-    const T value = score_gradient(term, plan.positives_unit, score - pos, p);
-    const T d = plan.regular ? value : plan.filler;
+    const T d = positive_gradient(row.extra(k), row.pos, plan, p);
     row.set_extra(k, d);
     total += d;
   }
-  total = OwnTeam::sum(total, scratch.sums);
+  total = Team<kWarps>::sum(total, scratch.sums);
   if (rank == 0) row.set_pos(plan.regular ? plan.result.by_pos - total : plan.filler);
+}
+
+// All of it. All threads of the team must call; `scratch` is the team's, and nobody may still be reading it.
+template <int kWarps, typename T, typename Row>
+__device__ __forceinline__ void walk_row(const Row& row, int64_t b, const Parameters<T>& p, bool with_gradients,
+                                         const RowResults<T>& out, TeamScratch<T, kWarps>& scratch) {
+  constexpr int kThreads = Team<kWarps>::kThreads;
+  conclude(own_statistics<kThreads>(row, p, Team<kWarps>::rank()), row, b, p, out, scratch);
+  Team<kWarps>::sync();
+  const RowPlan<T> plan = scratch.plan;
+  if (with_gradients) give_gradients(row, plan, p, scratch);
 }
 
 }  // namespace cw_cuda

@@ -1,5 +1,6 @@
-// Level 1: a row of scores by one warp or by one block, whichever its length is worth.
-#include "row.cuh"
+// Level 1. In the loss's common forms a row stays in shared memory between its one read and its one write; in the others,
+// and where it is too long, it is read twice, by one warp or by one block, whichever its length is worth.
+#include "resident_row.cuh"
 
 namespace cw_cuda {
 
@@ -8,24 +9,6 @@ namespace {
 constexpr int64_t kWarpRow = 1024;  // up to here a warp takes a row
 constexpr int kBlockWarps = 8;
 constexpr int kRowsPerBlock = 4;  // where a warp takes a row
-
-// A compiler's constants where the loss has its default form.
-template <bool kDefaultForm, typename T>
-__device__ __forceinline__ Parameters<T> in_form(Parameters<T> p) {
-  if constexpr (kDefaultForm) {
-    p.weighting = Weighting::sigmoid;
-    p.surrogate = Surrogate::exp;
-    p.detach_weights = true;
-    p.normalize_weights = false;
-  }
-  return p;
-}
-
-template <typename T>
-bool has_default_form(const Parameters<T>& p) {
-  return p.weighting == Weighting::sigmoid && p.surrogate == Surrogate::exp && p.detach_weights &&
-         !p.normalize_weights;
-}
 
 template <typename In>
 struct ScoreRow {
@@ -44,7 +27,7 @@ struct ScoreRow {
   const In* extra_scores;
   const T* log_weights;
   T* d_pos;
-  T* d_neg;
+  typename Kept<In>::type* d_neg;
   T* d_extra;
   T* d_log_q;
 
@@ -92,27 +75,24 @@ struct ScoreRow {
 };
 
 // Block (32·kWarps, kRows). With one resident block asked for, the compiler does not spill registers to fit more.
-template <typename In, int kWarps, int kRows, bool kDefaultForm>
+template <typename In, int kWarps, int kRows>
 __global__ void __launch_bounds__(kWarps* kWarp* kRows, 1)
-    scores_kernel(const ScoresTask<In> task, const Parameters<typename Compute<In>::type> parameters) {
+    scores_kernel(const ScoresTask<In> task, const Parameters<typename Compute<In>::type> p) {
   using T = typename Compute<In>::type;
   static_assert(kWarps == 1 || kRows == 1, "rows that share a block must not meet at its barrier");
   __shared__ TeamScratch<T, kWarps> scratch[kRows];
   const int64_t b = int64_t(blockIdx.x) * kRows + threadIdx.y;
   if (b >= task.rows) return;
-  const Parameters<T> p = in_form<kDefaultForm>(parameters);
   walk_row<kWarps>(ScoreRow<In>(task, b), b, p, task.with_gradients, task.out, scratch[threadIdx.y]);
 }
 
 template <typename In, int kWarps, int kRows>
-cudaError_t launch(const ScoresTask<In>& task, cudaStream_t stream) {
+cudaError_t launch_walk(const ScoresTask<In>& task, const Parameters<typename Compute<In>::type>& p,
+                        cudaStream_t stream) {
   const int64_t blocks = (task.rows + kRows - 1) / kRows;
   if (blocks > kMaxGrid) return cudaErrorInvalidConfiguration;
-  const dim3 block(kWarps * kWarp, kRows);
-  const auto p = make_parameters<typename Compute<In>::type>(task.arguments);
-  const auto kernel =
-      has_default_form(p) ? scores_kernel<In, kWarps, kRows, true> : scores_kernel<In, kWarps, kRows, false>;
-  return launch_kernel(kernel, static_cast<unsigned>(blocks), block, 0, stream, task, p);
+  return launch_kernel(scores_kernel<In, kWarps, kRows>, unsigned(blocks), dim3(kWarps * kWarp, kRows), 0, stream, task,
+                       p);
 }
 
 }  // namespace
@@ -120,7 +100,15 @@ cudaError_t launch(const ScoresTask<In>& task, cudaStream_t stream) {
 template <typename In>
 cudaError_t launch_scores(const ScoresTask<In>& task, cudaStream_t stream) {
   if (task.rows == 0) return cudaSuccess;
-  return task.n <= kWarpRow ? launch<In, 1, kRowsPerBlock>(task, stream) : launch<In, kBlockWarps, 1>(task, stream);
+  const auto p = make_parameters<typename Compute<In>::type>(task.arguments);
+  if constexpr (!std::is_same_v<In, double>) {
+    size_t most_bytes;
+    if (const auto error = most_shared_memory(&most_bytes)) return error;
+    ResidentPlan plan;
+    if (plan_resident(task, p, most_bytes, plan)) return launch_resident(task, p, plan, stream);
+  }
+  return task.n <= kWarpRow ? launch_walk<In, 1, kRowsPerBlock>(task, p, stream)
+                            : launch_walk<In, kBlockWarps, 1>(task, p, stream);
 }
 
 template cudaError_t launch_scores(const ScoresTask<float>&, cudaStream_t);

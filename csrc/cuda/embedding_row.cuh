@@ -1,0 +1,69 @@
+// A row of level 2 as row.cuh wants it.
+#pragma once
+
+#include "pairs.cuh"
+#include "row.cuh"
+
+namespace cw_cuda {
+
+// `scores` [1 + M + N] gives the scores and takes the coefficients.
+template <typename T>
+struct EmbeddingRow {
+  static constexpr int kVec = 1;
+  static constexpr bool inputs_aligned = false;
+  static constexpr bool outputs_aligned = false;
+  const Pairs& pairs;
+  int64_t b;
+  int64_t n;
+  int64_t m;
+  T pos;
+  T prior;
+  T threshold;
+  bool has_log_q;
+  bool wants_log_q;
+  bool dead;  // its positive is padding
+  const T* log_weights;
+  T* scores;
+  T* d_log_q;
+  T scale;
+
+  template <int V>
+  __device__ __forceinline__ void load(int64_t j, T (&score)[V], T (&log_q)[V]) const {
+    score[0] = scores[1 + m + j];
+    const bool masked = dead || negative_id(pairs, b, j) < 0;
+    log_q[0] = masked ? -infinity<T>() : (has_log_q ? log_weights[j] : T(0));
+  }
+  __device__ __forceinline__ T extra(int64_t k) const { return scores[1 + k]; }
+
+  __device__ __forceinline__ void set_pos(T d) const { scores[0] = d * scale; }
+  __device__ __forceinline__ void set_extra(int64_t k, T d) const { scores[1 + k] = d * scale; }
+  template <int V>
+  __device__ __forceinline__ void set(int64_t j, const T (&d)[V]) const {
+    scores[1 + m + j] = d[0] * scale;
+  }
+  template <int V>
+  __device__ __forceinline__ void set_log_q(int64_t j, const T (&d)[V]) const {
+    d_log_q[j] = d[0];
+  }
+};
+
+template <typename In, typename T>
+__device__ __forceinline__ EmbeddingRow<T> embedding_row(const EmbeddingsTask<In>& task, int64_t b, T pos, T* scores) {
+  const Pairs& pairs = task.pairs;
+  return {pairs,
+          b,
+          pairs.n,
+          pairs.m,
+          pos,
+          at_row(task.prior, b),
+          at_row(task.threshold, b),
+          task.log_q != nullptr,
+          task.with_gradients && task.out.d_log_q != nullptr,
+          pair_id(pairs, b, 0) < 0,
+          task.log_q + b * task.log_q_stride,
+          scores,
+          task.out.d_log_q + b * pairs.n,
+          task.scale};
+}
+
+}  // namespace cw_cuda

@@ -1,0 +1,274 @@
+// A row of scores that stays in shared memory from its one read to its one write, for the loss's common forms.
+#pragma once
+
+#include "row.cuh"
+
+namespace cw_cuda {
+
+namespace {
+
+// The forms without external weights in which an element's term takes one exponential and all slopes are 1/τ: the
+// default, sigmoid weights with ρ = τ, and no weights. Others go through walk_row().
+enum class Form { logistic, unweighted };
+
+template <Form kForm, typename T>
+CW_INLINE T exponent_of(T score, T pos, const Parameters<T>& p) {
+  constexpr Weighting kWeighting = kForm == Form::logistic ? Weighting::sigmoid : Weighting::none;
+  return mass(score, pos, T(0), kWeighting, Surrogate::exp, p).exponent;
+}
+
+// The term of a score below +∞, relative to the row's largest exponent.
+template <Form kForm, typename T>
+CW_INLINE T term_of_score(T score, T pos, T max, T e_max, const Parameters<T>& p) {
+  if constexpr (kForm == Form::logistic) return logistic_term(score, pos, max, e_max, p);
+  return exp_nonpositive((score - pos) * p.inv_tau - max);
+}
+
+constexpr int kResidentWarps = 16;  // of a row, at most
+constexpr int kResidentRows = 4;    // of a block, where each has a single warp
+
+// `x` of all threads of a row put together by `join`, to each of them. `scratch` [kResidentWarps] is shared.
+template <bool kOneWarp, typename T, typename Join>
+__device__ __forceinline__ T joined_over_row(T x, T neutral, T* scratch, Join&& join) {
+#pragma unroll
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) x = join(x, __shfl_xor_sync(kAllLanes, x, offset));
+  if constexpr (!kOneWarp) {
+    const int lane = int(threadIdx.x) % kWarp;
+    if (lane == 0) scratch[threadIdx.x / kWarp] = x;
+    __syncthreads();
+    const int other = lane % kResidentWarps;
+    x = other < int(blockDim.x) / kWarp ? scratch[other] : neutral;
+#pragma unroll
+    for (int offset = kResidentWarps / 2; offset > 0; offset /= 2) {
+      x = join(x, __shfl_xor_sync(kAllLanes, x, offset));
+    }
+  }
+  return x;
+}
+
+// The part of a row that a thread reads, keeps and writes; no other thread looks at it. `kept` holds what was read, later
+// the terms, 16 bytes next to the same 16 bytes of the neighbours.
+template <typename In>
+struct OwnScores {
+  using T = typename Compute<In>::type;
+  using KeptType = typename Kept<In>::type;
+  static constexpr int kVec = kVectorBytes / int(sizeof(In));
+  static constexpr int kPiece = kVectorBytes / int(sizeof(T));
+  static constexpr int kPieces = kVec / kPiece;
+  static constexpr int kInFlight = 4;  // chunks that are read before the first is used
+
+  int64_t n;
+  int turns;  // chunks per thread
+  unsigned char* kept;
+
+  __device__ OwnScores(int64_t n, unsigned char* kept) : n(n), turns(turns_of(n, blockDim.x)), kept(kept) {}
+
+  __host__ __device__ static int turns_of(int64_t n, unsigned threads) {
+    return int((n + int64_t(threads) * kVec - 1) / (int64_t(threads) * kVec));
+  }
+  static size_t bytes(int64_t n, unsigned threads) {
+    return size_t(turns_of(n, threads)) * threads * kVec * sizeof(T);
+  }
+
+  __device__ __forceinline__ int64_t start(int turn) const {
+    return (int64_t(turn) * blockDim.x + threadIdx.x) * kVec;
+  }
+  __device__ __forceinline__ Chunk<T, kPiece>& piece(int turn, int i) const {
+    return reinterpret_cast<Chunk<T, kPiece>*>(kept)[(turn * kPieces + i) * int(blockDim.x) + int(threadIdx.x)];
+  }
+
+  // Past the end of the row scores are −∞, which has no mass.
+  __device__ __forceinline__ Chunk<In, kVec> read(const In* row, bool aligned, int turn) const {
+    const int64_t j = start(turn);
+    if (aligned && j + kVec <= n) return load_chunk<kVec>(row + j);
+    Chunk<In, kVec> chunk;
+#pragma unroll
+    for (int v = 0; v < kVec; ++v) {
+      if (j + v < n) {
+        chunk.x[v] = row[j + v];
+      } else {
+        from_compute(-infinity<T>(), chunk.x[v]);
+      }
+    }
+    return chunk;
+  }
+
+  // Reads and keeps the scores; returns the highest of them, NaN where one is.
+  __device__ __forceinline__ T read_all(const In* row) const {
+    const bool aligned = is_aligned(row);
+    T highest = -infinity<T>();
+#pragma unroll 1
+    for (int first = 0; first < turns; first += kInFlight) {
+      Chunk<In, kVec> chunk[kInFlight];
+#pragma unroll
+      for (int r = 0; r < kInFlight; ++r) {
+        if (first + r < turns) chunk[r] = read(row, aligned, first + r);
+      }
+#pragma unroll
+      for (int r = 0; r < kInFlight; ++r) {
+        if (first + r >= turns) break;
+#pragma unroll
+        for (int i = 0; i < kPieces; ++i) {
+          Chunk<T, kPiece> own;
+#pragma unroll
+          for (int v = 0; v < kPiece; ++v) {
+            own.x[v] = to_compute(chunk[r].x[i * kPiece + v]);
+            highest = max_or_nan(highest, own.x[v]);
+          }
+          piece(first + r, i) = own;
+        }
+      }
+    }
+    return highest;
+  }
+
+  // Puts each score's term in its place; returns their sum.
+  template <typename Term>
+  __device__ __forceinline__ T replace_all(Term&& term) const {
+    T sum = T(0);
+#pragma unroll 2
+    for (int i = 0; i < turns * kPieces; ++i) {
+      Chunk<T, kPiece> own = piece(0, i);
+#pragma unroll
+      for (int v = 0; v < kPiece; ++v) {
+        own.x[v] = term(own.x[v]);
+        sum += own.x[v];
+      }
+      piece(0, i) = own;
+    }
+    return sum;
+  }
+
+  // to [N] = value(what is kept).
+  template <typename Value>
+  __device__ __forceinline__ void write_all(KeptType* to, Value&& value) const {
+    const bool aligned = is_aligned(to);
+#pragma unroll 2
+    for (int turn = 0; turn < turns; ++turn) {
+      const int64_t j = start(turn);
+      T own[kVec];
+#pragma unroll
+      for (int i = 0; i < kPieces; ++i) {
+        const Chunk<T, kPiece> kept_piece = piece(turn, i);
+#pragma unroll
+        for (int v = 0; v < kPiece; ++v) own[i * kPiece + v] = value(kept_piece.x[v]);
+      }
+      if (aligned && j + kVec <= n) {
+        store<kVec>(own, to + j);
+      } else {
+#pragma unroll
+        for (int v = 0; v < kVec; ++v) {
+          if (j + v < n) from_compute(own[v], to[j + v]);
+        }
+      }
+    }
+  }
+};
+
+// Block (32·warps, rows); with kOneWarp rows share a block, else there is one. Dynamic shared memory: what each row keeps.
+template <typename In, Form kForm, bool kOneWarp>
+__global__ void __launch_bounds__((kOneWarp ? kResidentRows : kResidentWarps) * kWarp, kOneWarp ? 8 : 2)
+    resident_kernel(const ScoresTask<In> task, const Parameters<typename Compute<In>::type> p, int64_t bytes_per_row) {
+  using T = typename Compute<In>::type;
+  constexpr int kRows = kOneWarp ? kResidentRows : 1;
+  __shared__ T maxima[kResidentWarps];
+  __shared__ T sums[kResidentWarps];
+  __shared__ RowPlan<T> plans[kRows];
+  const int64_t b = int64_t(blockIdx.x) * kRows + threadIdx.y;
+  if (b >= task.rows) return;
+  const int rank = int(threadIdx.x);
+  const OwnScores<In> own(task.n, dynamic_shared + threadIdx.y * bytes_per_row);
+  const T pos = to_compute(task.pos[b * task.pos_stride]);
+  const In* const extra = task.extra + b * task.extra_stride;
+
+  const T highest = joined_over_row<kOneWarp>(own.read_all(task.neg + b * task.neg_stride), -infinity<T>(), maxima,
+                                              [](T x, T y) { return max_or_nan(x, y); });
+  const bool spoiled = !(highest < infinity<T>());
+  LogSum<T> negatives = no_mass<T>();
+  if (!spoiled && highest > -infinity<T>()) {
+    negatives.max = exponent_of<kForm>(highest, pos, p);
+    const T max = negatives.max, e_max = exp_(max);
+    negatives.sum = own.replace_all([&](T score) { return term_of_score<kForm>(score, pos, max, e_max, p); });
+    negatives.sum = joined_over_row<kOneWarp>(negatives.sum, T(0), sums, [](T x, T y) { return x + y; });
+  }
+
+  // The first warp takes the further positives, and its first thread draws the conclusions for all.
+  if (rank < kWarp) {
+    RowStatistics<T> s = no_statistics<T>();
+    if (task.m > 0) {
+#pragma unroll 1
+      for (int64_t k = rank; k < task.m; k += kWarp) add_positive(s, to_compute(extra[k]), pos, p);
+      s = merged_over_warp(s);
+    }
+    if (rank == 0) {
+      s.negatives = negatives;
+      s.spoiled |= spoiled;
+      plans[threadIdx.y] =
+          plan_row(s, pos, task.n, false, at_row(task.prior, b), at_row(task.threshold, b), p);
+      write_row(task.out, b, plans[threadIdx.y].result);
+    }
+  }
+  if constexpr (kOneWarp) {
+    __syncwarp();
+  } else {
+    __syncthreads();
+  }
+  if (!task.with_gradients) return;
+
+  const RowPlan<T>& plan = plans[threadIdx.y];
+  const bool regular = plan.regular;
+  const T factor = plan.negatives_unit * p.inv_tau, filler = plan.filler;
+  own.write_all(task.d_neg + b * task.n, [=](T term) { return regular ? term * factor : filler; });
+  if (rank >= kWarp) return;
+#pragma unroll 1
+  for (int64_t k = rank; k < task.m; k += kWarp) {
+    task.d_extra[b * task.m + k] = positive_gradient(to_compute(extra[k]), pos, plan, p);
+  }
+  if (rank == 0) {
+    // All slopes are 1/τ, so that the gradients of the other scores add up to this.
+    const T by_log_c = plan.positives_unit != T(0) ? plan.result.by_log_c : T(0);
+    const T total = (plan.result.by_log_a + by_log_c) * p.inv_tau;
+    task.d_pos[b] = regular ? plan.result.by_pos - total : filler;
+  }
+}
+
+// Whether the kernel takes the task: sets the form, the block and the shared memory of a row.
+struct ResidentPlan {
+  Form form;
+  unsigned warps;
+  size_t bytes_per_row;
+};
+
+template <typename In>
+bool plan_resident(const ScoresTask<In>& task, const Parameters<typename Compute<In>::type>& p, size_t most_bytes,
+                   ResidentPlan& plan) {
+  constexpr int64_t kPerWarp = kWarp * OwnScores<In>::kVec * OwnScores<In>::kInFlight;
+  if (task.log_q != nullptr || p.surrogate != Surrogate::exp || p.normalize_weights) return false;
+  if (p.weighting != Weighting::none && !(p.logistic && p.detach_weights)) return false;
+  plan.form = p.weighting == Weighting::none ? Form::unweighted : Form::logistic;
+  const int64_t warps = (task.n + kPerWarp - 1) / kPerWarp;
+  plan.warps = unsigned(warps < kResidentWarps ? warps : kResidentWarps);
+  plan.bytes_per_row = OwnScores<In>::bytes(task.n, plan.warps * kWarp);
+  return plan.bytes_per_row <= most_bytes;
+}
+
+template <typename In>
+cudaError_t launch_resident(const ScoresTask<In>& task, const Parameters<typename Compute<In>::type>& p,
+                            const ResidentPlan& plan, cudaStream_t stream) {
+  const bool logistic = plan.form == Form::logistic, one_warp = plan.warps == 1;
+  const auto kernel = one_warp ? (logistic ? resident_kernel<In, Form::logistic, true>
+                                           : resident_kernel<In, Form::unweighted, true>)
+                               : (logistic ? resident_kernel<In, Form::logistic, false>
+                                           : resident_kernel<In, Form::unweighted, false>);
+  const int rows = one_warp ? kResidentRows : 1;
+  const int64_t blocks = (task.rows + rows - 1) / rows;
+  if (blocks > kMaxGrid) return cudaErrorInvalidConfiguration;
+  const size_t bytes = plan.bytes_per_row * rows;
+  if (const auto error = allow_shared_memory(kernel, bytes)) return error;
+  return launch_kernel(kernel, unsigned(blocks), dim3(plan.warps * kWarp, rows), bytes, stream, task, p,
+                       int64_t(plan.bytes_per_row));
+}
+
+}  // namespace
+
+}  // namespace cw_cuda
