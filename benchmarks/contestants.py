@@ -1,6 +1,9 @@
 """What the throughput benchmark times: one step of the CW loss with its defaults, by each of its contestants.
 
 - cw_ext: the fused kernels.
+- graph: the same step replayed from a CUDA graph (GPU only): the device's time, without Python's.
+- deterministic: the same step under torch.use_deterministic_algorithms(True) (GPU only), along with which torch fills
+  memory that would be left uninitialised.
 - eager: the same loss in bare PyTorch, no more operations than the maths needs. At level 2 as one would write it:
   look up, normalise, multiply. (By F.embedding: the backward pass of an index takes twice as long.)
 - tuned: eager with an eye to its speed (level 2, negatives per row): the whole table is normalised before rows are
@@ -10,13 +13,17 @@
 - checkpoint: tuned with activation checkpointing around gather, scores and loss (level 2, negatives per row). It keeps
   nothing of size B·N·D from forward to backward, but backward builds all of it again, so that the peak of a step
   that is nothing but the loss stays eager's.
-- floor: the yardstick, which is not the loss but less work than it. At level 1 two copies of the scores into memory
-  that exists, one for each of forward and backward. At level 2 an embedding bag: the same rows gathered and summed,
-  and a constant gradient scattered back to the same rows, in which torch never builds [B, N, D]. With shared
+- cce: CCE⁻, another project's fused kernels (GPU only), on the shapes whose loss is sampled softmax, as it computes
+  nothing else. There the others compute sampled softmax too: benchmarks/sampled_softmax.py.
+- floor: the yardstick, which is not the loss but less work than it. At level 1 copies of the scores into memory that
+  exists: on the CPU two, one for each of forward and backward; on a GPU one, since forward reads the scores and writes
+  their gradient, and backward finds nothing left to multiply. At level 2 an embedding bag: the same rows gathered and
+  summed, and a constant gradient scattered back to the same rows, in which torch never builds [B, N, D]. With shared
   negatives three matrix products, of scores and both gradients. At level 2 it is made of torch's own operations,
   which a better kernel can beat: a share of the floor above 100 % is no mistake.
 
-In bf16 eager stays in bf16, as a user's model would; cw_ext computes in fp32 and is held to the same tolerance.
+In bf16 eager stays in bf16, as a user's model would; cw_ext computes in fp32 and is held to the same tolerance. cce
+sums its gradients in half precision, which takes a tolerance of its own.
 """
 
 from __future__ import annotations
@@ -29,17 +36,28 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from benchmarks import cuda_steps, sampled_softmax
 from benchmarks.throughput_shapes import Shape
 from cw_ext import cw_loss, cw_loss_from_embeddings
 
-CONTESTANTS = ("cw_ext", "eager", "tuned", "compile", "checkpoint", "floor")
+CONTESTANTS = ("cw_ext", "graph", "deterministic", "eager", "tuned", "compile", "checkpoint", "cce", "floor")
+# They depend on more than torch and cw_ext, or ask more of them, and are left out where that is not to be had.
+OPTIONAL = ("graph", "deterministic", "compile", "cce")
 TEMPERATURE = 0.1
 
 # Relative errors that pass for rounding: of the loss, and of each gradient as a whole.
-TOLERANCE = {"float32": (1e-4, 1e-3), "bfloat16": (2e-2, 5e-2)}
+TOLERANCE = {"float32": (1e-4, 1e-3), "bfloat16": (2e-2, 5e-2), "float16": (2e-3, 1e-2)}
+CCE_TOLERANCE = (2e-3, 5e-2)
+
+# Numbers of the largest tensor that computing the truth makes at a time: 128 MiB in fp64.
+TRUTH_BLOCK = 2**24
 
 Loss = Callable[..., Tensor]
 Step = Callable[[], tuple[Tensor, ...]]
+
+
+class WrongResult(ValueError):
+    """A contestant that computes something else; the message names it, the shape and the tensor."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +73,25 @@ class Inputs:
     ids: tuple[Tensor, ...] = ()
 
 
-def contestants_of(shape: Shape, chosen: Sequence[str] = CONTESTANTS) -> list[str]:
-    """Return those of the chosen contestants that exist for this shape."""
+def contestants_of(shape: Shape, chosen: Sequence[str] = CONTESTANTS, device: str = "cpu") -> list[str]:
+    """Return those of the chosen contestants that exist for this shape on this device."""
+    cuda, softmax = device == "cuda", shape.loss == "sampled_softmax"
     per_row_ids = shape.level == 2 and not shape.shared
-    return [name for name in CONTESTANTS if name in chosen and (name not in ("tuned", "checkpoint") or per_row_ids)]
+    conditions = {
+        "graph": cuda,
+        "deterministic": cuda and not softmax,
+        "tuned": per_row_ids and not softmax,
+        "checkpoint": per_row_ids and not softmax,
+        "cce": cuda and softmax,
+    }
+    return [name for name in CONTESTANTS if name in chosen and conditions.get(name, True)]
 
 
 def make_inputs(shape: Shape, device: str = "cpu") -> Inputs:
-    """Return the same random inputs whenever called: scores in the half cosine's range, or normal embeddings."""
+    """Return the same random inputs whenever called: scores in the half cosine's range, or normal embeddings.
+
+    For sampled softmax the embeddings are so small that their inner products have variance 1.
+    """
     generator = torch.Generator().manual_seed(0)
     sizes = (shape.batch_size, shape.negatives)
 
@@ -72,7 +101,8 @@ def make_inputs(shape: Shape, device: str = "cpu") -> Inputs:
     if shape.level == 1:
         pos, neg = (torch.rand(size, generator=generator) - 0.5 for size in (sizes[:1], sizes))
         return Inputs((leaf(pos), leaf(neg)))
-    tables = (torch.randn(rows, shape.dim, generator=generator) for rows in (shape.batch_size, shape.items))
+    scale = shape.dim**-0.25 if shape.loss == "sampled_softmax" else 1.0
+    tables = (scale * torch.randn(rows, shape.dim, generator=generator) for rows in (shape.batch_size, shape.items))
     ids = (
         torch.randint(shape.items, size, generator=generator).to(device)
         for size in (sizes[:1], sizes[1:] if shape.shared else sizes)
@@ -85,12 +115,20 @@ def make_step(name: str, shape: Shape, inputs: Inputs) -> Step:
 
     It returns the loss and the gradients of the leaves (floor: whatever it made); compile compiles in its first call.
     """
-    if name == "floor":
-        return _floor_step(shape, inputs)
-    loss = _loss_function(name, shape)
+    match name:
+        case "floor":
+            return _floor_step(shape, inputs)
+        case "graph":
+            return cuda_steps.captured(make_step("cw_ext", shape, inputs))
+        case "deterministic":
+            return cuda_steps.deterministic(make_step("cw_ext", shape, inputs))
+        case "cce":
+            loss, ids = sampled_softmax.cce(*inputs.ids), ()
+        case _:
+            loss, ids = _loss_function(name, shape), inputs.ids
 
     def step() -> tuple[Tensor, ...]:
-        value = loss(*inputs.leaves, *inputs.ids)
+        value = loss(*inputs.leaves, *ids)
         return (value.detach(), *torch.autograd.grad(value, inputs.leaves))
 
     return step
@@ -112,40 +150,61 @@ def make_fresh_step(name: str, shape: Shape, device: str = "cpu") -> Step:
 
 
 def exact_results(shape: Shape, inputs: Inputs) -> tuple[Tensor, ...]:
-    """Return loss and gradients in fp32 by eager: what :func:`check` takes for right."""
-    exact = Inputs(tuple(leaf.detach().float().requires_grad_() for leaf in inputs.leaves), inputs.ids)
-    return make_step("eager", shape, exact)()
+    """Return loss and gradients by eager in fp64, what :func:`check` takes for right; in blocks of rows, to fit."""
+    leaves = [leaf.detach().double().requires_grad_() for leaf in inputs.leaves]
+    eager = _loss_function("eager", shape)
+    block = max(1, TRUTH_BLOCK // (shape.negatives * max(shape.dim, 1)))
+    total = torch.zeros((), dtype=torch.float64, device=leaves[0].device)
+    for start in range(0, shape.batch_size, block):
+        rows = slice(start, min(start + block, shape.batch_size))
+        value = eager(*_of_rows(shape, leaves, inputs.ids, rows))
+        if shape.loss == "cw":  # a mean over the rows
+            value = value * ((rows.stop - rows.start) / shape.batch_size)
+        value.backward()
+        total += value.detach()
+    return (total, *(leaf.grad for leaf in leaves))
 
 
 def check(name: str, shape: Shape, found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
     """Compare a contestant's loss and gradients with those expected, so that no wrong result is timed.
 
     Raises:
-        ValueError: one of them is off by more than the dtype's rounding; names contestant and shape.
+        WrongResult: one of them is off by more than the dtype's rounding.
     """
-    tolerances = TOLERANCE[shape.dtype]
+    tolerances = CCE_TOLERANCE if name == "cce" else TOLERANCE[shape.dtype]
     leaves = ("pos_scores", "neg_scores") if shape.level == 1 else ("queries", "items")
     parts = ("loss", *(f"gradient of {leaf}" for leaf in leaves))
     for part, a, b in zip(parts, found, expected, strict=True):
         tolerance = tolerances[0] if part == "loss" else tolerances[1]
-        error = ((a.float() - b).norm() / b.norm()).item()
+        error = ((a.double() - b).norm() / b.norm()).item()
         if not error <= tolerance:  # NaN is no agreement
-            raise ValueError(
-                f"{name} at level {shape.level}, {shape.label}: expected the {part} of eager PyTorch in fp32 "
+            raise WrongResult(
+                f"{name} at level {shape.level}, {shape.label}: expected the {part} of eager PyTorch in fp64 "
                 f"to within {tolerance:g}, got a relative error of {error:.2g}"
             )
 
 
-def _loss_function(name: str, shape: Shape) -> Loss:
-    if name == "cw_ext":
-        return _fused_from_scores if shape.level == 1 else _fused_from_embeddings
+def _of_rows(shape: Shape, leaves: Sequence[Tensor], ids: Sequence[Tensor], rows: slice) -> list[Tensor]:
     if shape.level == 1:
+        return [leaf[rows] for leaf in leaves]
+    queries, items = leaves
+    pos_ids, neg_ids = ids
+    return [queries[rows], items, pos_ids[rows], neg_ids if shape.shared else neg_ids[rows]]
+
+
+def _loss_function(name: str, shape: Shape) -> Loss:
+    fused = _fused_from_scores if shape.level == 1 else _fused_from_embeddings
+    if shape.loss == "sampled_softmax":
+        fused, eager, tuned = sampled_softmax.fused, sampled_softmax.eager, sampled_softmax.eager
+    elif shape.level == 1:
         eager = tuned = eager_from_scores
     elif shape.shared:
         eager = tuned = eager_shared
     else:
         eager, tuned = eager_from_embeddings, tuned_from_embeddings
     match name:
+        case "cw_ext":
+            return fused
         case "eager":
             return eager
         case "tuned":
@@ -216,7 +275,8 @@ def _floor_step(shape: Shape, inputs: Inputs) -> Step:
     if shape.level == 1:
         source = inputs.leaves[1].detach()
         target = torch.empty_like(source)
-        return lambda: (target.copy_(source), target.copy_(source))
+        copies = 1 if source.is_cuda else 2
+        return lambda: tuple(target.copy_(source) for _ in range(copies))
 
     queries, items = inputs.leaves
     neg_ids = inputs.ids[1]

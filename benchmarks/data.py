@@ -58,6 +58,11 @@ class InteractionData:
             "test": len(self.test_users),
         }
 
+    def to(self, device: str) -> InteractionData:
+        """Return the same data with its tensors on the device."""
+        pairs = ("train_users", "train_items", "test_users", "test_items")
+        return replace(self, **{name: getattr(self, name).to(device) for name in pairs})
+
 
 def load(
     path: str | Path | None = None,

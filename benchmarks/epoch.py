@@ -17,7 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from benchmarks import data, reporting
+from benchmarks import data, gpu, reporting
 from benchmarks.arguments import non_negative_int, positive_int
 from benchmarks.epoch_plots import plot_epoch
 from benchmarks.losses import LOSSES, LossOptions, RankingLoss, build_loss
@@ -28,6 +28,8 @@ WARM_UP_STEPS = 3
 BACKENDS = ("fused", "reference")
 # Every part of a step; "rest" is what the others leave of it, such as the release of memory.
 PARTS = (*STEP_PARTS, "rest")
+# What a result file says of the training configuration.
+_SETTINGS = ("model", "dim", "batch_size", "negatives", "lr", "seed", "device")
 
 
 def measure(
@@ -51,7 +53,7 @@ def measure(
         "data": dataset.sizes(),
         "loss": fused.name,
         "loss_settings": {name: value for name, value in fused.settings.items() if name != "backend"},
-        "config": {name: asdict(config)[name] for name in ("model", "dim", "batch_size", "negatives", "lr", "seed")},
+        "config": {name: asdict(config)[name] for name in _SETTINGS},
         "backends": costs,
         "epoch_ratio": costs["reference"]["epoch_seconds"] / costs["fused"]["epoch_seconds"],
     }
@@ -168,6 +170,7 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--negatives", type=positive_int, default=defaults.negatives, help="sampled negatives per positive N"
     )
+    parser.add_argument("--device", choices=gpu.DEVICES, default=defaults.device, help="where to train")
     parser.add_argument("--seed", type=non_negative_int, default=defaults.seed, help="of splits, start and sampling")
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="where results go; a new folder under runs/ if not given"
@@ -179,15 +182,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     arguments = _parse_arguments(argv)
     config = TrainingConfig(
-        dim=arguments.dim, batch_size=arguments.batch_size, negatives=arguments.negatives, seed=arguments.seed
+        dim=arguments.dim,
+        batch_size=arguments.batch_size,
+        negatives=arguments.negatives,
+        seed=arguments.seed,
+        device=arguments.device,
     )
     steps = {"fused": arguments.steps, "reference": arguments.eager_steps}
     try:
+        gpu.require(arguments.device)
         losses = {backend: build_loss(arguments.loss, LossOptions(backend=backend)) for backend in BACKENDS}
         dataset = data.load(arguments.data, seed=arguments.seed)
         directory = arguments.out or reporting.default_directory(f"{dataset.name}-epoch")
         reporting.make_writable_directory(directory)
-        report = {"environment": reporting.environment(), **measure(dataset, losses, config, steps)}
+        report = {"environment": reporting.environment(arguments.device), **measure(dataset, losses, config, steps)}
         reporting.write_json(directory / "results.json", report)
         plot_epoch(report, directory / "results.png")
     except KeyboardInterrupt:

@@ -15,15 +15,18 @@ from typing import Any
 import torch
 
 import cw_ext
+from benchmarks import gpu
 
 # Environment variables that change what is measured.
 _VARIABLES = (
     "ATEN_CPU_CAPABILITY",
+    "CUBLAS_WORKSPACE_CONFIG",
     "KMP_BLOCKTIME",
     "MALLOC_MMAP_THRESHOLD_",
     "MALLOC_TRIM_THRESHOLD_",
     "OMP_NUM_THREADS",
     "OMP_WAIT_POLICY",
+    "PYTORCH_CUDA_ALLOC_CONF",
     "THP_MEM_ALLOC_ENABLE",
 )
 
@@ -31,8 +34,8 @@ _VARIABLES = (
 INTERRUPTED = 130
 
 
-def environment() -> dict[str, Any]:
-    """Describe what a result was measured on: processor, versions, settings, cw_ext's build, git commit."""
+def environment(device: str = "cpu") -> dict[str, Any]:
+    """Describe what a result was measured on: processor, versions, settings, build and commit; for "cuda" the GPU."""
     return {
         "processor": _processor_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -40,6 +43,7 @@ def environment() -> dict[str, Any]:
         "system": platform.platform(),
         "python": platform.python_version(),
         "torch": torch.__version__,
+        **(gpu.properties() if device == "cuda" else {}),
         "variables": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
         "cw_ext": cw_ext.build_config(),
         "git_commit": _git_commit(),

@@ -19,6 +19,7 @@ class InteractionSampler:
         users, items: int64 interactions sorted by user, each [num_interactions]. A batch is a set of indices
             into them, so that each row knows which of the user's positives it is.
 
+    It works on the device of its interactions, and takes ids and generators from there.
     A sampler keeps its working memory from call to call, and so serves one thread at a time.
     """
 
@@ -44,11 +45,12 @@ class InteractionSampler:
             )
 
         # The r-th non-positive item of a user is r + (number of the user's positives with id - rank <= r).
-        self._shifted_keys = keys - (torch.arange(len(keys)) - self._starts[self.users])
-        # Bits and not bytes: a user's row then stays in cache while a batch's draws are looked up in it.
+        self._shifted_keys = keys - (torch.arange(len(keys), device=keys.device) - self._starts[self.users])
+        # Bits and not bytes: a user's row then stays in cache while a batch's draws are looked up in it. A GPU searches
+        # for every draw at once, where picking out the rejected ones would make it wait for the CPU.
         self._bitmap: torch.Tensor | None = None
         row_bytes = -(-num_items // 8)
-        if num_users * row_bytes <= _MAX_BITMAP_BYTES:
+        if keys.device.type == "cpu" and num_users * row_bytes <= _MAX_BITMAP_BYTES:
             bitmap = np.zeros((num_users, row_bytes), dtype=np.uint8)
             bits = (1 << (self.items & 7)).to(torch.uint8)
             np.bitwise_or.at(bitmap, (self.users.numpy(), (self.items >> 3).numpy()), bits.numpy())
@@ -102,7 +104,8 @@ class InteractionSampler:
 
     def _negatives_by_rank(self, users: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Draw one non-positive item per entry of users [n] by its rank among the user's non-positives."""
-        rank = torch.randint(2**63 - 1, users.shape, generator=generator) % (self.num_items - self._counts[users])
+        draws = torch.randint(2**63 - 1, users.shape, generator=generator, device=users.device)
+        rank = draws % (self.num_items - self._counts[users])
         positives_before = torch.searchsorted(self._shifted_keys, users * self.num_items + rank, right=True)
         return rank + positives_before - self._starts[users]
 
@@ -121,7 +124,8 @@ class InteractionSampler:
         """
         users = self.users[interactions]
         starts, others = self._starts[users].unsqueeze(1), (self._counts[users] - 1).unsqueeze(1)
-        draws = torch.randint(2**63 - 1, (len(users), num_positives), generator=generator) % others.clamp(min=1)
+        draws = torch.randint(2**63 - 1, (len(users), num_positives), generator=generator, device=users.device)
+        draws %= others.clamp(min=1)
         draws += draws >= interactions.unsqueeze(1) - starts
         # A lone positive at the very end would be read past the end, hence the clamp.
         items = self.items[(starts + draws).clamp(max=len(self.items) - 1)]

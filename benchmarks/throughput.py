@@ -3,19 +3,20 @@
 A step is forward and backward with the loss's defaults, gradients of all inputs included; sampling and optimizer are
 not. The contestants, described in benchmarks/contestants.py, take turns in one process after each has been checked to
 compute the same loss and gradients. Slow ones get fewer turns. Compiling is timed apart, without a cache from earlier
-runs. On the CPU peak memory is that of a fresh process per contestant, beyond the inputs.
+runs. On the CPU peak memory is that of a fresh process per contestant, beyond the inputs; on a GPU that of torch's
+allocator, which holds what cw_ext's kernels take as well.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,151 +24,61 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from benchmarks import contestants, memory, reporting, throughput_plots, throughput_report, timing
-from benchmarks.arguments import positive_int
+from benchmarks import contestants, gpu, reporting, sampled_softmax, throughput_plots, throughput_report
+from benchmarks import throughput_shapes as shapes
+from benchmarks.arguments import non_negative_float, positive_int
 from benchmarks.contestants import CONTESTANTS
-from benchmarks.throughput_shapes import FULL, FULL_SCALING, QUICK, QUICK_SCALING, Shape
-
-# For the rounds of one shape. Steps of a second and more go beyond it, for the sake of 5 rounds.
-BUDGET_SECONDS = 20.0
-
-
-def measure_shape(
-    shape: Shape, names: Sequence[str], device: str = "cpu", rounds: int = 30, with_memory: bool = True
-) -> dict[str, Any]:
-    """Check, time and weigh all contestants on one shape.
-
-    Args:
-        shape: sizes of the step.
-        names: contestants; those that do not exist for this shape are passed over.
-        device: "cpu" or "cuda".
-        rounds: samples of each contestant, fewer for slow ones.
-        with_memory: whether to measure peak memory as well.
-
-    Returns:
-        A JSON-ready dict: the shape; per contestant the seconds per step and what :func:`throughput_report.derived`
-        makes of them; and per contestant left out the reason.
-
-    Raises:
-        ValueError: a contestant computes something else; names it and the shape.
-    """
-    synchronize = _synchronize(device)
-    torch.compiler.reset()  # what was compiled for earlier shapes counts against a limit, and holds memory
-    inputs = contestants.make_inputs(shape, device)
-    expected = contestants.exact_results(shape, inputs)
-    steps: dict[str, contestants.Step] = {}
-    costs: dict[str, dict[str, Any]] = {}
-    left_out: dict[str, str] = {}
-    for name in contestants.contestants_of(shape, names):
-        step = contestants.make_step(name, shape, inputs)
-        start = time.perf_counter()
-        try:
-            found = step()
-        except Exception as error:
-            if name != "compile":
-                raise
-            message = str(error).strip().splitlines() or [""]
-            left_out[name] = f"{type(error).__name__}: {message[0]}"
-            continue
-        synchronize()
-        costs[name] = {"compile_seconds": time.perf_counter() - start} if name == "compile" else {}
-        if name != "floor":
-            contestants.check(name, shape, found, expected)
-        steps[name] = step
-        del found
-    del expected
-
-    plans = {
-        name: timing.plan(timing.seconds_of(step, synchronize), rounds, BUDGET_SECONDS / len(steps))
-        for name, step in steps.items()
-    }
-    for name, samples in timing.alternate(steps, plans, synchronize).items():
-        costs[name] |= {"seconds": timing.quantiles(samples), **asdict(plans[name]), "peak_extra_bytes": None}
-    if with_memory:
-        for name in (name for name in steps if name != "floor"):
-            costs[name]["peak_extra_bytes"] = _peak_extra_bytes(name, shape, device, steps[name])
-    throughput_report.add_derived(shape, costs)
-    return {"shape": asdict(shape), "label": shape.label, "contestants": costs, "left_out": left_out}
-
-
-def measure_scaling(shape: Shape, rounds: int = 30) -> dict[str, Any]:
-    """Time cw_ext on the CPU with one thread and with all that torch has, in turns.
-
-    Returns:
-        A JSON-ready dict: the shape, seconds per step by number of threads, and the factor between the medians.
-    """
-    threads = torch.get_num_threads()
-    step = contestants.make_step("cw_ext", shape, contestants.make_inputs(shape))
-
-    def step_with(count: int) -> None:
-        torch.set_num_threads(count)
-        step()
-
-    try:
-        steps = {str(count): partial(step_with, count) for count in (1, threads)}
-        plans = {}
-        for count, counted_step in steps.items():
-            counted_step()
-            seconds = timing.seconds_of(counted_step, _synchronize("cpu"))
-            plans[count] = timing.plan(seconds, rounds, BUDGET_SECONDS / 2)
-        samples = timing.alternate(steps, plans, _synchronize("cpu"))
-    finally:
-        torch.set_num_threads(threads)
-    seconds = {count: timing.quantiles(values) for count, values in samples.items()}
-    factor = seconds["1"]["median"] / seconds[str(threads)]["median"]
-    return {"shape": asdict(shape), "label": shape.label, "threads": threads, "seconds": seconds, "factor": factor}
+from benchmarks.throughput_measure import describe_error, measure_scaling, measure_shape
+from benchmarks.throughput_shapes import Shape
 
 
 def run(
-    shapes: Sequence[Shape],
-    scaling_shapes: Sequence[Shape],
+    grid: Sequence[Shape],
+    scaling_grid: Sequence[Shape],
     settings: dict[str, Any],
     out: Path,
-) -> tuple[dict[str, Any], bool]:
+    budget: float = math.inf,
+) -> tuple[dict[str, Any], BaseException | None]:
     """Measure all shapes, writing throughput.json after each.
 
     Args:
-        shapes: for :func:`measure_shape`.
-        scaling_shapes: for :func:`measure_scaling`.
+        grid: for :func:`measure_shape`.
+        scaling_grid: for :func:`measure_scaling`.
         settings: keyword arguments of :func:`measure_shape`.
         out: an existing directory.
+        budget: seconds after which no further shape begins.
 
     Returns:
-        The report, and whether Ctrl-C ended it early.
+        The report, and what ended it early: Ctrl-C, an error, or nothing.
     """
+    end = time.monotonic() + budget
+    device = settings["device"]
     report: dict[str, Any] = {
-        "environment": reporting.environment(),
+        "environment": reporting.environment(device),
         "settings": settings,
         "shapes": [],
         "scaling": [],
+        "not_begun": [],
     }
-    if settings["device"] == "cuda":
-        report["environment"]["gpu"] = torch.cuda.get_device_name()
+    if device == "cuda":
+        report["environment"]["copy_bytes_per_second"] = gpu.copy_bytes_per_second()
     jobs: list[tuple[str, Shape, Callable[[Shape], dict[str, Any]]]] = [
-        *(("shapes", shape, partial(measure_shape, **settings)) for shape in shapes),
-        *(("scaling", shape, partial(measure_scaling, rounds=settings["rounds"])) for shape in scaling_shapes),
+        *(("shapes", shape, partial(measure_shape, **settings)) for shape in grid),
+        *(("scaling", shape, partial(measure_scaling, rounds=settings["rounds"])) for shape in scaling_grid),
     ]
     with tqdm(jobs, unit="shape") as progress, _fresh_compiler_cache():
         try:
             for section, shape, measure in progress:
+                if time.monotonic() >= end:
+                    report["not_begun"].append(f"level {shape.level}, {shape.label}")
+                    continue
                 progress.set_description(f"level {shape.level}, {shape.label}")
                 report[section].append(measure(shape))
                 reporting.write_json(out / "throughput.json", report)
-        except KeyboardInterrupt:
-            return report, True
-    return report, False
-
-
-def _synchronize(device: str) -> Callable[[], None]:
-    return torch.cuda.synchronize if device == "cuda" else lambda: None
-
-
-def _peak_extra_bytes(name: str, shape: Shape, device: str, step: contestants.Step) -> int | None:
-    if device == "cuda":
-        return memory.peak_extra_bytes_cuda(step)
-    return memory.peak_extra_bytes(
-        partial(contestants.make_tiny_step, name, shape), partial(contestants.make_fresh_step, name, shape)
-    )
+        except (KeyboardInterrupt, ValueError, OSError, RuntimeError) as error:
+            return report, error
+    reporting.write_json(out / "throughput.json", report)  # it may have been too late for the last ones
+    return report, None
 
 
 @contextmanager
@@ -187,12 +98,22 @@ def _fresh_compiler_cache() -> Iterator[None]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.throughput", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.throughput",
+        description=__doc__,
+        epilog="Exit status: 0 done, 1 the budget was too small for all shapes, 2 bad arguments, an error or a wrong "
+        "result, 130 ended by Ctrl-C.",
+    )
     parser.add_argument("--quick", action="store_true", help="a few small shapes, in under a minute")
     parser.add_argument(
         "--level", type=int, nargs="+", choices=(1, 2), default=[1, 2], help="1: scores, 2: embeddings (default: both)"
     )
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to run (default: %(default)s)")
+    parser.add_argument(
+        "--device",
+        choices=gpu.DEVICES,
+        default="cpu",
+        help="where to run; a GPU has contestants and shapes of its own (default: %(default)s)",
+    )
     parser.add_argument(
         "--rounds",
         type=positive_int,
@@ -200,11 +121,21 @@ def _parser() -> argparse.ArgumentParser:
         help="samples of each contestant but slow ones (default: %(default)s)",
     )
     parser.add_argument(
-        "--contestants",
-        nargs="+",
-        choices=CONTESTANTS,
-        default=list(CONTESTANTS),
-        help="whom to measure (default: all)",
+        "--contestants", nargs="+", choices=CONTESTANTS, help="whom to measure (default: all there are, cce with --cce)"
+    )
+    parser.add_argument(
+        "--cce",
+        type=Path,
+        metavar="DIR",
+        help="measure CCE⁻ as well, from this checkout of https://github.com/On-Point-RND/MemoryEfficientSRS (needs "
+        "--device cuda)",
+    )
+    parser.add_argument(
+        "--budget",
+        type=non_negative_float,
+        default=math.inf,
+        metavar="SECONDS",
+        help="begin no further shape after so long (default: measure all)",
     )
     parser.add_argument("--threads", type=positive_int, help="of torch, in place of its own choice")
     parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
@@ -217,32 +148,56 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _grid(arguments: argparse.Namespace) -> tuple[Shape, ...]:
+    if arguments.device == "cpu":
+        return shapes.QUICK if arguments.quick else shapes.FULL
+    grid, cce = (shapes.QUICK_CUDA, shapes.QUICK_CCE) if arguments.quick else (shapes.FULL_CUDA, shapes.FULL_CCE)
+    return grid + cce if arguments.cce is not None else grid
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     parser = _parser()
     arguments = parser.parse_args(argv)
-    names = [name for name in CONTESTANTS if name in arguments.contestants]
-    full, scaling = (QUICK, QUICK_SCALING) if arguments.quick else (FULL, FULL_SCALING)
-    shapes = [shape for shape in full if shape.level in arguments.level and contestants.contestants_of(shape, names)]
-    if not shapes:
-        parser.error("argument --contestants: tuned and checkpoint are for level 2 only")
-    kept = Path(os.path.relpath(Path(__file__).parent)) / "results" / f"throughput-{arguments.device}"
+    if arguments.cce is not None and arguments.device != "cuda":
+        parser.error("argument --cce: needs --device cuda")
+    if arguments.cce is None and "cce" in (arguments.contestants or ()):
+        parser.error("argument --contestants: cce needs --cce DIR")
+    levels, device = arguments.level, arguments.device
+    chosen = [name for name in arguments.contestants or CONTESTANTS if name != "cce" or arguments.cce is not None]
+    of_shape = {
+        shape: contestants.contestants_of(shape, chosen, device) for shape in _grid(arguments) if shape.level in levels
+    }
+    grid = [shape for shape, names in of_shape.items() if names]
+    names = [name for name in CONTESTANTS if any(name in of_shape[shape] for shape in grid)]
+    if not grid:
+        parser.error(
+            "argument --contestants: tuned, checkpoint and cce are for level 2 only, graph and deterministic for "
+            "--device cuda only"
+        )
+    kept = Path(os.path.relpath(Path(__file__).parent)) / "results" / f"throughput-{device}"
     out = arguments.out or (reporting.default_directory("throughput") if arguments.quick else kept)
     settings = {
         "names": names,
-        "device": arguments.device,
+        "device": device,
         "rounds": arguments.rounds,
         "with_memory": not arguments.no_memory,
     }
     try:
-        if arguments.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"--device cuda: expected a GPU that torch can use, got none (torch {torch.__version__})")
+        gpu.require(device)
+        if arguments.cce is not None:
+            sampled_softmax.use_cce(arguments.cce)
         if arguments.threads is not None:
             torch.set_num_threads(arguments.threads)
-        scales = arguments.device == "cpu" and torch.get_num_threads() > 1 and "cw_ext" in names
+        scales = device == "cpu" and torch.get_num_threads() > 1 and "cw_ext" in names
+        scaling_grid = shapes.QUICK_SCALING if arguments.quick else shapes.FULL_SCALING
         reporting.make_writable_directory(out)
-        report, interrupted = run(
-            shapes, [shape for shape in scaling if scales and shape.level in arguments.level], settings, out
+        report, cause = run(
+            grid,
+            [shape for shape in scaling_grid if scales and shape.level in levels],
+            settings,
+            out,
+            arguments.budget,
         )
         pictures = throughput_plots.plot(report, out)
     except (ValueError, OSError, RuntimeError) as error:
@@ -255,9 +210,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     if report["shapes"]:
         print(f"\n{throughput_report.describe(report)}")
         print(f"\nresults: {', '.join(str(path) for path in [out / 'throughput.json', *pictures])}")
-    if interrupted:
-        print(f"interrupted; {len(report['shapes'])} of {len(shapes)} shapes finished", file=sys.stderr)
+    if isinstance(cause, KeyboardInterrupt):
+        print(f"interrupted; {len(report['shapes'])} of {len(grid)} shapes finished", file=sys.stderr)
         return reporting.INTERRUPTED
+    errors = [line for entry in report["shapes"] for line in entry["wrong"]]
+    if cause is not None:
+        errors.append(describe_error(cause))
+    for line in errors:
+        print(f"error: {line}", file=sys.stderr)
+    if errors:
+        return 2
+    if report["not_begun"]:
+        print(f"the budget is spent; {len(report['shapes'])} of {len(grid)} shapes finished", file=sys.stderr)
+        return 1
     return 0
 
 

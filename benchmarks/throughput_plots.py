@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from dataclasses import replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,16 @@ from benchmarks.throughput_shapes import Shape
 # Okabe and Ito's palette, as in plots.py; the markers tell the contestants apart as well.
 _STYLES = {
     "cw_ext": ("#0072B2", "o"),
+    "graph": ("#CC79A7", "v"),
+    "deterministic": ("#F0E442", "p"),
     "eager": ("#E69F00", "s"),
     "compile": ("#009E73", "^"),
     "checkpoint": ("#D55E00", "D"),
     "tuned": ("#56B4E9", "P"),
+    "cce": ("#882255", "X"),
     "floor": ("#000000", "x"),
 }
+_SIZES = {"negatives": "negatives per row N", "batch_size": "rows B"}
 
 
 def plot(report: dict[str, Any], out: Path) -> list[Path]:
@@ -40,39 +45,39 @@ def plot(report: dict[str, Any], out: Path) -> list[Path]:
     written = []
     if costs:
         written.append(out / "throughput_time.png")
-        _plot_over_negatives(report, "time", "ms per step", written[-1])
+        _plot_sweeps(report, "time", "ms per step", written[-1])
     if any(cost["peak_extra_bytes"] is not None for cost in costs):
         written.append(out / "throughput_memory.png")
-        _plot_over_negatives(report, "memory", "peak extra MiB", written[-1])
+        _plot_sweeps(report, "memory", "peak extra MiB", written[-1])
     if any(cost["share_of_floor"] is not None for cost in costs):
         written.append(out / "throughput_floor.png")
         _plot_floor(report, written[-1])
     return written
 
 
-def _plot_over_negatives(report: dict[str, Any], quantity: str, label: str, path: Path) -> None:
+def _plot_sweeps(report: dict[str, Any], quantity: str, label: str, path: Path) -> None:
     by_level = _entries_by_level(report)
-    figure = _figure(6.5 * len(by_level), 5.0, f"One training step of the CW loss: {quantity} against N")
+    figure = _figure(6.5 * len(by_level), 5.0, f"One training step of the CW loss: {quantity} against its size")
     for axes, (level, entries) in zip(figure.subplots(1, len(by_level), squeeze=False)[0], by_level.items()):
-        group, sweep = _longest_sweep(entries)
+        field, group, sweep = _longest_sweep(entries)
         for name, (colour, marker) in _STYLES.items():
-            points = [(e["shape"]["negatives"], e["contestants"][name]) for e in sweep if name in e["contestants"]]
+            points = [(e["shape"][field], e["contestants"][name]) for e in sweep if name in e["contestants"]]
             if quantity == "time":
-                ns = [n for n, _ in points]
+                sizes = [size for size, _ in points]
                 low, middle, high = (
                     [1e3 * cost["seconds"][quantile] for _, cost in points] for quantile in ("q20", "median", "q80")
                 )
-                axes.fill_between(ns, low, high, color=colour, alpha=0.2, linewidth=0)
+                axes.fill_between(sizes, low, high, color=colour, alpha=0.2, linewidth=0)
             else:
-                points = [(n, cost) for n, cost in points if (cost["peak_extra_bytes"] or 0) > 0]
-                ns = [n for n, _ in points]
+                points = [(size, cost) for size, cost in points if (cost["peak_extra_bytes"] or 0) > 0]
+                sizes = [size for size, _ in points]
                 middle = [cost["peak_extra_bytes"] / MIB for _, cost in points]
-            if ns:
+            if sizes:
                 style = "--" if name == "floor" else "-"
-                axes.plot(ns, middle, style, color=colour, marker=marker, markersize=5, label=name)
-        axes.set(xscale="log", yscale="log", xlabel="negatives per row N", ylabel=label)
+                axes.plot(sizes, middle, style, color=colour, marker=marker, markersize=5, label=name)
+        axes.set(xscale="log", yscale="log", xlabel=_SIZES[field], ylabel=label)
         axes.set_title(f"Level {level}: {group}")
-        _plain_ticks(axes, sorted({entry["shape"]["negatives"] for entry in sweep}))
+        _plain_ticks(axes, sorted({entry["shape"][field] for entry in sweep}))
         axes.grid(alpha=0.3, which="both")
     _legend(figure)
     figure.savefig(path, dpi=150)
@@ -130,17 +135,26 @@ def _legend(figure: Figure) -> None:
 
 def _entries_by_level(report: dict[str, Any]) -> dict[int, list[dict[str, Any]]]:
     by_level: dict[int, list[dict[str, Any]]] = {}
-    for entry in report["shapes"]:
+    for entry in filter(itemgetter("contestants"), report["shapes"]):
         by_level.setdefault(entry["shape"]["level"], []).append(entry)
     return by_level
 
 
-def _longest_sweep(entries: list[dict[str, Any]]) -> tuple[str, list[dict[str, Any]]]:
-    """The shapes that differ in N alone, of those the most there are, in order of N; and what they have in common."""
-    groups = [Shape(**entry["shape"]).group for entry in entries]
-    group = Counter(groups).most_common(1)[0][0]
-    sweep = [entry for entry, own in zip(entries, groups, strict=True) if own == group]
-    return group, sorted(sweep, key=lambda entry: entry["shape"]["negatives"])
+def _longest_sweep(entries: list[dict[str, Any]]) -> tuple[str, str, list[dict[str, Any]]]:
+    """The shapes that differ in N alone, or in B alone, of those the most there are.
+
+    Returns:
+        Which of a shape's fields differs, what the shapes have in common in words, and their entries in its order.
+    """
+    sweeps = []
+    for field in ("negatives", "batch_size"):
+        groups: dict[Shape, list[dict[str, Any]]] = {}
+        for entry in entries:
+            groups.setdefault(replace(Shape(**entry["shape"]), **{field: 0}), []).append(entry)
+        common, sweep = max(groups.items(), key=lambda group: len(group[1]))
+        rest = f"N={common.negatives} {common.group.partition(' ')[2]}" if field == "batch_size" else common.group
+        sweeps.append((field, rest, sorted(sweep, key=lambda entry, field=field: entry["shape"][field])))
+    return max(sweeps, key=lambda found: len(found[2]))
 
 
 def _plain_ticks(axes: Axes, values: list[int]) -> None:

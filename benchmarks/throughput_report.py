@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from benchmarks.reporting import format_table
 from benchmarks.throughput_shapes import Shape, gradient_bytes, least_bytes
 
 MIB = 2**20
-RIVALS = ("eager", "tuned", "compile", "checkpoint")
+RIVALS = ("eager", "tuned", "compile", "checkpoint", "cce")
 
 
 def add_derived(shape: Shape, costs: dict[str, dict[str, Any]]) -> None:
     """Add to each contestant's costs what follows from the medians; None where its counterpart was not measured.
 
-    - speed_vs_eager, speed_vs_compile: the other's median over its own, so that more than 1 is faster.
+    - speed_vs_eager, speed_vs_compile, speed_vs_cce: the other's median over its own, so that more than 1 is faster.
     - gb_per_s: :func:`least_bytes` over the median.
     - share_of_floor: the floor's median over its own; 1 is as fast as the floor.
     - extra_bytes_per_negative: peak extra memory less the gradients of the inputs, over B·N.
@@ -30,6 +31,7 @@ def add_derived(shape: Shape, costs: dict[str, dict[str, Any]]) -> None:
         cost |= {
             "speed_vs_eager": ratio(name, "eager"),
             "speed_vs_compile": ratio(name, "compile"),
+            "speed_vs_cce": ratio(name, "cce"),
             "gb_per_s": None if name == "floor" else least_bytes(shape) / medians[name] / 1e9,
             "share_of_floor": ratio(name, "floor"),
             "extra_bytes_per_negative": (
@@ -41,15 +43,21 @@ def add_derived(shape: Shape, costs: dict[str, dict[str, Any]]) -> None:
 def describe(report: dict[str, Any]) -> str:
     """Return the report as a table per level, followed by where cw_ext loses, and what else there is to say."""
     parts = []
+    copying = report["environment"].get("copy_bytes_per_second")
     for level in (1, 2):
         measured = [entry for entry in report["shapes"] if entry["shape"]["level"] == level]
         if measured:
-            parts.append(_table(level, measured))
+            parts.append(_table(level, measured, copying if level == 1 else None))
     parts.append(
         "x eager, x compile: times their speed. GB/s: of the bytes that any implementation must move. % of floor: of "
         "the speed of the\nyardstick, which is less work than the loss. B/neg: bytes per negative beyond inputs and "
         "gradients; mostly noise where the peak is below a MiB."
     )
+    if copying is not None:
+        parts.append(
+            f"% of copy: of the bandwidth of a long copy within the memory of {report['environment']['gpu']}, "
+            f"{copying / 1e9:.0f} GB/s read and written"
+        )
     for entry in report["scaling"]:
         one, many = (1e3 * entry["seconds"][str(count)]["median"] for count in (1, entry["threads"]))
         parts.append(
@@ -62,6 +70,8 @@ def describe(report: dict[str, Any]) -> str:
     for entry in report["shapes"]:
         for name, reason in entry["left_out"].items():
             parts.append(f"left out: {name} at level {entry['shape']['level']}, {entry['label']}: {reason}")
+    if report["not_begun"]:
+        parts.append(f"not begun, the budget being spent: {'; '.join(report['not_begun'])}")
     if any("cw_ext" in entry["contestants"] for entry in report["shapes"]):
         parts.append(f"where cw_ext loses: {'; '.join(defeats(report)) or 'nowhere on this grid'}")
     return "\n\n".join(parts)
@@ -82,31 +92,31 @@ def defeats(report: dict[str, Any]) -> list[str]:
     return found
 
 
-def _table(level: int, entries: list[dict[str, Any]]) -> str:
-    header = [f"level {level}", "", "ms 20 %", "50 %", "80 %", "x eager", "x compile", "GB/s", "% of floor"]
-    header += ["peak extra MiB", "B/neg"]
+def _table(level: int, entries: list[dict[str, Any]], copy_bytes_per_second: float | None) -> str:
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {
+        "ms 20 %": lambda cost: _number(cost["seconds"]["q20"], 3, 1e3),
+        "50 %": lambda cost: _number(cost["seconds"]["median"], 3, 1e3),
+        "80 %": lambda cost: _number(cost["seconds"]["q80"], 3, 1e3),
+        "x eager": lambda cost: _number(cost["speed_vs_eager"], 2),
+        "x compile": lambda cost: _number(cost["speed_vs_compile"], 2),
+    }
+    if any("cce" in entry["contestants"] for entry in entries):
+        columns["x cce"] = lambda cost: _number(cost["speed_vs_cce"], 2)
+    columns["GB/s"] = lambda cost: _number(cost["gb_per_s"], 2)
+    if copy_bytes_per_second is not None:
+        columns["% of copy"] = lambda cost: _number(cost["gb_per_s"], 0, 100 * 1e9 / copy_bytes_per_second)
+    columns["% of floor"] = lambda cost: _number(cost["share_of_floor"], 0, 100)
+    columns["peak extra MiB"] = lambda cost: _number(cost["peak_extra_bytes"], 1, 1 / MIB)
+
     rows = []
     for entry in entries:
         label = entry["label"]
         for name, cost in entry["contestants"].items():
-            peak = cost["peak_extra_bytes"]
-            share = cost["share_of_floor"]
-            rows.append(
-                [
-                    label,
-                    name,
-                    *(_number(1e3 * cost["seconds"][quantile], 3) for quantile in ("q20", "median", "q80")),
-                    _number(cost["speed_vs_eager"], 2),
-                    _number(cost["speed_vs_compile"], 2),
-                    _number(cost["gb_per_s"], 2),
-                    _number(None if share is None else 100 * share, 0),
-                    _number(None if peak is None else peak / MIB, 1),
-                    _number(cost["extra_bytes_per_negative"] if name == "cw_ext" else None, 2),
-                ]
-            )
+            per_negative = _number(cost["extra_bytes_per_negative"] if name == "cw_ext" else None, 2)
+            rows.append([label, name, *(cell(cost) for cell in columns.values()), per_negative])
             label = ""
-    return format_table(header, rows)
+    return format_table([f"level {level}", "", *columns, "B/neg"], rows)
 
 
-def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
+def _number(value: float | None, digits: int, factor: float = 1.0) -> str:
+    return "-" if value is None else f"{factor * value:.{digits}f}"

@@ -23,6 +23,8 @@ class Shape:
         items: rows of the item table, I; 0 at level 1.
         dtype: of scores and tables.
         shared: all rows have the same negatives (level 2).
+        loss: "cw" with its defaults, or "sampled_softmax" (level 2, negatives per row), for which there is another
+            fused rival: benchmarks/sampled_softmax.py.
     """
 
     level: Literal[1, 2]
@@ -30,8 +32,9 @@ class Shape:
     negatives: int
     dim: int = 0
     items: int = 0
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     shared: bool = False
+    loss: Literal["cw", "sampled_softmax"] = "cw"
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -42,7 +45,8 @@ class Shape:
     def group(self) -> str:
         """All but N, in words: what a curve over N holds fixed."""
         sizes = f" D={self.dim} I={self.items}" if self.level == 2 else ""
-        return f"B={self.batch_size}{sizes} {self.short_dtype}{' shared' if self.shared else ''}"
+        softmax = " softmax" if self.loss == "sampled_softmax" else ""
+        return f"B={self.batch_size}{sizes} {self.short_dtype}{' shared' if self.shared else ''}{softmax}"
 
     @property
     def label(self) -> str:
@@ -52,8 +56,8 @@ class Shape:
 
     @property
     def short_dtype(self) -> str:
-        """fp32 or bf16."""
-        return {"float32": "fp32", "bfloat16": "bf16"}[self.dtype]
+        """fp32, bf16 or fp16."""
+        return {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}[self.dtype]
 
 
 def least_bytes(shape: Shape) -> int:
@@ -107,5 +111,26 @@ FULL = tuple(
 # Where the time with one thread is compared to that with all.
 FULL_SCALING = (_level_2(), _level_2(2048, items=115_000))
 
+# For a GPU, the most telling first, should time run out. A table of 41,000 items stays in the second-level cache of a
+# data-centre GPU, one of a million does not.
+FULL_CUDA = (
+    *(_level_1(4096, n, dtype=dtype) for n in (1024, 4096, 16384) for dtype in ("float32", "bfloat16")),
+    *(_level_2(batch_size, dim=dim) for dim in (64, 128) for batch_size in (1024, 4096, 8192)),
+    _level_2(4096, items=1_000_000),
+    *(_level_2(8192, 4096, shared=True, dtype=dtype) for dtype in ("float32", "bfloat16")),
+    _level_2(8192, 4096, dim=128, shared=True, dtype="bfloat16"),
+    *(_level_2(4096, dim=dim, dtype="bfloat16") for dim in (64, 128)),
+    _level_2(dim=256),
+    _level_1(256, 100),
+    _level_1(1024, 65536),
+)
+# In fp16, in which CCE⁻'s authors train with it; it has no gradients in fp32.
+FULL_CCE = tuple(
+    _level_2(batch_size, dim=dim, dtype="float16", loss="sampled_softmax")
+    for batch_size, dim in ((4096, 64), (4096, 128), (1024, 64))
+)
+
 QUICK = (_level_1(256, 100), _level_2(256, 100, items=1200), _level_2(256, 256, items=1200, shared=True))
 QUICK_SCALING = (_level_2(256, 100, items=1200), _level_2(256, 300, items=1200))
+QUICK_CUDA = (*QUICK, _level_1(256, 1000, dtype="bfloat16"), _level_2(256, 100, dim=128, items=1200, dtype="bfloat16"))
+QUICK_CCE = (_level_2(256, 100, items=1200, dtype="float16", loss="sampled_softmax"),)

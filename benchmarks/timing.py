@@ -12,12 +12,26 @@ import torch
 
 Step = Callable[[], object]
 
-# A sample this long is far above the clock's resolution and the cost of reading it.
-LEAST_SAMPLE_SECONDS = 1e-3
-SLOW_STEP_SECONDS = 0.3
 LEAST_ROUNDS = 5
 # Steps shorter than this run once before each sample.
 WARM_UP_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What samples ask of a device.
+
+    Attributes:
+        sample_seconds: the least length of a sample. Reading the clock must not count: on the CPU its resolution, on
+            a GPU also the wait for the device, some 10 µs in which nothing is launched.
+        slow_step_seconds: steps longer than this get fewer rounds.
+    """
+
+    sample_seconds: float
+    slow_step_seconds: float
+
+
+LIMITS = {"cpu": Limits(1e-3, 0.3), "cuda": Limits(1e-2, 0.02)}
 
 
 @dataclass(frozen=True)
@@ -36,13 +50,13 @@ class Plan:
     warm_up: bool = False
 
 
-def plan(step_seconds: float, rounds: int, budget_seconds: float) -> Plan:
+def plan(step_seconds: float, rounds: int, budget_seconds: float, limits: Limits = LIMITS["cpu"]) -> Plan:
     """Choose the number of samples of a step that takes about so long.
 
     Slow steps get as many rounds as the budget allows, but at least 5 (or `rounds`, where that is less).
     """
-    repetitions = max(1, math.ceil(LEAST_SAMPLE_SECONDS / max(step_seconds, 1e-9)))
-    if step_seconds > SLOW_STEP_SECONDS:
+    repetitions = max(1, math.ceil(limits.sample_seconds / max(step_seconds, 1e-9)))
+    if step_seconds > limits.slow_step_seconds:
         rounds = min(rounds, max(LEAST_ROUNDS, int(budget_seconds / step_seconds)))
     return Plan(rounds, repetitions, warm_up=step_seconds < WARM_UP_SECONDS)
 
@@ -85,6 +99,14 @@ def seconds_of(step: Step, synchronize: Callable[[], None], repetitions: int = 1
         step()
     synchronize()
     return time.perf_counter() - start
+
+
+def estimate(step: Step, synchronize: Callable[[], None], limits: Limits = LIMITS["cpu"]) -> float:
+    """Return about how long a step takes among others, from a first sample of sufficient length."""
+    repetitions = 1
+    while (seconds := seconds_of(step, synchronize, repetitions)) < limits.sample_seconds:
+        repetitions *= 2
+    return seconds / repetitions
 
 
 def quantiles(samples: Sequence[float]) -> dict[str, float]:

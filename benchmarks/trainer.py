@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from benchmarks import data
+from benchmarks import data, gpu
 from benchmarks.losses import RankingLoss
 from benchmarks.metrics import ranking_metrics
 from benchmarks.models import MODELS
@@ -37,7 +37,9 @@ class TrainingConfig:
         eval_every: epochs from one validation to the next.
         patience: stop after this many validations without a better NDCG@K; None to go through all epochs.
         k: length of the ranking in Recall@K and NDCG@K.
-        seed: of the initial embeddings, the order of the interactions and the sampling.
+        seed: of the initial embeddings, the order of the interactions and the sampling. The same embeddings come out
+            on every device, the others differ.
+        device: "cpu" or "cuda", where all of it runs.
     """
 
     model: str = "mf"
@@ -51,6 +53,7 @@ class TrainingConfig:
     patience: int | None = None
     k: int = 20
     seed: int = 0
+    device: str = "cpu"
 
 
 # The parts of a training step that are timed, in their order; "queries" is the model and the look-up of the users.
@@ -58,15 +61,20 @@ STEP_PARTS = ("sampling", "queries", "loss_forward", "backward", "optimizer")
 
 
 class _Stopwatch:
-    """Adds up wall-clock seconds per part of a training run."""
+    """Adds up wall-clock seconds per part of a training run.
 
-    def __init__(self) -> None:
+    It waits for the device at the end of each part, or what a part launches would be counted as a later one's.
+    """
+
+    def __init__(self, device: str) -> None:
+        self._device = device
         self.seconds = dict.fromkeys((*STEP_PARTS, "evaluation"), 0.0)
 
     @contextmanager
     def time(self, part: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
+        gpu.synchronize(self._device)
         self.seconds[part] += time.perf_counter() - start
 
 
@@ -80,19 +88,25 @@ class Trainer:
     """
 
     def __init__(self, dataset: data.InteractionData, loss: RankingLoss, config: TrainingConfig) -> None:
-        self.dataset, self.loss, self.config = dataset, loss, config
-        self.fit, self.validation_users, self.validation_items = data.split_validation(dataset, seed=config.seed)
-        if len(self.validation_users) == 0:
+        self.loss, self.config = loss, config
+        fit, validation_users, validation_items = data.split_validation(dataset, seed=config.seed)
+        if len(validation_users) == 0:
             raise data.DataError(f"{dataset.name}: expected a user with at least 2 training items to validate on")
+        self.dataset, self.fit = dataset.to(config.device), fit.to(config.device)
+        self.validation_users = validation_users.to(config.device)
+        self.validation_items = validation_items.to(config.device)
         self.sampler = InteractionSampler(
             self.fit.train_users, self.fit.train_items, dataset.num_users, dataset.num_items
         )
-        self.generator = torch.Generator().manual_seed(config.seed)
-        self.model = MODELS[config.model](self.fit, config.dim, self.generator)
+        generator = torch.Generator().manual_seed(config.seed)
+        self.model = MODELS[config.model](self.fit, config.dim, generator).to(config.device)
+        if config.device != "cpu":  # its own draws, since a generator serves one device
+            generator = torch.Generator(config.device).manual_seed(config.seed)
+        self.generator = generator
         self.optimizer = torch.optim.Adam(
             self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
         )
-        self.stopwatch = _Stopwatch()
+        self.stopwatch = _Stopwatch(config.device)
         self.curve: list[dict[str, float]] = []
         self.epoch = 0
         self._best_tables: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -154,7 +168,7 @@ class Trainer:
 
     def shuffled_batches(self) -> tuple[torch.Tensor, ...]:
         """Split the training interactions at random into the batches of an epoch, each int64 indices [B] or fewer."""
-        order = torch.randperm(len(self.sampler.users), generator=self.generator)
+        order = torch.randperm(len(self.sampler.users), generator=self.generator, device=self.config.device)
         return order.split(self.config.batch_size)
 
     def _train_epoch(self) -> float:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import data, reporting
+from benchmarks import data, gpu, reporting
 from benchmarks.arguments import non_negative_float, non_negative_int, positive_int
 from benchmarks.losses import LOSSES, LossOptions, RankingLoss, build_loss
 from benchmarks.models import MODELS
@@ -67,7 +67,7 @@ def compare(
     """
     report: dict[str, Any] = {
         "data": dataset.sizes(),
-        "environment": reporting.environment(),
+        "environment": reporting.environment(cases[0][1].device),
         "runs": [],
     }
     for loss, config in cases:
@@ -161,6 +161,7 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         default=0,
         help="stop after this many validations without a better NDCG; 0 trains all epochs, as the protocol does",
     )
+    parser.add_argument("--device", choices=gpu.DEVICES, default=defaults.device, help="where to train")
     parser.add_argument("--seed", type=non_negative_int, default=defaults.seed, help="of splits, start and sampling")
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="where results go; a new folder under runs/ if not given"
@@ -190,8 +191,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         patience=arguments.patience or None,
         k=arguments.k,
         seed=arguments.seed,
+        device=arguments.device,
     )
     try:
+        gpu.require(arguments.device)
         losses = [build_loss(name, options) for name in dict.fromkeys(arguments.loss)]
         dataset = data.load(arguments.data, seed=arguments.seed, core=arguments.core, min_rating=arguments.min_rating)
         directory = arguments.out or reporting.default_directory(f"{dataset.name}-{config.model}")

@@ -28,16 +28,17 @@ def split(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("loss", ["cw", "sl"])
-def test_both_backends_are_measured_and_written(kernels, split, tmp_path, capsys, loss):
+def test_both_backends_are_measured_and_written(kernels, split, device, tmp_path, capsys, loss):
     out = tmp_path / "new" / "out"
-    status = epoch.main(["--data", str(split), "--loss", loss, "--eager-steps", "2", "--out", str(out), *FLAGS])
+    flags = ["--loss", loss, "--eager-steps", "2", "--device", device.type, *FLAGS]
+    status = epoch.main(["--data", str(split), "--out", str(out), *flags])
     printed = capsys.readouterr().out
     assert status == 0
     assert (out / "results.png").read_bytes().startswith(b"\x89PNG")
     report = json.loads((out / "results.json").read_text(encoding="utf-8"))
     assert report["data"] == {"name": "made-up", "users": 12, "items": 30, "train": 120, "test": 12}
     assert report["loss"] == loss
-    assert report["config"]["negatives"] == 8
+    assert (report["config"]["negatives"], report["config"]["device"]) == (8, device.type)
     assert "torch" in report["environment"]
 
     # 12 users × 9 items are trained on, in batches of 16.

@@ -1,63 +1,122 @@
-"""The throughput benchmark: that its contestants compute the same, what it makes of its numbers, and what it writes."""
+"""The throughput benchmark: that its contestants compute the same, and what it writes."""
 
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
+from throughput_cases import PER_ROW, SCORES, SHAPES, columns_of, made_up_report
 
-from benchmarks import contestants, memory, throughput, throughput_plots, throughput_report, timing
-from benchmarks.throughput_shapes import FULL, QUICK, Shape, gradient_bytes, least_bytes
+from benchmarks import contestants, cuda_steps, memory, throughput, throughput_measure, throughput_shapes
+from benchmarks.throughput_shapes import Shape
 from cw_ext import cw_loss, cw_loss_from_embeddings
-
-SCORES = Shape(1, 8, 6)
-PER_ROW = Shape(2, 8, 6, dim=4, items=20)
-SHARED = Shape(2, 8, 6, dim=4, items=20, shared=True)
 
 
 @pytest.fixture
 def tiny_grid(monkeypatch) -> None:
     """Let --quick measure next to nothing."""
-    monkeypatch.setattr(throughput, "QUICK", (SCORES, PER_ROW))
-    monkeypatch.setattr(throughput, "QUICK_SCALING", (PER_ROW,))
+    monkeypatch.setattr(throughput_shapes, "QUICK", (SCORES, PER_ROW))
+    monkeypatch.setattr(throughput_shapes, "QUICK_CUDA", (SCORES, PER_ROW))
+    monkeypatch.setattr(throughput_shapes, "QUICK_SCALING", (PER_ROW,))
+
+
+def reference_loss(shape: Shape, *inputs: torch.Tensor) -> torch.Tensor:
+    """The loss that all contestants compute, by other means than theirs."""
+    if shape.loss == "cw":
+        function = cw_loss if shape.level == 1 else cw_loss_from_embeddings
+        return function(*inputs, backend="reference")
+    queries, items, pos_ids, neg_ids = inputs
+    logits = torch.einsum("bd,bnd->bn", queries, items[torch.cat([pos_ids.unsqueeze(1), neg_ids], 1)])
+    # Each of the N negatives stands for (I - 1) / (N + 1) other items.
+    logits = logits + F.pad(torch.full_like(logits[:, 1:], math.log(19 / 7)), (1, 0))
+    return F.cross_entropy(logits, torch.zeros_like(pos_ids), reduction="sum")
 
 
 def reference_results(shape: Shape) -> list[torch.Tensor]:
     inputs = contestants.make_inputs(shape)
-    function = cw_loss if shape.level == 1 else cw_loss_from_embeddings
     leaves = [leaf.detach().double().requires_grad_() for leaf in inputs.leaves]
-    loss = function(*leaves, *inputs.ids, backend="reference")
+    loss = reference_loss(shape, *leaves, *inputs.ids)
     return [loss.detach(), *torch.autograd.grad(loss, leaves)]
+
+
+def compile_without_a_compiler(monkeypatch) -> None:
+    """Let torch.compile trace one graph, as ever, and leave out the seconds that generating code takes."""
+    torch.compiler.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
 
 
 # --- contestants ---
 
 
-@pytest.mark.parametrize("shape", [SCORES, PER_ROW, SHARED], ids=["scores", "per-row", "shared"])
-@pytest.mark.parametrize("name", [name for name in contestants.CONTESTANTS if name != "floor"])
-def test_contestants_compute_the_loss_with_its_defaults(name, shape, kernels, monkeypatch):
-    if name not in contestants.contestants_of(shape):
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("name", [name for name in contestants.CONTESTANTS if name not in ("cce", "floor")])
+def test_contestants_compute_the_same_loss(name, shape, device, kernels, monkeypatch):
+    if name not in contestants.contestants_of(shape, device=device.type):
         pytest.skip("not a contestant here")
-    # The same graph in one piece, without the seconds that generating C++ takes.
-    torch.compiler.reset()
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-    found = contestants.make_step(name, shape, contestants.make_inputs(shape))()
-    for a, b in zip(found, reference_results(shape), strict=True):
-        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-7)
+    compile_without_a_compiler(monkeypatch)
+    step = contestants.make_step(name, shape, contestants.make_inputs(shape, device.type))
+    for found in (step(), step()):  # nothing is left behind for the second time
+        for a, b in zip(found, reference_results(shape), strict=True):
+            torch.testing.assert_close(a.cpu().double(), b, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("shape", [SCORES, PER_ROW, SHARED], ids=["scores", "per-row", "shared"])
-def test_bf16_contestants_pass_the_check(shape, kernels):
-    shape = Shape(shape.level, 64, 50, shape.dim, shape.items, "bfloat16", shape.shared)
+def test_what_is_a_contestant_where():
+    assert contestants.contestants_of(SCORES) == ["cw_ext", "eager", "compile", "floor"]
+    assert contestants.contestants_of(PER_ROW) == ["cw_ext", "eager", "tuned", "compile", "checkpoint", "floor"]
+    on_gpu = {name: contestants.contestants_of(shape, device="cuda") for name, shape in SHAPES.items()}
+    assert on_gpu == {
+        "scores": ["cw_ext", "graph", "deterministic", "eager", "compile", "floor"],
+        "per-row": ["cw_ext", "graph", "deterministic", "eager", "tuned", "compile", "checkpoint", "floor"],
+        "shared": ["cw_ext", "graph", "deterministic", "eager", "compile", "floor"],
+        "softmax": ["cw_ext", "graph", "eager", "compile", "cce", "floor"],
+    }
+    assert contestants.contestants_of(SCORES, ["floor", "graph", "tuned"], "cuda") == ["graph", "floor"]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_half_precision_contestants_pass_the_check(shape, dtype, kernels):
+    shape = replace(shape, batch_size=64, negatives=50, items=100, dtype=dtype)
     inputs = contestants.make_inputs(shape)
     expected = contestants.exact_results(shape, inputs)
     for name in contestants.contestants_of(shape, ["cw_ext", "eager", "checkpoint"]):
         found = contestants.make_step(name, shape, inputs)()
-        assert {gradient.dtype for gradient in found[1:]} == {torch.bfloat16}
+        assert {gradient.dtype for gradient in found[1:]} == {shape.torch_dtype}
         contestants.check(name, shape, found, expected)
+
+
+@pytest.mark.parametrize("block", [1, 3 * 6 * 4, 10**6])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_the_truth_is_the_same_in_blocks(shape, block, monkeypatch):
+    monkeypatch.setattr(contestants, "TRUTH_BLOCK", block)
+    found = contestants.exact_results(shape, contestants.make_inputs(shape))
+    for a, b in zip(found, reference_results(shape), strict=True):
+        assert a.dtype == torch.float64
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+
+
+def test_a_deterministic_step_ends_with_the_setting():
+    seen = []
+
+    def step():
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        if len(seen) == 2:
+            raise RuntimeError("no deterministic implementation")
+        return ()
+
+    run = cuda_steps.deterministic(step)
+    run()
+    assert not torch.are_deterministic_algorithms_enabled()
+    with pytest.raises(RuntimeError, match="no deterministic implementation"):
+        run()
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert seen == [True, True]
 
 
 @pytest.mark.parametrize(
@@ -72,12 +131,25 @@ def test_a_wrong_result_is_caught(part, named, wrong):
         contestants.check("eager", PER_ROW, found, expected)
 
 
-def test_a_wrong_contestant_ends_the_benchmark(tiny_grid, tmp_path, monkeypatch, capsys):
+def test_a_wrong_contestant_is_not_timed_and_ends_in_an_error(tiny_grid, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(contestants, "cw_loss", lambda pos, neg, **_: 1.01 * cw_loss(pos, neg, backend="reference"))
-    status = throughput.main(["--quick", "--contestants", "cw_ext", "--no-memory", "--out", str(tmp_path)])
-    assert status == 2
-    last = capsys.readouterr().err.splitlines()[-1]
+    arguments = ["--contestants", "cw_ext", "eager", "--rounds", "2", "--no-memory", "--out", str(tmp_path)]
+    assert throughput.main(["--quick", *arguments, "--threads", "1"]) == 2
+    wrong, right = load_results(tmp_path)["shapes"]
+    assert (list(wrong["contestants"]), wrong["left_out"]) == (["eager"], {"cw_ext": "wrong result"})
+    assert list(right["contestants"]) == ["cw_ext", "eager"]
+    captured = capsys.readouterr()
+    last = captured.err.splitlines()[-1]
     assert last.startswith("error: cw_ext at level 1, B=8 N=6 fp32: expected the loss")
+    assert "left out: cw_ext at level 1, B=8 N=6 fp32: wrong result\n" in captured.out
+
+
+def test_the_floor_of_level_1_is_what_the_kernels_move(device):
+    copies = contestants.make_step("floor", SCORES, contestants.make_inputs(SCORES, device.type))()
+    # On a GPU forward reads the scores and writes their gradient; on the CPU backward moves as much again.
+    assert len(copies) == {"cpu": 2, "cuda": 1}[device.type]
+    for copy in copies:
+        assert torch.equal(copy.cpu(), contestants.make_inputs(SCORES).leaves[1])
 
 
 def test_the_floor_scatters_to_the_rows_gathered_and_builds_nothing_of_size_bnd():
@@ -96,96 +168,6 @@ def test_the_floor_scatters_to_the_rows_gathered_and_builds_nothing_of_size_bnd(
 def test_memory_of_a_step_that_fails_is_an_error():
     with pytest.raises(RuntimeError, match="got its exit status 1"):
         memory.peak_extra_bytes(partial(int, "no number"), int)
-
-
-# --- what becomes of the numbers ---
-
-
-def test_least_bytes():
-    assert least_bytes(Shape(1, 3, 5)) == 3 * 5 * 4 + 3 * 5 * 4
-    assert least_bytes(Shape(1, 3, 5, dtype="bfloat16")) == 3 * 5 * 2 + 3 * 5 * 2
-    # Rows of 4 floats for 6 negatives, 6 ids, and twice 5 rows.
-    assert least_bytes(Shape(2, 2, 3, dim=4, items=5)) == 6 * 16 + 6 * 8 + 2 * 5 * 16
-    assert least_bytes(Shape(2, 2, 3, dim=4, items=5, shared=True)) == 3 * 16 + 3 * 8 + 2 * 5 * 16
-
-
-@pytest.mark.parametrize("shape", [SCORES, PER_ROW, SHARED, Shape(1, 3, 5, dtype="bfloat16")])
-def test_gradient_bytes_are_those_of_the_gradients(shape):
-    _, *gradients = contestants.make_step("eager", shape, contestants.make_inputs(shape))()
-    assert gradient_bytes(shape) == sum(gradient.nbytes for gradient in gradients)
-
-
-def test_no_shape_is_measured_twice():
-    for grid in (FULL, QUICK):
-        assert len(grid) == len(set(grid))
-
-
-def test_quantiles():
-    assert timing.quantiles([5.0, 1.0, 2.0, 3.0, 4.0, 6.0]) == pytest.approx({"q20": 2.0, "median": 3.5, "q80": 5.0})
-
-
-@pytest.mark.parametrize(
-    ("step_seconds", "rounds", "expected"),
-    [
-        (0.01, 30, timing.Plan(30, 1, warm_up=True)),
-        (0.2, 30, timing.Plan(30, 1)),
-        (1e-5, 30, timing.Plan(30, 100, warm_up=True)),
-        (0.5, 30, timing.Plan(8, 1)),
-        (3.0, 30, timing.Plan(5, 1)),
-        (3.0, 2, timing.Plan(2, 1)),
-    ],
-)
-def test_slow_steps_get_fewer_rounds_and_short_ones_repetitions(step_seconds, rounds, expected):
-    assert timing.plan(step_seconds, rounds, budget_seconds=4.0) == expected
-
-
-def test_steps_alternate_and_slow_ones_sit_out_evenly():
-    calls: list[str] = []
-    steps = {name: partial(calls.append, name) for name in "abc"}
-    plans = {"a": timing.Plan(8, 1), "b": timing.Plan(2, 1), "c": timing.Plan(8, 3)}
-    samples = timing.alternate(steps, plans, lambda: None)
-    assert {name: len(values) for name, values in samples.items()} == {"a": 8, "b": 2, "c": 8}
-    assert [calls.count(name) for name in "abc"] == [8, 2, 24]
-    # 4 rounds of one a and three c each, and one b, make 17 calls.
-    assert [half.count("b") for half in (calls[:17], calls[17:])] == [1, 1]
-    assert all(abs(3 * calls[:end].count("a") - calls[:end].count("c")) <= 6 for end in range(len(calls)))
-
-
-def made_up_costs(peak: int | None = None, **medians: float) -> dict:
-    return {
-        name: {"seconds": {"q20": median, "median": median, "q80": median}, "peak_extra_bytes": peak}
-        for name, median in medians.items()
-    }
-
-
-def test_derived_numbers():
-    costs = made_up_costs(peak=1000, cw_ext=2e-6, eager=1e-5, floor=1e-6)
-    throughput_report.add_derived(Shape(1, 10, 20), costs)
-    own = costs["cw_ext"]
-    assert own["speed_vs_eager"] == pytest.approx(5.0)
-    assert own["speed_vs_compile"] is None
-    assert own["gb_per_s"] == pytest.approx(1600 / 2e-6 / 1e9)
-    assert own["share_of_floor"] == pytest.approx(0.5)
-    assert own["extra_bytes_per_negative"] == pytest.approx((1000 - 10 * 21 * 4) / 200)
-    assert costs["eager"]["share_of_floor"] == pytest.approx(0.1)
-    assert costs["floor"]["gb_per_s"] is None
-
-
-def test_defeats_are_named():
-    shapes = [
-        {"shape": {"level": 1}, "label": "lost", "contestants": made_up_costs(cw_ext=3.0, eager=2.0, compile=1.5)},
-        {"shape": {"level": 1}, "label": "won", "contestants": made_up_costs(cw_ext=1.0, eager=2.0, floor=0.1)},
-        {"shape": {"level": 1}, "label": "alone", "contestants": made_up_costs(cw_ext=1.0)},
-    ]
-    assert throughput_report.defeats({"shapes": shapes}) == ["level 1, lost (2.00 times the time of compile)"]
-
-
-def test_plots_leave_out_what_was_not_measured(tmp_path):
-    costs = made_up_costs(eager=1.0)
-    throughput_report.add_derived(SCORES, costs)
-    report = {"shapes": [{"shape": vars(SCORES), "label": "x", "contestants": costs}]}
-    assert throughput_plots.plot(report, tmp_path) == [tmp_path / "throughput_time.png"]
-    assert throughput_plots.plot({"shapes": []}, tmp_path) == []
 
 
 # --- the command line ---
@@ -253,13 +235,83 @@ def test_without_a_compiler_compile_is_left_out(tiny_grid, tmp_path, monkeypatch
     assert "left out: compile at level 1, B=8 N=6 fp32: RuntimeError: no compiler\n" in capsys.readouterr().out
 
 
+def test_a_contestant_without_enough_memory_is_left_out(tiny_grid, tmp_path, monkeypatch, capsys):
+    make_step = contestants.make_step
+
+    def make_step_if_it_fits(name, *arguments):
+        def run_out():
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried")
+
+        return run_out if name == "eager" else make_step(name, *arguments)
+
+    monkeypatch.setattr(contestants, "make_step", make_step_if_it_fits)
+    arguments = ["--contestants", "eager", "tuned", "floor", "--no-memory", "--rounds", "2", "--out", str(tmp_path)]
+    assert throughput.main(["--quick", *arguments]) == 0
+    reason = "OutOfMemoryError: CUDA out of memory."
+    level_1, level_2 = load_results(tmp_path)["shapes"]
+    assert (list(level_1["contestants"]), level_1["left_out"]) == (["floor"], {"eager": reason})
+    assert (list(level_2["contestants"]), level_2["left_out"]) == (["tuned", "floor"], {"eager": reason})
+    assert f"left out: eager at level 1, B=8 N=6 fp32: {reason}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("part", [(contestants, "exact_results"), (throughput_measure, "_measure")])
+def test_a_shape_that_does_not_fit_is_left_out(part, tiny_grid, tmp_path, monkeypatch):
+    original = getattr(*part)
+
+    def run_out_at_level_1(shape, *arguments):
+        if shape.level == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return original(shape, *arguments)
+
+    monkeypatch.setattr(*part, run_out_at_level_1)
+    arguments = ["--contestants", "eager", "floor", "--no-memory", "--rounds", "2", "--out", str(tmp_path)]
+    assert throughput.main(["--quick", *arguments]) == 0
+    level_1, level_2 = load_results(tmp_path)["shapes"]
+    assert level_1["contestants"] == {}
+    assert level_1["left_out"] == {"everyone": "OutOfMemoryError: CUDA out of memory."}
+    assert list(level_2["contestants"]) == ["eager", "floor"]
+
+
+def test_an_error_keeps_the_shapes_before(tiny_grid, tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nand much advice")
+
+    monkeypatch.setattr(contestants, "eager_from_embeddings", fail)
+    arguments = ["--contestants", "eager", "--no-memory", "--rounds", "2", "--out", str(tmp_path)]
+    assert throughput.main(["--quick", *arguments]) == 2
+    assert [entry["label"] for entry in load_results(tmp_path)["shapes"]] == ["B=8 N=6 fp32"]
+    captured = capsys.readouterr()
+    assert "B=8 N=6 fp32" in captured.out
+    assert captured.err.splitlines()[-1] == "error: RuntimeError: CUDA error: an illegal memory access was encountered"
+
+
+def test_no_shape_begins_after_the_budget(tiny_grid, tmp_path, monkeypatch, capsys):
+    now = 0.0
+
+    def measure(shape, **_):
+        nonlocal now
+        now += 7.0
+        return made_up_report(shape, eager=1.0)["shapes"][0]
+
+    monkeypatch.setattr(throughput.time, "monotonic", lambda: now)
+    monkeypatch.setattr(throughput, "measure_shape", measure)
+    arguments = ["--quick", "--contestants", "eager", "--out", str(tmp_path), "--budget"]
+    assert throughput.main([*arguments, "5"]) == 1
+    report = load_results(tmp_path)
+    assert [entry["label"] for entry in report["shapes"]] == ["B=8 N=6 fp32"]
+    assert report["not_begun"] == ["level 2, B=8 N=6 D=4 I=20 fp32"]
+    assert capsys.readouterr().err.splitlines()[-1] == "the budget is spent; 1 of 2 shapes finished"
+    assert throughput.main([*arguments, "8"]) == 0
+    assert load_results(tmp_path)["not_begun"] == []
+
+
 def test_an_interrupted_run_keeps_the_shapes_before(tiny_grid, tmp_path, monkeypatch, capsys):
     measure = throughput.measure_shape
 
-    def interrupted_at_level_2(shape, *arguments, **settings):
+    def interrupted_at_level_2(shape, **settings):
         if shape.level == 2:
             raise KeyboardInterrupt
-        return measure(shape, *arguments, **settings)
+        return measure(shape, **settings)
 
     monkeypatch.setattr(throughput, "measure_shape", interrupted_at_level_2)
     arguments = ["--quick", "--contestants", "eager", "floor", "--no-memory", "--rounds", "2", "--out", str(tmp_path)]
@@ -271,10 +323,18 @@ def test_an_interrupted_run_keeps_the_shapes_before(tiny_grid, tmp_path, monkeyp
     assert (tmp_path / "throughput_time.png").exists()
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_cuda_without_a_gpu_is_one_line(tmp_path, capsys):
-    assert throughput.main(["--quick", "--device", "cuda", "--out", str(tmp_path)]) == 2
-    assert capsys.readouterr().err.startswith("error: --device cuda: expected a GPU that torch can use, got none")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_a_run_on_cuda_is_written_whole(tiny_grid, kernels, tmp_path, monkeypatch, capsys):
+    compile_without_a_compiler(monkeypatch)
+    assert throughput.main(["--quick", "--device", "cuda", "--rounds", "2", "--out", str(tmp_path)]) == 0
+    report = load_results(tmp_path)
+    assert report["environment"]["gpu"] == torch.cuda.get_device_name()
+    assert report["environment"]["copy_bytes_per_second"] > 0
+    for entry, shape in zip(report["shapes"], (SCORES, PER_ROW), strict=True):
+        assert list(entry["contestants"]) == contestants.contestants_of(shape, device="cuda")
+        for name, cost in entry["contestants"].items():
+            assert (cost["peak_extra_bytes"] is None) == (name in ("floor", "graph"))
+    assert columns_of(capsys.readouterr().out, 1)["graph"]["% of copy"] != "-"
 
 
 def test_an_output_directory_that_cannot_be_is_refused(tmp_path, capsys):
@@ -289,7 +349,11 @@ def test_an_output_directory_that_cannot_be_is_refused(tmp_path, capsys):
         (["--contestants", "nobody"], "invalid choice: 'nobody'"),
         (["--level", "3"], "invalid choice: 3"),
         (["--rounds", "0"], "expected a whole number of at least 1, got '0'"),
-        (["--level", "1", "--contestants", "checkpoint"], "tuned and checkpoint are for level 2 only"),
+        (["--level", "1", "--contestants", "checkpoint"], "tuned, checkpoint and cce are for level 2 only"),
+        (["--contestants", "graph"], "graph and deterministic for --device cuda only"),
+        (["--contestants", "eager", "cce"], "argument --contestants: cce needs --cce DIR"),
+        (["--cce", "somewhere"], "argument --cce: needs --device cuda"),
+        (["--budget", "-1"], "expected a finite number of at least 0, got '-1'"),
     ],
 )
 def test_bad_flags_are_refused(arguments, complaint, capsys):

@@ -50,14 +50,20 @@ def sampler_kind(request, monkeypatch):
     return request.param
 
 
-def test_negatives_are_uniform_on_what_the_user_has_not(sampler_kind):
+def seeded(device: torch.device, seed: int = 0) -> torch.Generator:
+    return torch.Generator(device).manual_seed(seed)
+
+
+def test_negatives_are_uniform_on_what_the_user_has_not(sampler_kind, device):
     positives = {0: [0, 1, 2, 19], 1: [7], 2: [], 3: list(range(19)), 4: [3, 4, 5, 6, 10, 12, 18]}
     pairs = torch.tensor([(user, item) for user, items in positives.items() for item in items])
-    pairs = pairs[torch.randperm(len(pairs), generator=torch.Generator().manual_seed(1))]
+    pairs = pairs[torch.randperm(len(pairs), generator=torch.Generator().manual_seed(1))].to(device)
     sampler = InteractionSampler(pairs[:, 0], pairs[:, 1], num_users=5, num_items=20)
 
     users = torch.tensor([4, 0, 1, 2, 3, 4, 0]).repeat(100)
-    drawn = sampler.negatives(users, 200, torch.Generator().manual_seed(0))
+    drawn = sampler.negatives(users.to(device), 200, seeded(device))
+    assert drawn.device.type == device.type
+    drawn = drawn.cpu()
     assert drawn.shape == (700, 200)
     assert drawn.dtype == torch.int32
     for user, items in positives.items():
@@ -68,19 +74,18 @@ def test_negatives_are_uniform_on_what_the_user_has_not(sampler_kind):
         assert p_value(counts[others]) > 1e-4 if len(others) > 1 else counts[others].item() == 20_000
 
 
-def test_negatives_are_independent_along_a_row(sampler_kind):
+def test_negatives_are_independent_along_a_row(sampler_kind, device):
     # Two draws of a row fall on each pair of the 3 x 3 candidates equally often.
-    sampler = InteractionSampler(torch.zeros(2, dtype=torch.int64), torch.tensor([1, 3]), 1, 5)
-    drawn = sampler.negatives(torch.zeros(20_000, dtype=torch.int64), 2, torch.Generator().manual_seed(0))
-    rank = torch.tensor([0, -1, 1, -1, 2])[drawn]
+    sampler = InteractionSampler(torch.zeros(2, dtype=torch.int64).to(device), torch.tensor([1, 3]).to(device), 1, 5)
+    drawn = sampler.negatives(torch.zeros(20_000, dtype=torch.int64, device=device), 2, seeded(device))
+    rank = torch.tensor([0, -1, 1, -1, 2])[drawn.cpu()]
     assert p_value(torch.bincount(3 * rank[:, 0] + rank[:, 1], minlength=9)) > 1e-4
 
 
-def test_same_seed_same_negatives(sampler_kind):
-    sampler = InteractionSampler(torch.arange(4), torch.arange(4), 4, 50)
-    first, again, other = (
-        sampler.negatives(torch.arange(4), 30, torch.Generator().manual_seed(seed)) for seed in (5, 5, 6)
-    )
+def test_same_seed_same_negatives(sampler_kind, device):
+    users = torch.arange(4, device=device)
+    sampler = InteractionSampler(users, users, 4, 50)
+    first, again, other = (sampler.negatives(users, 30, seeded(device, seed)) for seed in (5, 5, 6))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
@@ -110,13 +115,14 @@ def test_a_user_without_a_negative_is_refused():
         InteractionSampler(users, items, num_users=2, num_items=3)
 
 
-def test_further_positives_are_uniform_on_the_users_others():
+def test_further_positives_are_uniform_on_the_users_others(device):
     positives = {0: [3, 5, 8, 11], 1: [2], 2: [0, 9], 4: [7]}
-    pairs = torch.tensor([(user, item) for user, items in positives.items() for item in items])
+    pairs = torch.tensor([(user, item) for user, items in positives.items() for item in items]).to(device)
     sampler = InteractionSampler(pairs[:, 0], pairs[:, 1], num_users=5, num_items=12)
-    interactions = torch.arange(len(pairs)).repeat(400)
-    drawn = sampler.further_positives(interactions, 30, torch.Generator().manual_seed(0))
+    interactions = torch.arange(len(pairs), device=device).repeat(400)
+    drawn = sampler.further_positives(interactions, 30, seeded(device))
     assert drawn.shape == (len(interactions), 30)
+    drawn, interactions = drawn.cpu(), interactions.cpu()
     for index in range(len(pairs)):
         user, own = sampler.users[index].item(), sampler.items[index].item()
         others = [item for item in positives[user] if item != own]
@@ -200,10 +206,10 @@ def load_results(directory: Path) -> dict:
     return report
 
 
-def test_training_end_to_end(blocks, tmp_path, capsys):
+def test_training_end_to_end(blocks, device, tmp_path, capsys):
     out = tmp_path / "new" / "out"
     losses = ["bpr", "sl", "cw"]
-    arguments = ["--epochs", "15", "--eval-every", "3", "--out", str(out)]
+    arguments = ["--epochs", "15", "--eval-every", "3", "--device", device.type, "--out", str(out)]
     status = training.main(["--data", str(blocks), "--loss", *losses, *arguments, *FLAGS])
     assert status == 0
 
@@ -216,7 +222,9 @@ def test_training_end_to_end(blocks, tmp_path, capsys):
     assert [run["loss"] for run in report["runs"]] == losses
     assert report["data"] == {"name": "blocks", "users": 60, "items": 56, "train": 480, "test": 120}
     assert report["environment"]["torch"] == torch.__version__
+    assert ("gpu" in report["environment"]) == (device.type == "cuda")
     for run in report["runs"]:
+        assert run["config"]["device"] == device.type
         assert [point["epoch"] for point in run["validation"]] == [3, 6, 9, 12, 15]
         assert run["best_validation"]["ndcg"] == max(point["ndcg"] for point in run["validation"])
         assert run["test"]["recall"] > 2 * untrained["recall"]
@@ -270,6 +278,16 @@ def test_items_are_ranked_by_the_similarity_trained_with(blocks, name, by_cosine
     fit = (trainer.fit.train_users, trainer.fit.train_items)
     expected = ranking_metrics(users.detach(), items.detach(), *targets, *fit)
     assert trainer.test()["test"] == pytest.approx(expected)
+
+
+def test_training_starts_alike_on_every_device(blocks, device):
+    dataset = data.load(blocks, core=2)
+    loss = build_loss("sl", LossOptions(backend="reference"))
+    here, on_cpu = (Trainer(dataset, loss, TrainingConfig(dim=8, seed=3, device=name)) for name in (device.type, "cpu"))
+    for table, expected in zip(here.model(), on_cpu.model(), strict=True):
+        assert torch.equal(table.cpu(), expected)
+    assert torch.equal(here.validation_items.cpu(), on_cpu.validation_items)
+    assert torch.equal(torch.cat(here.shuffled_batches()).sort().values.cpu(), torch.arange(len(on_cpu.sampler.users)))
 
 
 def test_the_same_seed_gives_the_same_run(blocks):
