@@ -29,6 +29,8 @@ struct ScoresCall {
   at::Tensor neg;    // [B, N]
   at::Tensor extra;  // [B, M], M may be 0
   at::Tensor log_q;  // [B, N] T, or undefined
+  at::Tensor row_scale;     // [B] T, both or none: the negatives' scores are neg · row_scale · column_scale, and a negative
+  at::Tensor column_scale;  // [N] T               one of the two masks out. Only CUDA's level 2 gives them
   PerRow prior;
   PerRow threshold;
   bool with_gradients;
@@ -74,7 +76,7 @@ struct ItemGradientCall {
   at::Tensor extra_ids;     // [B, M] int64, M may be 0
   at::Tensor neg_ids;       // [B, N] int32 or int64, or undefined
   at::Tensor shared_ids;    // [N] int64, or undefined
-  at::Tensor shared_coefficients;  // [B, N] T, or undefined
+  at::Tensor shared_coefficients;  // [B, N] T, or bf16 as the forward pass left it; or undefined
   double scale;     // of the similarity
   bool normalized;  // cosine
   at::Tensor gradient;  // [I, D] in the dtype of items, uninitialised

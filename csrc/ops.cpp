@@ -35,6 +35,13 @@ void run_item_gradient(const ItemGradientCall& call) {
   cw_cpu::item_gradient(call);
 }
 
+void run_shared_negatives(const SharedNegativesCall& call) {
+#ifdef CW_WITH_CUDA
+  if (on_cuda(call.queries)) return cw_cuda::shared_negatives(call);
+#endif
+  cw_cpu::shared_negatives(call);
+}
+
 namespace {
 
 using OptionalTensor = std::optional<at::Tensor>;
@@ -85,6 +92,13 @@ LossArguments loss_arguments(double temperature, c10::string_view weighting, dou
 }
 
 at::ScalarType compute_type(const at::Tensor& x) { return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
+
+// What the gradients of the negatives' scores are kept in until backward. CUDA keeps bf16 in bf16, which has the range of
+// fp32; in fp16 those of a mean would vanish.
+at::TensorOptions kept_options(const at::Tensor& like) {
+  const bool narrow = on_cuda(like) && like.scalar_type() == at::kBFloat16;
+  return like.options().dtype(narrow ? at::kBFloat16 : compute_type(like));
+}
 
 void check_shape(const at::Tensor& x, at::IntArrayRef shape, const char* name, const at::Tensor& like) {
   TORCH_CHECK_VALUE(x.sizes() == shape, name, " must have shape ", shape, ", got ", x.sizes());
@@ -190,8 +204,7 @@ ScoresResult scores_forward(const at::Tensor& pos, const at::Tensor& neg, const 
   call.out = allocate_rows(rows, n, with_log_q_gradient && call.log_q.defined(), options);
   if (with_gradients) {
     call.d_pos = at::empty({rows}, options);
-    const bool narrow = on_cuda(pos) && pos.scalar_type() == at::kBFloat16;
-    call.d_neg = empty_large({rows, n}, narrow ? pos.options() : options);
+    call.d_neg = empty_large({rows, n}, kept_options(pos));
     call.d_extra = at::empty({rows, m}, options);
   }
   if (rows > 0) run_scores(call);
@@ -327,13 +340,13 @@ EmbeddingsResult embeddings_forward(const at::Tensor& queries, const at::Tensor&
   if (shared) {
     SharedNegativesCall call;
     fill(call);
-    if (with_gradients) call.shared_coefficients = at::empty({rows, n}, options);
+    if (with_gradients) call.shared_coefficients = at::empty({rows, n}, kept_options(queries));
     if (rows > 0) {
       check_range(ids.pos, items.size(0), "pos_ids");
       check_range(ids.shared, items.size(0), "neg_ids");
       check_range(ids.extra, items.size(0), "extra_pos_ids");
       const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
-      on_cuda(queries) ? shared_negatives(call) : cw_cpu::shared_negatives(call);
+      run_shared_negatives(call);
     }
     return results(call, call.shared_coefficients, at::Tensor(), at::Tensor());
   }
@@ -420,7 +433,7 @@ at::Tensor item_gradient(const at::Tensor& unit_queries, const OptionalTensor& f
   call.sources = factor ? scale_rows({unit_queries}, *factor, compute_type(items))[0] : unit_queries.contiguous();
   if (shared) {
     check_shape(shared_coefficients, {rows, ids.n}, "shared_coefficients", items);
-    check_type(shared_coefficients, compute_type(items), "shared_coefficients");
+    check_type(shared_coefficients, kept_options(items).dtype().toScalarType(), "shared_coefficients");
     call.shared_coefficients = shared_coefficients.contiguous();
   }
   call.coefficients = coefficients.contiguous();

@@ -1,4 +1,4 @@
-// Level 2 where all rows share their negatives: a blocked matrix product around level 1.
+// Level 2 where all rows share their negatives.
 #pragma once
 
 #include "calls.h"
@@ -23,14 +23,15 @@ struct SharedNegativesCall {
   at::Tensor d_queries;            // [B, D] T     these four only with_gradients
   at::Tensor unit_queries;         // [B, D] T
   at::Tensor coefficients;         // [B, 1 + M] T
-  at::Tensor shared_coefficients;  // [B, N] T
+  at::Tensor shared_coefficients;  // [B, N] T; on CUDA, for tables in bf16, bf16
 };
-
-// On any device, by its matrix products. The CPU has its own.
-void shared_negatives(const SharedNegativesCall& call);
 
 }  // namespace cw_ext
 
 namespace cw_cpu {
 void shared_negatives(const cw_ext::SharedNegativesCall& call);
 }  // namespace cw_cpu
+
+namespace cw_cuda {
+void shared_negatives(const cw_ext::SharedNegativesCall& call);
+}  // namespace cw_cuda

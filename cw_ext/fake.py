@@ -18,6 +18,11 @@ def _loss_shape(rows: int, reduction: str) -> tuple[int, ...]:
     return (rows,) if reduction == "none" else ()
 
 
+def _kept_dtype(x: Tensor) -> torch.dtype:
+    """What the gradients of the negatives' scores are kept in until backward: csrc/ops.cpp has the same rule."""
+    return x.dtype if x.device.type == "cuda" and x.dtype == torch.bfloat16 else compute_dtype(x.dtype)
+
+
 @torch.library.register_fake("cw_ext::scores_forward")
 def _scores_forward(
     pos: Tensor, neg: Tensor, extra: Tensor | None, log_q: Tensor | None, *arguments: Any
@@ -28,9 +33,7 @@ def _scores_forward(
     def new(*shape: int, wanted: bool = True) -> Tensor:
         return pos.new_empty(shape if wanted else (0,), dtype=compute_dtype(pos.dtype))
 
-    d_neg = new(rows, n, wanted=with_gradients)
-    if with_gradients and pos.device.type == "cuda" and pos.dtype == torch.bfloat16:
-        d_neg = neg.new_empty((rows, n))
+    d_neg = pos.new_empty((rows, n), dtype=_kept_dtype(pos)) if with_gradients else new(0)
     return (
         new(*_loss_shape(rows, reduction)),
         pos.new_empty((rows,), dtype=torch.bool),
@@ -73,6 +76,7 @@ def _embeddings_forward(
     def new(*shape: int, wanted: bool = True) -> Tensor:
         return queries.new_empty(shape if wanted else (0,), dtype=compute_dtype(queries.dtype))
 
+    shared_coefficients = queries.new_empty((rows, n), dtype=_kept_dtype(queries)) if with_gradients and shared else new(0)
     return (
         new(*_loss_shape(rows, reduction)),
         queries.new_empty((rows,), dtype=torch.bool),
@@ -80,7 +84,7 @@ def _embeddings_forward(
         new(rows, dim, wanted=with_gradients),
         new(rows, dim, wanted=with_gradients),
         new(rows, own if shared else own + n, wanted=with_gradients),
-        new(rows, n, wanted=with_gradients and shared),
+        shared_coefficients,
         *_sorted_pairs(queries, own + n, items.shape[0], wanted=with_gradients and not shared),
         new(rows, n, wanted=with_log_q_gradient and log_q is not None),
         new(rows),

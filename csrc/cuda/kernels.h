@@ -54,6 +54,8 @@ struct ScoresTask {
   int64_t m;
   const T* log_q;  // [B, N] or null
   int64_t log_q_stride;
+  const T* row_scale;     // [B] or null: the negatives' scores are neg·row_scale·column_scale; a negative one of the
+  const T* column_scale;  // [N]          two masks out. Both are given, or none
   RowValue<T> prior;
   RowValue<T> threshold;
   bool with_gradients;

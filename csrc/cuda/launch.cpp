@@ -14,6 +14,7 @@
 
 #include "../backend.h"
 #include "kernels.h"
+#include "shared_products.h"
 
 namespace cw_cuda {
 
@@ -90,6 +91,8 @@ void scores_of(const cw_ext::ScoresCall& call) {
   task.m = call.extra.size(1);
   task.log_q = input<T>(call.log_q);
   task.log_q_stride = row_stride(call.log_q);
+  task.row_scale = input<T>(call.row_scale);
+  task.column_scale = input<T>(call.column_scale);
   task.prior = per_row<T>(call.prior);
   task.threshold = per_row<T>(call.threshold);
   task.with_gradients = call.with_gradients;
@@ -218,7 +221,8 @@ void sorted_sum(const cw_ext::ItemGradientCall& call, const at::Tensor& sum, cud
 // With the shared negatives' sums as further source rows.
 cw_ext::ItemGradientCall with_shared_sources(cw_ext::ItemGradientCall call) {
   if (call.shared_ids.defined()) {
-    const at::Tensor sums = at::mm(call.shared_coefficients.t(), cw_ext::finite_or_zero(call.sources));
+    const at::Tensor sources = finite_or_zero(call.sources).to(call.shared_coefficients.scalar_type());
+    const at::Tensor sums = product(call.shared_coefficients.t(), sources);
     call.sources = at::cat({call.sources, at::mul(sums, call.scale)});
   }
   return call;

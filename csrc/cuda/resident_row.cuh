@@ -56,6 +56,7 @@ struct OwnScores {
   static constexpr int kPiece = kVectorBytes / int(sizeof(T));
   static constexpr int kPieces = kVec / kPiece;
   static constexpr int kInFlight = 4;  // chunks that are read before the first is used
+  static constexpr bool kMayBeScaled = std::is_same_v<In, T>;  // products come in the compute type
 
   int64_t n;
   int turns;  // chunks per thread
@@ -93,10 +94,15 @@ struct OwnScores {
     return chunk;
   }
 
-  // Reads and keeps the scores; returns the highest of them, NaN where one is.
-  __device__ __forceinline__ T read_all(const In* row) const {
-    const bool aligned = is_aligned(row);
+  // Reads and keeps the scores. `scales` [N] may be null, as in ScoresTask.
+  struct Read {
+    T highest;   // NaN where a score is
+    int masked;
+  };
+  __device__ __forceinline__ Read read_all(const In* row, const T* scales, T row_scale) const {
+    const bool aligned = is_aligned(row), scales_aligned = is_aligned(scales);
     T highest = -infinity<T>();
+    int masked = 0;
 #pragma unroll 1
     for (int first = 0; first < turns; first += kInFlight) {
       Chunk<In, kVec> chunk[kInFlight];
@@ -111,15 +117,37 @@ struct OwnScores {
         for (int i = 0; i < kPieces; ++i) {
           Chunk<T, kPiece> own;
 #pragma unroll
-          for (int v = 0; v < kPiece; ++v) {
-            own.x[v] = to_compute(chunk[r].x[i * kPiece + v]);
-            highest = max_or_nan(highest, own.x[v]);
+          for (int v = 0; v < kPiece; ++v) own.x[v] = to_compute(chunk[r].x[i * kPiece + v]);
+          if constexpr (kMayBeScaled) {
+            if (scales) masked += scale_piece(own, scales, scales_aligned, row_scale, start(first + r) + i * kPiece);
           }
+#pragma unroll
+          for (int v = 0; v < kPiece; ++v) highest = max_or_nan(highest, own.x[v]);
           piece(first + r, i) = own;
         }
       }
     }
-    return highest;
+    return {highest, masked};
+  }
+
+  // The scores from j on times their scales; −∞ for a masked one. Returns how many are masked.
+  __device__ __forceinline__ int scale_piece(Chunk<T, kPiece>& scores, const T* scales, bool aligned, T row_scale,
+                                             int64_t j) const {
+    Chunk<T, kPiece> scale;
+    if (aligned && j + kPiece <= n) {
+      scale = load_chunk<kPiece>(scales + j);
+    } else {
+#pragma unroll
+      for (int v = 0; v < kPiece; ++v) scale.x[v] = j + v < n ? scales[j + v] : T(1);
+    }
+    int masked = 0;
+#pragma unroll
+    for (int v = 0; v < kPiece; ++v) {
+      const bool out = row_scale < T(0) || scale.x[v] < T(0);
+      masked += out && j + v < n;
+      scores.x[v] = out ? -infinity<T>() : scores.x[v] * (row_scale * scale.x[v]);
+    }
+    return masked;
   }
 
   // Puts each score's term in its place; returns their sum.
@@ -173,6 +201,7 @@ __global__ void __launch_bounds__((kOneWarp ? kResidentRows : kResidentWarps) * 
   constexpr int kRows = kOneWarp ? kResidentRows : 1;
   __shared__ T maxima[kResidentWarps];
   __shared__ T sums[kResidentWarps];
+  __shared__ int masks[kResidentWarps];
   __shared__ RowPlan<T> plans[kRows];
   const int64_t b = int64_t(blockIdx.x) * kRows + threadIdx.y;
   if (b >= task.rows) return;
@@ -181,8 +210,12 @@ __global__ void __launch_bounds__((kOneWarp ? kResidentRows : kResidentWarps) * 
   const T pos = to_compute(task.pos[b * task.pos_stride]);
   const In* const extra = task.extra + b * task.extra_stride;
 
-  const T highest = joined_over_row<kOneWarp>(own.read_all(task.neg + b * task.neg_stride), -infinity<T>(), maxima,
+  const bool scaled = OwnScores<In>::kMayBeScaled && task.column_scale != nullptr;
+  const auto read = own.read_all(task.neg + b * task.neg_stride, task.column_scale, scaled ? task.row_scale[b] : T(1));
+  const T highest = joined_over_row<kOneWarp>(read.highest, -infinity<T>(), maxima,
                                               [](T x, T y) { return max_or_nan(x, y); });
+  int masked = 0;
+  if (scaled) masked = joined_over_row<kOneWarp>(read.masked, 0, masks, [](int x, int y) { return x + y; });
   const bool spoiled = !(highest < infinity<T>());
   LogSum<T> negatives = no_mass<T>();
   if (!spoiled && highest > -infinity<T>()) {
@@ -202,6 +235,7 @@ __global__ void __launch_bounds__((kOneWarp ? kResidentRows : kResidentWarps) * 
     }
     if (rank == 0) {
       s.negatives = negatives;
+      s.masked = masked;
       s.spoiled |= spoiled;
       plans[threadIdx.y] =
           plan_row(s, pos, task.n, false, at_row(task.prior, b), at_row(task.threshold, b), p);
@@ -243,6 +277,7 @@ template <typename In>
 bool plan_resident(const ScoresTask<In>& task, const Parameters<typename Compute<In>::type>& p, size_t most_bytes,
                    ResidentPlan& plan) {
   constexpr int64_t kPerWarp = kWarp * OwnScores<In>::kVec * OwnScores<In>::kInFlight;
+  if (task.column_scale != nullptr && !OwnScores<In>::kMayBeScaled) return false;
   if (task.log_q != nullptr || p.surrogate != Surrogate::exp || p.normalize_weights) return false;
   if (p.weighting != Weighting::none && !(p.logistic && p.detach_weights)) return false;
   plan.form = p.weighting == Weighting::none ? Form::unweighted : Form::logistic;

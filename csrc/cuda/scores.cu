@@ -26,6 +26,8 @@ struct ScoreRow {
   const In* neg;
   const In* extra_scores;
   const T* log_weights;
+  const T* column_scale;
+  T row_scale;
   T* d_pos;
   typename Kept<In>::type* d_neg;
   T* d_extra;
@@ -42,6 +44,8 @@ struct ScoreRow {
     neg = task.neg + b * task.neg_stride;
     extra_scores = task.extra + b * task.extra_stride;
     log_weights = task.log_q + b * task.log_q_stride;
+    column_scale = task.column_scale;
+    row_scale = column_scale ? task.row_scale[b] : T(1);
     d_pos = task.d_pos + b;
     d_neg = task.d_neg + b * n;
     d_extra = task.d_extra + b * m;
@@ -58,6 +62,14 @@ struct ScoreRow {
     } else {
 #pragma unroll
       for (int i = 0; i < V; ++i) log_q[i] = T(0);
+    }
+    if (column_scale) {
+#pragma unroll
+      for (int i = 0; i < V; ++i) {
+        const T scale = column_scale[j + i];
+        score[i] *= row_scale * scale;
+        if (row_scale < T(0) || scale < T(0)) log_q[i] = -infinity<T>();
+      }
     }
   }
   __device__ __forceinline__ T extra(int64_t k) const { return to_compute(extra_scores[k]); }
