@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -38,6 +39,22 @@ def test_every_parameter(kernels: None, device: torch.device, variant: str, dtyp
     against_truth(make_embeddings(6, 19, 17, 23, seed=1), dtype, device, _weights(6), **arguments)
     full = make_embeddings(6, 21, 8, 11, 3, seed=2, padding=True, log_q=True, row_weights=True)
     against_truth(full, dtype, device, _weights(6), **arguments)
+
+
+@each_dtype
+@each_similarity
+@pytest.mark.parametrize("arguments", [{}, {"weighting": "exponential", "weight_temperature": -0.3}], ids=["", "hard"])
+def test_many_negatives(
+    kernels: None, device: torch.device, similarity: str, dtype: torch.dtype, arguments: dict[str, Any]
+) -> None:
+    """More than CUDA's warps take in one turn, with the largest margins first, last, and anywhere."""
+    for dim in (8, 32, 64, 128, 256, 512):
+        scale = 0.5 / dim**0.5 if similarity == "dot" else 1.0
+        case = make_embeddings(3, 300, dim, 50, dim % 3, seed=dim, padding=True, log_q=dim == 64, scale=scale)
+        scores = case.queries[0] @ case.items.T
+        for row, order in enumerate((scores.argsort(), scores.argsort(descending=True))):
+            case.neg_ids[row] = order.repeat_interleave(6)
+        against_truth(case, dtype, device, _weights(3), similarity=similarity, prior=0.05, **arguments)
 
 
 @each_dtype

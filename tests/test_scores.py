@@ -73,6 +73,33 @@ def test_sizes(kernels: None, device: torch.device, dtype: torch.dtype) -> None:
     against_truth(make_scores((3,), 9, 70, seed=7), dtype, device, _weights(3), prior=0.1)
 
 
+@pytest.mark.parametrize("weighting", ["sigmoid", "none"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_whole_rows(kernels: None, device: torch.device, dtype: torch.dtype, weighting: str) -> None:
+    """Without external weights: rows in whole vectors and with a rest, for one warp, several and many, and a row too
+    long for CUDA's shared memory. All but the last two have a mean's gradient, which forward has divided by the rows."""
+    for n in (8, 64, 512, 520, 1024, 1032, 4096, 4100, 8191, 16384, 60000):
+        case = make_scores((3,), n, n % 3, seed=n)
+        weight = _weights(3) if n > 10000 else None
+        against_truth(case, dtype, device, weight, prior=0.1, weighting=weighting)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_one_score_of_many(kernels: None, device: torch.device, value: float) -> None:
+    """NaN and +inf spoil their row, wherever in it they stand, and no other; −inf is a negative without mass."""
+    n = 2048
+    for j in (0, 5, 1023, n - 1):
+        case = make_scores((3,), n, 2, seed=j).to(torch.float32)
+        case.neg[1, j] = value
+        weight = torch.ones(3)
+        truth = evaluate(case.to(torch.float64), weight, backend="reference")
+        fused = evaluate(case.to(device=device), weight.to(device), backend="fused")
+        assert_near(fused.loss, truth.loss, torch.float32)
+        whole = [0, 1, 2] if value == -math.inf else [0, 2]
+        for name, gradient in fused.gradients.items():
+            assert_near(gradient[whole], truth.gradients[name][whole], torch.float32, name)
+
+
 @pytest.mark.parametrize("shape", [(), (1,), (3, 4), (2, 1, 3), (300,)])
 def test_leading_shapes(kernels: None, device: torch.device, shape: tuple[int, ...]) -> None:
     case = make_scores(shape, 11, 2, seed=5, log_q=True, row_weights=True)
