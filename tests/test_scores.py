@@ -77,7 +77,7 @@ def test_sizes(kernels: None, device: torch.device, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_whole_rows(kernels: None, device: torch.device, dtype: torch.dtype, weighting: str) -> None:
     """Without external weights: rows in whole vectors and with a rest, for one warp, several and many, and a row too
-    long for CUDA's shared memory. All but the last two have a mean's gradient, which forward has divided by the rows."""
+    long for CUDA's shared memory. All but the last two give a mean, whose gradient forward divides by the rows."""
     for n in (8, 64, 512, 520, 1024, 1032, 4096, 4100, 8191, 16384, 60000):
         case = make_scores((3,), n, n % 3, seed=n)
         weight = _weights(3) if n > 10000 else None
