@@ -39,8 +39,8 @@ __device__ __forceinline__ void score_pairs(const EmbeddingsTask<In>& task, int6
         Chunk<In, V> x[kInFlight];
 #pragma unroll
         for (int r = 0; r < kInFlight; ++r) {
-          x[r] = Chunk<In, V>{};
-          if (id[r] >= 0) x[r] = load_chunk<V>(task.items + id[r] * task.dim + chunk * V);
+          // Padding reads row 0. Without a condition, which would make each load wait for the one before.
+          x[r] = load_chunk<V>(task.items + (id[r] >= 0 ? id[r] : 0) * task.dim + chunk * V);
         }
         T q[V];
         load<V>(unit_query + chunk * V, q);

@@ -65,15 +65,40 @@ struct HeldRows {
     return __shfl_sync(kAllLanes, value, group() * kLanes + r * kShare);
   }
 
-  // Rows id·dim of the table, with the ids that the owners give; zeros for a negative id.
-  __device__ __forceinline__ void read(const In* items, int dim, int id) {
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      const int row = from_owner(id, r);
+  // Where a lane's chunks of row 0 of a table stand, and how far apart rows are.
+  struct Table {
+    const unsigned char* chunks[kChunks];
+    uint32_t row_bytes;
+    bool whole;  // rows fill all lanes
+
+    __device__ __forceinline__ Table(const In* items, int64_t dim) {
+      row_bytes = uint32_t(dim) * uint32_t(sizeof(In));
+      whole = dim == kWidth;
 #pragma unroll
       for (int c = 0; c < kChunks; ++c) {
-        x[r][c] = Chunk<In, kVec>{};
-        if (row >= 0 && start(c) < dim) x[r][c] = load_chunk<kVec>(items + int64_t(row) * dim + start(c));
+        chunks[c] = reinterpret_cast<const unsigned char*>(items + (start(c) < dim ? start(c) : 0));
+      }
+    }
+  };
+
+  // The rows of the ids that the owners give; of a negative id row 0, for its owner to give no weight. There is no
+  // condition around a load: with one, the compiler makes each wait for the one before.
+  __device__ __forceinline__ void read(const Table& table, int64_t dim, int id) {
+    const int row_or_0 = id < 0 ? 0 : id;
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      const uint64_t offset = uint64_t(uint32_t(from_owner(row_or_0, r))) * table.row_bytes;
+#pragma unroll
+      for (int c = 0; c < kChunks; ++c) {
+        x[r][c] = load_chunk<kVec>(reinterpret_cast<const In*>(table.chunks[c] + offset));
+      }
+    }
+    if (table.whole) return;
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+      for (int c = 0; c < kChunks; ++c) {
+        if (start(c) >= dim) x[r][c] = Chunk<In, kVec>{};
       }
     }
   }

@@ -82,10 +82,9 @@ __device__ __forceinline__ T at_row(const RowValue<T>& x, int64_t row) {
   return x.rows ? x.rows[row * x.stride] : x.value;
 }
 
-template <typename T>
-__device__ __forceinline__ T inverse_norm(T squared) {
-  return squared == T(0) ? T(0) : T(1) / std::sqrt(squared);
-}
+// 1/√squared; 0 of 0.
+__device__ __forceinline__ float inverse_norm(float squared) { return squared == 0.0f ? 0.0f : rsqrtf(squared); }
+__device__ __forceinline__ double inverse_norm(double squared) { return squared == 0.0 ? 0.0 : 1.0 / std::sqrt(squared); }
 
 // The larger one; NaN where either is.
 __device__ __forceinline__ float max_or_nan(float a, float b) {

@@ -34,19 +34,20 @@ __device__ __forceinline__ Visited<Rows> visit_negatives(const EmbeddingsTask<In
                                                          const Parameters<float>& p, RowStatistics<float>& own) {
   const bool has_denominator = row.has_log_q || p.normalize_weights;
   Visited<Rows> visited;
+  const typename Rows::Table table(task.items, task.dim);
   Rows rows;
   float sum = 0;
   const int n = int(row.n);
   int next = int(threadIdx.x) / kWarp * Rows::kPairs + Rows::own_pair();
   // Ids are read a turn ahead: else each turn would wait for two reads, one after the other.
-  int next_id = next < n ? int(negative_id(row.pairs, row.b, next)) : -1;
+  int64_t next_id = next < n ? unchecked_negative_id(row.pairs, row.b, next) : -1;
 #pragma unroll 1
   for (int first = next - Rows::own_pair(); first < n; first += kWarps * Rows::kPairs) {
     const int j = next;
-    const int id = next_id;
-    rows.read(task.items, int(task.dim), id);
+    const int id = int(checked_negative_id(row.pairs, next_id));
     next += kWarps * Rows::kPairs;
-    next_id = next < n ? int(negative_id(row.pairs, row.b, next)) : -1;
+    next_id = next < n ? unchecked_negative_id(row.pairs, row.b, next) : -1;
+    rows.read(table, task.dim, id);
 
     float dot, squared;
     rows.products(unit_query, dot, squared);
@@ -97,12 +98,13 @@ template <typename Rows, typename In>
 __device__ __forceinline__ void visit_positives(const EmbeddingsTask<In>& task, const EmbeddingRow<float>& row,
                                                 const typename Rows::Slice& unit_query, const Parameters<float>& p,
                                                 RowStatistics<float>& own) {
+  const typename Rows::Table table(task.items, task.dim);
   Rows rows;
 #pragma unroll 1
   for (int64_t first = 0; first < row.m; first += Rows::kPairs) {
     const int64_t k = first + Rows::own_pair();
     const int id = k < row.m ? int(pair_id(row.pairs, row.b, 1 + k)) : -1;
-    rows.read(task.items, int(task.dim), id);
+    rows.read(table, task.dim, id);
     float dot, squared;
     rows.products(unit_query, dot, squared);
     if (k < row.m && Rows::counts()) {
@@ -118,12 +120,13 @@ __device__ __forceinline__ void visit_positives(const EmbeddingsTask<In>& task, 
 template <typename Rows, typename In>
 __device__ __forceinline__ void add_positives(const EmbeddingsTask<In>& task, const EmbeddingRow<float>& row,
                                               const typename Rows::Slice& unit_query, typename Rows::Slice& gradient) {
+  const typename Rows::Table table(task.items, task.dim);
   Rows rows;
 #pragma unroll 1
   for (int64_t first = 0; first <= row.m; first += Rows::kPairs) {
     const int64_t c = first + Rows::own_pair();
     const int id = c <= row.m ? int(pair_id(row.pairs, row.b, c)) : -1;
-    rows.read(task.items, int(task.dim), id);
+    rows.read(table, task.dim, id);
     float dot, squared;
     rows.products(unit_query, dot, squared);
     const float inverse = task.normalized ? inverse_norm(squared) : 1;

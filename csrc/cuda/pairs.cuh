@@ -16,12 +16,21 @@ namespace cw_cuda {
     id = checked < pairs.num_items ? checked : -1;                                                            \
   } while (false)
 
-__device__ __forceinline__ int64_t negative_id(const Pairs& pairs, int64_t b, int64_t j) {
+// As it stands there. Checked apart, so that it can be read ahead: a check waits for what it looks at.
+__device__ __forceinline__ int64_t unchecked_negative_id(const Pairs& pairs, int64_t b, int64_t j) {
   const int64_t place = b * pairs.n + j;
+  return pairs.wide_neg_ids ? static_cast<const int64_t*>(pairs.neg_ids)[place]
+                            : static_cast<const int32_t*>(pairs.neg_ids)[place];
+}
+
+__device__ __forceinline__ int64_t checked_negative_id(const Pairs& pairs, int64_t unchecked) {
   int64_t id;
-  CW_CHECKED_ID("neg_ids", pairs.wide_neg_ids ? static_cast<const int64_t*>(pairs.neg_ids)[place]
-                                              : static_cast<const int32_t*>(pairs.neg_ids)[place]);
+  CW_CHECKED_ID("neg_ids", unchecked);
   return id;
+}
+
+__device__ __forceinline__ int64_t negative_id(const Pairs& pairs, int64_t b, int64_t j) {
+  return checked_negative_id(pairs, unchecked_negative_id(pairs, b, j));
 }
 
 // The item of pair c of row b; negative: padding.
@@ -46,7 +55,7 @@ __device__ __forceinline__ T coefficient_of(const ItemSumTask<T>& task, int64_t 
 // One term of a sum of rows.
 template <typename T>
 struct Term {
-  T weight;  // 0: the row is not read
+  T weight;  // 0: whatever the row holds
   int64_t row;
 };
 
@@ -78,13 +87,13 @@ __device__ __forceinline__ void weighted_sum(const E* rows, int64_t count, int64
           const T shuffled = __shfl_sync(kAllLanes, looked_up.weight, from % kWarp);
           const int64_t row = __shfl_sync(kAllLanes, looked_up.row, from % kWarp);
           weight[r] = from < kWarp && has_chunk ? shuffled : T(0);
-          x[r] = Chunk<E, V>{};
-          if (weight[r] != T(0)) x[r] = load_chunk<V>(rows + row * dim + chunk * V);
+          // Without a condition, which would make each load wait for the one before.
+          x[r] = load_chunk<V>(rows + row * dim + (has_chunk ? chunk : 0) * V);
         }
 #pragma unroll
         for (int r = 0; r < kInFlight; ++r) {
 #pragma unroll
-          for (int v = 0; v < V; ++v) own[v] += weight[r] * to_compute(x[r].x[v]);
+          for (int v = 0; v < V; ++v) own[v] += weight[r] == T(0) ? T(0) : weight[r] * to_compute(x[r].x[v]);
         }
       }
     }

@@ -63,19 +63,24 @@ __device__ __forceinline__ T* carried(const SortedSumTask<T>& task, int64_t span
   return task.carry + (2 * span + which) * task.dim + chunk * V;
 }
 
-// With three resident blocks asked for, the compiler does not spill registers to fit four.
+// Blocks that a multiprocessor's registers must hold: as many as go without spilling.
+template <typename T>
+constexpr int kResident = sizeof(T) == 4 ? 3 : 2;
+
 template <typename T, int V>
-__global__ void __launch_bounds__(kThreads, 3) span_sum_kernel(const SortedSumTask<T> task) {
+__global__ void __launch_bounds__(kThreads, kResident<T>) span_sum_kernel(const SortedSumTask<T> task) {
   const int64_t chunks = task.dim / V;
   const Lanes lanes(chunks);
   const int64_t index = (int64_t(blockIdx.x) * kWarps + threadIdx.x / kWarp) * lanes.count + lanes.group;
   const Span<T> span(task, index);
   const uint32_t width = uint32_t(task.width), own_pairs = uint32_t(task.rows * task.width);
+  const uint64_t dim = uint64_t(task.dim);
   const int first_lane = lanes.group * lanes.size;
 
   for (int64_t tile = 0; tile < chunks; tile += lanes.size) {
     const int64_t chunk = tile + lanes.rank;
     const bool has_chunk = chunk < chunks;
+    const T* const sources = task.sources + (has_chunk ? chunk * V : 0);
     uint32_t current = span.empty() ? kNone : task.keys[span.begin];
     bool came_in = !span.empty() && span.came_in(task);
     T sum[V] = {};
@@ -106,13 +111,13 @@ __global__ void __launch_bounds__(kThreads, 3) span_sum_kernel(const SortedSumTa
         T weights[kInFlight];
 #pragma unroll
         for (int r = 0; r < kInFlight; ++r) {
-          const int from = first_lane + (done + r) % lanes.size;
+          const int from = first_lane + ((done + r) & (lanes.size - 1));
           const uint32_t row = __shfl_sync(kAllLanes, source, from);
           weights[r] = __shfl_sync(kAllLanes, coefficient, from);
           const uint32_t its_key = __shfl_sync(kAllLanes, key, from);
           keys[r] = done + r < lanes.size ? its_key : kNone;
-          x[r] = Chunk<T, V>{};
-          if (keys[r] < task.num_items && has_chunk) x[r] = load_chunk<V>(task.sources + row * task.dim + chunk * V);
+          // Without a condition, which would make each load wait for the one before: what padding reads is dropped.
+          x[r] = load_chunk<V>(sources + row * dim);
         }
 #pragma unroll
         for (int r = 0; r < kInFlight; ++r) {
@@ -151,16 +156,15 @@ __global__ void __launch_bounds__(kThreads) carried_sum_kernel(const SortedSumTa
     load<V>(carried<V>(task, index, 1, chunk), sum);
     bool goes_on = true;
     for (int64_t next = index + 1; goes_on; next += kInFlight) {
-      // Read ahead: what lies beyond the run is not used.
+      // Read ahead, without a condition: what lies beyond the run is not used.
       T x[kInFlight][V];
       bool has_more[kInFlight];
 #pragma unroll
       for (int r = 0; r < kInFlight; ++r) {
-        has_more[r] = false;
-        if (next + r >= spans) continue;
-        const Span<T> other(task, next + r);
+        const int64_t ahead = next + r < spans ? next + r : spans - 1;
+        const Span<T> other(task, ahead);
         has_more[r] = other.end < task.count && task.keys[other.end] == key;
-        load<V>(carried<V>(task, next + r, 0, chunk), x[r]);
+        load<V>(carried<V>(task, ahead, 0, chunk), x[r]);
       }
 #pragma unroll
       for (int r = 0; r < kInFlight; ++r) {
