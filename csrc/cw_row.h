@@ -104,8 +104,14 @@ CW_INLINE float exp_nonpositive(float x) {
   return y;
 }
 CW_INLINE double exp_nonpositive(double x) { return exp(x); }
-CW_INLINE float quotient(float x, float y) { return __fdividef(x, y); }
+CW_INLINE float quotient(float x, float y) {
+  float inverse;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(y));
+  return x * inverse;
+}
 CW_INLINE double quotient(double x, double y) { return x / y; }
+CW_INLINE float abs_(float x) { return fabsf(x); }
+CW_INLINE double abs_(double x) { return fabs(x); }
 CW_INLINE float log_(float x) { return logf(x); }
 CW_INLINE double log_(double x) { return log(x); }
 CW_INLINE float log1p_(float x) { return log1pf(x); }
@@ -193,12 +199,11 @@ CW_INLINE float atan_(float x) {
   return x < 0.0f ? -value : value;
 }
 CW_INLINE double atan_(double x) { return std::atan(x); }
-#endif
-
 template <typename T>
 CW_INLINE T abs_(T x) {
   return x < T(0) ? -x : x;
 }
+#endif
 
 template <typename T>
 CW_INLINE T sigmoid(T x) {

@@ -20,8 +20,11 @@ CW_INLINE T exponent_of(T score, T pos, const Parameters<T>& p) {
 // The term of a score below +∞, relative to the row's largest exponent.
 template <Form kForm, typename T>
 CW_INLINE T term_of_score(T score, T pos, T max, T e_max, const Parameters<T>& p) {
-  if constexpr (kForm == Form::logistic) return logistic_term(score, pos, max, e_max, p);
-  return exp_nonpositive((score - pos) * p.inv_tau - max);
+  if constexpr (kForm == Form::logistic) {
+    return logistic_term(score, pos, max, e_max, p);
+  } else {
+    return exp_nonpositive((score - pos) * p.inv_tau - max);
+  }
 }
 
 constexpr int kResidentWarps = 16;  // of a row, at most
@@ -46,8 +49,10 @@ __device__ __forceinline__ T joined_over_row(T x, T neutral, T* scratch, Join&& 
   return x;
 }
 
-// The part of a row that a thread reads, keeps and writes; no other thread looks at it. `kept` holds what was read, later
-// the terms, 16 bytes next to the same 16 bytes of the neighbours.
+// The part of a row that a thread reads, keeps and writes; no other thread looks at it. It goes in turns of kVec scores:
+// neighbours in the row where they can move in one instruction (kVectors), else `threads` apart, so that the threads of a
+// warp still read neighbours. `kept` holds what was read, later the terms, 16 bytes next to the same 16 bytes of the
+// neighbours.
 template <typename In>
 struct OwnScores {
   using T = typename Compute<In>::type;
@@ -55,71 +60,85 @@ struct OwnScores {
   static constexpr int kVec = kVectorBytes / int(sizeof(In));
   static constexpr int kPiece = kVectorBytes / int(sizeof(T));
   static constexpr int kPieces = kVec / kPiece;
-  static constexpr int kInFlight = 4;  // chunks that are read before the first is used
+  // Turns that are read before the first is used. Without vectors a turn is kVec loads, each with its own address.
+  static constexpr int kInFlight = 4;
+  template <bool kVectors>
+  static constexpr int kBatch = kVectors ? kInFlight : 1;
   static constexpr bool kMayBeScaled = std::is_same_v<In, T>;  // products come in the compute type
 
-  int64_t n;
-  int turns;  // chunks per thread
+  int n;
+  int threads;
+  int turns;
   unsigned char* kept;
 
-  __device__ OwnScores(int64_t n, unsigned char* kept) : n(n), turns(turns_of(n, blockDim.x)), kept(kept) {}
+  __device__ OwnScores(int n, unsigned char* kept)
+      : n(n), threads(int(blockDim.x)), turns(turns_of(n, threads)), kept(kept) {}
 
-  __host__ __device__ static int turns_of(int64_t n, unsigned threads) {
+  __host__ __device__ static int turns_of(int64_t n, int threads) {
     return int((n + int64_t(threads) * kVec - 1) / (int64_t(threads) * kVec));
   }
-  static size_t bytes(int64_t n, unsigned threads) {
-    return size_t(turns_of(n, threads)) * threads * kVec * sizeof(T);
+  // Room for whole batches.
+  static size_t bytes(int64_t n, int threads) {
+    const int turns = (turns_of(n, threads) + kInFlight - 1) / kInFlight * kInFlight;
+    return size_t(turns) * threads * kVec * sizeof(T);
   }
 
-  __device__ __forceinline__ int64_t start(int turn) const {
-    return (int64_t(turn) * blockDim.x + threadIdx.x) * kVec;
+  // The place in the row of score v of a turn; may lie past the end.
+  template <bool kVectors>
+  __device__ __forceinline__ int place(int turn, int v) const {
+    return kVectors ? (turn * threads + int(threadIdx.x)) * kVec + v : (turn * kVec + v) * threads + int(threadIdx.x);
   }
   __device__ __forceinline__ Chunk<T, kPiece>& piece(int turn, int i) const {
-    return reinterpret_cast<Chunk<T, kPiece>*>(kept)[(turn * kPieces + i) * int(blockDim.x) + int(threadIdx.x)];
+    return reinterpret_cast<Chunk<T, kPiece>*>(kept)[(turn * kPieces + i) * threads + int(threadIdx.x)];
+  }
+  // The last place where kVec (or, without vectors, one) can be read.
+  template <bool kVectors>
+  __device__ __forceinline__ int within(int j) const {
+    const int last = n - (kVectors ? kVec : 1);
+    return j < last ? j : last;
   }
 
-  // Past the end of the row scores are −∞, which has no mass.
-  __device__ __forceinline__ Chunk<In, kVec> read(const In* row, bool aligned, int turn) const {
-    const int64_t j = start(turn);
-    if (aligned && j + kVec <= n) return load_chunk<kVec>(row + j);
+  template <bool kVectors>
+  __device__ __forceinline__ Chunk<In, kVec> read(const In* row, int turn) const {
     Chunk<In, kVec> chunk;
+    if constexpr (kVectors) {
+      chunk = load_chunk<kVec>(row + within<true>(place<true>(turn, 0)));
+    } else {
 #pragma unroll
-    for (int v = 0; v < kVec; ++v) {
-      if (j + v < n) {
-        chunk.x[v] = row[j + v];
-      } else {
-        from_compute(-infinity<T>(), chunk.x[v]);
-      }
+      for (int v = 0; v < kVec; ++v) chunk.x[v] = row[within<false>(place<false>(turn, v))];
     }
     return chunk;
   }
 
-  // Reads and keeps the scores. `scales` [N] may be null, as in ScoresTask.
   struct Read {
-    T highest;   // NaN where a score is
+    T highest;  // NaN where a score is
     int masked;
   };
+
+  // Reads and keeps the scores. Past the end of the row they are −∞, which has no mass. `scales` [N] may be null, as in
+  // ScoresTask. Neither the loads nor what uses them has a condition around it: with one, the compiler makes each load wait
+  // for the one before.
+  template <bool kVectors>
   __device__ __forceinline__ Read read_all(const In* row, const T* scales, T row_scale) const {
-    const bool aligned = is_aligned(row), scales_aligned = is_aligned(scales);
     T highest = -infinity<T>();
     int masked = 0;
 #pragma unroll 1
-    for (int first = 0; first < turns; first += kInFlight) {
-      Chunk<In, kVec> chunk[kInFlight];
+    for (int first = 0; first < turns; first += kBatch<kVectors>) {
+      Chunk<In, kVec> chunk[kBatch<kVectors>];
 #pragma unroll
-      for (int r = 0; r < kInFlight; ++r) {
-        if (first + r < turns) chunk[r] = read(row, aligned, first + r);
-      }
+      for (int r = 0; r < kBatch<kVectors>; ++r) chunk[r] = read<kVectors>(row, first + r);
 #pragma unroll
-      for (int r = 0; r < kInFlight; ++r) {
-        if (first + r >= turns) break;
+      for (int r = 0; r < kBatch<kVectors>; ++r) {
 #pragma unroll
         for (int i = 0; i < kPieces; ++i) {
           Chunk<T, kPiece> own;
 #pragma unroll
-          for (int v = 0; v < kPiece; ++v) own.x[v] = to_compute(chunk[r].x[i * kPiece + v]);
+          for (int v = 0; v < kPiece; ++v) {
+            const bool inside = place<kVectors>(first + r, i * kPiece + v) < n;
+            own.x[v] = inside ? to_compute(chunk[r].x[i * kPiece + v]) : -infinity<T>();
+          }
           if constexpr (kMayBeScaled) {
-            if (scales) masked += scale_piece(own, scales, scales_aligned, row_scale, start(first + r) + i * kPiece);
+            if (scales) masked += scale_piece<kVectors>(own, scales, row_scale, first + r, i);
           }
 #pragma unroll
           for (int v = 0; v < kPiece; ++v) highest = max_or_nan(highest, own.x[v]);
@@ -130,22 +149,18 @@ struct OwnScores {
     return {highest, masked};
   }
 
-  // The scores from j on times their scales; −∞ for a masked one. Returns how many are masked.
-  __device__ __forceinline__ int scale_piece(Chunk<T, kPiece>& scores, const T* scales, bool aligned, T row_scale,
-                                             int64_t j) const {
-    Chunk<T, kPiece> scale;
-    if (aligned && j + kPiece <= n) {
-      scale = load_chunk<kPiece>(scales + j);
-    } else {
-#pragma unroll
-      for (int v = 0; v < kPiece; ++v) scale.x[v] = j + v < n ? scales[j + v] : T(1);
-    }
+  // The scores of a piece times their scales; −∞ for a masked one. Returns how many are masked.
+  template <bool kVectors>
+  __device__ __forceinline__ int scale_piece(Chunk<T, kPiece>& scores, const T* scales, T row_scale, int turn,
+                                             int i) const {
     int masked = 0;
 #pragma unroll
     for (int v = 0; v < kPiece; ++v) {
-      const bool out = row_scale < T(0) || scale.x[v] < T(0);
-      masked += out && j + v < n;
-      scores.x[v] = out ? -infinity<T>() : scores.x[v] * (row_scale * scale.x[v]);
+      const int j = place<kVectors>(turn, i * kPiece + v);
+      const T scale = scales[within<false>(j)];
+      const bool out = row_scale < T(0) || scale < T(0);
+      masked += out && j < n;
+      scores.x[v] = out ? -infinity<T>() : scores.x[v] * (row_scale * scale);
     }
     return masked;
   }
@@ -168,12 +183,10 @@ struct OwnScores {
   }
 
   // to [N] = value(what is kept).
-  template <typename Value>
+  template <bool kVectors, typename Value>
   __device__ __forceinline__ void write_all(KeptType* to, Value&& value) const {
-    const bool aligned = is_aligned(to);
 #pragma unroll 2
     for (int turn = 0; turn < turns; ++turn) {
-      const int64_t j = start(turn);
       T own[kVec];
 #pragma unroll
       for (int i = 0; i < kPieces; ++i) {
@@ -181,12 +194,13 @@ struct OwnScores {
 #pragma unroll
         for (int v = 0; v < kPiece; ++v) own[i * kPiece + v] = value(kept_piece.x[v]);
       }
-      if (aligned && j + kVec <= n) {
-        store<kVec>(own, to + j);
+      if constexpr (kVectors) {
+        if (place<true>(turn, 0) < n) store<kVec>(own, to + place<true>(turn, 0));
       } else {
 #pragma unroll
         for (int v = 0; v < kVec; ++v) {
-          if (j + v < n) from_compute(own[v], to[j + v]);
+          const int j = place<false>(turn, v);
+          if (j < n) from_compute(own[v], to[j]);
         }
       }
     }
@@ -206,12 +220,17 @@ __global__ void __launch_bounds__((kOneWarp ? kResidentRows : kResidentWarps) * 
   const int64_t b = int64_t(blockIdx.x) * kRows + threadIdx.y;
   if (b >= task.rows) return;
   const int rank = int(threadIdx.x);
-  const OwnScores<In> own(task.n, dynamic_shared + threadIdx.y * bytes_per_row);
+  const OwnScores<In> own(int(task.n), dynamic_shared + threadIdx.y * bytes_per_row);
+  const In* const neg = task.neg + b * task.neg_stride;
+  typename Kept<In>::type* const d_neg = task.d_neg + b * task.n;
+  const bool vectors = is_aligned(neg) && is_aligned(d_neg) && task.n % OwnScores<In>::kVec == 0;
   const T pos = to_compute(task.pos[b * task.pos_stride]);
   const In* const extra = task.extra + b * task.extra_stride;
 
   const bool scaled = OwnScores<In>::kMayBeScaled && task.column_scale != nullptr;
-  const auto read = own.read_all(task.neg + b * task.neg_stride, task.column_scale, scaled ? task.row_scale[b] : T(1));
+  const T row_scale = scaled ? task.row_scale[b] : T(1);
+  const auto read = vectors ? own.template read_all<true>(neg, task.column_scale, row_scale)
+                            : own.template read_all<false>(neg, task.column_scale, row_scale);
   const T highest = joined_over_row<kOneWarp>(read.highest, -infinity<T>(), maxima,
                                               [](T x, T y) { return max_or_nan(x, y); });
   int masked = 0;
@@ -252,7 +271,8 @@ __global__ void __launch_bounds__((kOneWarp ? kResidentRows : kResidentWarps) * 
   const RowPlan<T>& plan = plans[threadIdx.y];
   const bool regular = plan.regular;
   const T factor = plan.negatives_unit * p.inv_tau, filler = plan.filler;
-  own.write_all(task.d_neg + b * task.n, [=](T term) { return regular ? term * factor : filler; });
+  const auto gradient_of = [=](T term) { return regular ? term * factor : filler; };
+  vectors ? own.template write_all<true>(d_neg, gradient_of) : own.template write_all<false>(d_neg, gradient_of);
   if (rank >= kWarp) return;
 #pragma unroll 1
   for (int64_t k = rank; k < task.m; k += kWarp) {
@@ -283,7 +303,7 @@ bool plan_resident(const ScoresTask<In>& task, const Parameters<typename Compute
   plan.form = p.weighting == Weighting::none ? Form::unweighted : Form::logistic;
   const int64_t warps = (task.n + kPerWarp - 1) / kPerWarp;
   plan.warps = unsigned(warps < kResidentWarps ? warps : kResidentWarps);
-  plan.bytes_per_row = OwnScores<In>::bytes(task.n, plan.warps * kWarp);
+  plan.bytes_per_row = OwnScores<In>::bytes(task.n, int(plan.warps * kWarp));
   return plan.bytes_per_row <= most_bytes;
 }
 
