@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import sys
+import types
 
 # Both are read when torch starts. Without the first, OpenMP's threads spin between the thousands of tiny
 # operations of these tests, which a busy machine pays for many times over; without the second, cuBLAS
@@ -13,9 +16,39 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+REFERENCE_ONLY = "CW_EXT_TEST_REFERENCE_ONLY"
+# A library of kernels to test in the place of the installed one: cuda_emulation/build.py makes one.
+LIBRARY = "CW_EXT_TEST_LIBRARY"
+# All tests under torch's deterministic algorithms, which also fill fresh memory with NaN.
+DETERMINISTIC = "CW_EXT_TEST_DETERMINISTIC"
+
+
+def _load_library(path: str) -> None:
+    """Makes the library at `path` what cw_ext finds as its compiled kernels."""
+    spec = importlib.util.spec_from_file_location("cw_ext._C", path)
+    assert spec is not None and spec.loader is not None, f"{LIBRARY}={path} is no library"
+    library = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(library)
+    built_for = types.ModuleType("cw_ext._built_for")
+    built_for.TORCH_VERSION = library.build_config()["torch"]  # type: ignore[attr-defined]
+    sys.modules |= {spec.name: library, built_for.__name__: built_for}
+
+
+if LIBRARY in os.environ:
+    _load_library(os.environ[LIBRARY])
+
 import cw_ext  # noqa: E402
 
-REFERENCE_ONLY = "CW_EXT_TEST_REFERENCE_ONLY"
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "cpu_kernels: about the CPU's kernels; skipped where CUDA's are emulated")
+    torch.use_deterministic_algorithms(os.environ.get(DETERMINISTIC) == "1")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    emulated = cw_ext.build_config().get("cuda_version") == "emulated"
+    if emulated and item.get_closest_marker("cpu_kernels"):
+        pytest.skip("about the CPU's kernels")
 
 
 def _devices() -> list[str]:

@@ -206,6 +206,7 @@ def test_embeddings(nothing_runs: None, arguments: dict[str, Any], error: type[E
     _raises(error, message, lambda: level_2(**arguments))
 
 
+@pytest.mark.cpu_kernels
 @pytest.mark.parametrize("sparse_grad", [False, True], ids=["dense", "sparse"])
 @pytest.mark.parametrize(
     ("name", "bad", "dtype"),
@@ -237,6 +238,7 @@ def test_ids_out_of_range(backend: str, name: str, bad: int, dtype: torch.dtype,
     assert_near(good.loss(backend=backend, sparse_grad=sparse_grad), expected, torch.float64)
 
 
+@pytest.mark.cpu_kernels
 @pytest.mark.parametrize("bad", [11, -2])
 def test_shared_ids_out_of_range(backend: str, bad: int) -> None:
     case = make_embeddings(40, 9, 4, 11, shared=True)
@@ -263,6 +265,7 @@ except Exception as error:
     assert done.returncode == 7
 
 
+@pytest.mark.cpu_kernels
 def test_a_later_error_leaves_no_trace_of_gradients(backend: str) -> None:
     """The exception comes from forward: no leaf has a gradient, and none is half made."""
     leaves = make_embeddings(4, 3, 4, 5).leaves()

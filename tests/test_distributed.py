@@ -46,6 +46,7 @@ os._exit(0)
 """
 
 
+@pytest.mark.cpu_kernels
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
 def test_the_mean_over_processes_is_the_mean_over_rows(kernels: None, tmp_path: Path) -> None:
     processes = [

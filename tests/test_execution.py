@@ -83,6 +83,7 @@ def threads() -> Iterator[Callable[[int], None]]:
     torch.set_num_threads(before)
 
 
+@pytest.mark.cpu_kernels
 @each_case
 def test_the_same_bits_on_any_number_of_threads(
     kernels: None, threads: Callable[[int], None], case: Case, arguments: dict[str, Any]
@@ -96,6 +97,7 @@ def test_the_same_bits_on_any_number_of_threads(
     _assert_same_bits(results[0], results[2])
 
 
+@pytest.mark.cpu_kernels
 def test_an_error_on_one_of_many_threads(kernels: None, threads: Callable[[int], None]) -> None:
     """It reaches the caller as an exception, and the threads go on working."""
     threads(2)
@@ -122,6 +124,7 @@ print(before, threads())
 """
 
 
+@pytest.mark.cpu_kernels
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts threads in /proc")
 @pytest.mark.parametrize("level", ["1", "2"])
 def test_the_kernels_run_on_torchs_threads(kernels: None, level: str) -> None:
@@ -173,6 +176,7 @@ def _capability_cases() -> dict[str, tuple[Case, Tensor, dict[str, Any]]]:
     return found
 
 
+@pytest.mark.cpu_kernels
 def test_every_instruction_set(kernels: None, tmp_path: Path) -> None:
     """ATEN_CPU_CAPABILITY is read once per process, so each has its own. All agree with the reference."""
     best = cw_ext.build_config()["cpu_capability"]
@@ -271,6 +275,7 @@ print(json.dumps({"grown": peak() - before, "b_n_d": 4 * rows * n * dim, "per_ne
 """
 
 
+@pytest.mark.cpu_kernels
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss counts in kilobytes on Linux only")
 def test_resident_memory(kernels: None) -> None:
     """What the process itself grows by, scratch space that no allocator of torch's sees included."""

@@ -34,6 +34,7 @@ def test_shared_negatives_named_more_than_once(kernels: None, device: torch.devi
     against_truth(case, torch.float32, device, weight, prior=0.05)
 
 
+@pytest.mark.cpu_kernels
 @pytest.mark.parametrize("dim", [64, 256])
 def test_eight_bytes_per_negative(kernels: None, dim: int) -> None:
     """What a step holds beyond its inputs and their gradients."""
@@ -72,6 +73,7 @@ def _item_gradient_arguments(case: Case) -> list[Any]:
 KEYS, ENDS = 4, 5  # places of the op's arguments
 
 
+@pytest.mark.cpu_kernels
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
@@ -88,6 +90,7 @@ def test_a_forged_order(kernels: None, place: int, value: int, message: str) -> 
         torch.ops.cw_ext.item_gradient(*arguments)
 
 
+@pytest.mark.cpu_kernels
 @pytest.mark.parametrize("place", [KEYS, ENDS])
 def test_an_order_of_another_shape(kernels: None, place: int) -> None:
     arguments = _item_gradient_arguments(make_embeddings(6, 9, 8, 130, seed=106).to(torch.float32))
