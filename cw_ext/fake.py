@@ -76,7 +76,9 @@ def _embeddings_forward(
     def new(*shape: int, wanted: bool = True) -> Tensor:
         return queries.new_empty(shape if wanted else (0,), dtype=compute_dtype(queries.dtype))
 
-    shared_coefficients = queries.new_empty((rows, n), dtype=_kept_dtype(queries)) if with_gradients and shared else new(0)
+    shared_coefficients = new(0)
+    if with_gradients and shared:
+        shared_coefficients = queries.new_empty((rows, n), dtype=_kept_dtype(queries))
     return (
         new(*_loss_shape(rows, reduction)),
         queries.new_empty((rows,), dtype=torch.bool),

@@ -1,5 +1,5 @@
-"""What only a GPU can show: no waiting for the device, graphs, streams, devices, offsets beyond 32 bits, and ids checked
-where they are used. Values and gradients have their tests elsewhere, which run on every device there is."""
+"""What only a GPU can show: no waiting for the device, graphs, streams, devices, offsets beyond 32 bits, and ids that
+are checked where they are used. Values and gradients have their tests elsewhere, which run on every device there is."""
 
 from __future__ import annotations
 
