@@ -57,6 +57,29 @@ def test_many_negatives(
         against_truth(case, dtype, device, _weights(3), similarity=similarity, prior=0.05, **arguments)
 
 
+@pytest.mark.parametrize("shared", [False, True], ids=["own", "shared"])
+@pytest.mark.parametrize("dim", [7, 8, 64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_padding_names_no_item(kernels: None, device: torch.device, dtype: torch.dtype, dim: int, shared: bool) -> None:
+    """Not the first one either, which padding may read: NaN in it goes nowhere."""
+    case = make_embeddings(6, 40, dim, 20, 3, seed=dim, padding=True, shared=shared)
+    ids = (case.pos_ids, case.neg_ids, case.extra_ids)
+    ids = [torch.where(i == 0, 1, i) for i in ids if i is not None]
+    clean = replace(case, pos_ids=ids[0], neg_ids=ids[1], extra_ids=ids[2]).to(dtype)
+    # The last row's positive is padding too, so that its query does not matter either.
+    spoiled = replace(
+        clean,
+        items=clean.items.index_fill(0, torch.tensor([0]), torch.nan),
+        queries=clean.queries.index_fill(0, torch.tensor([5]), torch.nan),
+    )
+    weight = torch.ones(6)
+    expected = evaluate(clean.to(torch.float64), weight, prior=0.1, backend="reference")
+    found = evaluate(spoiled.to(device=device), weight.to(device), prior=0.1, backend="fused")
+    assert_near(found.loss, expected.loss, found.loss.dtype)
+    for name, gradient in found.gradients.items():
+        assert_near(gradient, expected.gradients[name], dtype, name)
+
+
 @each_dtype
 @each_similarity
 def test_dimensions(kernels: None, device: torch.device, similarity: str, dtype: torch.dtype) -> None:

@@ -120,7 +120,8 @@ __global__ void __launch_bounds__(kThreads, kResident<In>)
     __syncthreads();  // the coefficients stand
     if (!task.with_gradients) continue;
 
-    // In a dead row all coefficients are 0, so that no item is read.
+    const bool regular = scratch.plan.regular;
+    const T filler = scratch.plan.filler;
     weighted_sum<kWarps, V>(
         task.items, width, dim, lanes,
         [&](int64_t c) -> Term<T> {
@@ -139,7 +140,8 @@ __global__ void __launch_bounds__(kThreads, kResident<In>)
 #pragma unroll 1
     for (int64_t d = threadIdx.x; d < dim; d += kThreads) {
       const T projected = query_inverse * (d_query[d] - along * unit_query[d]);
-      task.d_queries[b * dim + d] = task.normalized ? projected : d_query[d];
+      // The query of a dead row may hold anything.
+      task.d_queries[b * dim + d] = !regular ? filler : task.normalized ? projected : d_query[d];
     }
     __syncthreads();
   }

@@ -41,13 +41,13 @@ at::Tensor inverse_norms(const at::Tensor& x, at::ScalarType compute) {
   return norm.masked_fill(norm == 0, kInfinity).reciprocal_();
 }
 
-// [n] or [n, m] ids → their rows [.., D] in the table's dtype.
+// [n] or [n, m] ids → their rows [.., D] in the table's dtype; zeros for padding.
 at::Tensor gathered(const at::Tensor& items, const at::Tensor& ids) {
-  // Padding reads item 0. Any other negative id is sent out of range, where indexing stops it on every device.
+  // Padding reads item 0 first. Any other negative id is sent out of range, where indexing stops it on every device.
   const at::Tensor places = ids.masked_fill(ids < -1, items.size(0)).clamp_min_(0).reshape(-1);
   auto shape = ids.sizes().vec();
   shape.push_back(items.size(1));
-  return items.index_select(0, places).reshape(shape);
+  return items.index_select(0, places).reshape(shape).masked_fill_((ids < 0).unsqueeze(-1), 0);
 }
 
 at::Tensor unit_rows(const at::Tensor& x, bool normalized, at::ScalarType compute) {
@@ -134,6 +134,8 @@ void shared_negatives(const SharedNegativesCall& call) {
     if (call.normalized) {
       d_unit = (d_unit - q * (q * d_unit).sum(-1, true)) * query_inverse.narrow(0, begin, count);
     }
+    // The query of a dead row may hold anything.
+    d_unit.masked_fill_(scores.out.live.logical_not().unsqueeze(-1), 0);
     call.d_queries.narrow(0, begin, count).copy_(d_unit);
   }
   if (call.with_gradients) call.unit_queries.copy_(unit);
