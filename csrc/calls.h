@@ -91,7 +91,7 @@ void item_gradient(const cw_ext::ItemGradientCall& call);
 // Room for the order of the pairs of `rows` rows, `width` each, that the forward pass leaves for the item gradient.
 at::Tensor pair_keys(int64_t rows, int64_t width, const at::Tensor& like);
 at::Tensor pair_ends(int64_t rows, int64_t width, int64_t items, const at::Tensor& like);
-// out [B, ...] = x [B, ...] · factor [B]; x and factor in the compute dtype of out, all contiguous. `out` may be x.
+// out [B, ...] = x [B, ...] · factor [B]; x and factor in the compute dtype of out, all contiguous.
 void scale_rows(const at::Tensor& x, const at::Tensor& factor, const at::Tensor& out);
 }  // namespace cw_cpu
 

@@ -389,7 +389,7 @@ std::vector<at::Tensor> scale_rows(at::TensorList gradients, const at::Tensor& f
 }
 
 // The same, in the place of the gradients. Where the factor is 1, as it is for a mean over live rows whose own gradient is
-// 1, they are left alone: at level 1 that saves a third of all traffic.
+// 1, they are left alone: at level 1 that saves half of a step's traffic.
 void scale_rows_(at::TensorList gradients, const at::Tensor& factor) {
   for (const at::Tensor& x : gradients) {
     TORCH_CHECK_VALUE(factor.dim() == 0 || (factor.dim() == 1 && x.dim() > 0 && factor.size(0) == x.size(0)),

@@ -279,23 +279,17 @@ void reduce_rows(const cw_ext::RowOutputs& rows, bool mean, const at::Tensor& lo
 void scale_in_place(const at::Tensor& x, const at::Tensor& factor) {
   const c10::cuda::CUDAGuard guard(x.device());
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
-  const auto scale = [&](auto element) {
+  with_type(x.scalar_type(), [&](auto element) {
     using E = decltype(element);
-    using T = typename Compute<E>::type;
-    const bool per_row = factor.dim() > 0;
-    const int64_t rows = per_row ? x.size(0) : 1;
-    C10_CUDA_CHECK(launch_scale(ScaleTask<E>{output<E>(x), input<T>(factor), per_row, rows, x.numel() / rows}, stream));
-  };
-  switch (x.scalar_type()) {
-    case at::kDouble:
-      return scale(double{});
-    case at::kFloat:
-      return scale(float{});
-    case at::kBFloat16:
-      return scale(__nv_bfloat16{});
-    default:
-      TORCH_CHECK_TYPE(false, "gradients must be in fp64, fp32 or bf16, got ", x.scalar_type());
-  }
+    if constexpr (std::is_same_v<E, __half>) {
+      TORCH_CHECK_TYPE(false, "gradients are kept in fp64, fp32 or bf16, got ", x.scalar_type());
+    } else {
+      const bool per_row = factor.dim() > 0;
+      const int64_t rows = per_row ? x.size(0) : 1;
+      const ScaleTask<E> task{output<E>(x), input<typename Compute<E>::type>(factor), per_row, rows, x.numel() / rows};
+      C10_CUDA_CHECK(launch_scale(task, stream));
+    }
+  });
 }
 
 void item_gradient(const cw_ext::ItemGradientCall& call) {
