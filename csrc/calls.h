@@ -63,6 +63,9 @@ struct EmbeddingsCall {
   at::Tensor pair_ends;     // [blocks, buckets] int32   else empty
 };
 
+// How CUDA sums per item: by a rule of its own, by atomic additions, or over sorted pairs.
+enum class ItemSums : int { chosen, atomic, sorted };
+
 // The gradient of the item table: to item id(p) goes, for each pair p of the [B, W] coefficients, coefficients[p] times
 // row p / W of `sources`; and, where rows share their negatives (shared_ids defined), to item shared_ids[n] the sum over
 // rows b of scale · shared_coefficients[b, n] · row b of `sources`. Then through the normalisation, once per item.
@@ -79,6 +82,7 @@ struct ItemGradientCall {
   at::Tensor shared_coefficients;  // [B, N] T, or bf16 as the forward pass left it; or undefined
   double scale;     // of the similarity
   bool normalized;  // cosine
+  ItemSums sums;
   at::Tensor gradient;  // [I, D] in the dtype of items, uninitialised
 };
 

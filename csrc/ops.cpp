@@ -418,7 +418,8 @@ void scale_rows_(at::TensorList gradients, const at::Tensor& factor) {
 at::Tensor item_gradient(const at::Tensor& unit_queries, const OptionalTensor& factor, const at::Tensor& coefficients,
                          const at::Tensor& shared_coefficients, const at::Tensor& pair_keys,
                          const at::Tensor& pair_ends, const at::Tensor& items, const at::Tensor& pos_ids,
-                         const at::Tensor& neg_ids, const OptionalTensor& extra_ids, c10::string_view similarity) {
+                         const at::Tensor& neg_ids, const OptionalTensor& extra_ids, c10::string_view similarity,
+                         c10::string_view sums) {
   TORCH_CHECK_VALUE(unit_queries.dim() == 2 && items.dim() == 2, "unit_queries must be [B, D] and items [I, D], got ",
                     unit_queries.sizes(), " and ", items.sizes());
   const int64_t rows = unit_queries.size(0);
@@ -453,6 +454,8 @@ at::Tensor item_gradient(const at::Tensor& unit_queries, const OptionalTensor& f
   const auto [scale, normalized] = similarity_of(similarity);
   call.scale = scale;
   call.normalized = normalized;
+  call.sums = ItemSums(index_of(sums, {"chosen", "atomic", "sorted"}, "sums"));
+  TORCH_CHECK_VALUE(call.sums == ItemSums::chosen || on_cuda(items), "sums must be chosen on ", items.device());
   if (rows == 0) return at::zeros_like(call.items);
   call.gradient = empty_large(call.items.sizes(), call.items.options());
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
@@ -474,10 +477,11 @@ TORCH_LIBRARY(cw_ext, m) {
         "Tensor live, Tensor share, Tensor d_queries, Tensor unit_queries, Tensor coefficients, "
         "Tensor shared_coefficients, Tensor pair_keys, Tensor pair_ends, Tensor d_log_q, Tensor d_prior, "
         "Tensor d_threshold)");
-  // factor [B] or one number: the gradient of each row's loss, unless unit_queries have been multiplied by it.
+  // factor [B] or one number: the gradient of each row's loss, unless unit_queries have been multiplied by it. sums:
+  // "chosen", or on CUDA "atomic" or "sorted", to measure which to choose.
   m.def("item_gradient(Tensor unit_queries, Tensor? factor, Tensor coefficients, Tensor shared_coefficients, "
         "Tensor pair_keys, Tensor pair_ends, Tensor items, Tensor pos_ids, Tensor neg_ids, Tensor? extra_ids, "
-        "str similarity) -> Tensor");
+        "str similarity, str sums=\"chosen\") -> Tensor");
   // gradients [B, ...] each, factor [B] or one number.
   m.def("scale_rows(Tensor[] gradients, Tensor factor, ScalarType dtype) -> Tensor[]");
   m.def("scale_rows_(Tensor(a!)[] gradients, Tensor factor) -> ()");

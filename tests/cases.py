@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cw_ext import cw_loss, cw_loss_from_embeddings
 
@@ -369,3 +370,21 @@ def against_truth(
     weight = None if grad_output is None else grad_output.to(device)
     fused = evaluate(there, weight, backend="fused", **arguments)
     assert_as_good(fused, unfused, truth, dtype, cancelled, exponents)
+
+
+class _ItemGradient(TorchDispatchMode):
+    """The arguments of the op's last call."""
+
+    arguments: tuple[Any, ...] = ()
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if op.name() == "cw_ext::item_gradient":
+            self.arguments = args
+        return op(*args, **(kwargs or {}))
+
+
+def item_gradient_arguments(case: Embeddings) -> list[Any]:
+    """What the backward pass of the case hands to the op, every row's gradient being 1."""
+    with _ItemGradient() as mode:
+        evaluate(case, torch.ones(len(case.queries), device=case.queries.device), backend="fused")
+    return [a.detach().clone() if isinstance(a, Tensor) else a for a in mode.arguments]

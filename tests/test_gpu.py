@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import epoch, gpu, reporting, throughput, timing, training
+from benchmarks import epoch, gpu, item_sums, reporting, throughput, timing, training
 
 SCRIPT = Path(__file__).parent.parent / ".ci" / "gpu"
 
@@ -41,13 +41,38 @@ def test_a_result_names_its_gpu(monkeypatch):
     assert "gpu" not in reporting.environment()
 
 
-@pytest.mark.parametrize("benchmark", [throughput, epoch, training])
+@pytest.mark.parametrize("benchmark", [throughput, item_sums, epoch, training])
 def test_a_gpu_that_is_not_there_is_one_line(benchmark, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert benchmark.main(["--device", "cuda", "--out", str(tmp_path / "out")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: --device cuda: expected a GPU that torch can use, got none")
     assert not (tmp_path / "out").exists()
+
+
+# --- benchmarks/item_sums.py ---
+
+
+def test_both_ways_to_sum_are_timed_on_the_same_pairs(monkeypatch):
+    seen = {}
+
+    def stand_in(
+        sources, factor, coefficients, shared, keys, ends, table, pos_ids, neg_ids, extra_ids, similarity, way
+    ):
+        seen.setdefault(way, (sources, coefficients, table, pos_ids, neg_ids))
+        assert all(a is b for a, b in zip(seen[way], next(iter(seen.values()))))
+        return table
+
+    monkeypatch.setattr(item_sums, "item_gradient", stand_in)
+    result = item_sums.measure(3, 7, 4, 50, device="cpu")
+    assert set(seen) == {"atomic", "sorted"}
+    sources, coefficients, table, pos_ids, neg_ids = seen["sorted"]
+    assert [tuple(t.shape) for t in seen["sorted"]] == [(3, 4), (3, 8), (50, 4), (3,), (3, 7)]
+    assert neg_ids.min() >= 0 and neg_ids.max() < 50
+    medians = {way: quantiles["median"] for way, quantiles in result["seconds"].items()}
+    assert result["pairs"] == coefficients.numel()
+    assert result["speedup_sorted"] == medians["atomic"] / medians["sorted"]
+    assert f"{result['speedup_sorted']:.2f}" in item_sums.describe([result])
 
 
 # --- .ci/gpu ---
@@ -133,20 +158,21 @@ def machine(tmp_path) -> Machine:
 def test_every_step_runs_on_the_gpu_that_is_there(machine, tmp_path):
     done, results, calls = machine.run("--data", tmp_path, "--cce", machine.out.parent / "bin")
     assert done.returncode == 0
-    steps = ["build", "tests", "throughput", "memcheck", "racecheck", "epoch", "training"]
+    steps = ["build", "tests", "throughput", "item_sums", "memcheck", "racecheck", "epoch", "training"]
     assert results == dict.fromkeys(steps, "ok")
     assert calls[0] == "python3 setup.py build_ext --inplace 9.0"
     assert [call.split()[2] for call in calls[1:]] == [
         "pytest",
         "benchmarks.throughput",
+        "benchmarks.item_sums",
         "pytest",
         "pytest",
         "benchmarks.epoch",
         "benchmarks.training",
     ]
     assert all("--device cuda" in call for call in calls if "benchmarks." in call)
-    assert f"--out {machine.out}/throughput --budget 400 --cce {tmp_path}/bin" in calls[2]
-    assert all(f"--data {tmp_path} " in call for call in calls[5:])
+    assert f"--out {machine.out}/throughput --budget 385 --cce {tmp_path}/bin" in calls[2]
+    assert all(f"--data {tmp_path} " in call for call in calls[6:])
     logs = {path.stem for path in machine.out.glob("*.log")}
     assert logs == {*steps, "machine", "summary"}
 
@@ -159,10 +185,11 @@ def test_a_failed_step_does_not_keep_the_next_ones_from_running(machine):
         "build": "failed (3)",
         "tests": "failed (1)",
         "throughput": "ok",
+        "item_sums": "ok",
         "memcheck": "ok",
         "racecheck": "ok",
     }
-    assert len(calls) == 5
+    assert len(calls) == 6
     assert (machine.out / "build.log").read_text(encoding="utf-8") == "no compiler\n"
     assert "no compiler\n" in done.stdout
 

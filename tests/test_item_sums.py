@@ -7,8 +7,18 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
-from cases import DTYPE_IDS, DTYPES, against_truth, generator, make_embeddings
+from cases import (
+    DTYPE_IDS,
+    DTYPES,
+    against_truth,
+    assert_near,
+    generator,
+    item_gradient_arguments,
+    make_embeddings,
+)
 from torch import Tensor
+
+from cw_ext import build_config
 
 # Pairs of a part where there are few: csrc/cuda/sorted_sum.cu.
 SPAN = 32
@@ -78,3 +88,19 @@ def test_rows_without_a_gradient(kernels: None, device: torch.device) -> None:
         losses = kept.loss(reduction="none", backend="reference")
         losses.backward(row_weights)
         torch.testing.assert_close(leaves.items.grad, kept.items.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["own", "shared"])
+def test_both_ways_to_sum(kernels: None, device: torch.device, shared: bool) -> None:
+    """CUDA does as asked, whatever it would choose; the CPU has one way."""
+    case = make_embeddings(20, 300, 20, 30, 2, seed=129, padding=True, shared=shared).to(torch.float32, device)
+    arguments = item_gradient_arguments(case)
+    expected = torch.ops.cw_ext.item_gradient(*arguments)
+    for sums in ("atomic", "sorted"):
+        if device.type == "cpu" and build_config()["cuda_version"] != "emulated":
+            with pytest.raises(ValueError, match="sums must be chosen on cpu"):
+                torch.ops.cw_ext.item_gradient(*arguments, sums)
+        else:
+            assert_near(torch.ops.cw_ext.item_gradient(*arguments, sums), expected, torch.float32, sums)
+    with pytest.raises(ValueError, match="sums is unknown: both"):
+        torch.ops.cw_ext.item_gradient(*arguments, "both")

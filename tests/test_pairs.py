@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
-from cases import DTYPE_IDS, DTYPES, Case, against_truth, evaluate, generator, make_embeddings
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from cases import DTYPE_IDS, DTYPES, against_truth, generator, item_gradient_arguments, make_embeddings
 
 # Many blocks of few rows, few blocks of many rows, rows longer than a block; one bucket, and several and a part.
 SIZES = {
@@ -53,23 +49,6 @@ def test_eight_bytes_per_negative(kernels: None, dim: int) -> None:
     assert (peak - gradients) / (rows * n) <= 8
 
 
-class _ItemGradient(TorchDispatchMode):
-    """The arguments of the op's last call."""
-
-    arguments: tuple[Any, ...] = ()
-
-    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if op.name() == "cw_ext::item_gradient":
-            self.arguments = args
-        return op(*args, **(kwargs or {}))
-
-
-def _item_gradient_arguments(case: Case) -> list[Any]:
-    with _ItemGradient() as mode:
-        evaluate(case, torch.ones(6), backend="fused")
-    return [a.detach().clone() if isinstance(a, Tensor) else a for a in mode.arguments]
-
-
 KEYS, ENDS = 4, 5  # places of the op's arguments
 
 
@@ -84,7 +63,7 @@ KEYS, ENDS = 4, 5  # places of the op's arguments
 )
 def test_a_forged_order(kernels: None, place: int, value: int, message: str) -> None:
     """What the op is given does not make it read or write beyond its tensors."""
-    arguments = _item_gradient_arguments(make_embeddings(6, 9, 8, 130, seed=106).to(torch.float32))
+    arguments = item_gradient_arguments(make_embeddings(6, 9, 8, 130, seed=106).to(torch.float32))
     arguments[place].view(-1)[1] = value
     with pytest.raises(ValueError, match=message):
         torch.ops.cw_ext.item_gradient(*arguments)
@@ -93,7 +72,7 @@ def test_a_forged_order(kernels: None, place: int, value: int, message: str) -> 
 @pytest.mark.cpu_kernels
 @pytest.mark.parametrize("place", [KEYS, ENDS])
 def test_an_order_of_another_shape(kernels: None, place: int) -> None:
-    arguments = _item_gradient_arguments(make_embeddings(6, 9, 8, 130, seed=106).to(torch.float32))
+    arguments = item_gradient_arguments(make_embeddings(6, 9, 8, 130, seed=106).to(torch.float32))
     arguments[place] = arguments[place][:, :1]
     with pytest.raises(ValueError, match="must have shape"):
         torch.ops.cw_ext.item_gradient(*arguments)

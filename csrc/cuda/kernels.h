@@ -168,7 +168,8 @@ struct SortedPairs {
 template <typename T>
 cudaError_t launch_sort_keys(const ItemSumTask<T>& task, int64_t first, const SortedPairs& pairs, cudaStream_t stream);
 
-// The order is stable, so that it depends on nothing but the keys. With temporary == nullptr it only says how many bytes it needs there. sort.cu
+// The order is stable, so that it depends on nothing but the keys. With temporary == nullptr it only says how many bytes
+// it needs there. sort.cu
 cudaError_t sort_pairs(void* temporary, size_t* temporary_bytes, const SortedPairs& pairs, cudaStream_t stream);
 
 // The sums of ItemSumTask over sorted pairs, in an order that only the ids and sizes decide: sorted_sum.cu. Place

@@ -235,7 +235,9 @@ void item_gradient_of(const cw_ext::ItemGradientCall& given) {
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
   constexpr bool kInPlace = std::is_same_v<In, T>;
   const at::Tensor sum = kInPlace ? call.gradient : at::empty(call.gradient.sizes(), call.sources.options());
-  const bool sorts = at::globalContext().deterministicAlgorithms() || call.coefficients.numel() >= kLeastSorted;
+  const bool sorts = call.sums == cw_ext::ItemSums::chosen
+                         ? at::globalContext().deterministicAlgorithms() || call.coefficients.numel() >= kLeastSorted
+                         : call.sums == cw_ext::ItemSums::sorted;
   if (sorts && call.items.size(0) < std::numeric_limits<int32_t>::max()) {
     sorted_sum<T>(call, sum, stream);
   } else {
