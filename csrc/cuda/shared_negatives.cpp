@@ -35,8 +35,9 @@ at::Tensor narrowed(const at::Tensor& x, int64_t begin, int64_t count) {
   return x.defined() ? x.narrow(0, begin, count) : x;
 }
 
-// 1/|x| [..., 1] in the compute dtype; 0 for a zero row.
-at::Tensor inverse_norms(const at::Tensor& x, at::ScalarType compute) {
+// 1/|x| [..., 1] in the compute dtype, 0 for a zero row; undefined where nothing is normalised.
+at::Tensor inverse_norms(const at::Tensor& x, bool normalized, at::ScalarType compute) {
+  if (!normalized) return {};
   const at::Tensor norm = at::linalg_vector_norm(x, 2, {-1}, true, compute);
   return norm.masked_fill(norm == 0, kInfinity).reciprocal_();
 }
@@ -50,8 +51,12 @@ at::Tensor gathered(const at::Tensor& items, const at::Tensor& ids) {
   return items.index_select(0, places).reshape(shape).masked_fill_((ids < 0).unsqueeze(-1), 0);
 }
 
+at::Tensor times(const at::Tensor& x, const at::Tensor& inverse, at::ScalarType compute) {
+  return inverse.defined() ? x.to(compute) * inverse : x.to(compute);
+}
+
 at::Tensor unit_rows(const at::Tensor& x, bool normalized, at::ScalarType compute) {
-  return normalized ? x.to(compute) * inverse_norms(x, compute) : x.to(compute);
+  return times(x, inverse_norms(x, normalized, compute), compute);
 }
 
 }  // namespace
@@ -69,10 +74,11 @@ void shared_negatives(const SharedNegativesCall& call) {
   const int64_t rows = call.queries.size(0), n = call.neg_ids.size(0), m = call.extra_ids.size(1);
   const bool raw = call.items.scalar_type() == at::kBFloat16;
 
-  const at::Tensor query_inverse = call.normalized ? inverse_norms(call.queries, compute) : at::Tensor();  // [B, 1]
-  const at::Tensor unit = unit_rows(call.queries, call.normalized, compute);
-  const at::Tensor rows_of_negatives = gathered(call.items, call.neg_ids);                          // [N, D]
-  const at::Tensor negatives = unit_rows(rows_of_negatives, call.normalized, compute);
+  const at::Tensor query_inverse = inverse_norms(call.queries, call.normalized, compute);  // [B, 1]
+  const at::Tensor unit = times(call.queries, query_inverse, compute);
+  const at::Tensor rows_of_negatives = gathered(call.items, call.neg_ids);                             // [N, D]
+  const at::Tensor negative_inverse = inverse_norms(rows_of_negatives, call.normalized, compute);      // [N, 1]
+  const at::Tensor negatives = times(rows_of_negatives, negative_inverse, compute);
   const at::Tensor left = raw ? call.queries : unit * call.scale;
   const at::Tensor right = raw ? rows_of_negatives.t() : negatives.t();
   // Padding is masked out: negatives, and whole rows whose positive it is. Whether there is any is not asked, which would
@@ -81,8 +87,8 @@ void shared_negatives(const SharedNegativesCall& call) {
                                                        : at::full({rows}, raw ? call.scale : 1, unit.options()))
                                    .masked_fill_(call.pos_ids < 0, -1);
   const at::Tensor column_scale =
-      (raw && call.normalized ? inverse_norms(rows_of_negatives, compute).squeeze(-1) : at::ones({n}, unit.options()))
-          .masked_fill_(call.neg_ids < 0, -1);
+      (raw && call.normalized ? negative_inverse.squeeze(-1) : at::ones({n}, unit.options()))
+          .masked_fill(call.neg_ids < 0, -1);
   const at::Tensor carried = finite_or_zero(raw ? negatives.to(at::kBFloat16) : negatives);
 
   const int64_t block = std::max<int64_t>(1, kBlockElements / n);
