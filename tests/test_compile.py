@@ -7,7 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from cases import Case, Result, assert_near, evaluate, exact, generator, make_embeddings, make_scores
+from cases import (
+    Case,
+    Result,
+    assert_near,
+    evaluate,
+    exact,
+    generator,
+    item_gradient_arguments,
+    make_embeddings,
+    make_scores,
+)
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -196,6 +206,13 @@ def test_opcheck_without_gradients(kernels: None, device: torch.device) -> None:
         assert len(mode.calls) == 1
         for op, args, kwargs in mode.calls:
             torch.library.opcheck(op, args, kwargs)
+
+
+@pytest.mark.parametrize(("sums", "message"), [("both", "sums is unknown: both"), ("sorted", "must be chosen on cpu")])
+def test_a_way_to_sum_that_is_not_there(kernels: None, sums: str, message: str) -> None:
+    arguments = item_gradient_arguments(_embeddings())
+    with pytest.raises(ValueError, match=message):
+        torch.ops.cw_ext.item_gradient(*arguments, sums)
 
 
 def test_the_kernels_ran(kernels: None) -> None:
