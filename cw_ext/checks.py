@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from numbers import Integral, Real
+
 import torch
 from torch import Tensor
 
@@ -16,6 +19,26 @@ def _names(dtypes: tuple[torch.dtype, ...]) -> str:
 def is_tensor(name: str, value: object) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+
+
+def whole_number(name: str, value: object, smallest: int, largest: int | None = None) -> None:
+    expected = f"an integer ≥ {smallest}" if largest is None else f"an integer in [{smallest}, {largest}]"
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be {expected}, got {type(value).__name__}")
+    if value < smallest or (largest is not None and value > largest):
+        raise ValueError(f"{name} must be {expected}, got {value}")
+
+
+def non_negative_number(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number ≥ 0, got {type(value).__name__}")
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name} must be a number ≥ 0, got {value}")
+
+
+def flag(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
 
 
 def has_dtype(name: str, tensor: Tensor, allowed: tuple[torch.dtype, ...]) -> None:
@@ -108,8 +131,8 @@ def scores(pos: Tensor, neg: Tensor, extra: Tensor | None) -> None:
             )
 
 
-def embeddings(queries: Tensor, items: Tensor, pos_ids: Tensor, neg_ids: Tensor, extra_ids: Tensor | None) -> None:
-    """Level 2's tensors."""
+def embeddings(queries: Tensor, items: Tensor, pos_ids: Tensor, extra_ids: Tensor | None) -> None:
+    """The tensors of a batch, but for its negatives."""
     has_dtype("queries", queries, FLOATING)
     is_tensor("items", items)
     matches("items", items, "queries", queries)
@@ -122,11 +145,20 @@ def embeddings(queries: Tensor, items: Tensor, pos_ids: Tensor, neg_ids: Tensor,
         raise ValueError(f"items must have shape [I, D] with queries' D = {dim}, got {tuple(items.shape)}")
     if rows and items.shape[0] == 0:
         raise ValueError(f"items must have at least one row (I ≥ 1), got shape {tuple(items.shape)}")
-    for name, ids in (("pos_ids", pos_ids), ("neg_ids", neg_ids), ("extra_pos_ids", extra_ids)):
+    for name, ids in (("pos_ids", pos_ids), ("extra_pos_ids", extra_ids)):
         if ids is not None:
             has_dtype(name, ids, INTEGER)
             matches(name, ids, "queries", queries, dtype=False)
     has_shape("pos_ids", pos_ids, (rows,), "one id per row of queries")
+    if extra_ids is not None and (extra_ids.dim() != 2 or extra_ids.shape[0] != rows):
+        raise ValueError(f"extra_pos_ids must have shape [B, M] with queries' B = {rows}, got {tuple(extra_ids.shape)}")
+
+
+def negative_ids(neg_ids: Tensor, queries: Tensor) -> None:
+    """[B, N], or [N] where all rows share them."""
+    has_dtype("neg_ids", neg_ids, INTEGER)
+    matches("neg_ids", neg_ids, "queries", queries, dtype=False)
+    rows = queries.shape[0]
     if neg_ids.dim() not in (1, 2) or (neg_ids.dim() == 2 and neg_ids.shape[0] != rows):
         raise ValueError(
             f"neg_ids must have shape [B, N] with queries' B = {rows}, or [N] where all rows share them, "
@@ -134,16 +166,13 @@ def embeddings(queries: Tensor, items: Tensor, pos_ids: Tensor, neg_ids: Tensor,
         )
     if neg_ids.shape[-1] == 0:
         raise ValueError(f"neg_ids must hold at least one negative per row (N ≥ 1), got shape {tuple(neg_ids.shape)}")
-    if extra_ids is not None and (extra_ids.dim() != 2 or extra_ids.shape[0] != rows):
-        raise ValueError(f"extra_pos_ids must have shape [B, M] with queries' B = {rows}, got {tuple(extra_ids.shape)}")
 
 
-def ids_in_range(name: str, ids: Tensor | None, num_items: int) -> None:
+def ids_in_range(name: str, ids: Tensor | None, count: int, *, padding: bool = True) -> None:
     """Values of ids on the CPU; on CUDA, and inside torch.compile, indexing itself checks."""
     if ids is None or ids.device.type != "cpu" or ids.numel() == 0 or torch.compiler.is_compiling():
         return
-    outside = (ids < -1) | (ids >= num_items)
+    outside = (ids < (-1 if padding else 0)) | (ids >= count)
     if outside.any():
-        raise IndexError(
-            f"{name} must be in [0, {num_items}), or −1 for padding, got {ids[outside].flatten()[0].item()}"
-        )
+        expected = f"in [0, {count})" + (", or −1 for padding" if padding else "")
+        raise IndexError(f"{name} must be {expected}, got {ids[outside].flatten()[0].item()}")

@@ -1,0 +1,349 @@
+"""The known positives of every query, for drawing negatives that are not among them."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import os
+import re
+import warnings
+import zipfile
+from collections.abc import Iterator, Sequence
+from numbers import Integral
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cw_ext import checks
+from cw_ext.alias import Popularity, popularity_table
+
+DISTRIBUTIONS = ("uniform", "popularity")
+
+_INTEGER = {
+    torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int8, torch.int16, torch.int32, torch.int64
+}  # fmt: skip
+_LARGEST_ITEM_COUNT = 2**31 - 1
+# Below this a weight's logarithm is cut off, so that an item that occurs has a mass whatever the exponent.
+_SMALLEST_LOG_WEIGHT = -700.0
+_FIRST_ID = re.compile(r"\s*[+-]?[0-9]+ *([\t,;]?)")
+
+Ids = Tensor | np.ndarray | Sequence[int]
+
+
+class Interactions:
+    """Which items each query is known to like: pairs (query, item), sorted, each once, as a CSR.
+
+    Attributes:
+        num_queries, num_items: ids lie in [0, num_queries) and [0, num_items).
+        starts: int64 [num_queries + 1]; query q's items are items[starts[q]:starts[q + 1]].
+        items: int32 [number of distinct pairs], increasing within each query.
+        item_counts: int64 [num_items], how many queries each item occurs with.
+        most_per_query: the length of the longest history, 0 if there is none.
+        num_occurring: how many items occur at all.
+    """
+
+    num_queries: int
+    num_items: int
+    starts: Tensor
+    items: Tensor
+    item_counts: Tensor
+    most_per_query: int
+    num_occurring: int
+
+    def __init__(self, query_ids: Ids, item_ids: Ids, *, num_queries: int, num_items: int) -> None:
+        """Sort the pairs by query and item; what occurs twice is kept once.
+
+        Args:
+            query_ids, item_ids: [P] each, P ≥ 0: tensors of any integer dtype, numpy arrays or lists; pair k is
+                (query_ids[k], item_ids[k]), in any order.
+            num_queries, num_items: the ranges of the ids, at least 1; num_items at most 2³¹ − 1.
+
+        The result lies on the device of `query_ids` where that is a tensor, else on the CPU.
+
+        Raises:
+            TypeError, ValueError: the message names the argument, what was expected and what came.
+            IndexError: an id out of range, with its position.
+        """
+        self.num_queries = _size("num_queries", num_queries)
+        self.num_items = _size("num_items", num_items)
+        if self.num_items > _LARGEST_ITEM_COUNT:
+            raise ValueError(f"num_items must be at most 2**31 - 1, got {num_items}")
+        if self.num_queries * self.num_items >= 2**63:  # the pairs are numbered
+            raise ValueError(f"num_queries * num_items must be below 2**63, got {num_queries} * {num_items}")
+        device = query_ids.device if isinstance(query_ids, Tensor) else torch.device("cpu")
+        if isinstance(item_ids, Tensor) and item_ids.device != device:
+            raise ValueError(f"item_ids must be on the device of query_ids, {device}, got {item_ids.device}")
+        query_ids = _ids("query_ids", query_ids)
+        item_ids = _ids("item_ids", item_ids)
+        if len(query_ids) != len(item_ids):
+            raise ValueError(f"item_ids must have the length of query_ids, {len(query_ids)}, got {len(item_ids)}")
+        queries = _in_range("query_ids", query_ids, self.num_queries).to(device)
+        items = _in_range("item_ids", item_ids, self.num_items).to(device)
+
+        pairs = torch.unique(queries * self.num_items + items)  # sorted, too
+        queries, items = pairs // self.num_items, pairs % self.num_items
+        self.items = items.int()
+        self.item_counts = torch.bincount(items, minlength=self.num_items)
+        lengths = torch.bincount(queries, minlength=self.num_queries)
+        self.starts = torch.zeros(self.num_queries + 1, dtype=torch.int64, device=device)
+        torch.cumsum(lengths, 0, out=self.starts[1:])
+        # Read back once, so that no batch has to wait for the device to learn that it can be drawn for.
+        self.most_per_query = int(lengths.max())
+        self.num_occurring = int((self.item_counts > 0).sum())
+        self._tables: dict[float, Popularity] = {}
+
+    @classmethod
+    def from_scipy(cls, matrix: Any) -> Interactions:
+        """The positions of a sparse matrix's non-zero values.
+
+        Args:
+            matrix: any scipy.sparse matrix or array [num_queries, num_items]. Only whether a value is zero counts;
+                entries at the same position are summed first, as scipy understands them.
+
+        Raises:
+            TypeError: no scipy.sparse matrix. ValueError: not two dimensions, or one of them is 0.
+        """
+        query_ids, item_ids, shape = _nonzeros(matrix)
+        return cls(query_ids, item_ids, num_queries=shape[0], num_items=shape[1])
+
+    @classmethod
+    def from_file(
+        cls, path: str | os.PathLike[str], *, num_queries: int | None = None, num_items: int | None = None
+    ) -> Interactions:
+        """Read pairs from a text file, or from an .npz that scipy.sparse.save_npz wrote.
+
+        Args:
+            path: a text file (UTF-8) with a query id and an item id per line, both from 0, separated by a tab, a
+                comma, a semicolon or blanks, as in its first pair. Further columns and empty lines are ignored, and
+                so is a first line that does not begin with an integer. Or an .npz (which needs scipy).
+            num_queries, num_items: the ranges of the ids; by default the largest id + 1, or the matrix's shape.
+
+        Raises:
+            OSError: the file cannot be read; FileNotFoundError if it is not there.
+            ValueError: the content is not as above (the message names file and line), or there is no pair and no
+                number of queries and items either.
+            IndexError: an id beyond `num_queries` or `num_items`.
+        """
+        path = Path(path)
+        if path.suffix == ".npz":
+            query_ids, item_ids, shape = _nonzeros(_load_npz(path))
+        else:
+            query_ids, item_ids = _read_pairs(path)
+            if len(query_ids) == 0 and (num_queries is None or num_items is None):
+                raise ValueError(f"{path}: expected a pair of ids, or num_queries and num_items, got an empty file")
+            shape = tuple(int(ids.max(initial=0)) + 1 for ids in (query_ids, item_ids))
+        return cls(
+            query_ids,
+            item_ids,
+            num_queries=shape[0] if num_queries is None else num_queries,
+            num_items=shape[1] if num_items is None else num_items,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors lie."""
+        return self.starts.device
+
+    def to(self, device: torch.device | str | int) -> Interactions:
+        """The same interactions on the device: this object if it is there already."""
+        starts = self.starts.to(device)
+        if starts is self.starts:
+            return self
+        moved = copy.copy(self)
+        moved.starts, moved.items, moved.item_counts = starts, self.items.to(device), self.item_counts.to(device)
+        return moved
+
+    def popularity(self, exponent: float) -> Popularity:
+        """A table for drawing items with probability proportional to item_counts ** exponent.
+
+        Made once for each exponent, and kept. Items that never occur are never drawn.
+
+        Args:
+            exponent: a number ≥ 0; with 0 all items that occur are equally likely.
+
+        Raises:
+            TypeError, ValueError: no such number, or there are no interactions.
+            RuntimeError: a first call inside torch.compile.
+        """
+        checks.non_negative_number("exponent", exponent)
+        self._check_any_occurs()
+        exponent = float(exponent)
+        if exponent not in self._tables:
+            if torch.compiler.is_compiling():
+                raise RuntimeError(
+                    "torch.compile cannot trace how a popularity table is made: before, call once "
+                    f"interactions.popularity({exponent})"
+                )
+            counts = self.item_counts.double()
+            logs = (exponent * (counts / counts.max()).log()).clamp(min=_SMALLEST_LOG_WEIGHT)
+            self._tables[exponent] = popularity_table(torch.where(counts > 0, logs.exp(), 0.0))
+        return self._tables[exponent]
+
+    def check_has_negatives(self, query_ids: Tensor, distribution: str) -> None:
+        """Refuse queries that know every item that could be drawn for them.
+
+        Nothing is looked at, and no device waited for, unless there is such a query at all.
+
+        Args:
+            query_ids: any shape, int32 or int64, on this device, in [0, num_queries).
+            distribution: "uniform" draws from all items, "popularity" from those that occur.
+
+        Raises:
+            ValueError: names the first such query; or nothing occurs, so that there is no popularity.
+        """
+        if distribution not in DISTRIBUTIONS:
+            raise ValueError(f"distribution must be one of {', '.join(map(repr, DISTRIBUTIONS))}, got {distribution!r}")
+        uniform = distribution == "uniform"
+        if not uniform:
+            self._check_any_occurs()
+        drawable = self.num_items if uniform else self.num_occurring
+        if self.most_per_query < drawable:
+            return
+        ids = query_ids.reshape(-1).long()
+        full = ids[self.starts[ids + 1] - self.starts[ids] >= drawable]
+        if full.numel():
+            raise ValueError(
+                f"query_ids: query {full[0].item()} has all {drawable} items{'' if uniform else ' that occur'} "
+                "as known positives, so no negative can be drawn for it"
+            )
+
+    def __len__(self) -> int:
+        """The number of distinct pairs."""
+        return self.items.numel()
+
+    def __repr__(self) -> str:
+        sizes = f"num_queries={self.num_queries}, num_items={self.num_items}, pairs={len(self)}"
+        return f"{type(self).__name__}({sizes}, device='{self.device}')"
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The tables are quickly made again, on whatever device the copy will be.
+        return self.__dict__ | {"_tables": {}}
+
+    def _check_any_occurs(self) -> None:
+        if self.num_occurring == 0:
+            raise ValueError("no item occurs in any interaction, so none can be drawn by popularity")
+
+
+def _size(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be an integer ≥ 1, got {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{name} must be ≥ 1, got {value}")
+    return int(value)
+
+
+def _ids(name: str, value: Ids) -> Tensor | np.ndarray:
+    """A one-dimensional tensor or array of integers."""
+    if isinstance(value, Tensor):
+        integer = value.dtype in _INTEGER
+    else:
+        is_array = isinstance(value, np.ndarray)
+        try:
+            value = np.asarray(value)
+        except ValueError:  # numpy's word for lists of different lengths
+            raise ValueError(f"{name} must have shape [P], got sequences of different lengths") from None
+        # An empty list has no dtype of its own.
+        integer = value.dtype.kind in "iu" or (not is_array and value.size == 0)
+    if not integer:
+        raise TypeError(f"{name} must hold integers, got {str(value.dtype).removeprefix('torch.')}")
+    if value.ndim != 1:
+        raise ValueError(f"{name} must have shape [P], got {tuple(value.shape)}")
+    return value
+
+
+def _in_range(name: str, ids: Tensor | np.ndarray, size: int) -> Tensor:
+    """The ids as an int64 tensor."""
+    # A copy of an array: it may be read-only, or have strides or an order of bytes that torch has not.
+    wide = ids.long() if isinstance(ids, Tensor) else torch.from_numpy(ids.astype(np.int64))
+    outside = (wide < 0) | (wide >= size)
+    if outside.any():
+        position = int(outside.nonzero()[0])
+        # From the original, as an id of 64 bits without a sign may have become another.
+        raise IndexError(f"{name} must be in [0, {size}), got {ids[position].item()} at position {position}")
+    return wide
+
+
+def _nonzeros(matrix: Any) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
+    """(query ids, item ids, shape) of a scipy.sparse matrix."""
+    if not hasattr(matrix, "tocsr"):
+        raise TypeError(f"matrix must be a scipy.sparse matrix or array, got {type(matrix).__name__}")
+    if len(matrix.shape) != 2:
+        raise ValueError(f"matrix must have shape [num_queries, num_items], got {tuple(matrix.shape)}")
+    csr = matrix.tocsr(copy=True)
+    csr.sum_duplicates()
+    csr.eliminate_zeros()
+    num_queries, num_items = map(int, csr.shape)
+    return np.repeat(np.arange(num_queries), np.diff(csr.indptr)), csr.indices, (num_queries, num_items)
+
+
+def _load_npz(path: Path) -> Any:
+    try:
+        from scipy.sparse import load_npz
+    except ImportError:
+        raise ImportError(f"{path}: reading an .npz needs scipy, which is not installed") from None
+    try:
+        return load_npz(path)
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: expected an .npz that scipy.sparse.save_npz wrote, got: {error}") from None
+
+
+def _read_pairs(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Query and item ids of a text file, int64 [P] each."""
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            # Filtered here, since for numpy a line of blanks between commas is no empty line.
+            lines = filter(str.strip, file)
+            first = next(lines, None)
+            if first is not None and not _FIRST_ID.match(first):
+                first = next(lines, None)
+            if first is None:
+                return np.empty(0, np.int64), np.empty(0, np.int64)
+            separator = _separator(first)
+            with warnings.catch_warnings():
+                # Older versions of numpy warn and go on where 1.5 is to be an integer.
+                warnings.simplefilter("error", DeprecationWarning)
+                pairs = np.loadtxt(
+                    itertools.chain([first], lines),
+                    dtype=np.int64,
+                    delimiter=separator,
+                    comments=None,
+                    usecols=(0, 1),
+                    ndmin=2,
+                )
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: expected UTF-8 text, got other bytes") from None
+    except (ValueError, DeprecationWarning) as error:
+        _blame_line(path, error)
+    if pairs.min() < 0:
+        _blame_line(path)
+    return pairs[:, 0], pairs[:, 1]
+
+
+def _separator(first: str) -> str | None:
+    """What separates the columns, from the first pair; None for blanks."""
+    match = _FIRST_ID.match(first)
+    return (match[1] or None) if match else None
+
+
+def _blame_line(path: Path, error: Exception | None = None) -> NoReturn:
+    """Raise for the first line of the file that is no pair of ids."""
+    with path.open(encoding="utf-8-sig") as file:
+        lines: Iterator[tuple[int, str]] = ((n, line.rstrip("\n")) for n, line in enumerate(file, 1) if line.strip())
+        number, line = next(lines)
+        if not _FIRST_ID.match(line):
+            number, line = next(lines)
+        separator = _separator(line)
+        for number, line in itertools.chain([(number, line)], lines):
+            ids = [token.strip() for token in line.split(separator)[:2]]
+            if len(ids) == 2 and all(re.fullmatch(r"\+?[0-9]{1,19}", i) and int(i) < 2**63 for i in ids):
+                continue
+            name = {"\t": "a tab", ",": "a comma", ";": "a semicolon", None: "blanks"}[separator]
+            shown = line if len(line) <= 60 else line[:57] + "..."
+            raise ValueError(
+                f"{path}, line {number}: expected a query id and an item id, integers from 0, separated by {name}, "
+                f"got {shown!r}"
+            )
+    raise ValueError(f"{path}: expected two ids per line, got: {error}")
