@@ -17,5 +17,7 @@ inline bool on_cuda([[maybe_unused]] const at::Tensor& x) {
 void run_scores(const ScoresCall& call);
 void run_embeddings(const EmbeddingsCall& call);
 void run_item_gradient(const ItemGradientCall& call);
+struct SharedNegativesCall;
+void run_shared_negatives(const SharedNegativesCall& call);
 
 }  // namespace cw_ext

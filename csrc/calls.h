@@ -22,6 +22,25 @@ struct RowOutputs {
   at::Tensor d_threshold;  // [B] T
 };
 
+// Known positives, CSR: those of query u are known[starts[u]:starts[u + 1]], sorted and distinct. Undefined: none are known.
+struct History {
+  at::Tensor query_ids;  // [B] int64
+  at::Tensor starts;     // [Q + 1] int64
+  at::Tensor known;      // [P] int32
+};
+
+// Negatives that are drawn: draw.h has the rule.
+struct Draws {
+  at::Tensor seed;  // [] int64
+  History history;
+  int64_t num_items;
+  int64_t n;               // per row
+  at::Tensor thresholds;   // [I] uint32, these three for popular negatives only: see NegativeSource
+  at::Tensor aliases;      // [I] int32
+  at::Tensor masses;       // [I] fp64
+  at::Tensor log_weights;  // [I] T, or undefined: what an item's log q is wherever it is drawn
+};
+
 // Level 1. Rows may have any stride; within a row elements are contiguous.
 struct ScoresCall {
   LossArguments arguments;
@@ -31,6 +50,7 @@ struct ScoresCall {
   at::Tensor log_q;  // [B, N] T, or undefined
   at::Tensor row_scale;     // [B] T, both or none: the negatives' scores are neg · row_scale · column_scale, and a negative
   at::Tensor column_scale;  // [N] T               one of the two masks out. Only CUDA's level 2 gives them
+  at::Tensor excluded;      // [B] int32, or undefined: so many of the scores of −∞ are no negatives. CUDA's level 2 only
   PerRow prior;
   PerRow threshold;
   bool with_gradients;
@@ -63,6 +83,12 @@ struct EmbeddingsCall {
   at::Tensor pair_ends;     // [blocks, buckets] int32   else empty
 };
 
+// Level 3. What is drawn is drawn again wherever it is needed, a bounded part of the batch at a time.
+struct SampledCall {
+  EmbeddingsCall rows;  // without neg_ids, log_q, pair_keys and pair_ends; coefficients in the order of the pairs, or
+  Draws draws;          // undefined, where they are not to be kept
+};
+
 // How CUDA sums per item: by a rule of its own, by atomic additions, or over sorted pairs.
 enum class ItemSums : int { chosen, atomic, sorted };
 
@@ -80,10 +106,18 @@ struct ItemGradientCall {
   at::Tensor neg_ids;       // [B, N] int32 or int64, or undefined
   at::Tensor shared_ids;    // [N] int64, or undefined
   at::Tensor shared_coefficients;  // [B, N] T, or bf16 as the forward pass left it; or undefined
+  at::Tensor initial;  // [I, D] T, or undefined: sums to add to
   double scale;     // of the similarity
   bool normalized;  // cosine
   ItemSums sums;
   at::Tensor gradient;  // [I, D] in the dtype of items, uninitialised
+};
+
+// The same for level 3.
+struct SampledItemGradientCall {
+  ItemGradientCall gradient;  // without neg_ids and what is shared; coefficients [B, 1 + M + N] in the order of the pairs, or
+  EmbeddingsCall rows;        // undefined: then they are computed again from these, without d_queries and unit_queries
+  Draws draws;
 };
 
 }  // namespace cw_ext
@@ -92,6 +126,10 @@ namespace cw_cpu {
 void scores(const cw_ext::ScoresCall& call);
 void embeddings(const cw_ext::EmbeddingsCall& call);
 void item_gradient(const cw_ext::ItemGradientCall& call);
+// out [rows, N] int32, uninitialised
+void draw(const cw_ext::Draws& draws, const at::Tensor& out);
+void sampled(const cw_ext::SampledCall& call);
+void sampled_item_gradient(const cw_ext::SampledItemGradientCall& call);
 // Room for the order of the pairs of `rows` rows, `width` each, that the forward pass leaves for the item gradient.
 at::Tensor pair_keys(int64_t rows, int64_t width, const at::Tensor& like);
 at::Tensor pair_ends(int64_t rows, int64_t width, int64_t items, const at::Tensor& like);
@@ -103,6 +141,9 @@ namespace cw_cuda {
 void scores(const cw_ext::ScoresCall& call);
 void embeddings(const cw_ext::EmbeddingsCall& call);
 void item_gradient(const cw_ext::ItemGradientCall& call);
+void draw(const cw_ext::Draws& draws, const at::Tensor& out);
+void sampled(const cw_ext::SampledCall& call);
+void sampled_item_gradient(const cw_ext::SampledItemGradientCall& call);
 // loss [] = the sum of the rows' losses, over the number of live rows if `mean`; then also share [] = rows over live rows.
 void reduce_rows(const cw_ext::RowOutputs& rows, bool mean, const at::Tensor& loss, const at::Tensor& share);
 // x [B, ...] times factor, [B] or one number; where that is 1, x is neither read nor written.

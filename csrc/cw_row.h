@@ -19,17 +19,6 @@
 
 #include "kernel_types.h"
 
-#if defined(__CUDACC__)
-#define CW_INLINE __host__ __device__ __forceinline__
-#else
-#define CW_INLINE inline __attribute__((always_inline))
-#endif
-
-// One translation unit per instruction set includes this header under a namespace of its own.
-#ifndef CW_NAMESPACE
-#define CW_NAMESPACE cw
-#endif
-
 namespace CW_NAMESPACE {
 
 enum class Weighting : int { none, sigmoid, exponential, linear };

@@ -3,6 +3,17 @@
 
 #include <cstdint>
 
+#if defined(__CUDACC__)
+#define CW_INLINE __host__ __device__ __forceinline__
+#else
+#define CW_INLINE inline __attribute__((always_inline))
+#endif
+
+// The headers of mathematics are included by one translation unit per instruction set, each under a namespace of its own.
+#ifndef CW_NAMESPACE
+#define CW_NAMESPACE cw
+#endif
+
 namespace cw_ext {
 
 // The arguments of the loss as the user gave them; cw_row.h's make_parameters() takes them.

@@ -1,15 +1,10 @@
-// The ops: schemas, checks and allocation, once for all backends.
-//
-// Python checks what a user hands over and words it for him (cw_ext/checks.py). The checks here keep memory safe
-// whoever calls the op.
-#include <ATen/ATen.h>
+// The ops: schemas, checks and allocation, once for all backends. Those that draw negatives, or
+// take all items: ops_sampled.cpp.
 #include <torch/library.h>
 
-#include <string>
 #include <tuple>
 
-#include "allocate.h"
-#include "backend.h"
+#include "op_arguments.h"
 #include "shared_negatives.h"
 
 namespace cw_ext {
@@ -43,135 +38,6 @@ void run_shared_negatives(const SharedNegativesCall& call) {
 }
 
 namespace {
-
-using OptionalTensor = std::optional<at::Tensor>;
-
-// The arguments of the loss, in the order of cw_ext.parameters.RowParameters.
-#define CW_LOSS_SCHEMA                                                                                \
-  "Tensor? prior_rows, float prior, Tensor? threshold_rows, float threshold, float temperature, "    \
-  "str weighting, float weight_temperature, bool detach_weights, bool normalize_weights, "           \
-  "float floor, float? min_margin, float? confidence_temperature, bool include_positive, str surrogate"
-#define CW_LOSS_PARAMETERS                                                                            \
-  const OptionalTensor &prior_rows, double prior, const OptionalTensor &threshold_rows,              \
-      double threshold, double temperature, c10::string_view weighting, double weight_temperature,   \
-      bool detach_weights, bool normalize_weights, double floor, std::optional<double> min_margin,   \
-      std::optional<double> confidence_temperature, bool include_positive, c10::string_view surrogate
-#define CW_LOSS_ARGUMENTS                                                                             \
-  loss_arguments(temperature, weighting, weight_temperature, detach_weights, normalize_weights,      \
-                 floor, min_margin, confidence_temperature, include_positive, surrogate, reduction, rows)
-
-int index_of(c10::string_view value, std::initializer_list<c10::string_view> choices, const char* name) {
-  int i = 0;
-  for (const auto choice : choices) {
-    if (choice == value) return i;
-    ++i;
-  }
-  TORCH_CHECK_VALUE(false, name, " is unknown: ", std::string(value));
-}
-
-LossArguments loss_arguments(double temperature, c10::string_view weighting, double weight_temperature,
-                             bool detach_weights, bool normalize_weights, double floor,
-                             std::optional<double> min_margin, std::optional<double> confidence_temperature,
-                             bool include_positive, c10::string_view surrogate, c10::string_view reduction,
-                             int64_t rows) {
-  // The gradient of a mean comes out divided by all rows, so that where all are live nothing is left to multiply.
-  const double gradient_scale = reduction == "mean" && rows > 0 ? 1.0 / double(rows) : 1.0;
-  return {temperature,
-          index_of(weighting, {"none", "sigmoid", "exponential", "linear"}, "weighting"),
-          weight_temperature,
-          detach_weights,
-          normalize_weights,
-          floor,
-          min_margin.has_value(),
-          min_margin.value_or(0),
-          confidence_temperature.has_value(),
-          confidence_temperature.value_or(1),
-          include_positive,
-          index_of(surrogate, {"exp", "tanh", "atan", "relu"}, "surrogate"),
-          gradient_scale};
-}
-
-at::ScalarType compute_type(const at::Tensor& x) { return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
-
-// What the gradients of the negatives' scores are kept in until backward. CUDA keeps bf16 in bf16, which has the range of
-// fp32; in fp16 those of a mean would vanish.
-at::TensorOptions kept_options(const at::Tensor& like) {
-  const bool narrow = on_cuda(like) && like.scalar_type() == at::kBFloat16;
-  return like.options().dtype(narrow ? at::kBFloat16 : compute_type(like));
-}
-
-void check_shape(const at::Tensor& x, at::IntArrayRef shape, const char* name, const at::Tensor& like) {
-  TORCH_CHECK_VALUE(x.sizes() == shape, name, " must have shape ", shape, ", got ", x.sizes());
-  TORCH_CHECK_VALUE(x.device() == like.device(), name, " must be on ", like.device(), ", got ", x.device());
-}
-
-void check_type(const at::Tensor& x, at::ScalarType type, const char* name) {
-  TORCH_CHECK_TYPE(x.scalar_type() == type, name, " must have dtype ", type, ", got ", x.scalar_type());
-}
-
-PerRow per_row(const OptionalTensor& rows, double value, int64_t count, const char* name, const at::Tensor& like) {
-  if (!rows) return {at::Tensor(), value};
-  check_shape(*rows, {count}, name, like);
-  check_type(*rows, compute_type(like), name);
-  return {*rows, 0};
-}
-
-// Contiguous within a row, whatever the rows' stride.
-at::Tensor with_contiguous_rows(const at::Tensor& x) { return x.size(1) <= 1 || x.stride(1) == 1 ? x : x.contiguous(); }
-
-at::Tensor log_weights(const OptionalTensor& log_q, int64_t rows, int64_t n, const at::Tensor& like) {
-  if (!log_q) return {};
-  check_shape(*log_q, {rows, n}, "log_q", like);
-  check_type(*log_q, compute_type(like), "log_q");
-  return with_contiguous_rows(*log_q);
-}
-
-RowOutputs allocate_rows(int64_t rows, int64_t n, bool with_log_q_gradient, const at::TensorOptions& options) {
-  return {at::empty({rows}, options), at::empty({rows}, options.dtype(at::kBool)),
-          with_log_q_gradient ? at::empty({rows, n}, options) : at::Tensor(), at::empty({rows}, options),
-          at::empty({rows}, options)};
-}
-
-at::Tensor or_empty(const at::Tensor& x, const at::TensorOptions& options) {
-  return x.defined() ? x : at::empty({0}, options);
-}
-
-struct Reduced {
-  at::Tensor loss;   // [B], or one number
-  at::Tensor share;  // of a mean: what is left to multiply the rows' gradients by, all rows over the live ones; else empty
-};
-
-// The mean runs over the live rows; the loss of the others is 0.
-Reduced reduced(const RowOutputs& rows, c10::string_view reduction) {
-  const int kind = index_of(reduction, {"none", "sum", "mean"}, "reduction");
-  const bool mean = kind == 2;
-  const auto options = rows.loss.options();
-  if (kind == 0) return {rows.loss, at::empty({0}, options)};
-  const Reduced result{at::empty({}, options), mean ? at::empty({}, options) : at::empty({0}, options)};
-#ifdef CW_WITH_CUDA
-  if (on_cuda(rows.loss)) {
-    cw_cuda::reduce_rows(rows, mean, result.loss, result.share);
-    return result;
-  }
-#endif
-  // A few numbers, for which a call of ATen takes longer than to add them.
-  const auto reduce = [&](auto element) {
-    using T = decltype(element);
-    const T* const loss = rows.loss.const_data_ptr<T>();
-    const bool* const live = rows.live.const_data_ptr<bool>();
-    double total = 0;
-    int64_t count = 0;
-    for (int64_t b = 0; b < rows.loss.numel(); ++b) {
-      total += double(loss[b]);
-      count += live[b];
-    }
-    count = std::max<int64_t>(1, count);
-    *result.loss.mutable_data_ptr<T>() = T(mean ? total / double(count) : total);
-    if (mean) *result.share.mutable_data_ptr<T>() = T(double(rows.loss.numel()) / double(count));
-  };
-  rows.loss.scalar_type() == at::kDouble ? reduce(double{}) : reduce(float{});
-  return result;
-}
 
 using ScoresResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor,
                                 at::Tensor, at::Tensor>;
@@ -220,75 +86,14 @@ ScoresResult scores_forward(const at::Tensor& pos, const at::Tensor& neg, const 
           call.out.d_threshold};
 }
 
-struct Similarity {
-  double scale;
-  bool normalized;
-};
-
-Similarity similarity_of(c10::string_view name) {
-  switch (index_of(name, {"half_cosine", "cosine", "dot"}, "similarity")) {
-    case 0:
-      return {0.5, true};
-    case 1:
-      return {1, true};
-    default:
-      return {1, false};
-  }
-}
-
-struct Ids {
-  at::Tensor pos;    // [B] int64
-  at::Tensor neg;    // [B, N], or undefined
-  at::Tensor shared; // [N] int64, or undefined
-  at::Tensor extra;  // [B, M] int64
-  int64_t n;
-};
-
-bool is_id_type(const at::Tensor& x) { return x.scalar_type() == at::kInt || x.scalar_type() == at::kLong; }
-
-Ids check_ids(const at::Tensor& table_like, int64_t rows, const at::Tensor& pos_ids, const at::Tensor& neg_ids,
-              const OptionalTensor& extra_ids) {
-  TORCH_CHECK_VALUE(neg_ids.dim() == 1 || neg_ids.dim() == 2, "neg_ids must be [B, N] or [N], got ", neg_ids.sizes());
-  Ids ids;
-  ids.n = neg_ids.size(-1);
-  TORCH_CHECK_VALUE(ids.n > 0, "neg_ids must hold at least one negative per row, got ", neg_ids.sizes());
-  TORCH_CHECK_TYPE(is_id_type(pos_ids) && is_id_type(neg_ids) && (!extra_ids || is_id_type(*extra_ids)),
-                   "ids must be int32 or int64");
-  check_shape(pos_ids, {rows}, "pos_ids", table_like);
-  ids.pos = pos_ids.to(at::kLong).contiguous();
-  if (neg_ids.dim() == 1) {
-    check_shape(neg_ids, {ids.n}, "neg_ids", table_like);
-    ids.shared = neg_ids.to(at::kLong).contiguous();
-  } else {
-    check_shape(neg_ids, {rows, ids.n}, "neg_ids", table_like);
-    ids.neg = neg_ids.contiguous();
-  }
-  if (extra_ids) {
-    TORCH_CHECK_VALUE(extra_ids->dim() == 2, "extra_ids must be [B, M], got ", extra_ids->sizes());
-    check_shape(*extra_ids, {rows, extra_ids->size(1)}, "extra_ids", table_like);
-    ids.extra = extra_ids->to(at::kLong).contiguous();
-  } else {
-    ids.extra = at::empty({rows, 0}, ids.pos.options());
-  }
-  return ids;
-}
-
-// Where no kernel looks at each id itself. On CUDA, indexing asserts.
-void check_range(const at::Tensor& ids, int64_t items, const char* name) {
-  if (!ids.defined() || on_cuda(ids) || ids.numel() == 0) return;
-  const at::Tensor outside = at::logical_or(ids < -1, ids >= items);
-  if (!outside.any().item<bool>()) return;
-  TORCH_CHECK_INDEX(false, name, " must be in [0, ", items, "), or −1 for padding, got ",
-                    ids.masked_select(outside)[0].item<int64_t>());
-}
-
 using EmbeddingsResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor,
                                     at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
 EmbeddingsResult embeddings_forward(const at::Tensor& queries, const at::Tensor& items, const at::Tensor& pos_ids,
                                     const at::Tensor& neg_ids, const OptionalTensor& extra_ids,
-                                    const OptionalTensor& log_q, CW_LOSS_PARAMETERS, c10::string_view similarity,
-                                    c10::string_view reduction, bool with_gradients, bool with_log_q_gradient) {
+                                    const OptionalTensor& log_q, CW_EXCLUSION_PARAMETERS, CW_LOSS_PARAMETERS,
+                                    c10::string_view similarity, c10::string_view reduction, bool with_gradients,
+                                    bool with_log_q_gradient) {
   TORCH_CHECK_VALUE(queries.dim() == 2 && items.dim() == 2 && queries.size(1) > 0,
                     "queries must be [B, D] and items [I, D], got ", queries.sizes(), " and ", items.sizes());
   const int64_t rows = queries.size(0), dim = queries.size(1);
@@ -345,11 +150,15 @@ EmbeddingsResult embeddings_forward(const at::Tensor& queries, const at::Tensor&
       check_range(ids.pos, items.size(0), "pos_ids");
       check_range(ids.shared, items.size(0), "neg_ids");
       check_range(ids.extra, items.size(0), "extra_pos_ids");
+      if (exclude) {
+        call.exclusion = exclusion(ids.shared, items.size(0), history(query_ids, starts, known, rows, queries));
+      }
       const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
       run_shared_negatives(call);
     }
     return results(call, call.shared_coefficients, at::Tensor(), at::Tensor());
   }
+  TORCH_CHECK_VALUE(!exclude, "exclude is for negatives that all rows share");
   EmbeddingsCall call;
   fill(call);
   if (with_gradients && !on_cuda(queries)) {
@@ -367,10 +176,8 @@ EmbeddingsResult embeddings_forward(const at::Tensor& queries, const at::Tensor&
 std::vector<at::Tensor> scale_rows(at::TensorList gradients, const at::Tensor& factor, at::ScalarType dtype) {
   std::vector<at::Tensor> results;
   results.reserve(gradients.size());
-  const at::Tensor own_factor = factor.dim() > 0 || gradients.empty()
-                                    ? factor.contiguous()
-                                    : factor.expand({gradients[0].size(0)}).contiguous();
   for (const at::Tensor& x : gradients) {
+    const at::Tensor own_factor = (factor.dim() > 0 ? factor : factor.expand({x.size(0)})).contiguous();
     results.push_back(empty_large(x.sizes(), x.options().dtype(dtype)));
     at::Tensor& out = results.back();
     check_shape(own_factor, {x.size(0)}, "factor", x);
@@ -472,7 +279,7 @@ TORCH_LIBRARY(cw_ext, m) {
         "Tensor d_pos, Tensor d_neg, Tensor d_extra, Tensor d_log_q, Tensor d_prior, Tensor d_threshold)");
   // Level 2: queries [B, D], items [I, D], pos_ids [B], neg_ids [B, N] or [N], extra_ids [B, M], log_q [B, N].
   m.def("embeddings_forward(Tensor queries, Tensor items, Tensor pos_ids, Tensor neg_ids, Tensor? extra_ids, "
-        "Tensor? log_q, " CW_LOSS_SCHEMA
+        "Tensor? log_q, " CW_EXCLUSION_SCHEMA ", " CW_LOSS_SCHEMA
         ", str similarity, str reduction, bool with_gradients, bool with_log_q_gradient) -> (Tensor loss, "
         "Tensor live, Tensor share, Tensor d_queries, Tensor unit_queries, Tensor coefficients, "
         "Tensor shared_coefficients, Tensor pair_keys, Tensor pair_ends, Tensor d_log_q, Tensor d_prior, "

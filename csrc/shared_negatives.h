@@ -5,6 +5,14 @@
 
 namespace cw_ext {
 
+// Which shared negatives a row leaves out, as if they were not there: all that are its own positive or one of its query's
+// known positives. The columns of an item are a list: first_column[item], then next_column[column], to −1.
+struct Exclusion {
+  at::Tensor first_column;  // [I] int32, these two undefined where nothing is left out
+  at::Tensor next_column;   // [N] int32
+  History history;
+};
+
 // As EmbeddingsCall, with the negatives' ids [N].
 struct SharedNegativesCall {
   LossArguments arguments;
@@ -18,12 +26,16 @@ struct SharedNegativesCall {
   PerRow threshold;
   double scale;
   bool normalized;
+  Exclusion exclusion;
   bool with_gradients;
   RowOutputs out;
-  at::Tensor d_queries;            // [B, D] T     these four only with_gradients
+  at::Tensor d_queries;            // [B, D] T     these three and one of the next two only with_gradients
   at::Tensor unit_queries;         // [B, D] T
   at::Tensor coefficients;         // [B, 1 + M] T
   at::Tensor shared_coefficients;  // [B, N] T; on CUDA, for tables in bf16, bf16
+  at::Tensor negative_sums;        // [N, D] T, zeros: nothing of size B·N is kept then. To row n is added, over the rows b,
+                                   //           scale · dloss/dscore[b, n] · row_factor[b] · row b of unit_queries
+  at::Tensor row_factor;           // [B] T, or undefined: 1
 };
 
 }  // namespace cw_ext

@@ -3,15 +3,26 @@
 from cw_ext import presets
 from cw_ext.extension import build_config
 from cw_ext.functional import cw_loss, cw_loss_from_embeddings
-from cw_ext.modules import CWEmbeddingLoss, CWLoss
+from cw_ext.interactions import Interactions
+from cw_ext.modules import CWEmbeddingLoss, CWFullLoss, CWInBatchLoss, CWLoss, CWSampledLoss
+from cw_ext.sampled import cw_loss_full, cw_loss_in_batch, sampled_cw_loss
+from cw_ext.sampling import draw_negatives
 from cw_ext.version import __version__
 
 __all__ = [
     "CWEmbeddingLoss",
+    "CWFullLoss",
+    "CWInBatchLoss",
     "CWLoss",
+    "CWSampledLoss",
+    "Interactions",
     "__version__",
     "build_config",
     "cw_loss",
     "cw_loss_from_embeddings",
+    "cw_loss_full",
+    "cw_loss_in_batch",
+    "draw_negatives",
     "presets",
+    "sampled_cw_loss",
 ]

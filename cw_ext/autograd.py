@@ -10,6 +10,7 @@ nodes.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,19 +19,21 @@ from torch import Tensor
 
 from cw_ext import extension, reference
 from cw_ext.parameters import RowParameters
+from cw_ext.reference_draws import History
 
 if extension.available():
     from cw_ext import fake  # noqa: F401  (registers the fake kernels)
 
 PerRow = Tensor | float
+NO_HISTORY = (None, None, None)
 
 
-def _split(value: PerRow) -> tuple[Tensor | None, float]:
+def split(value: PerRow) -> tuple[Tensor | None, float]:
     """A per-row quantity as the ops take it: a tensor or None, and a number for all rows."""
     return (value, 0.0) if isinstance(value, Tensor) else (None, value)
 
 
-def _needs_gradient(inputs: Sequence[Any]) -> bool:
+def needs_gradient(inputs: Sequence[Any]) -> bool:
     return torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in inputs)
 
 
@@ -38,18 +41,18 @@ def _needs_gradient(inputs: Sequence[Any]) -> bool:
 _keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
 
 
-def _may_overwrite() -> bool:
+def may_overwrite() -> bool:
     """Whether the backward pass in hand may write to what was saved for it, which nobody will see again."""
     return not torch.compiler.is_compiling() and not _keeps_graph()
 
 
-def _scaled(
+def scaled(
     row_gradients: Sequence[Tensor], grad: Tensor, inputs: Sequence[Any], needs: Sequence[bool]
 ) -> list[Tensor | None]:
     """row_gradients [B, ...] times grad, [B] or one number, in the dtypes of their inputs; None where not needed."""
     gradients: list[Tensor | None] = [None] * len(inputs)
     wanted = [i for i, needed in enumerate(needs) if needed]
-    if _may_overwrite():
+    if may_overwrite():
         # In place: fresh memory takes the system longer to hand out than the multiplication takes.
         own = [i for i in wanted if row_gradients[i].dtype == inputs[i].dtype]
         torch.ops.cw_ext.scale_rows_([row_gradients[i] for i in own], grad)
@@ -64,7 +67,7 @@ def _scaled(
     return gradients
 
 
-def _through_reference(
+def through_reference(
     function: Any, inputs: Sequence[Any], needs: Sequence[bool], grad: Tensor, reduction: str
 ) -> list[Tensor | None]:
     """The gradients of `function(*inputs)`, reduced, with a graph of their own; None where not needed."""
@@ -78,15 +81,16 @@ def _through_reference(
     return gradients
 
 
-def _wants_graph() -> bool:
+def wants_graph() -> bool:
     return torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
-def _row_grad(grad: Tensor, share: Tensor, reduction: str) -> Tensor:
+def row_grad(grad: Tensor, share: Tensor, reduction: str) -> Tensor:
     """What the rows' gradients are still to be multiplied by, [B] or one number for all."""
     return grad * share if reduction == "mean" else grad
 
 
+@functools.cache
 def _directly(function: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
     """The same function without a setup_context, for which apply() works out forward's signature at each call."""
 
@@ -102,11 +106,11 @@ def _directly(function: type[torch.autograd.Function]) -> type[torch.autograd.Fu
     return Direct
 
 
-def _apply(function: type[torch.autograd.Function], *inputs: Any) -> tuple[Tensor, ...]:
+def apply(function: type[torch.autograd.Function], *inputs: Any) -> tuple[Tensor, ...]:
     # torch.func's transforms and torch.compile want the setup_context.
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return function.apply(*inputs)
-    return _DIRECT[function].apply(*inputs)
+    return _directly(function).apply(*inputs)
 
 
 class _ScoreRows(torch.autograd.Function):
@@ -129,8 +133,8 @@ class _ScoreRows(torch.autograd.Function):
             neg,
             extra,
             log_q,
-            *_split(prior),
-            *_split(threshold),
+            *split(prior),
+            *split(threshold),
             *parameters,
             reduction,
             with_gradients,
@@ -140,10 +144,10 @@ class _ScoreRows(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         pos, neg, extra, log_q, prior, threshold, ctx.parameters, ctx.reduction, _ = inputs
-        ctx.prior, ctx.threshold = _split(prior)[1], _split(threshold)[1]
+        ctx.prior, ctx.threshold = split(prior)[1], split(threshold)[1]
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(pos, neg, extra, log_q, _split(prior)[0], _split(threshold)[0], *output[2:])
+        ctx.save_for_backward(pos, neg, extra, log_q, split(prior)[0], split(threshold)[0], *output[2:])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
@@ -159,12 +163,12 @@ class _ScoreRows(torch.autograd.Function):
             ctx.threshold if threshold is None else threshold,
         ]
         needs = ctx.needs_input_grad[:6]
-        if _wants_graph():
-            gradients = _through_reference(
+        if wants_graph():
+            gradients = through_reference(
                 lambda *args: reference.rows(*args, ctx.parameters), inputs, needs, grad, ctx.reduction
             )
         else:
-            gradients = _scaled(rows, _row_grad(grad, share, ctx.reduction), inputs, needs)
+            gradients = scaled(rows, row_grad(grad, share, ctx.reduction), inputs, needs)
         return (*gradients, None, None, None)
 
 
@@ -184,7 +188,7 @@ def score_rows(
     if len(shape) != 1:
         # Not −1: it is ambiguous for a tensor without elements.
         inputs = tuple(x.reshape(shape.numel(), *x.shape[len(shape) :]) if isinstance(x, Tensor) else x for x in inputs)
-    loss, live, *_ = _apply(_ScoreRows, *inputs, parameters, reduction, _needs_gradient(inputs))
+    loss, live, *_ = apply(_ScoreRows, *inputs, parameters, reduction, needs_gradient(inputs))
     if len(shape) == 1:
         return loss, live
     return loss.reshape(shape) if reduction == "none" else loss, live.reshape(shape)
@@ -206,6 +210,8 @@ class _EmbeddingRows(torch.autograd.Function):
         similarity: str,
         parameters: RowParameters,
         reduction: str,
+        exclude: bool,
+        history: History | None,
         with_gradients: bool,
     ) -> tuple[Tensor, ...]:
         return torch.ops.cw_ext.embeddings_forward(
@@ -215,8 +221,10 @@ class _EmbeddingRows(torch.autograd.Function):
             neg_ids,
             extra_ids,
             log_q,
-            *_split(prior),
-            *_split(threshold),
+            exclude,
+            *(history or NO_HISTORY),
+            *split(prior),
+            *split(threshold),
             *parameters,
             similarity,
             reduction,
@@ -226,34 +234,43 @@ class _EmbeddingRows(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        *tensors, prior, threshold, ctx.similarity, ctx.parameters, ctx.reduction, _ = inputs
-        ctx.prior, ctx.threshold = _split(prior)[1], _split(threshold)[1]
+        *tensors, prior, threshold, ctx.similarity, ctx.parameters, ctx.reduction, ctx.exclude, ctx.history, _ = inputs
+        ctx.prior, ctx.threshold = split(prior)[1], split(threshold)[1]
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors, _split(prior)[0], _split(threshold)[0], *output[2:])
+        ctx.save_for_backward(*tensors, split(prior)[0], split(threshold)[0], *output[2:])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if grad is None:
-            return (None,) * 12
+            return (None,) * 14
         queries, items, pos_ids, neg_ids, extra_ids, log_q, prior, threshold, *computed = ctx.saved_tensors
         share, d_queries, unit_queries, coefficients, shared_coefficients, keys, ends, *row_gradients = computed
         prior = ctx.prior if prior is None else prior
         threshold = ctx.threshold if threshold is None else threshold
         needs = ctx.needs_input_grad
-        if _wants_graph():
-            gradients = _through_reference(
-                lambda *args: reference.embedding_rows(*args, ctx.similarity, ctx.parameters),
+        if wants_graph():
+
+            def rows(queries: Tensor, items: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+                pos_ids, neg_ids, extra_ids, log_q, *per_row = rest
+                if ctx.exclude:
+                    dtype = reference.compute_dtype(queries.dtype)
+                    log_q = reference.leave_out(log_q, pos_ids, neg_ids, ctx.history, items.shape[0], dtype)
+                ids = (pos_ids, neg_ids, extra_ids)
+                return reference.embedding_rows(queries, items, *ids, log_q, *per_row, ctx.similarity, ctx.parameters)
+
+            gradients = through_reference(
+                rows,
                 [queries, items, pos_ids, neg_ids, extra_ids, log_q, prior, threshold],
                 needs[:8],
                 grad,
                 ctx.reduction,
             )
-            return (*gradients, None, None, None, None)
-        grad = _row_grad(grad, share, ctx.reduction)
+            return (*gradients, *(None,) * 6)
+        grad = row_grad(grad, share, ctx.reduction)
         grad_items = None
         if needs[1]:
-            overwrite = _may_overwrite()
+            overwrite = may_overwrite()
             if overwrite:
                 torch.ops.cw_ext.scale_rows_([unit_queries], grad)
             grad_items = torch.ops.cw_ext.item_gradient(
@@ -269,14 +286,14 @@ class _EmbeddingRows(torch.autograd.Function):
                 extra_ids,
                 ctx.similarity,
             )
-        grad_queries, grad_log_q, grad_prior, grad_threshold = _scaled(
+        grad_queries, grad_log_q, grad_prior, grad_threshold = scaled(
             (d_queries, *row_gradients),
             grad,
             (queries, log_q, prior, threshold),
             (needs[0], *needs[5:8]),
         )
         gradients = (grad_queries, grad_items, None, None, None, grad_log_q, grad_prior, grad_threshold)
-        return (*gradients, None, None, None, None)
+        return (*gradients, *(None,) * 6)
 
 
 def embedding_rows(
@@ -291,11 +308,14 @@ def embedding_rows(
     similarity: str,
     parameters: RowParameters,
     reduction: str = "none",
+    exclude: bool = False,
+    history: History | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The kernels' counterpart of :func:`cw_ext.reference.embedding_rows`: (loss [B], or reduced; live [B])."""
+    """The kernels' counterpart of :func:`cw_ext.reference.embedding_rows`: (loss [B], or reduced; live [B]).
+
+    With `exclude`, of shared negatives, as after :func:`cw_ext.reference.leave_out`.
+    """
     inputs = (queries, items, pos_ids, neg_ids, extra_ids, log_q, prior, threshold)
-    loss, live, *_ = _apply(_EmbeddingRows, *inputs, similarity, parameters, reduction, _needs_gradient(inputs))
+    settings = (similarity, parameters, reduction, exclude, history)
+    loss, live, *_ = apply(_EmbeddingRows, *inputs, *settings, needs_gradient(inputs))
     return loss, live
-
-
-_DIRECT = {function: _directly(function) for function in (_ScoreRows, _EmbeddingRows)}

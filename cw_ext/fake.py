@@ -94,6 +94,82 @@ def _embeddings_forward(
     )
 
 
+@torch.library.register_fake("cw_ext::draw_negatives")
+def _draw_negatives(
+    rows: int,
+    num_items: int,
+    query_ids: Tensor | None,
+    starts: Tensor | None,
+    known: Tensor | None,
+    seed: Tensor,
+    num_negatives: int,
+    *tables: Any,
+) -> Tensor:
+    return seed.new_empty((rows, num_negatives), dtype=torch.int32)
+
+
+@torch.library.register_fake("cw_ext::sampled_forward")
+def _sampled_forward(
+    queries: Tensor,
+    items: Tensor,
+    pos_ids: Tensor,
+    extra_ids: Tensor | None,
+    query_ids: Tensor | None,
+    starts: Tensor | None,
+    known: Tensor | None,
+    seed: Tensor,
+    num_negatives: int,
+    *arguments: Any,
+) -> tuple[Tensor, ...]:
+    *_, reduction, with_gradients, keep_coefficients = arguments
+    rows, dim = queries.shape
+
+    def new(*shape: int, wanted: bool = True) -> Tensor:
+        return queries.new_empty(shape if wanted else (0,), dtype=compute_dtype(queries.dtype))
+
+    return (
+        new(*_loss_shape(rows, reduction)),
+        queries.new_empty((rows,), dtype=torch.bool),
+        new(wanted=reduction == "mean"),
+        new(rows, dim, wanted=with_gradients),
+        new(rows, dim, wanted=with_gradients),
+        new(rows, 1 + _width(extra_ids) + num_negatives, wanted=with_gradients and keep_coefficients),
+        new(rows),
+        new(rows),
+    )
+
+
+@torch.library.register_fake("cw_ext::sampled_item_gradient")
+def _sampled_item_gradient(
+    unit_queries: Tensor,
+    factor: Tensor | None,
+    coefficients: Tensor | None,
+    queries: Tensor,
+    items: Tensor,
+    *arguments: Any,
+) -> Tensor:
+    return torch.empty_like(items, memory_format=torch.contiguous_format)
+
+
+@torch.library.register_fake("cw_ext::full_forward")
+def _full_forward(queries: Tensor, items: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    *_, reduction, with_gradients, _factor = arguments
+    rows, dim = queries.shape
+
+    def new(*shape: int, wanted: bool = True) -> Tensor:
+        return queries.new_empty(shape if wanted else (0,), dtype=compute_dtype(queries.dtype))
+
+    return (
+        new(*_loss_shape(rows, reduction)),
+        queries.new_empty((rows,), dtype=torch.bool),
+        new(wanted=reduction == "mean"),
+        new(rows, dim, wanted=with_gradients),
+        items.new_empty(items.shape if with_gradients else (0,)),
+        new(rows),
+        new(rows),
+    )
+
+
 @torch.library.register_fake("cw_ext::item_gradient")
 def _item_gradient(
     unit_queries: Tensor,

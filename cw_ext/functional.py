@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from typing import Literal, Unpack
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
 from cw_ext import autograd, checks, extension, reference
-from cw_ext.compact import compact_table
+from cw_ext.embedding_batch import Similarity, embedding_batch, loss_of_ids
+from cw_ext.inputs import floating_input, per_row, without_autocast
 from cw_ext.parameters import LossArguments, documents_loss_arguments, resolve
-
-Similarity = Literal["half_cosine", "cosine", "dot"]
 
 
 @documents_loss_arguments
@@ -49,11 +47,11 @@ def cw_loss(
         RuntimeError: backend="fused" where the kernels cannot run.
     """
     options = resolve(loss)
-    pos = _input("pos_scores", pos_scores)
-    neg = _input("neg_scores", neg_scores)
-    extra = None if extra_pos_scores is None else _input("extra_pos_scores", extra_pos_scores)
+    pos = floating_input("pos_scores", pos_scores)
+    neg = floating_input("neg_scores", neg_scores)
+    extra = None if extra_pos_scores is None else floating_input("extra_pos_scores", extra_pos_scores)
     device = pos.device.type
-    with _without_autocast(device):
+    with without_autocast(device):
         checks.scores(pos, neg, extra)
         checks.log_weights(neg_log_weights, tuple(neg.shape), "pos_scores", pos)
         checks.row_weights(row_weights, "pos_scores", pos)
@@ -67,8 +65,8 @@ def cw_loss(
             neg,
             extra,
             _expanded(neg_log_weights, neg.shape, dtype),
-            _per_row(options.prior, pos.shape, dtype),
-            _per_row(options.confidence_threshold, pos.shape, dtype),
+            per_row(options.prior, pos.shape, dtype),
+            per_row(options.confidence_threshold, pos.shape, dtype),
             options.row,
         )
         fused = extension.use_kernels(options.backend, device)
@@ -119,69 +117,13 @@ def cw_loss_from_embeddings(
         IndexError: an id out of range, named, on the CPU; on CUDA a device-side assertion.
         RuntimeError: backend="fused" where the kernels cannot run.
     """
-    options = resolve(loss)
-    if similarity not in reference.SCORE_SCALE:
-        raise ValueError(f"similarity must be one of 'half_cosine', 'cosine', 'dot', got {similarity!r}")
-    if not isinstance(sparse_grad, bool):
-        raise TypeError(f"sparse_grad must be True or False, got {sparse_grad!r}")
-
-    q, table = _input("queries", queries), _input("items", items)
-    device = q.device.type
-    with _without_autocast(device):
-        checks.embeddings(q, table, pos_ids, neg_ids, extra_pos_ids)
-        shape = (q.shape[0], neg_ids.shape[-1])
-        row_like = q[:, 0]
-        checks.log_weights(neg_log_weights, shape, "queries", q)
-        checks.row_weights(row_weights, "queries", row_like)
-        checks.per_row("prior", options.prior, "queries", row_like)
-        checks.per_row("confidence_threshold", options.confidence_threshold, "queries", row_like)
-        checks.prior_in_range(options.prior)
-
-        fused = extension.use_kernels(options.backend, device)
-        if sparse_grad or not fused:
-            for name, ids in (("pos_ids", pos_ids), ("neg_ids", neg_ids), ("extra_pos_ids", extra_pos_ids)):
-                checks.ids_in_range(name, ids, table.shape[0])
-        if sparse_grad:
-            table, (pos_ids, neg_ids, extra_pos_ids) = compact_table(table, (pos_ids, neg_ids, extra_pos_ids))
-        dtype = reference.compute_dtype(q.dtype)
-        arguments = (
-            q,
-            table,
-            pos_ids,
-            neg_ids,
-            extra_pos_ids,
-            _expanded(neg_log_weights, shape, dtype),
-            _per_row(options.prior, row_like.shape, dtype),
-            _per_row(options.confidence_threshold, row_like.shape, dtype),
-            similarity,
-            options.row,
-        )
-        if fused and row_weights is None:
-            return autograd.embedding_rows(*arguments, options.reduction)[0]
-        rows = autograd.embedding_rows if fused else reference.embedding_rows
-        return reference.reduce(*rows(*arguments), row_weights, options.reduction)
-
-
-def _autocasts(device: str) -> bool:
-    """Whether autocast is on; there are devices, such as "meta", that have none."""
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-
-
-def _input(name: str, value: Tensor) -> Tensor:
-    """A floating tensor; under autocast, one in half precision is cast once, to fp32, as for torch's own losses."""
-    checks.has_dtype(name, value, checks.FLOATING)
-    if value.dtype in (torch.float16, torch.bfloat16) and _autocasts(value.device.type):
-        return value.float()
-    return value
-
-
-def _without_autocast(device: str) -> AbstractContextManager[None]:
-    return torch.autocast(device, enabled=False) if _autocasts(device) else nullcontext()
+    batch = embedding_batch(queries, items, pos_ids, extra_pos_ids, row_weights, similarity, loss)
+    with without_autocast(batch.device):
+        checks.negative_ids(neg_ids, batch.queries)
+        shape = (batch.rows, neg_ids.shape[-1])
+        checks.log_weights(neg_log_weights, shape, "queries", batch.queries)
+        return loss_of_ids(batch, neg_ids, _expanded(neg_log_weights, shape, batch.dtype), sparse_grad=sparse_grad)
 
 
 def _expanded(log_weights: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
     return None if log_weights is None else log_weights.to(dtype).expand(shape)
-
-
-def _per_row(value: Tensor | float, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | float:
-    return value.to(dtype).expand(shape) if isinstance(value, Tensor) else value

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Unpack
+from typing import Any, Unpack
 
 from torch import Tensor, nn
 
-from cw_ext.functional import Similarity, cw_loss, cw_loss_from_embeddings
+from cw_ext.embedding_batch import Similarity
+from cw_ext.functional import cw_loss, cw_loss_from_embeddings
+from cw_ext.interactions import Interactions
 from cw_ext.parameters import LossArguments, documents_loss_arguments, resolve
+from cw_ext.sampled import cw_loss_full, cw_loss_in_batch, sampled_cw_loss
+from cw_ext.sampling import Distribution
 
 
 class _Loss(nn.Module):
@@ -111,5 +115,194 @@ class CWEmbeddingLoss(_Loss):
             row_weights=row_weights,
             similarity=self.similarity,
             sparse_grad=self.sparse_grad,
+            **self._arguments(prior, confidence_threshold),
+        )
+
+
+class _InteractionsLoss(_Loss):
+    """Holds the known positives, and moves them to where they are used."""
+
+    def __init__(self, interactions: Interactions | None, **loss: Unpack[LossArguments]) -> None:
+        super().__init__(**loss)
+        if interactions is not None and not isinstance(interactions, Interactions):
+            raise TypeError(f"interactions must be cw_ext.Interactions, got {type(interactions).__name__}")
+        self.interactions = interactions
+        self.settings: dict[str, Any] = {}
+
+    def extra_repr(self) -> str:
+        own = ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
+        return ", ".join(filter(None, (repr(self.interactions), own, super().extra_repr())))
+
+    def _interactions(self, queries: Tensor) -> Interactions | None:
+        if self.interactions is not None and isinstance(queries, Tensor):
+            self.interactions = self.interactions.to(queries.device)
+        return self.interactions
+
+
+class CWSampledLoss(_InteractionsLoss):
+    """:func:`cw_ext.sampled_cw_loss` as a module.
+
+    >>> criterion = CWSampledLoss(interactions, num_negatives=1000, temperature=0.1)
+    >>> criterion(users.weight[user_ids], items.weight, user_ids, pos_ids).backward()
+    """
+
+    @documents_loss_arguments
+    def __init__(
+        self,
+        interactions: Interactions,
+        num_negatives: int,
+        *,
+        distribution: Distribution = "uniform",
+        popularity_exponent: float = 0.75,
+        log_q_correction: bool = True,
+        shared: bool = False,
+        similarity: Similarity = "half_cosine",
+        sparse_grad: bool = False,
+        recompute: bool = False,
+        **loss: Unpack[LossArguments],
+    ) -> None:
+        """Takes the known positives, how to draw from the rest, and the loss arguments."""
+        super().__init__(interactions, **loss)
+        if distribution == "popularity":
+            interactions.popularity(popularity_exponent)  # torch.compile cannot trace how its table is made
+        self.num_negatives = num_negatives
+        self.settings = {
+            "distribution": distribution,
+            "popularity_exponent": popularity_exponent,
+            "log_q_correction": log_q_correction,
+            "shared": shared,
+            "similarity": similarity,
+            "sparse_grad": sparse_grad,
+            "recompute": recompute,
+        }
+
+    def forward(
+        self,
+        queries: Tensor,
+        items: Tensor,
+        query_ids: Tensor,
+        pos_ids: Tensor,
+        *,
+        seed: int | Tensor | None = None,
+        extra_pos_ids: Tensor | None = None,
+        row_weights: Tensor | None = None,
+        prior: float | Tensor | None = None,
+        confidence_threshold: float | Tensor | None = None,
+    ) -> Tensor:
+        """See :func:`cw_ext.sampled_cw_loss`. `prior` and `confidence_threshold` replace the module's for this call."""
+        return sampled_cw_loss(
+            queries,
+            items,
+            query_ids,
+            pos_ids,
+            self._interactions(queries),
+            self.num_negatives,
+            seed=seed,
+            extra_pos_ids=extra_pos_ids,
+            row_weights=row_weights,
+            **self.settings,
+            **self._arguments(prior, confidence_threshold),
+        )
+
+
+class CWInBatchLoss(_InteractionsLoss):
+    """:func:`cw_ext.cw_loss_in_batch` as a module.
+
+    >>> criterion = CWInBatchLoss(interactions, num_negatives=1024, temperature=0.1)
+    >>> criterion(users.weight[user_ids], items.weight, pos_ids, query_ids=user_ids).backward()
+    """
+
+    @documents_loss_arguments
+    def __init__(
+        self,
+        interactions: Interactions | None = None,
+        *,
+        log_q_correction: bool = True,
+        num_negatives: int = 0,
+        similarity: Similarity = "half_cosine",
+        sparse_grad: bool = False,
+        **loss: Unpack[LossArguments],
+    ) -> None:
+        """Takes the known positives, what to mix in, and the loss arguments."""
+        super().__init__(interactions, **loss)
+        self.settings = {
+            "log_q_correction": log_q_correction,
+            "num_negatives": num_negatives,
+            "similarity": similarity,
+            "sparse_grad": sparse_grad,
+        }
+
+    def forward(
+        self,
+        queries: Tensor,
+        items: Tensor,
+        pos_ids: Tensor,
+        *,
+        query_ids: Tensor | None = None,
+        item_counts: Tensor | None = None,
+        seed: int | Tensor | None = None,
+        extra_pos_ids: Tensor | None = None,
+        row_weights: Tensor | None = None,
+        prior: float | Tensor | None = None,
+        confidence_threshold: float | Tensor | None = None,
+    ) -> Tensor:
+        """See :func:`cw_ext.cw_loss_in_batch`. `prior` and `confidence_threshold` replace the module's for this
+        call."""
+        return cw_loss_in_batch(
+            queries,
+            items,
+            pos_ids,
+            query_ids=query_ids,
+            interactions=self._interactions(queries),
+            item_counts=item_counts,
+            seed=seed,
+            extra_pos_ids=extra_pos_ids,
+            row_weights=row_weights,
+            **self.settings,
+            **self._arguments(prior, confidence_threshold),
+        )
+
+
+class CWFullLoss(_InteractionsLoss):
+    """:func:`cw_ext.cw_loss_full` as a module.
+
+    >>> criterion = CWFullLoss(interactions, temperature=0.1)
+    >>> criterion(users.weight[user_ids], items.weight, pos_ids, query_ids=user_ids).backward()
+    """
+
+    @documents_loss_arguments
+    def __init__(
+        self,
+        interactions: Interactions | None = None,
+        *,
+        similarity: Similarity = "half_cosine",
+        **loss: Unpack[LossArguments],
+    ) -> None:
+        """Takes the known positives, the similarity and the loss arguments."""
+        super().__init__(interactions, **loss)
+        self.settings = {"similarity": similarity}
+
+    def forward(
+        self,
+        queries: Tensor,
+        items: Tensor,
+        pos_ids: Tensor,
+        *,
+        query_ids: Tensor | None = None,
+        extra_pos_ids: Tensor | None = None,
+        row_weights: Tensor | None = None,
+        prior: float | Tensor | None = None,
+        confidence_threshold: float | Tensor | None = None,
+    ) -> Tensor:
+        """See :func:`cw_ext.cw_loss_full`. `prior` and `confidence_threshold` replace the module's for this call."""
+        return cw_loss_full(
+            queries,
+            items,
+            pos_ids,
+            query_ids=query_ids,
+            interactions=self._interactions(queries),
+            extra_pos_ids=extra_pos_ids,
+            row_weights=row_weights,
+            **self.settings,
             **self._arguments(prior, confidence_threshold),
         )

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cw_ext.parameters import RowParameters
+from cw_ext.reference_draws import History, is_known
 
 SCORE_SCALE = {"half_cosine": 0.5, "cosine": 1.0, "dot": 1.0}
 
@@ -212,6 +213,21 @@ def scores_from_embeddings(
     return pos, neg, extra, log_q
 
 
+def leave_out(
+    log_q: Tensor | None,
+    pos_ids: Tensor,
+    neg_ids: Tensor,
+    history: History | None,
+    num_items: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """log_q [B, N] of shared negatives [N], with −inf where one is the row's own positive or known in `history`."""
+    out = neg_ids == pos_ids.unsqueeze(-1)
+    rows = torch.arange(pos_ids.shape[0], device=pos_ids.device).unsqueeze(-1).expand(out.shape)
+    out = out | is_known(history, num_items)(rows, neg_ids.long().expand(out.shape))
+    return torch.where(out, -math.inf, torch.zeros((), dtype=dtype, device=out.device) if log_q is None else log_q)
+
+
 def embedding_rows(
     queries: Tensor,
     items: Tensor,
@@ -227,6 +243,28 @@ def embedding_rows(
     """Level 2: the loss of each row [B] and which rows are live [B]; see :func:`rows`."""
     pos, neg, extra, log_q = scores_from_embeddings(queries, items, pos_ids, neg_ids, extra_ids, log_q, similarity)
     return rows(pos, neg, extra, log_q, prior, threshold, p)
+
+
+def full_rows(
+    queries: Tensor,
+    items: Tensor,
+    pos_ids: Tensor,
+    extra_ids: Tensor | None,
+    prior: Tensor | float,
+    threshold: Tensor | float,
+    history: History | None,
+    similarity: str,
+    p: RowParameters,
+) -> tuple[Tensor, Tensor]:
+    """All items as negatives, but for a row's positive and what is known in `history`; see :func:`rows`.
+
+    Allocates [B, I].
+    """
+    num_items = items.shape[0]
+    all_ids = torch.arange(num_items, device=items.device)
+    log_q = leave_out(None, pos_ids, all_ids, history, num_items, compute_dtype(queries.dtype))
+    ids = (pos_ids, all_ids, extra_ids)
+    return embedding_rows(queries, items, *ids, log_q, prior, threshold, similarity, p)
 
 
 def reduce(loss: Tensor, live: Tensor, row_weights: Tensor | None, reduction: str) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from cases import (
     make_embeddings,
     make_scores,
 )
+from drawing import Drawn, make_drawn, make_interactions
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -40,6 +42,24 @@ def _scores(rows: int = 5, n: int = 9, seed: int = 81) -> Case:
 def _embeddings(rows: int = 5, n: int = 9, seed: int = 82, **more: Any) -> Case:
     case = make_embeddings(rows, n, 8, 20, 3, seed=seed, padding=True, log_q=True, row_weights=True, **more)
     return case.to(torch.float32)
+
+
+# Functions that find negatives themselves, and how.
+DRAWN: dict[str, tuple[str, dict[str, Any]]] = {
+    "uniform": ("sampled", {"num_negatives": 9, "seed": 5}),
+    "popularity": ("sampled", {"num_negatives": 9, "seed": 5, "distribution": "popularity", "recompute": True}),
+    "shared": ("sampled", {"num_negatives": 9, "seed": 5, "shared": True}),
+    "in-batch": ("in_batch", {}),
+    "mixed": ("in_batch", {"num_negatives": 5, "seed": 3}),
+    "full": ("full", {}),
+}
+
+
+def _drawn(name: str, rows: int = 5) -> Drawn:
+    kind, settings = DRAWN[name]
+    case = make_drawn(kind, rows, m=3, row_weights=True, interactions=make_interactions(pairs=400))
+    case.interactions.popularity(0.75)
+    return replace(case.to(torch.float32), settings=settings)
 
 
 def _compiled(case: Case, loss: Any, grad_output: Tensor | None = None) -> Result:
@@ -72,6 +92,25 @@ def test_full_graph(backend: str, device: torch.device, level: int, reduction: s
     loss = torch.compile(lambda c: c.loss(**arguments), fullgraph=True, backend="aot_eager")
     expected = _compiled(case, lambda c: c.loss(**arguments), weight)
     _assert_equal(_compiled(case, loss, weight), expected)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("name", DRAWN)
+def test_full_graph_of_drawn_negatives(backend: str, device: torch.device, name: str, reduction: str) -> None:
+    case = _drawn(name).to(device=device)
+    case = replace(case, interactions=case.interactions.to(device))
+    case.interactions.popularity(0.75)
+    arguments = {"prior": 0.1, "reduction": reduction, "backend": backend}
+    weight = torch.randn(5, generator=generator(83)).to(device) if reduction == "none" else None
+    loss = torch.compile(lambda c: c.loss(**arguments), fullgraph=True, backend="aot_eager")
+    expected = _compiled(case, lambda c: c.loss(**arguments), weight)
+    _assert_equal(_compiled(case, loss, weight), expected)
+
+
+def test_a_popularity_table_is_made_before(kernels: None) -> None:
+    case = replace(_drawn("popularity"), interactions=make_interactions(pairs=400))
+    with pytest.raises(Exception, match=r"before, call once interactions.popularity\(0.75\)"):
+        torch.compile(lambda c: c.loss(), fullgraph=True, backend="aot_eager")(case)
 
 
 @pytest.mark.parametrize("level", [1, 2])
@@ -188,6 +227,7 @@ def test_opcheck(kernels: None, device: torch.device, dtype: torch.dtype) -> Non
         (make_embeddings(5, 9, 8, 20, seed=86), {"similarity": "dot"}),
         (_embeddings(), {"prior": 0.1, "detach_weights": False}),
         (_embeddings(shared=True, id_dtype=torch.int32), {"normalize_weights": True}),
+        *((_drawn(name), {"prior": 0.1}) for name in DRAWN),
     ]
     checked = set()
     for case, arguments in cases:
@@ -196,6 +236,7 @@ def test_opcheck(kernels: None, device: torch.device, dtype: torch.dtype) -> Non
             torch.library.opcheck(op, detached, kwargs)
             checked.add(op._schema.name)
     ops = ("scores_forward", "embeddings_forward", "item_gradient", "scale_rows", "scale_rows_")
+    ops += ("draw_negatives", "sampled_forward", "sampled_item_gradient", "full_forward")
     assert checked == {f"cw_ext::{op}" for op in ops}
 
 

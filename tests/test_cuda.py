@@ -6,12 +6,16 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from cases import Case, against_truth, assert_near, child_environment, evaluate, make_embeddings, make_scores
+from drawing import make_drawn, make_interactions
 from torch import Tensor
+
+from cw_ext import draw_negatives
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -27,6 +31,13 @@ def _embeddings(dtype: torch.dtype, **more: Any) -> Case:
     return make_embeddings(40, 300, 64, 500, 3, seed=142, padding=True, **more).to(dtype, DEVICE)
 
 
+def _drawn(kind: str, dtype: torch.dtype, **settings: Any) -> Case:
+    interactions = make_interactions(num_items=500, pairs=3000).to(DEVICE)
+    interactions.popularity(0.75)
+    case = make_drawn(kind, 40, 64, 3, seed=144, padding=True, interactions=interactions)
+    return replace(case.to(dtype, DEVICE), settings=settings)
+
+
 CASES: dict[str, Callable[[], tuple[Case, dict[str, Any]]]] = {
     "scores": lambda: (_scores(torch.float32), {"prior": 0.1}),
     "scores bf16": lambda: (_scores(torch.bfloat16), {}),
@@ -37,6 +48,15 @@ CASES: dict[str, Callable[[], tuple[Case, dict[str, Any]]]] = {
     "embeddings fp64": lambda: (_embeddings(torch.float64, log_q=True), {"normalize_weights": True}),
     "shared": lambda: (_embeddings(torch.float32, shared=True), {"prior": 0.1}),
     "shared bf16": lambda: (_embeddings(torch.bfloat16, shared=True), {"similarity": "dot", "temperature": 8.0}),
+    "sampled": lambda: (_drawn("sampled", torch.float32, num_negatives=300, seed=5), {"prior": 0.1}),
+    "sampled recomputed": lambda: (
+        _drawn("sampled", torch.bfloat16, num_negatives=300, seed=5, distribution="popularity", recompute=True),
+        {},
+    ),
+    "sampled shared": lambda: (_drawn("sampled", torch.bfloat16, num_negatives=300, seed=5, shared=True), {}),
+    "mixed": lambda: (_drawn("in_batch", torch.float32, num_negatives=30, seed=5), {}),
+    "full": lambda: (_drawn("full", torch.float32), {"prior": 0.1}),
+    "full bf16": lambda: (_drawn("full", torch.bfloat16), {"normalize_weights": True}),
 }
 each_case = pytest.mark.parametrize("make", CASES.values(), ids=[name.replace(" ", "-") for name in CASES])
 
@@ -99,6 +119,41 @@ def test_cuda_graph(kernels: None, deterministic: None, make: Callable[[], Any])
         assert_near(actual, expected, inputs[0].dtype)
 
 
+def test_cuda_a_replayed_graph_draws_anew(kernels: None) -> None:
+    """Without a seed: from torch's generator at each replay, and so that torch.manual_seed() reproduces them."""
+    case = _drawn("sampled", torch.float32, num_negatives=300)
+
+    def run() -> Tensor:
+        return case.loss(backend="fused")
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = run()
+    losses = []
+    for seed in (1, 1, 2):
+        torch.cuda.manual_seed(seed)
+        for _ in range(2):
+            graph.replay()
+            losses.append(captured.item())
+    assert losses[0:2] == losses[2:4]
+    assert len(set(losses)) == 4
+
+
+@pytest.mark.parametrize("distribution", ["uniform", "popularity"])
+def test_cuda_draws_what_the_cpu_draws(kernels: None, distribution: str) -> None:
+    interactions = make_interactions(300, 5000, 200_000)
+    query_ids = torch.arange(2, 300).repeat(5)
+    expected = draw_negatives(query_ids, interactions, 1001, seed=6, distribution=distribution)
+    there = interactions.to(DEVICE)
+    found = draw_negatives(query_ids.to(DEVICE), there, 1001, seed=6, distribution=distribution)
+    assert torch.equal(found.cpu(), expected)
+
+
 @each_case
 def test_cuda_current_stream(kernels: None, make: Callable[[], Any]) -> None:
     """On a stream of their own, inputs that come late, and results that are read at once."""
@@ -106,7 +161,7 @@ def test_cuda_current_stream(kernels: None, make: Callable[[], Any]) -> None:
     expected = evaluate(case, backend="fused", **arguments)
     late = case.map(torch.empty_like)
     ids = {name: t for name, t in vars(case).items() if isinstance(t, Tensor) and not t.is_floating_point()}
-    late = type(case)(**(vars(late) | ids))  # an id of uninitialised memory could end the process
+    late = replace(late, **ids)  # an id of uninitialised memory could end the process
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

@@ -33,12 +33,21 @@ class Run:
     deterministic: bool = False  # sums over items by sorting, whatever their number; fresh memory holds NaN
 
 
+# What would take minutes here, and bad input, which stops the kernels and with them the process.
+DRAWN = "not bad_input and not many_parts and not many_items and not what_is_held"
+# Each kernel and each of its ways once, for what takes ten times as long.
+DRAWN_CORE = "the_ids or equals_level_1 or reference_draws or almost or without_a_history or sizes or spoiled"
+
 RUNS = {
     "values": Run("plain", "scores embeddings numerics properties presets sparse pairs execution", 1000),
     "deterministic": Run("plain", "embeddings sparse pairs item_sums gradients", 500, seed=2, deterministic=True),
     "another order": Run("plain", "scores embeddings item_sums", 200, "not every_parameter", seed=3),
     "bounds": Run("address", "scores embeddings pairs item_sums", 200, "not every_parameter or everything"),
     "races": Run("thread", "scores embeddings item_sums", 200, "(not every_parameter or everything) and not many_rows"),
+    "drawn": Run("plain", "sampled sampling shared", 800, DRAWN),
+    "drawn, deterministic": Run("plain", "sampled shared", 700, DRAWN, seed=2, deterministic=True),
+    "drawn, bounds": Run("address", "sampled sampling shared", 60, DRAWN_CORE),
+    "drawn, races": Run("thread", "sampled sampling shared", 60, DRAWN_CORE),
 }
 
 
@@ -130,23 +139,42 @@ def test_the_suite(built: dict[str, str | None], runs: dict[str, Future], name: 
     assert passed and int(passed[1]) >= RUNS[name].at_least, done.stdout[-500:]
 
 
-def test_an_id_out_of_range_stops_the_kernel(built: dict[str, str | None]) -> None:
-    code = """
+OUT_OF_RANGE = {
+    "neg_ids.* must be in": """
 import conftest
 from cases import make_embeddings
 case = make_embeddings(40, 9, 4, 11)
 case.neg_ids[3, 4] = 11
 case.loss(backend="fused")
-"""
+""",
+    "query_ids.* must be in": """
+import conftest
+import torch
+starts, known = torch.tensor([0, 1, 2]), torch.tensor([3, 5], dtype=torch.int32)
+history = torch.tensor([1, 2, 0]), starts, known
+torch.ops.cw_ext.draw_negatives(3, 11, *history, torch.tensor(1), 4, None, None, None, None)
+""",
+    "starts.* must rise": """
+import conftest
+import torch
+starts, known = torch.tensor([0, 1, 3]), torch.tensor([3, 5], dtype=torch.int32)
+history = torch.tensor([1, 0, 0]), starts, known
+torch.ops.cw_ext.draw_negatives(3, 11, *history, torch.tensor(1), 4, None, None, None, None)
+""",
+}
+
+
+@pytest.mark.parametrize("message", OUT_OF_RANGE)
+def test_what_is_out_of_range_stops_the_kernel(built: dict[str, str | None], message: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", OUT_OF_RANGE[message]],
         cwd=Path(__file__).parent,
         env=_environment("plain", PYTHONPATH=str(build.ROOT), CW_EXT_TEST_LIBRARY=str(build.OUT / "plain" / "_C.so")),
         capture_output=True,
         text=True,
         timeout=60,
     )
-    assert done.returncode == -signal.SIGABRT and re.search("neg_ids.* must be in", done.stderr), done.stderr
+    assert done.returncode == -signal.SIGABRT and re.search(message, done.stderr), done.stderr
 
 
 # ---- that faults are seen: planted.cu ----------------------------------------------------------------------

@@ -22,6 +22,7 @@ from cases import (
     make_embeddings,
     make_scores,
 )
+from memory import peak_of
 from torch import Tensor
 
 import cw_ext
@@ -209,31 +210,6 @@ def test_every_instruction_set(kernels: None, tmp_path: Path) -> None:
 # ---- memory ------------------------------------------------------------------------------------------------
 
 
-def _peak_on_cpu(run: Callable[[], object]) -> tuple[int, int]:
-    """(most bytes held at one time beyond those at the start, largest single allocation)."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        kept = run()
-    del kept
-    held = peak = largest = 0
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    assert events, "the profiler saw no allocation"
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        held += event.nbytes()
-        peak, largest = max(peak, held), max(largest, event.nbytes())
-    return peak, largest
-
-
-def _peak_on_cuda(run: Callable[[], object]) -> tuple[int, int]:
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    kept = run()
-    torch.cuda.synchronize()
-    del kept
-    peak = torch.cuda.max_memory_allocated() - before
-    return peak, peak
-
-
 def _training_step(case: Case, backend: str) -> Callable[[], object]:
     leaves = case.leaves(["queries", "items"])
 
@@ -249,7 +225,7 @@ def test_nothing_of_size_b_n_d(kernels: None, device: torch.device, shared: bool
     """One step's peak, inputs aside: a few times the gradients, and some bytes per negative."""
     rows, n, dim, items = 128, 256, 64, 500
     case = make_embeddings(rows, n, dim, items, seed=97, shared=shared).to(torch.float32, device)
-    measure = _peak_on_cpu if device.type == "cpu" else _peak_on_cuda
+    measure = peak_of(device)
     _training_step(case, "fused")()  # what is allocated once per process does not count
     peak, largest = measure(_training_step(case, "fused"))
     outputs = 4 * dim * (rows + items)

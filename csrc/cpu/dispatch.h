@@ -53,11 +53,11 @@ void with_type(at::ScalarType type, Function&& function) {
   }
 }
 
-// out [n, ≥ dim] rows of `stride`: factor · coefficients [rows, n]ᵀ · x [rows, dim], the same bits on any number of
+// out [n, ≥ dim] rows of `stride` = or += factor · coefficients [rows, n]ᵀ · x [rows, dim], the same bits on any number of
 // threads. Room for whole panels (ProductTask) is needed beyond dim.
 template <typename T>
 void weighted_sums(const T* coefficients, int64_t rows, int64_t n, const T* x, int64_t dim, T factor, T* out,
-                   int64_t stride);
+                   int64_t stride, bool accumulate = false);
 
 template <typename T>
 T* pointer(const at::Tensor& t) {
@@ -105,7 +105,7 @@ void fill_query_task(const Call& call, std::vector<In>& room, QueryTask<In>& tas
   task.arguments = call.arguments;
   task.queries = pointer<const In>(call.queries);
   task.items = readable_table(call.items, room);
-  task.n = call.neg_ids.size(-1);
+  task.n = call.neg_ids.defined() ? call.neg_ids.size(-1) : 0;
   task.m = call.extra_ids.size(1);
   task.log_q = pointer<const T>(call.log_q);
   task.log_q_stride = call.log_q.defined() ? call.log_q.stride(0) : 0;
@@ -113,9 +113,10 @@ void fill_query_task(const Call& call, std::vector<In>& room, QueryTask<In>& tas
   task.threshold = per_row<T>(call.threshold);
   task.scale = T(call.scale);
   task.normalized = call.normalized;
+  task.with_gradients = call.with_gradients;
   task.out = row_outputs<T>(call.out);
-  task.unit_queries = call.with_gradients ? pointer<T>(call.unit_queries) : nullptr;
-  task.d_queries = call.with_gradients ? pointer<T>(call.d_queries) : nullptr;
+  task.unit_queries = pointer<T>(call.unit_queries);
+  task.d_queries = pointer<T>(call.d_queries);
 }
 
 }  // namespace cw_cpu

@@ -9,33 +9,11 @@
 
 #include "../allocate.h"
 #include "dispatch.h"
+#include "embedding_tasks.h"
 
 namespace cw_cpu {
 
 namespace {
-
-// A pass over the table pays where the batch reads its rows more than a few times; else norms come with the scores.
-at::Tensor inverse_norms_of(const at::Tensor& items, int64_t reads, at::ScalarType compute) {
-  if (items.size(0) > reads / 4) return {};
-  at::Tensor result = at::empty({items.size(0)}, items.options().dtype(compute));
-  with_type(items.scalar_type(), [&](auto element) {
-    using In = decltype(element);
-    using T = typename Compute<In>::type;
-    const In* const x = pointer<const In>(items);
-    T* const out = pointer<T>(result);
-    const int64_t dim = items.size(1);
-    at::parallel_for(0, items.size(0), grain(dim, 1), [&](int64_t begin, int64_t end) {
-      CW_WITH_ISA(inverse_norms<In>(x, dim, out, begin, end));
-    });
-  });
-  return result;
-}
-
-template <typename Id>
-PairIds<Id> pair_ids(const at::Tensor& pos, const at::Tensor& extra, const at::Tensor& neg) {
-  return {pointer<const int64_t>(pos), pointer<const int64_t>(extra), extra.size(1), pointer<const Id>(neg),
-          neg.defined() ? neg.size(1) : 0};
-}
 
 template <typename In, typename Id>
 void forward(const cw_ext::EmbeddingsCall& call) {
@@ -65,7 +43,7 @@ void forward(const cw_ext::EmbeddingsCall& call) {
                                  : visit_rows(task.ids, begin, end, num_items, [](int64_t) {});
       if (found.name) {
         const std::lock_guard<std::mutex> lock(mutex);
-        if (!bad.name || found.row < bad.row) bad = found;  // the first, whatever the threads
+        note_first(found, bad);
         return;
       }
       CW_WITH_ISA(embeddings<In, Id>(task, begin, end, wanted ? coefficients.get() : nullptr, item_rows.get(),
@@ -77,8 +55,7 @@ void forward(const cw_ext::EmbeddingsCall& call) {
       }
     }
   });
-  TORCH_CHECK_INDEX(!bad.name, bad.name, " must be in [0, ", num_items, "), or −1 for padding, got ", bad.id, " in row ",
-                    bad.row);
+  check_found(bad, num_items);
 }
 
 // Pairs that are not sorted yet: those of the positives where rows share their negatives.
@@ -119,62 +96,30 @@ void check_pairs(const PairGrid& grid, const PairKey* keys, const int32_t* ends)
   });
 }
 
-// Where the buckets are to be cut into parts of like work: items differ in popularity by orders of magnitude.
-std::vector<int64_t> cuts_of(const PairGrid& grid, const int32_t* ends, int64_t dim) {
-  std::vector<int64_t> work(static_cast<size_t>(grid.buckets), kItemsPerBucket);  // the rows to write
-  for (int64_t block = 0; block < grid.blocks; ++block) {
-    const int32_t* const own_ends = ends + block * grid.buckets;
-    for (int64_t k = 0; k < grid.buckets; ++k) work[k] += own_ends[k] - (k > 0 ? own_ends[k - 1] : 0);
-  }
-  int64_t total = 0;
-  for (const int64_t w : work) total += w;
-  const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(total / grain(dim), at::get_num_threads() * 8));
-  std::vector<int64_t> cuts{0};
-  int64_t done = 0;
-  for (int64_t k = 0; k < grid.buckets; ++k) {
-    done += work[k];
-    if (done * parts >= total * int64_t(cuts.size())) cuts.push_back(k + 1);
-  }
-  return cuts;
-}
-
 template <typename In>
 void backward(const cw_ext::ItemGradientCall& call) {
   using T = typename Compute<In>::type;
   const int64_t num_items = call.items.size(0), dim = call.items.size(1), rows = call.sources.size(0);
   const int64_t shared = call.shared_ids.defined() ? call.shared_ids.size(0) : 0;
   ItemGradientTask<In> task;
-  task.items = pointer<const In>(call.items);
-  task.num_items = num_items;
-  task.dim = dim;
-  task.padded_dim = round_up_dim(dim);
-  task.normalized = call.normalized;
-  at::Tensor sources = call.sources;
-  if (shared > 0 || task.padded_dim != dim) {
-    sources = at::empty({rows + shared, task.padded_dim}, call.sources.options());
-    const T* const from = pointer<const T>(call.sources);
-    T* const to = pointer<T>(sources);
-    for (int64_t b = 0; b < rows; ++b) {
-      std::copy(from + b * dim, from + (b + 1) * dim, to + b * task.padded_dim);
-      std::fill(to + b * task.padded_dim + dim, to + (b + 1) * task.padded_dim, T(0));
-    }
-  }
+  const at::Tensor sources = fill_item_task(call, shared, task);
   if (shared > 0) {
     weighted_sums(pointer<const T>(call.shared_coefficients), rows, shared, pointer<const T>(call.sources), dim,
                   T(call.scale), pointer<T>(sources) + rows * task.padded_dim, task.padded_dim);
   }
-  task.sources = pointer<const T>(sources);
-  task.gradient = pointer<In>(call.gradient);
 
   at::Tensor keys = call.pair_keys, ends = call.pair_ends, coefficients = call.coefficients;
-  if (shared > 0) {
-    // The shared negatives are rows of their own, with one pair of weight 1.
+  if (!call.neg_ids.defined()) {
     const int64_t width = coefficients.size(1);
-    const at::Tensor pos_ids = at::cat({call.pos_ids, call.shared_ids});
-    const at::Tensor extra_ids = at::cat({call.extra_ids, at::full({shared, width - 1}, -1, call.extra_ids.options())});
-    at::Tensor ones = at::zeros({shared, width}, coefficients.options());
-    ones.select(1, 0).fill_(1);
-    const at::Tensor unsorted = at::cat({coefficients, ones});
+    at::Tensor pos_ids = call.pos_ids, extra_ids = call.extra_ids, unsorted = coefficients;
+    if (shared > 0) {
+      // The shared negatives are rows of their own, with one pair of weight 1.
+      pos_ids = at::cat({pos_ids, call.shared_ids});
+      extra_ids = at::cat({extra_ids, at::full({shared, width - 1}, -1, extra_ids.options())});
+      at::Tensor ones = at::zeros({shared, width}, coefficients.options());
+      ones.select(1, 0).fill_(1);
+      unsorted = at::cat({coefficients, ones});
+    }
     task.grid = pair_grid(rows + shared, width, num_items);
     coefficients = at::empty_like(unsorted);
     keys = at::empty(unsorted.sizes(), unsorted.options().dtype(at::kShort));
@@ -189,11 +134,7 @@ void backward(const cw_ext::ItemGradientCall& call) {
   task.coefficients = pointer<const T>(coefficients);
   task.ends = pointer<const int32_t>(ends);
 
-  const std::vector<int64_t> cuts = cuts_of(task.grid, task.ends, dim);
-  at::parallel_for(0, int64_t(cuts.size()) - 1, 1, [&](int64_t first, int64_t last) {
-    const auto room = scratch<T>(item_gradient_scratch(dim));
-    CW_WITH_ISA(item_gradient<In>(task, cuts[first], cuts[last], room.get()));
-  });
+  sum_by_items(task);
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "../draw.h"
 #include "../kernel_types.h"
 #include "pairs.h"
 
@@ -69,8 +70,9 @@ struct QueryTask {
   RowValue<T> threshold;
   T scale;          // of the similarity
   bool normalized;  // cosine
+  bool with_gradients;
   RowResults<T> out;
-  T* unit_queries;  // [B, D]; null: no gradients wanted
+  T* unit_queries;  // [B, D], these two with gradients, and null where only the scores' are wanted
   T* d_queries;     // [B, D]
 };
 
@@ -81,6 +83,13 @@ struct EmbeddingsTask : QueryTask<In> {
   const T* inverse_norms;  // [I], or null: computed with the scores
 };
 
+// Known positives, as calls.h's History has them; query_ids may be null.
+struct RowHistories {
+  const int64_t* query_ids;
+  const int64_t* starts;
+  const int32_t* known;
+};
+
 // Negatives that all rows share: the scores and the queries' gradients are matrix products.
 template <typename In>
 struct SharedTask : QueryTask<In> {
@@ -88,11 +97,16 @@ struct SharedTask : QueryTask<In> {
   const int64_t* pos_ids;    // [B]
   const int64_t* extra_ids;  // [B, M]
   const int64_t* neg_ids;    // [N]
+  int64_t num_items;
   bool any_padding;          // among them
+  const int32_t* first_column;  // [I], or null: as Exclusion has them
+  const int32_t* next_column;   // [N]
+  RowHistories histories;
   T* columns;                // x̂ᵀ·scale, packed: [panels of N, D, kPanel]      filled by pack_shared()
   T* rows;                   // x̂, packed: [panels of D, N, kPanel]; 0 in the place of values that are not finite
   T* coefficients;           // [B, 1 + M]: dloss/dscore · scale
-  T* shared_coefficients;    // [B, N]: dloss/dscore
+  T* shared_coefficients;    // [B, N]: dloss/dscore; or of some rows alone, from first_row on
+  int64_t first_row;
 };
 
 // The gradient of the item table from sorted pairs (pairs.h): coefficient times source row, for each pair of an item.
@@ -104,6 +118,8 @@ struct ItemGradientTask {
   int64_t dim;
   int64_t padded_dim;  // round_up_dim(dim)
   bool normalized;
+  const T* before;   // [I, D] sums to add to, or null
+  T* after;          // [I, D] where the sums go, or null: they are the last ones, and the gradient is made of them
   const T* sources;  // [rows, padded_dim]
   PairGrid grid;
   const PairKey* keys;
@@ -137,10 +153,14 @@ struct ProductTask {
   int64_t panels;
   T* c;
   int64_t c_stride;
+  bool accumulate;  // add to what stands in c
 };
 
 // A row with room for whole registers, of any instruction set and element type.
 static inline int64_t round_up_dim(int64_t dim) { return (dim + 31) / 32 * 32; }
+
+// A row's filter of known positives has at most so many words: they fit into L1.
+constexpr int64_t kFilterWords = 4096;
 
 // How many values of the compute type a thread needs as scratch.
 static inline int64_t scores_scratch(int64_t n, int64_t m) { return 3 * (n + m); }
@@ -162,6 +182,10 @@ static inline int64_t item_gradient_scratch(int64_t dim) { return (kItemsPerBuck
   void embeddings(const EmbeddingsTask<In, Id>& task, int64_t begin, int64_t end,                                    \
                   typename Compute<In>::type* coefficients, const In** item_rows,                                    \
                   typename Compute<In>::type* scratch);                                                              \
+  void draw_rows(const cw_ext::NegativeSource& source, int64_t n, int64_t begin, int64_t end, int32_t* ids,          \
+                 uint32_t* room);                                                                                    \
+  template <typename T>                                                                                              \
+  void look_up(const T* table, const int32_t* ids, int64_t n, T* out);                                               \
   template <typename In>                                                                                             \
   void inverse_norms(const In* x, int64_t dim, typename Compute<In>::type* out, int64_t begin, int64_t end);         \
   template <typename In>                                                                                             \

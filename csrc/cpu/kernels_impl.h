@@ -4,6 +4,7 @@
 // Included by kernels_*.cpp with CW_ISA set to the namespace to define, and CW_VECTOR_BYTES to the width of a register.
 
 #include "../cw_row.h"
+#include "draw_kernel.h"
 #include "elements.h"
 #include "gather.h"
 #include "kernels.h"
@@ -44,6 +45,7 @@ void scores(const ScoresTask<In>& task, int64_t begin, int64_t end, typename Com
     row.pos = load(task.pos[b * task.pos_stride]);
     row.neg = in_compute_type(task.neg + b * task.neg_stride, task.n, converted);
     row.n = task.n;
+    row.left_out = 0;
     row.extra = in_compute_type(task.extra + b * task.extra_stride, task.m, converted + task.n);
     row.m = task.m;
     row.log_q = task.log_q ? task.log_q + b * task.log_q_stride : nullptr;
@@ -103,12 +105,12 @@ CW_INLINE T unit_query(const QueryTask<In>& task, int64_t b, T* unit) {
 // in own_coefficients and dloss/dscore of the latter in neg_coefficients.
 template <typename In, typename T>
 CW_INLINE RowResult<T> solve_row(const QueryTask<In>& task, RowKernel<T> kernel, const Parameters<T>& p, int64_t b,
-                                 const T* own_scores, const T* neg_scores, const T* log_q, T* own_coefficients,
-                                 T* neg_coefficients, T* scratch) {
-  const Row<T> row{own_scores[0], neg_scores, task.n, own_scores + 1, task.m, log_q, at_row(task.prior, b),
+                                 const T* own_scores, const T* neg_scores, int64_t left_out, const T* log_q,
+                                 T* own_coefficients, T* neg_coefficients, T* scratch) {
+  const Row<T> row{own_scores[0], neg_scores, task.n, left_out, own_scores + 1, task.m, log_q, at_row(task.prior, b),
                    at_row(task.threshold, b)};
   RowGradients<T> gradients;
-  gradients.wanted = task.unit_queries != nullptr;
+  gradients.wanted = task.with_gradients;
   gradients.neg = neg_coefficients;
   gradients.extra = own_coefficients + 1;
   gradients.log_q = task.out.d_log_q ? task.out.d_log_q + b * task.n : nullptr;
@@ -145,7 +147,7 @@ void embeddings(const EmbeddingsTask<In, Id>& task, int64_t begin, int64_t end, 
   for (int64_t b = begin; b < end; ++b) {
     const int64_t* const pos_id = task.ids.pos + b;
     const int64_t* const extra_ids = task.ids.extra + b * m;
-    const Id* const neg_ids = task.ids.neg + b * n;
+    const Id* const neg_ids = task.ids.negatives_of(b);
 
     const T query_inverse = unit_query(task, b, unit);
     to_chunks(unit, dim, items.chunks, query);
@@ -159,18 +161,20 @@ void embeddings(const EmbeddingsTask<In, Id>& task, int64_t begin, int64_t end, 
     Id smallest = *pos_id < 0 ? -1 : 0;
 #pragma omp simd reduction(min : smallest)
     for (int64_t j = 0; j < n; ++j) smallest = neg_ids[j] < smallest ? neg_ids[j] : smallest;
-    const T* const given_log_q = task.log_q ? task.log_q + b * task.log_q_stride : nullptr;
+    // Of some rows alone, as the ids are.
+    const T* const given_log_q = task.log_q ? task.log_q + (b - task.ids.first) * task.log_q_stride : nullptr;
 
     const T* const masked = masked_log_q(smallest < 0, given_log_q, n, log_q,
                                          [=](int64_t j) { return neg_ids[j] < 0 || *pos_id < 0; });
     T* const row_coefficients = wanted ? coefficients + (b - begin) * width : own_coefficients;
     T* const neg_coefficients = row_coefficients + 1 + m;
-    const RowResult<T> result = solve_row(task, kernel, p, b, score, score + 1 + m, masked, row_coefficients,
+    const RowResult<T> result = solve_row(task, kernel, p, b, score, score + 1 + m, 0, masked, row_coefficients,
                                           neg_coefficients, row_scratch);
     if (!wanted) continue;
 
 #pragma omp simd
     for (int64_t j = 0; j < n; ++j) neg_coefficients[j] *= task.scale;
+    if (!task.d_queries) continue;
     T* const target = task.d_queries + b * dim;
     if (result.live) {
       fill(d_query, padded_dim, T(0));
@@ -208,6 +212,23 @@ void pack_shared(const SharedTask<In>& task, int64_t begin, int64_t end) {
   }
 }
 
+// Calls visit(column) for the columns that row b leaves out (Exclusion), each once.
+template <typename In, typename Visit>
+CW_INLINE void each_left_out(const SharedTask<In>& task, int64_t b, Visit visit) {
+  if (!task.first_column) return;
+  const auto columns_of = [&](int64_t item) {
+    for (int32_t c = task.first_column[item]; c >= 0; c = task.next_column[c]) visit(c);
+  };
+  const int64_t positive = task.pos_ids[b];
+  if (positive >= 0) columns_of(positive);
+  if (!task.histories.query_ids) return;
+  const int64_t query = task.histories.query_ids[b];
+  for (int64_t k = task.histories.starts[query]; k < task.histories.starts[query + 1]; ++k) {
+    const int64_t item = task.histories.known[k];
+    if (item != positive && uint64_t(item) < uint64_t(task.num_items)) columns_of(item);
+  }
+}
+
 // scratch: shared_scratch(n, m, dim).
 template <typename In>
 void shared_negatives(const SharedTask<In>& task, int64_t begin, int64_t end, typename Compute<In>::type* scratch) {
@@ -218,7 +239,7 @@ void shared_negatives(const SharedTask<In>& task, int64_t begin, int64_t end, ty
   const Gather<In, T> items(task.items, nullptr, task.normalized);
   const int64_t n = task.n, m = task.m, dim = task.items.dim, step = shared_step(n), own = 1 + m;
   const int64_t room = round_up_dim(dim), panels = (n + kPanel - 1) / kPanel, dim_panels = (dim + kPanel - 1) / kPanel;
-  const bool wanted = task.unit_queries != nullptr;
+  const bool wanted = task.with_gradients;
 
   // Of `step` rows:
   T* const scores = scratch;                          // [panels·kPanel]
@@ -251,21 +272,36 @@ void shared_negatives(const SharedTask<In>& task, int64_t begin, int64_t end, ty
         if (*id < 0) own_scores[place] = -infinity<T>();
       }
     }
-    product(ProductTask<T>{units, room, 1, dim, task.columns, panels, scores, panels * kPanel}, 0, count);
+    product(ProductTask<T>{units, room, 1, dim, task.columns, panels, scores, panels * kPanel, false}, 0, count);
 
     for (int64_t r = 0; r < count; ++r) {
       const int64_t b = first + r;
       const bool dead = task.pos_ids[b] < 0;
+      T* const row_scores = scores + r * panels * kPanel;
       const T* const given_log_q = task.log_q ? task.log_q + b * task.log_q_stride : nullptr;
-      const T* const masked = masked_log_q(dead || task.any_padding, given_log_q, n, log_q,
-                                           [&](int64_t j) { return dead || task.neg_ids[j] < 0; });
-      solve_row(task, kernel, p, b, own_scores + r * own, scores + r * panels * kPanel, masked,
-                wanted ? task.coefficients + b * own : own_terms, wanted ? task.shared_coefficients + b * n : terms,
-                row_scratch);
+      const bool through_log_q = given_log_q || p.normalize_weights;
+      const T* const masked =
+          masked_log_q(dead || task.any_padding || (task.first_column && through_log_q), given_log_q, n, log_q,
+                       [&](int64_t j) { return dead || task.neg_ids[j] < 0; });
+      // A score of −∞ has no mass but counts, unless a log weight says that the negative is not there.
+      int64_t left_out = 0;
+      each_left_out(task, b, [&](int64_t column) {
+        row_scores[column] = -infinity<T>();
+        if (masked) {
+          log_q[column] = -infinity<T>();
+        } else {
+          ++left_out;
+        }
+      });
+      solve_row(task, kernel, p, b, own_scores + r * own, row_scores, left_out, masked,
+                wanted ? task.coefficients + b * own : own_terms,
+                wanted ? task.shared_coefficients + (b - task.first_row) * n : terms, row_scratch);
     }
     if (!wanted) continue;
 
-    product(ProductTask<T>{task.shared_coefficients + first * n, n, 1, n, task.rows, dim_panels, sums, room}, 0, count);
+    product(ProductTask<T>{task.shared_coefficients + (first - task.first_row) * n, n, 1, n, task.rows, dim_panels, sums,
+                           room, false},
+            0, count);
     for (int64_t r = 0; r < count; ++r) {
       const int64_t b = first + r;
       const T* const unit = units + r * room;
@@ -310,8 +346,20 @@ void item_gradient(const ItemGradientTask<In>& task, int64_t begin, int64_t end,
   T* const sums = scratch;  // [kItemsPerBucket, padded_dim]
   T* const unit = scratch + kItemsPerBucket * padded_dim;
   for (int64_t k = begin; k < end; ++k) {
+    const int64_t first_item = k * kItemsPerBucket;
+    const int64_t items = task.num_items - first_item < kItemsPerBucket ? task.num_items - first_item : kItemsPerBucket;
     fill(sums, kItemsPerBucket * padded_dim, T(0));
-    uint64_t weighed = 0;  // which of the bucket's items have a pair of any weight
+    uint64_t weighed = 0;  // which of the bucket's items have a sum that may not be 0
+    for (int64_t i = 0; task.before && i < items; ++i) {
+      const T* const before = task.before + (first_item + i) * dim;
+      T* const sum = sums + i * padded_dim;
+      bool any = false;
+      for (int64_t d = 0; d < dim; ++d) {
+        sum[d] = before[d];
+        any |= !(before[d] == T(0));
+      }
+      weighed |= uint64_t(any) << i;
+    }
     for (int64_t slice = 0; slice < padded_dim; slice += kSlice) {
       const int vectors = int((padded_dim - slice < kSlice ? padded_dim - slice : kSlice) / kLanes<T>);
       for (int64_t block = 0; block < grid.blocks; ++block) {
@@ -339,9 +387,12 @@ void item_gradient(const ItemGradientTask<In>& task, int64_t begin, int64_t end,
         }
       }
     }
-    const int64_t first_item = k * kItemsPerBucket;
-    for (int64_t i = first_item; i < first_item + kItemsPerBucket && i < task.num_items; ++i) {
+    for (int64_t i = first_item; i < first_item + items; ++i) {
       T* const sum = sums + (i - first_item) * padded_dim;
+      if (task.after) {
+        for (int64_t d = 0; d < dim; ++d) task.after[i * dim + d] = sum[d];
+        continue;
+      }
       if (task.normalized && (weighed >> (i - first_item) & 1)) {
         const In* const item = task.items + i * dim;
         const T inverse = inverse_norm(squared_norm<In, T>(item, dim));
@@ -372,6 +423,8 @@ CW_INSTANTIATE(float)
 CW_INSTANTIATE(double)
 CW_INSTANTIATE(Half)
 CW_INSTANTIATE(BFloat16)
+template void look_up<float>(const float*, const int32_t*, int64_t, float*);
+template void look_up<double>(const double*, const int32_t*, int64_t, double*);
 template void product<float>(const ProductTask<float>&, int64_t, int64_t);
 template void product<double>(const ProductTask<double>&, int64_t, int64_t);
 

@@ -50,8 +50,10 @@ struct PairIds {
   const int64_t* pos;    // [B]
   const int64_t* extra;  // [B, M]
   int64_t m;
-  const Id* neg;  // [B, N]
+  const Id* neg;  // [B, N]; or of some rows alone, from `first` on
   int64_t n;
+  int64_t first = 0;
+  __attribute__((always_inline)) const Id* negatives_of(int64_t row) const { return neg + (row - first) * n; }
 };
 
 // An id out of range: where it stands in its id tensor, and what it is.
@@ -81,7 +83,7 @@ BadId visit_rows(const PairIds<Id>& ids, int64_t begin, int64_t end, int64_t ite
   for (int64_t b = begin; b < end; ++b) {
     BadId bad = visit_ids(ids.pos + b, 1, items, "pos_ids", b, visit);
     if (!bad.name) bad = visit_ids(ids.extra + b * ids.m, ids.m, items, "extra_pos_ids", b, visit);
-    if (!bad.name) bad = visit_ids(ids.neg + b * ids.n, ids.n, items, "neg_ids", b, visit);
+    if (!bad.name) bad = visit_ids(ids.negatives_of(b), ids.n, items, "neg_ids", b, visit);
     if (bad.name) return bad;
   }
   return {};
@@ -123,7 +125,7 @@ void sort_block(const PairIds<Id>& ids, const PairGrid& grid, int64_t block, con
     };
     write(ids.pos + begin + r, 1);
     write(ids.extra + (begin + r) * ids.m, ids.m);
-    write(ids.neg + (begin + r) * ids.n, ids.n);
+    write(ids.negatives_of(begin + r), ids.n);
   }
   const int64_t written = grid.buckets > 0 ? ends[grid.buckets - 1] : 0, room = grid.rows_in(block) * grid.width;
   std::fill(keys + written, keys + room, PairKey(0));

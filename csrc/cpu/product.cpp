@@ -32,19 +32,20 @@ void pack(const T* x, int64_t depth, int64_t dim, T factor, T* out) {
 
 template <typename T>
 void weighted_sums(const T* coefficients, int64_t rows, int64_t n, const T* x, int64_t dim, T factor, T* out,
-                   int64_t stride) {
+                   int64_t stride, bool accumulate) {
   constexpr int64_t kPanel = ProductTask<T>::kPanel;
   const int64_t panels = (dim + kPanel - 1) / kPanel;
   const auto packed = scratch<T>(panels * rows * kPanel);
   pack(x, rows, dim, factor, packed.get());
-  const ProductTask<T> task{coefficients, 1, n, rows, packed.get(), panels, out, stride};
+  const ProductTask<T> task{coefficients, 1, n, rows, packed.get(), panels, out, stride, accumulate};
   const int64_t steps = (n + kRowStep - 1) / kRowStep;
   at::parallel_for(0, steps, grain(kRowStep * rows * panels), [&](int64_t first, int64_t last) {
     CW_WITH_ISA(product<T>(task, first * kRowStep, std::min(n, last * kRowStep)));
   });
 }
 
-template void weighted_sums<float>(const float*, int64_t, int64_t, const float*, int64_t, float, float*, int64_t);
-template void weighted_sums<double>(const double*, int64_t, int64_t, const double*, int64_t, double, double*, int64_t);
+template void weighted_sums<float>(const float*, int64_t, int64_t, const float*, int64_t, float, float*, int64_t, bool);
+template void weighted_sums<double>(const double*, int64_t, int64_t, const double*, int64_t, double, double*, int64_t,
+                                    bool);
 
 }  // namespace cw_cpu

@@ -46,7 +46,9 @@ CW_INLINE void product_tile(const ProductTask<T>& task, const T* a, const T* pan
 template <typename T>
 void product(const ProductTask<T>& task, int64_t begin, int64_t end) {
   constexpr int64_t kDepth = 128;  // what of `a` is walked again for each panel stays in the cache
-  for (int64_t i = begin; i < end; ++i) fill(task.c + i * task.c_stride, task.panels * ProductTask<T>::kPanel, T(0));
+  for (int64_t i = begin; !task.accumulate && i < end; ++i) {
+    fill(task.c + i * task.c_stride, task.panels * ProductTask<T>::kPanel, T(0));
+  }
   for (int64_t first = 0; first < task.depth; first += kDepth) {
     const int64_t last = first + kDepth < task.depth ? first + kDepth : task.depth;
     for (int64_t p = 0; p < task.panels; ++p) {

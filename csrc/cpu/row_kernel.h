@@ -20,6 +20,7 @@ struct Row {
   T pos;
   const T* neg;  // [N]
   int64_t n;
+  int64_t left_out;  // of them, with a score of −∞: they are not there
   const T* extra;  // [M]
   int64_t m;
   const T* log_q;  // [N] or null
@@ -115,27 +116,37 @@ LogSum<T> sum_masses(const Elements<T, HasLogQ> x, const Parameters<T>& paramete
           })};
 }
 
-// The denominator where it is not just N: Σ q, or Σ q ω.
-template <typename T, Weighting W>
-LogSum<T> denominator(const Row<T>& row, const Parameters<T>& parameters, T* terms) {
-  const Parameters<T> p = parameters;
-  const auto mass_of = [=](int64_t j) CW_INLINE_LAMBDA {
-    const T log_q = row.log_q ? row.log_q[j] : T(0);
-    return p.normalize_weights ? weight_mass(row.neg[j], row.pos, log_q, W, p) : Mass<T>{log_q, T(1)};
-  };
+// Σ factor·e^exponent of mass_of(j), and in `terms` each element's term.
+template <typename T, typename MassOf>
+CW_INLINE LogSum<T> sum_parts(int64_t n, T* terms, MassOf mass_of) {
   T max = -infinity<T>();
 #pragma omp simd reduction(max : max)
-  for (int64_t j = 0; j < row.n; ++j) {
+  for (int64_t j = 0; j < n; ++j) {
     const T exponent = mass_of(j).exponent;
     max = exponent > max ? exponent : max;
   }
   if (max == -infinity<T>()) {
-    fill(terms, row.n, T(0));
+    fill(terms, n, T(0));
     return {max, T(0)};
   }
-  return {max, sum_of(row.n, terms, [=](int64_t j) CW_INLINE_LAMBDA {
-            return term(mass_of(j), max);
-          })};
+  return {max, sum_of(n, terms, [=](int64_t j) CW_INLINE_LAMBDA { return term(mass_of(j), max); })};
+}
+
+// The denominator where it is not just N: Σ q, or Σ q ω.
+template <typename T, Weighting W>
+LogSum<T> denominator(const Row<T>& row, const Parameters<T>& parameters, T* terms) {
+  const Parameters<T> p = parameters;
+  const T* const log_q = row.log_q;
+  const T* const neg = row.neg;
+  const T pos = row.pos;
+  // Each a loop of its own: a condition within one would be a branch.
+  if (!p.normalize_weights) {
+    return sum_parts(row.n, terms, [=](int64_t j) CW_INLINE_LAMBDA { return Mass<T>{log_q[j], T(1)}; });
+  }
+  if (!log_q) {
+    return sum_parts(row.n, terms, [=](int64_t j) CW_INLINE_LAMBDA { return weight_mass(neg[j], pos, T(0), W, p); });
+  }
+  return sum_parts(row.n, terms, [=](int64_t j) CW_INLINE_LAMBDA { return weight_mass(neg[j], pos, log_q[j], W, p); });
 }
 
 // The gradient of each score: its share of the sum, times the sum's derivative, times the slope. Returns their total.
@@ -168,7 +179,9 @@ RowResult<T> row_kernel(const Row<T>& row, const Parameters<T>& p, RowGradients<
   sums.pos = row.pos;
   sums.prior = row.prior;
   sums.threshold = row.threshold;
-  sums.n_eff = row.n;
+  sums.n_eff = row.n - row.left_out;
+  sums.has_denominator = row.log_q || p.normalize_weights;
+  if (sums.has_denominator) sums.denominator = denominator<T, W>(row, p, denominator_terms);
   if (row.log_q) {
     int64_t masked = 0;
     for (int64_t j = 0; j < row.n; ++j) masked += row.log_q[j] == -infinity<T>();
@@ -179,8 +192,6 @@ RowResult<T> row_kernel(const Row<T>& row, const Parameters<T>& p, RowGradients<
     const Elements<T, false> negatives{row.neg, nullptr, row.n, row.pos};
     sums.negatives = sum_masses<T, W, S>(negatives, p, gradients.neg, sums.spoiled);
   }
-  sums.has_denominator = row.log_q || p.normalize_weights;
-  if (sums.has_denominator) sums.denominator = denominator<T, W>(row, p, denominator_terms);
   for (int64_t k = 0; k < row.m; ++k) sums.m += !(row.extra[k] == -infinity<T>());
   if (sums.m > 0) {
     const Elements<T, false> extra{row.extra, nullptr, row.m, row.pos};

@@ -12,6 +12,7 @@ struct EmbeddingRow {
   static constexpr int kVec = 1;
   static constexpr bool inputs_aligned = false;
   static constexpr bool outputs_aligned = false;
+  static constexpr int64_t excluded = 0;
   const Pairs& pairs;
   int64_t b;
   int64_t n;

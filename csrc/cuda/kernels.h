@@ -8,11 +8,13 @@
 
 #include <cstdint>
 
+#include "../draw.h"
 #include "../kernel_types.h"
 
 namespace cw_cuda {
 
 using cw_ext::Compute;
+using cw_ext::NegativeSource;
 using cw_ext::RowResults;
 using cw_ext::RowValue;
 
@@ -56,6 +58,7 @@ struct ScoresTask {
   int64_t log_q_stride;
   const T* row_scale;     // [B] or null: the negatives' scores are neg·row_scale·column_scale; a negative one of the
   const T* column_scale;  // [N]          two masks out. Both are given, or none
+  const int32_t* excluded;  // [B] or null: so many of the scores of −∞ are no negatives
   RowValue<T> prior;
   RowValue<T> threshold;
   bool with_gradients;
@@ -67,6 +70,26 @@ struct ScoresTask {
 
 template <typename In>
 cudaError_t launch_scores(const ScoresTask<In>& task, cudaStream_t stream);
+
+// ---- shared negatives that a row leaves out: exclude.cu ------------------------------------------------------------
+
+// values[b, c] = −∞ in the columns c of row b's own positive and of its query's known positives.
+template <typename T>
+struct ExclusionTask {
+  NegativeSource source;  // query_ids and known positives only
+  int64_t num_known;      // of all queries
+  const int64_t* pos_ids;       // [B]; a row without a positive leaves nothing out
+  const int32_t* first_column;  // [I]: the columns of an item are first_column[item], next_column[that], …, to −1
+  const int32_t* next_column;   // [N]
+  int64_t num_items;
+  int64_t rows;
+  int64_t n;
+  T* values;          // [B, N]
+  int32_t* excluded;  // [B] or null: how many they are
+};
+
+template <typename T>
+cudaError_t launch_exclusion(const ExclusionTask<T>& task, cudaStream_t stream);
 
 // ---- over rows: rows.cu --------------------------------------------------------------------------------------------
 
@@ -95,6 +118,23 @@ struct ScaleTask {
 
 template <typename E>
 cudaError_t launch_scale(const ScaleTask<E>& task, cudaStream_t stream);
+
+// ---- drawn negatives: draw.cu --------------------------------------------------------------------------------------
+
+template <typename T>
+struct DrawTask {
+  NegativeSource source;
+  int64_t num_known;  // of all queries
+  int64_t first_row;  // of the batch
+  int64_t rows;
+  int64_t n;
+  int32_t* ids;          // [rows, n], −1 where every item is a known positive
+  const T* log_weights;  // [I], these two or none
+  T* log_q;              // [rows, n]: the log weight of each id, 0 for −1
+};
+
+template <typename T>
+cudaError_t launch_draw(const DrawTask<T>& task, cudaStream_t stream);
 
 // ---- level 2: one_visit.cu, embeddings.cu --------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ __device__ __forceinline__ double to_compute(double x) { return x; }
 __device__ __forceinline__ float to_compute(__half x) { return __half2float(x); }
 __device__ __forceinline__ float to_compute(__nv_bfloat16 x) { return __bfloat162float(x); }
 
+__device__ __forceinline__ void from_compute(int32_t x, int32_t& to) { to = x; }
 __device__ __forceinline__ void from_compute(float x, float& to) { to = x; }
 __device__ __forceinline__ void from_compute(double x, double& to) { to = x; }
 __device__ __forceinline__ void from_compute(float x, __half& to) { to = __float2half_rn(x); }

@@ -254,7 +254,7 @@ __global__ void __launch_bounds__((kOneWarp ? kResidentRows : kResidentWarps) * 
     }
     if (rank == 0) {
       s.negatives = negatives;
-      s.masked = masked;
+      s.masked = masked + (task.excluded ? task.excluded[b] : 0);
       s.spoiled |= spoiled;
       plans[threadIdx.y] =
           plan_row(s, pos, task.n, false, at_row(task.prior, b), at_row(task.threshold, b), p);

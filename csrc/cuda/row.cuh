@@ -229,6 +229,7 @@ struct TeamScratch {
 //   kVec                              how many negatives it can give and take at a time
 //   inputs_aligned, outputs_aligned   and whether it can at all
 //   n, m, pos, prior, threshold, has_log_q
+//   excluded                          how many of the n, with a score of −∞, are no negatives
 //   load<V>(j, score, log_q)          negatives [j, j + V); log_q is −∞ for a masked one
 //   extra(k)                          a further positive
 //   set_pos(d), set<V>(j, d), set_extra(k, d), set_log_q<V>(j, d)
@@ -281,6 +282,7 @@ __device__ __forceinline__ void conclude(RowStatistics<T> own, const Row& row, i
   }
   if (rank == 0) {
     const bool has_denominator = row.has_log_q || p.normalize_weights;
+    own.masked += row.excluded;
     scratch.plan = plan_row(own, row.pos, row.n, has_denominator, row.prior, row.threshold, p);
     write_row(out, b, scratch.plan.result);
   }

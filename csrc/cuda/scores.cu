@@ -16,6 +16,7 @@ struct ScoreRow {
   static constexpr int kVec = kVectorBytes / int(sizeof(In));
   int64_t n;
   int64_t m;
+  int64_t excluded;
   T pos;
   T prior;
   T threshold;
@@ -36,6 +37,7 @@ struct ScoreRow {
   __device__ ScoreRow(const ScoresTask<In>& task, int64_t b) {
     n = task.n;
     m = task.m;
+    excluded = task.excluded ? task.excluded[b] : 0;
     pos = to_compute(task.pos[b * task.pos_stride]);
     prior = at_row(task.prior, b);
     threshold = at_row(task.threshold, b);

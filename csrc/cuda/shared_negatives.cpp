@@ -11,29 +11,26 @@
 #include <algorithm>
 #include <limits>
 
-#include "../backend.h"
 #include "shared_products.h"
+#include "tensors.h"
 
 namespace cw_cuda {
 
-using cw_ext::PerRow;
+using cw_ext::Exclusion;
 using cw_ext::ScoresCall;
 using cw_ext::SharedNegativesCall;
 
 namespace {
 
 // Scores in work at a time: 32 MB in fp32, which stay in the L2 cache of a large GPU.
+#ifdef CW_CUDA_EMULATION  // so few that tests come to several blocks
+constexpr int64_t kBlockElements = int64_t(1) << 10;
+#else
 constexpr int64_t kBlockElements = int64_t(1) << 23;
+#endif
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-
-PerRow narrowed(const PerRow& x, int64_t begin, int64_t count) {
-  return {x.rows.defined() ? x.rows.narrow(0, begin, count) : x.rows, x.value};
-}
-
-at::Tensor narrowed(const at::Tensor& x, int64_t begin, int64_t count) {
-  return x.defined() ? x.narrow(0, begin, count) : x;
-}
+constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
 // 1/|x| [..., 1] in the compute dtype, 0 for a zero row; undefined where nothing is normalised.
 at::Tensor inverse_norms(const at::Tensor& x, bool normalized, at::ScalarType compute) {
@@ -59,6 +56,48 @@ at::Tensor unit_rows(const at::Tensor& x, bool normalized, at::ScalarType comput
   return times(x, inverse_norms(x, normalized, compute), compute);
 }
 
+// What level 1 multiplies raw products by. Where −∞ among them stands for what is left out it has to stay −∞, which it
+// does not times 0 or NaN; other products with a zero row are 0 whatever their scale, and those with a NaN are NaN.
+at::Tensor scale_of_products(const at::Tensor& inverse, bool excludes) {
+  constexpr double kSmallest = 1e-18;  // twice in a product; a norm that is larger does not fit fp32 when squared
+  const at::Tensor scale = inverse.squeeze(-1);
+  return excludes ? scale.masked_fill(scale.isnan(), 0).clamp_min_(kSmallest) : scale;
+}
+
+// Writes −∞ where the rows [begin, begin + values.size(0)) leave columns out; counts those to `excluded`, unless it is
+// undefined.
+void leave_out(const SharedNegativesCall& call, int64_t begin, const at::Tensor& values, const at::Tensor& excluded) {
+  const Exclusion& exclusion = call.exclusion;
+  NegativeSource source = source_of(exclusion.history);
+  if (source.query_ids) source.query_ids += begin;
+  with_compute_type(values.scalar_type(), [&](auto element) {
+    using T = decltype(element);
+    const ExclusionTask<T> task{source,
+                                num_known(exclusion.history),
+                                input<int64_t>(call.pos_ids) + begin,
+                                input<int32_t>(exclusion.first_column),
+                                input<int32_t>(exclusion.next_column),
+                                call.items.size(0),
+                                values.size(0),
+                                values.size(1),
+                                output<T>(values),
+                                output<int32_t>(excluded)};
+    C10_CUDA_CHECK(launch_exclusion(task, c10::cuda::getCurrentCUDAStream()));
+  });
+}
+
+// Leaves out of the block what its rows, from `begin` on, leave out: by scores of −∞ that are not counted, which level
+// 1's fast forms take. Where a score of −∞ counts in the denominator, or there are log weights, by log weights of −∞.
+void exclude(const SharedNegativesCall& call, int64_t begin, ScoresCall& block) {
+  if (!call.arguments.normalize_weights && !call.log_q.defined()) {
+    block.excluded = at::empty({block.neg.size(0)}, block.neg.options().dtype(at::kInt));
+    leave_out(call, begin, block.neg, block.excluded);
+    return;
+  }
+  block.log_q = call.log_q.defined() ? block.log_q.clone(at::MemoryFormat::Contiguous) : at::zeros_like(block.neg);
+  leave_out(call, begin, block.log_q, at::Tensor());
+}
+
 }  // namespace
 
 at::Tensor finite_or_zero(const at::Tensor& x) { return x.masked_fill(x.isfinite().logical_not_(), 0); }
@@ -69,27 +108,44 @@ at::Tensor product(const at::Tensor& a, const at::Tensor& b) {
   return at::mm(a.to(compute), b.to(compute));
 }
 
+void add_product(const at::Tensor& sum, const at::Tensor& a, const at::Tensor& b, double factor) {
+  if (a.is_cuda() && a.scalar_type() == at::kBFloat16) {
+    sum.add_(product(a, b), factor);
+  } else {
+    sum.addmm_(a.to(sum.scalar_type()), b.to(sum.scalar_type()), 1, factor);
+  }
+}
+
 void shared_negatives(const SharedNegativesCall& call) {
+  const c10::cuda::CUDAGuard guard(call.queries.device());
   const auto compute = call.out.loss.scalar_type();
   const int64_t rows = call.queries.size(0), n = call.neg_ids.size(0), m = call.extra_ids.size(1);
-  const bool raw = call.items.scalar_type() == at::kBFloat16;
+  const bool raw = call.items.scalar_type() == at::kBFloat16, by_norms = raw && call.normalized;
+  const bool excludes = call.exclusion.first_column.defined();
 
   const at::Tensor query_inverse = inverse_norms(call.queries, call.normalized, compute);  // [B, 1]
   const at::Tensor unit = times(call.queries, query_inverse, compute);
-  const at::Tensor rows_of_negatives = gathered(call.items, call.neg_ids);                             // [N, D]
+  at::Tensor rows_of_negatives = gathered(call.items, call.neg_ids);                             // [N, D]
+  if (by_norms && excludes) {
+    // Then products of −∞ stand for what rows leave out: an item that is not finite must not have them.
+    rows_of_negatives.masked_fill_(rows_of_negatives.isfinite().all(-1, true).logical_not_(), kNaN);
+  }
   const at::Tensor negative_inverse = inverse_norms(rows_of_negatives, call.normalized, compute);      // [N, 1]
-  const at::Tensor negatives = times(rows_of_negatives, negative_inverse, compute);
+  at::Tensor negatives = times(rows_of_negatives, negative_inverse, compute);
   const at::Tensor left = raw ? call.queries : unit * call.scale;
   const at::Tensor right = raw ? rows_of_negatives.t() : negatives.t();
   // Padding is masked out: negatives, and whole rows whose positive it is. Whether there is any is not asked, which would
   // wait for the device.
-  const at::Tensor row_scale = (raw && call.normalized ? query_inverse.squeeze(-1) * call.scale
-                                                       : at::full({rows}, raw ? call.scale : 1, unit.options()))
+  const at::Tensor row_scale = (by_norms ? scale_of_products(query_inverse, excludes) * call.scale
+                                         : at::full({rows}, raw ? call.scale : 1, unit.options()))
                                    .masked_fill_(call.pos_ids < 0, -1);
   const at::Tensor column_scale =
-      (raw && call.normalized ? negative_inverse.squeeze(-1) : at::ones({n}, unit.options()))
+      (by_norms ? scale_of_products(negative_inverse, excludes) : at::ones({n}, unit.options()))
           .masked_fill(call.neg_ids < 0, -1);
   const at::Tensor carried = finite_or_zero(raw ? negatives.to(at::kBFloat16) : negatives);
+  // One of them goes on as `right`; with all items as negatives, the other is worth its memory.
+  rows_of_negatives.reset();
+  negatives.reset();
 
   const int64_t block = std::max<int64_t>(1, kBlockElements / n);
   for (int64_t begin = 0; begin < rows; begin += block) {
@@ -114,22 +170,23 @@ void shared_negatives(const SharedNegativesCall& call) {
     scores.prior = narrowed(call.prior, begin, count);
     scores.threshold = narrowed(call.threshold, begin, count);
     scores.with_gradients = call.with_gradients;
-    scores.out.loss = call.out.loss.narrow(0, begin, count);
-    scores.out.live = call.out.live.narrow(0, begin, count);
-    scores.out.d_log_q = narrowed(call.out.d_log_q, begin, count);
-    scores.out.d_prior = call.out.d_prior.narrow(0, begin, count);
-    scores.out.d_threshold = call.out.d_threshold.narrow(0, begin, count);
+    scores.out = narrowed(call.out, begin, count);
+    if (excludes) exclude(call, begin, scores);
+    at::Tensor shared = narrowed(call.shared_coefficients, begin, count);  // undefined: not kept beyond the block
     if (call.with_gradients) {
       scores.d_pos = at::empty({count}, pos.options());
-      scores.d_neg = raw ? at::empty({count, n}, pos.options()) : call.shared_coefficients.narrow(0, begin, count);
+      scores.d_neg = raw || !shared.defined() ? at::empty({count, n}, pos.options()) : shared;
       scores.d_extra = at::empty({count, m}, pos.options());
     }
     cw_cuda::scores(scores);
 
     if (!call.with_gradients) continue;
 
-    const at::Tensor shared = call.shared_coefficients.narrow(0, begin, count);
-    if (raw) shared.copy_(scores.d_neg);
+    if (!shared.defined()) {
+      shared = raw ? scores.d_neg.to(at::kBFloat16) : scores.d_neg;
+    } else if (raw) {
+      shared.copy_(scores.d_neg);
+    }
     at::Tensor coefficients = call.coefficients.narrow(0, begin, count);  // [b, 1 + M]
     coefficients.select(1, 0).copy_(scores.d_pos);
     coefficients.narrow(1, 1, m).copy_(scores.d_extra);
@@ -143,6 +200,10 @@ void shared_negatives(const SharedNegativesCall& call) {
     // The query of a dead row may hold anything.
     d_unit.masked_fill_(scores.out.live.logical_not().unsqueeze(-1), 0);
     call.d_queries.narrow(0, begin, count).copy_(d_unit);
+    if (!call.negative_sums.defined()) continue;
+    const at::Tensor sources =
+        call.row_factor.defined() ? q * call.row_factor.narrow(0, begin, count).unsqueeze(-1) : q;
+    add_product(call.negative_sums, shared.t(), finite_or_zero(sources).to(shared.scalar_type()), call.scale);
   }
   if (call.with_gradients) call.unit_queries.copy_(unit);
 }

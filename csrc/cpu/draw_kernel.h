@@ -1,0 +1,182 @@
+// Rows of drawn negatives (draw.h), many draws at a time. Included by kernels_impl.h.
+#pragma once
+
+#include "../draw.h"
+#include "kernels.h"
+
+namespace cw_cpu {
+namespace CW_ISA {
+
+using namespace CW_NAMESPACE;
+
+// Draws in work at a time.
+constexpr int kDraws = 256;
+
+// What tells most items that are no known positive of a query at a look: a bit for each, shared by items that are alike in
+// their last bits. It stays in L1, however many items there are.
+struct Filter {
+  uint32_t* bits;
+  uint32_t mask;
+  bool is_exact;  // every item has a bit of its own
+
+  CW_INLINE Filter(uint32_t* room, const History& history, uint32_t num_items) : bits(room), mask(31) {
+    constexpr uint32_t kLarge = kFilterWords * 32 - 1;
+    while (history.count > 0 && mask < kLarge && int64_t(mask) < history.count * 64) mask = 2 * mask + 1;
+    for (uint32_t w = 0; w <= mask / 32; ++w) bits[w] = 0;
+    for (int64_t k = 0; k < history.count; ++k) {
+      const uint32_t bit = uint32_t(history.items[k]) & mask;
+      bits[bit / 32] |= 1u << (bit % 32);
+    }
+    is_exact = num_items - 1 <= mask;
+  }
+};
+
+// What speaks against an attempt: that it may be a known positive, or that its word favours an item.
+constexpr uint32_t kMaybeKnown = 1, kFavours = 2;
+
+// The words of some attempts: each has one for the slot and, for a popular item, one for its threshold.
+struct Words {
+  uint32_t slots[kDraws];
+  uint32_t coins[kDraws];
+};
+
+// The items that the words of `count` attempts name, and what speaks against each; returns against how many something does.
+template <bool Popular>
+CW_INLINE int items_of(const NegativeSource& source, uint32_t excess, const Filter& filter, const Words& words, int count,
+                       int32_t* ids, uint8_t* doubts) {
+  const uint64_t num_items = source.num_items;
+  const uint32_t* const bits = filter.bits;
+  const uint32_t mask = filter.mask;
+#pragma omp simd
+  for (int j = 0; j < count; ++j) {
+    const uint64_t product = uint64_t(words.slots[j]) * num_items;
+    ids[j] = int32_t(product >> 32);
+    doubts[j] = uint8_t(uint32_t(product) < excess ? kFavours : 0u);
+  }
+  if (Popular) {
+    const uint32_t* const thresholds = source.thresholds;
+    const int32_t* const aliases = source.aliases;
+#pragma omp simd
+    for (int j = 0; j < count; ++j) {
+      const int32_t slot = ids[j], alias = aliases[slot];  // read whether wanted or not: a condition would be a branch
+      ids[j] = words.coins[j] < thresholds[slot] ? slot : alias;
+    }
+  }
+  int doubtful = 0;
+#pragma omp simd reduction(+ : doubtful)
+  for (int j = 0; j < count; ++j) {
+    const uint32_t bit = uint32_t(ids[j]) & mask;
+    const uint32_t doubt = doubts[j] | (bits[bit / 32] >> (bit % 32) & kMaybeKnown);
+    doubts[j] = uint8_t(doubt);
+    doubtful += doubt != 0u;
+  }
+  return doubtful;
+}
+
+// The first attempts at draws [first, first + kDraws) of a row.
+template <bool Popular>
+int first_attempts(const NegativeSource& source, uint32_t excess, uint64_t seed, int64_t row, int64_t first,
+                   const Filter& filter, int32_t* ids, uint8_t* doubts) {
+  constexpr int kPerCounter = Popular ? 2 : 4;
+  Words words;
+  const uint64_t counter = uint64_t(first / kPerCounter), low = uint32_t(row), high = uint64_t(row) >> 32;
+#pragma omp simd
+  for (int i = 0; i < kDraws / kPerCounter; ++i) {
+    const Philox<uint64_t> w = philox<uint64_t>(counter + uint64_t(i), 0, low, high, seed);
+    if (Popular) {
+      words.slots[2 * i] = uint32_t(w.x[0]);
+      words.coins[2 * i] = uint32_t(w.x[1]);
+      words.slots[2 * i + 1] = uint32_t(w.x[2]);
+      words.coins[2 * i + 1] = uint32_t(w.x[3]);
+    } else {
+      for (int k = 0; k < 4; ++k) words.slots[4 * i + k] = uint32_t(w.x[k]);
+    }
+  }
+  return items_of<Popular>(source, excess, filter, words, kDraws, ids, doubts);
+}
+
+// The same attempt at the draws first + open[0, count) of a row.
+template <bool Popular>
+int further_attempts(const NegativeSource& source, uint32_t excess, uint64_t seed, int64_t row, int64_t first,
+                     uint32_t attempt, const int32_t* open, int count, const Filter& filter, int32_t* ids,
+                     uint8_t* doubts) {
+  Words words;
+  const uint64_t low = uint32_t(row), high = uint64_t(row) >> 32;
+#pragma omp simd
+  for (int i = 0; i < count; ++i) {
+    const uint64_t j = uint64_t(first) + uint64_t(open[i]);
+    const Philox<uint64_t> w = philox<uint64_t>(Popular ? j / 2 : j / 4, attempt, low, high, seed);
+    const bool second = j & 1, later = j & 2;
+    if (Popular) {
+      words.slots[i] = uint32_t(second ? w.x[2] : w.x[0]);
+      words.coins[i] = uint32_t(second ? w.x[3] : w.x[1]);
+    } else {
+      words.slots[i] = uint32_t(later ? (second ? w.x[3] : w.x[2]) : (second ? w.x[1] : w.x[0]));
+    }
+  }
+  return items_of<Popular>(source, excess, filter, words, count, ids, doubts);
+}
+
+// Draws [first, first + count) of a row, count ≤ kDraws; `out` has room for kDraws.
+template <bool Popular>
+void draw_some(const NegativeSource& source, uint32_t excess, uint64_t seed, int64_t row, int64_t first, int count,
+               const History& history, const Filter& filter, int32_t* out) {
+  uint8_t doubts[kDraws];
+  const auto is_rejected = [&](int32_t id, uint8_t doubt) {
+    return (doubt & kFavours) || (doubt && (filter.is_exact || history.contains(id)));
+  };
+  int32_t open[kDraws];  // what is still rejected
+  int left = 0;
+  if (first_attempts<Popular>(source, excess, seed, row, first, filter, out, doubts) > 0) {
+    for (int group = 0; group < count; group += 8) {
+      uint64_t any;
+      std::memcpy(&any, doubts + group, sizeof(any));
+      for (int j = group; any != 0 && j < group + 8 && j < count; ++j) {
+        if (is_rejected(out[j], doubts[j])) open[left++] = j;
+      }
+    }
+  }
+  for (uint32_t attempt = 1; left > 0 && attempt < cw_ext::kMaxAttempts; ++attempt) {
+    int32_t ids[kDraws];
+    further_attempts<Popular>(source, excess, seed, row, first, attempt, open, left, filter, ids, doubts);
+    int still = 0;
+    for (int i = 0; i < left; ++i) {
+      out[open[i]] = ids[i];
+      if (is_rejected(ids[i], doubts[i])) open[still++] = open[i];
+    }
+    left = still;
+  }
+  for (int i = 0; i < left; ++i) out[open[i]] = last_resort(source, history, seed, row, first + open[i]);
+}
+
+// out[j] = table[ids[j]], or 0 for an id of −1.
+template <typename T>
+void look_up(const T* table, const int32_t* ids, int64_t n, T* out) {
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) {
+    const T value = table[ids[j] < 0 ? 0 : ids[j]];
+    out[j] = ids[j] < 0 ? T(0) : value;
+  }
+}
+
+// ids [end - begin, n] of rows [begin, end). room: [kFilterWords].
+void draw_rows(const NegativeSource& source, int64_t n, int64_t begin, int64_t end, int32_t* ids, uint32_t* room) {
+  const uint64_t seed = uint64_t(*source.seed);
+  const uint32_t excess = excess_of(source.num_items);
+  for (int64_t b = begin; b < end; ++b) {
+    const History history = history_of(source, b);
+    const Filter filter(room, history, source.num_items);
+    int32_t* const row = ids + (b - begin) * n;
+    for (int64_t first = 0; first < n; first += kDraws) {
+      int32_t some[kDraws];
+      const int count = int(n - first < kDraws ? n - first : kDraws);
+      int32_t* const now = count < kDraws ? some : row + first;
+      const auto draw_now = source.thresholds ? draw_some<true> : draw_some<false>;
+      draw_now(source, excess, seed, b, first, count, history, filter, now);
+      for (int j = 0; now == some && j < count; ++j) row[first + j] = some[j];
+    }
+  }
+}
+
+}  // namespace CW_ISA
+}  // namespace cw_cpu

@@ -1,0 +1,192 @@
+// Level 3 on the CPU: level 2 with negatives that each block of rows draws for itself, forward and again backward, so that
+// what is in memory of them is a few blocks at a time.
+#include <ATen/Parallel.h>
+
+#include <mutex>
+#include <type_traits>
+
+#include "../allocate.h"
+#include "embedding_tasks.h"
+
+namespace cw_cpu {
+
+namespace {
+
+// Blocks whose pairs are sorted, and summed by items, at a time: a few MB.
+constexpr int64_t kBlocksAtOnce = 128;
+
+cw_ext::NegativeSource source_of(const cw_ext::Draws& draws) {
+  const auto& history = draws.history;
+  return {pointer<const int64_t>(draws.seed),      pointer<const int64_t>(history.query_ids),
+          pointer<const int64_t>(history.starts),  pointer<const int32_t>(history.known),
+          history.starts.defined() ? history.starts.size(0) - 1 : 0, uint32_t(draws.num_items),
+          pointer<const uint32_t>(draws.thresholds), pointer<const int32_t>(draws.aliases),
+          pointer<const double>(draws.masses)};
+}
+
+// A thread's room for a block: its negatives and their log weights.
+template <typename In>
+struct Drawn {
+  using T = typename Compute<In>::type;
+  const cw_ext::Draws& draws;
+  cw_ext::NegativeSource source;
+  const T* log_weights;
+  std::unique_ptr<int32_t[]> ids;
+  std::unique_ptr<T[]> log_q;
+  std::unique_ptr<uint32_t[]> filter = scratch<uint32_t>(kFilterWords);
+
+  Drawn(const cw_ext::Draws& d, int64_t rows, bool with_log_weights)
+      : draws(d),
+        source(source_of(d)),
+        log_weights(with_log_weights ? pointer<const T>(d.log_weights) : nullptr),
+        ids(scratch<int32_t>(rows * d.n)),
+        log_q(scratch<T>(log_weights ? rows * d.n : 0)) {}
+
+  void draw(int64_t begin, int64_t end) {
+    CW_WITH_ISA(draw_rows(source, draws.n, begin, end, ids.get(), filter.get()));
+    if (log_weights) CW_WITH_ISA(look_up<T>(log_weights, ids.get(), (end - begin) * draws.n, log_q.get()));
+  }
+  // The task with these as the negatives of the rows from `begin` on.
+  EmbeddingsTask<In, int32_t> given_to(EmbeddingsTask<In, int32_t> task, int64_t begin) const {
+    task.n = task.ids.n = draws.n;
+    task.ids.neg = ids.get();
+    task.ids.first = begin;
+    task.log_q = log_weights ? log_q.get() : nullptr;
+    task.log_q_stride = draws.n;
+    return task;
+  }
+};
+
+// All of the task but its negatives. `room` and the tensor returned hold what it points to.
+template <typename In>
+at::Tensor fill_task(const cw_ext::EmbeddingsCall& call, int64_t n, std::vector<In>& room,
+                     EmbeddingsTask<In, int32_t>& task) {
+  using T = typename Compute<In>::type;
+  fill_query_task(call, room, task);
+  task.ids = pair_ids<int32_t>(call.pos_ids, call.extra_ids, at::Tensor());
+  const int64_t reads = call.queries.size(0) * (1 + call.extra_ids.size(1) + n);
+  at::Tensor norms = call.normalized ? inverse_norms_of(call.items, reads, call.out.loss.scalar_type()) : at::Tensor();
+  task.inverse_norms = pointer<const T>(norms);
+  return norms;
+}
+
+template <typename In>
+void forward(const cw_ext::SampledCall& call) {
+  using T = typename Compute<In>::type;
+  const cw_ext::EmbeddingsCall& batch = call.rows;
+  const int64_t rows = batch.queries.size(0), num_items = batch.items.size(0), dim = batch.items.size(1);
+  const int64_t n = call.draws.n, m = batch.extra_ids.size(1);
+  const PairGrid grid = pair_grid(rows, 1 + m + n, num_items);
+  std::vector<In> last_rows;
+  EmbeddingsTask<In, int32_t> task;
+  const at::Tensor norms = fill_task(batch, n, last_rows, task);
+  T* const kept = pointer<T>(batch.coefficients);
+
+  std::mutex mutex;
+  BadId bad;
+  at::parallel_for(0, grid.blocks, grain(grid.pairs_per_block() * dim), [&](int64_t first, int64_t last) {
+    const auto room = scratch<T>(embeddings_scratch(n, m, dim));
+    const auto item_rows = scratch<const In*>(grid.width);
+    const auto own = scratch<T>(batch.with_gradients && !kept ? grid.pairs_per_block() : 0);
+    Drawn<In> drawn(call.draws, grid.rows_per_block, true);
+    for (int64_t block = first; block < last; ++block) {
+      const int64_t begin = block * grid.rows_per_block, end = begin + grid.rows_in(block);
+      const BadId found = visit_rows(task.ids, begin, end, num_items, [](int64_t) {});
+      if (found.name) {
+        const std::lock_guard<std::mutex> lock(mutex);
+        note_first(found, bad);
+        return;
+      }
+      drawn.draw(begin, end);
+      T* const coefficients = kept ? kept + begin * grid.width : batch.with_gradients ? own.get() : nullptr;
+      CW_WITH_ISA(embeddings<In, int32_t>(drawn.given_to(task, begin), begin, end, coefficients, item_rows.get(),
+                                          room.get()));
+    }
+  });
+  check_found(bad, num_items);
+}
+
+template <typename In>
+void backward(const cw_ext::SampledItemGradientCall& call) {
+  using T = typename Compute<In>::type;
+  const cw_ext::ItemGradientCall& gradient = call.gradient;
+  const int64_t rows = gradient.sources.size(0), num_items = gradient.items.size(0), dim = gradient.items.size(1);
+  const int64_t n = call.draws.n, m = gradient.extra_ids.size(1);
+  const PairGrid grid = pair_grid(rows, 1 + m + n, num_items);
+  const T* const kept = pointer<const T>(gradient.coefficients);
+  std::vector<In> last_rows;
+  EmbeddingsTask<In, int32_t> task;
+  const at::Tensor norms = kept ? at::Tensor() : fill_task(call.rows, n, last_rows, task);
+  if (kept) task.ids = pair_ids<int32_t>(gradient.pos_ids, gradient.extra_ids, at::Tensor());
+
+  ItemGradientTask<In> sums;
+  const at::Tensor sources = fill_item_task(gradient, 0, sums);
+  const T* const all_sources = sums.sources;
+  const int64_t at_once = std::min(kBlocksAtOnce, grid.blocks), parts = (grid.blocks + at_once - 1) / at_once;
+  at::Tensor between;  // [I, D] T, the sums from part to part
+  if (parts > 1) between = std::is_same_v<In, T> ? gradient.gradient : at::empty(gradient.items.sizes(), sources.options());
+  const auto options = gradient.sources.options();
+  const int64_t pairs = std::min(at_once * grid.pairs_per_block(), rows * grid.width);
+  const at::Tensor coefficients = cw_ext::empty_large({pairs}, options);
+  const at::Tensor keys = cw_ext::empty_large({pairs}, options.dtype(at::kShort));
+  const at::Tensor ends = at::empty({at_once, grid.buckets}, options.dtype(at::kInt));
+  sums.coefficients = pointer<const T>(coefficients);
+  sums.keys = pointer<const PairKey>(keys);
+  sums.ends = pointer<const int32_t>(ends);
+
+  for (int64_t part = 0; part < parts; ++part) {
+    const int64_t first_block = part * at_once, count = std::min(at_once, grid.blocks - first_block);
+    at::parallel_for(0, count, grain(grid.pairs_per_block() * (kept ? 1 : dim)), [&](int64_t first, int64_t last) {
+      const auto room = scratch<T>(kept ? 0 : embeddings_scratch(n, m, dim));
+      const auto item_rows = scratch<const In*>(kept ? 0 : grid.width);
+      const auto own = scratch<T>(kept ? 0 : grid.pairs_per_block());
+      Drawn<In> drawn(call.draws, grid.rows_per_block, !kept);
+      for (int64_t k = first; k < last; ++k) {
+        const int64_t begin = (first_block + k) * grid.rows_per_block, end = begin + grid.rows_in(first_block + k);
+        PairIds<int32_t> ids = task.ids;
+        // The forward pass has looked at the ids, but an op can be called alone.
+        check_found(visit_rows(ids, begin, end, num_items, [](int64_t) {}), num_items);
+        drawn.draw(begin, end);
+        if (!kept) {
+          CW_WITH_ISA(embeddings<In, int32_t>(drawn.given_to(task, begin), begin, end, own.get(), item_rows.get(),
+                                              room.get()));
+        }
+        const PairGrid block{end - begin, grid.width, grid.rows_per_block, 1, grid.buckets};
+        ids = {ids.pos + begin, ids.extra + begin * m, m, drawn.ids.get(), n};
+        int32_t* const own_ends = pointer<int32_t>(ends) + k * grid.buckets;
+        const int64_t base = k * grid.pairs_per_block();
+        count_block(ids, block, 0, num_items, own_ends);
+        sort_block(ids, block, 0, kept ? kept + begin * grid.width : own.get(), own_ends,
+                   pointer<PairKey>(keys) + base, pointer<T>(coefficients) + base);
+      }
+    });
+    const int64_t first_row = first_block * grid.rows_per_block;
+    sums.sources = all_sources + first_row * sums.padded_dim;
+    sums.grid = {std::min(rows - first_row, count * grid.rows_per_block), grid.width, grid.rows_per_block, count,
+                 grid.buckets};
+    if (part > 0) sums.before = pointer<const T>(between);
+    sums.after = part + 1 < parts ? pointer<T>(between) : nullptr;
+    sum_by_items(sums);
+  }
+}
+
+}  // namespace
+
+void draw(const cw_ext::Draws& draws, const at::Tensor& out) {
+  const cw_ext::NegativeSource source = source_of(draws);
+  int32_t* const to = pointer<int32_t>(out);
+  at::parallel_for(0, out.size(0), grain(draws.n), [&](int64_t begin, int64_t end) {
+    const auto filter = scratch<uint32_t>(kFilterWords);
+    CW_WITH_ISA(draw_rows(source, draws.n, begin, end, to + begin * draws.n, filter.get()));
+  });
+}
+
+void sampled(const cw_ext::SampledCall& call) {
+  with_type(call.rows.queries.scalar_type(), [&](auto element) { forward<decltype(element)>(call); });
+}
+
+void sampled_item_gradient(const cw_ext::SampledItemGradientCall& call) {
+  with_type(call.gradient.items.scalar_type(), [&](auto element) { backward<decltype(element)>(call); });
+}
+
+}  // namespace cw_cpu

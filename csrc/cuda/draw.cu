@@ -1,0 +1,99 @@
+// Negatives drawn by the rule of draw.h. A thread takes the places of one Philox counter: nearly all of their first
+// attempts stand, and the few others are drawn on one by one.
+#include "history.cuh"
+
+namespace cw_cuda {
+
+namespace {
+
+using namespace CW_NAMESPACE;
+
+constexpr int kThreads = 256;
+
+// Which of `items` the history holds, as bits. They share the steps of the search, so that all of their loads take no
+// longer than those of one.
+template <int V>
+__device__ __forceinline__ unsigned found_in(const History& history, const int32_t (&items)[V]) {
+  if (history.count == 0) return 0;
+  int64_t base[V] = {};
+  for (int64_t left = history.count; left > 1;) {
+    const int64_t half = left / 2;
+#pragma unroll
+    for (int v = 0; v < V; ++v) base[v] += history.items[base[v] + half] <= items[v] ? half : 0;
+    left -= half;
+  }
+  unsigned found = 0;
+#pragma unroll
+  for (int v = 0; v < V; ++v) found |= unsigned(history.items[base[v]] == items[v]) << v;
+  return found;
+}
+
+// Rare, and long: a call of its own, so that it takes no registers from the rest.
+__attribute__((noinline)) __device__ int32_t drawn_on(const NegativeSource& source, History history, uint32_t excess,
+                                                      uint64_t seed, int64_t row, int64_t j) {
+  return draw(source, history, excess, seed, row, j, 1);
+}
+
+// V places per counter: 4 of uniform negatives, 2 of popular ones.
+template <typename T, int V>
+__global__ void __launch_bounds__(kThreads) draw_kernel(const __grid_constant__ DrawTask<T> task, uint32_t excess) {
+  const uint64_t counters = uint64_t(blocks_of(task.n, V)), t = uint64_t(blockIdx.x) * kThreads + threadIdx.x;
+  const uint64_t r = t / counters;
+  if (r >= uint64_t(task.rows)) return;
+  const int64_t row = task.first_row + int64_t(r), first = int64_t(uint32_t(t - r * counters)) * V;
+  const uint64_t seed = uint64_t(*task.source.seed);
+  const History history = checked_history(task.source, task.num_known, row);
+
+  NegativeSource source = task.source;
+  if constexpr (V == 4) source.thresholds = nullptr;  // as it is; now the compiler knows
+  int32_t ids[V];  // `first | v`: so the compiler sees that all are of one counter
+#pragma unroll
+  for (int v = 0; v < V; ++v) ids[v] = attempt_of(source, excess, seed, row, first | v, 0);
+  unsigned rejected = found_in(history, ids);
+#pragma unroll
+  for (int v = 0; v < V; ++v) rejected |= unsigned(ids[v] < 0) << v;
+  const int here = int(task.n - first < V ? task.n - first : V);
+  rejected &= (1u << here) - 1;
+
+  const int64_t to = int64_t(r) * task.n + first;
+  T log_q[V] = {};
+  if (task.log_q) {
+#pragma unroll
+    for (int v = 0; v < V; ++v) log_q[v] = task.log_weights[ids[v] < 0 ? 0 : ids[v]];
+  }
+  if (task.n % V == 0 && is_aligned(task.ids) && is_aligned(task.log_q)) {
+    store<V>(ids, task.ids + to);
+    if (task.log_q) store<V>(log_q, task.log_q + to);
+  } else {
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      if (v >= here) continue;
+      task.ids[to + v] = ids[v];
+      if (task.log_q) task.log_q[to + v] = log_q[v];
+    }
+  }
+#pragma unroll 1
+  for (; rejected != 0; rejected &= rejected - 1) {
+    const int v = __ffs(int(rejected)) - 1;
+    const int32_t id = drawn_on(task.source, history, excess, seed, row, first + v);
+    task.ids[to + v] = id;
+    if (task.log_q) task.log_q[to + v] = id < 0 ? T(0) : task.log_weights[id];
+  }
+}
+
+}  // namespace
+
+template <typename T>
+cudaError_t launch_draw(const DrawTask<T>& task, cudaStream_t stream) {
+  const bool popular = task.source.thresholds != nullptr;
+  const int64_t blocks = blocks_of(task.rows * blocks_of(task.n, popular ? 2 : 4), kThreads);
+  if (blocks == 0) return cudaSuccess;
+  if (blocks > kMaxGrid) return cudaErrorInvalidConfiguration;
+  return launch_kernel(popular ? draw_kernel<T, 2> : draw_kernel<T, 4>, unsigned(blocks), kThreads, 0, stream, task,
+                       excess_of(task.source.num_items));
+}
+
+template cudaError_t launch_draw(const DrawTask<float>&, cudaStream_t);
+template cudaError_t launch_draw(const DrawTask<double>&, cudaStream_t);
+
+}  // namespace cw_cuda

@@ -1,0 +1,121 @@
+// Level 3: the kernels of level 2 on negatives that are drawn first, a bounded part of the batch at a time. Whoever
+// needs them again draws them again.
+#include <ATen/Functions.h>
+
+#include <algorithm>
+
+#include "item_sums.h"
+#include "tensors.h"
+
+namespace cw_cuda {
+
+using cw_ext::Draws;
+using cw_ext::EmbeddingsCall;
+using cw_ext::ItemGradientCall;
+using cw_ext::SampledCall;
+using cw_ext::SampledItemGradientCall;
+
+namespace {
+
+// Pairs in work at a time.
+#ifdef CW_CUDA_EMULATION  // so few that tests come to several parts
+constexpr int64_t kPartPairs = int64_t(1) << 10;
+#else
+constexpr int64_t kPartPairs = int64_t(1) << 22;
+#endif
+
+// Calls body(begin, count) for parts of the rows, each of `width` pairs.
+template <typename Body>
+void in_parts(int64_t rows, int64_t width, Body&& body) {
+  const int64_t step = std::max<int64_t>(1, kPartPairs / width);
+  for (int64_t begin = 0; begin < rows; begin += step) body(begin, std::min(step, rows - begin));
+}
+
+// The negatives of the rows from `first_row` on to ids [rows, N]; to log_q, unless it is undefined, their log weights.
+void draw_rows(const Draws& draws, int64_t first_row, const at::Tensor& ids, const at::Tensor& log_q) {
+  NegativeSource source = source_of(draws.history);
+  source.seed = input<int64_t>(draws.seed);
+  source.num_items = uint32_t(draws.num_items);
+  source.thresholds = input<uint32_t>(draws.thresholds);
+  source.aliases = input<int32_t>(draws.aliases);
+  source.masses = input<double>(draws.masses);
+  with_compute_type(log_q.defined() ? log_q.scalar_type() : at::kFloat, [&](auto element) {
+    using T = decltype(element);
+    const DrawTask<T> task{source,
+                           num_known(draws.history),
+                           first_row,
+                           ids.size(0),
+                           ids.size(1),
+                           output<int32_t>(ids),
+                           log_q.defined() ? input<T>(draws.log_weights) : nullptr,
+                           output<T>(log_q)};
+    C10_CUDA_CHECK(launch_draw(task, c10::cuda::getCurrentCUDAStream()));
+  });
+}
+
+// The rows [begin, begin + count) of a call of level 3 as one of level 2. What its kernels write and nobody keeps gets
+// room of its own.
+EmbeddingsCall drawn_part(const EmbeddingsCall& rows, const Draws& draws, int64_t begin, int64_t count) {
+  EmbeddingsCall part = rows;
+  for (at::Tensor EmbeddingsCall::*const field :
+       {&EmbeddingsCall::queries, &EmbeddingsCall::pos_ids, &EmbeddingsCall::extra_ids, &EmbeddingsCall::d_queries,
+        &EmbeddingsCall::unit_queries, &EmbeddingsCall::coefficients}) {
+    part.*field = narrowed(rows.*field, begin, count);
+  }
+  part.prior = narrowed(rows.prior, begin, count);
+  part.threshold = narrowed(rows.threshold, begin, count);
+  part.out = narrowed(rows.out, begin, count);
+  const auto options = rows.out.loss.options();
+  part.neg_ids = at::empty({count, draws.n}, options.dtype(at::kInt));
+  if (draws.log_weights.defined()) part.log_q = at::empty({count, draws.n}, options);
+  draw_rows(draws, begin, part.neg_ids, part.log_q);
+  if (!rows.with_gradients) return part;
+  const int64_t width = 1 + rows.extra_ids.size(1) + draws.n;
+  if (!part.coefficients.defined()) part.coefficients = at::empty({count, width}, options);
+  if (!part.d_queries.defined()) part.d_queries = at::empty(part.queries.sizes(), options);
+  if (!part.unit_queries.defined()) part.unit_queries = at::empty(part.queries.sizes(), options);
+  return part;
+}
+
+}  // namespace
+
+void draw(const Draws& draws, const at::Tensor& out) {
+  const c10::cuda::CUDAGuard guard(out.device());
+  draw_rows(draws, 0, out, at::Tensor());
+}
+
+void sampled(const SampledCall& call) {
+  const c10::cuda::CUDAGuard guard(call.rows.queries.device());
+  const int64_t width = 1 + call.rows.extra_ids.size(1) + call.draws.n;
+  in_parts(call.rows.queries.size(0), width, [&](int64_t begin, int64_t count) {
+    embeddings(drawn_part(call.rows, call.draws, begin, count));
+  });
+}
+
+void sampled_item_gradient(const SampledItemGradientCall& call) {
+  const ItemGradientCall& gradient = call.gradient;
+  if (gradient.gradient.numel() == 0) return;
+  const c10::cuda::CUDAGuard guard(gradient.items.device());
+  const int64_t rows = gradient.sources.size(0), width = 1 + gradient.extra_ids.size(1) + call.draws.n;
+  ItemTotals totals = begin_totals(gradient, rows * width);
+  in_parts(rows, width, [&](int64_t begin, int64_t count) {
+    ItemGradientCall part = gradient;
+    part.sources = gradient.sources.narrow(0, begin, count);
+    part.pos_ids = gradient.pos_ids.narrow(0, begin, count);
+    part.extra_ids = gradient.extra_ids.narrow(0, begin, count);
+    if (gradient.coefficients.defined()) {
+      part.coefficients = gradient.coefficients.narrow(0, begin, count);
+      part.neg_ids = at::empty({count, call.draws.n}, gradient.pos_ids.options().dtype(at::kInt));
+      draw_rows(call.draws, begin, part.neg_ids, at::Tensor());
+    } else {
+      const EmbeddingsCall again = drawn_part(call.rows, call.draws, begin, count);
+      embeddings(again);
+      part.coefficients = again.coefficients;
+      part.neg_ids = again.neg_ids;
+    }
+    add_pairs(part, totals);
+  });
+  finish_totals(gradient, totals);
+}
+
+}  // namespace cw_cuda

@@ -1,0 +1,99 @@
+// From a call's tensors to a task's pointers, and calls on a part of the rows.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#include <c10/util/Exception.h>
+
+#include "../calls.h"
+#include "kernels.h"
+
+namespace cw_cuda {
+
+template <typename Function>
+void with_type(at::ScalarType type, Function&& function) {
+  switch (type) {
+    case at::kFloat:
+      return function(float{});
+    case at::kDouble:
+      return function(double{});
+    case at::kHalf:
+      return function(__half{});
+    case at::kBFloat16:
+      return function(__nv_bfloat16{});
+    default:
+      TORCH_CHECK_TYPE(false, "expected a floating dtype, got ", type);
+  }
+}
+
+// The types that rows are computed in.
+template <typename Function>
+void with_compute_type(at::ScalarType type, Function&& function) {
+  type == at::kDouble ? function(double{}) : function(float{});
+}
+
+template <typename T>
+const T* input(const at::Tensor& t) {
+  return t.defined() ? static_cast<const T*>(t.const_data_ptr()) : nullptr;
+}
+
+template <typename T>
+T* output(const at::Tensor& t) {
+  return t.defined() ? static_cast<T*>(t.mutable_data_ptr()) : nullptr;
+}
+
+inline int64_t row_stride(const at::Tensor& t) { return t.defined() ? t.stride(0) : 0; }
+
+template <typename T>
+RowValue<T> per_row(const cw_ext::PerRow& x) {
+  return {input<T>(x.rows), row_stride(x.rows), T(x.value)};
+}
+
+template <typename T>
+RowResults<T> row_outputs(const cw_ext::RowOutputs& out) {
+  return {output<T>(out.loss), output<bool>(out.live), output<T>(out.d_log_q), output<T>(out.d_prior),
+          output<T>(out.d_threshold)};
+}
+
+inline Pairs pairs_of(const at::Tensor& pos_ids, const at::Tensor& extra_ids, const at::Tensor& neg_ids,
+                      int64_t num_items) {
+  const bool wide = neg_ids.defined() && neg_ids.scalar_type() == at::kLong;
+  return {input<int64_t>(pos_ids), input<int64_t>(extra_ids),
+          neg_ids.defined() ? neg_ids.const_data_ptr() : nullptr,
+          wide,
+          extra_ids.defined() ? extra_ids.size(1) : 0,
+          neg_ids.defined() ? neg_ids.size(1) : 0,
+          num_items};
+}
+
+// What a history says of a source.
+inline NegativeSource source_of(const cw_ext::History& history) {
+  NegativeSource source{};
+  if (!history.query_ids.defined()) return source;
+  source.query_ids = input<int64_t>(history.query_ids);
+  source.starts = input<int64_t>(history.starts);
+  source.known = input<int32_t>(history.known);
+  source.num_queries = history.starts.size(0) - 1;
+  return source;
+}
+
+inline int64_t num_known(const cw_ext::History& history) { return history.known.defined() ? history.known.size(0) : 0; }
+
+// ---- the rows [begin, begin + count) -------------------------------------------------------------------------------
+
+inline at::Tensor narrowed(const at::Tensor& x, int64_t begin, int64_t count) {
+  return x.defined() ? x.narrow(0, begin, count) : x;
+}
+
+inline cw_ext::PerRow narrowed(const cw_ext::PerRow& x, int64_t begin, int64_t count) {
+  return {narrowed(x.rows, begin, count), x.value};
+}
+
+inline cw_ext::RowOutputs narrowed(const cw_ext::RowOutputs& x, int64_t begin, int64_t count) {
+  return {narrowed(x.loss, begin, count), narrowed(x.live, begin, count), narrowed(x.d_log_q, begin, count),
+          narrowed(x.d_prior, begin, count), narrowed(x.d_threshold, begin, count)};
+}
+
+}  // namespace cw_cuda

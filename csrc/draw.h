@@ -1,0 +1,150 @@
+// Which negative stands at a place: the rule that every backend follows, host and device. cw_ext/reference_draws.py is its twin.
+//
+// Draw j of row b, attempt t: a word of Philox keyed by the seed, at the counter (⌊4⁻¹j⌋, t, b) for uniform negatives, two
+// words at (⌊2⁻¹j⌋, t, b) for popular ones. An attempt is rejected where it names a known positive of the row's query, and
+// where the word would favour an item by rounding. After kMaxAttempts, which only a query with almost every item as a
+// positive comes to, one is picked from what is left.
+#pragma once
+
+#include <cstdint>
+
+#include "philox.h"
+
+namespace cw_ext {
+
+constexpr uint32_t kMaxAttempts = 64;
+
+// Where negatives come from. A null pointer is something that is not asked for.
+struct NegativeSource {
+  const int64_t* seed;       // one number
+  const int64_t* query_ids;  // [B], or null: the rows have no known positives
+  const int64_t* starts;     // [Q + 1]: the known positives of query u are known[starts[u]:starts[u + 1]],
+  const int32_t* known;      //          sorted and distinct
+  int64_t num_queries;
+  uint32_t num_items;
+  const uint32_t* thresholds;  // [I], these three for popular negatives: an alias table (cw_ext/alias.py), and
+  const int32_t* aliases;     // [I]
+  const double* masses;       // [I] the probabilities that it stands for
+};
+
+}  // namespace cw_ext
+
+namespace CW_NAMESPACE {
+
+using cw_ext::NegativeSource;
+
+// The known positives of a query.
+struct History {
+  const int32_t* items;  // [count], sorted and distinct
+  int64_t count;
+
+  // How many of the first `count` places k have before(k), which holds for a first part of them.
+  template <typename Before>
+  CW_INLINE int64_t places(Before before) const {
+    int64_t first = 0, last = count;
+    while (first < last) {
+      const int64_t middle = first + (last - first) / 2;
+      if (before(middle)) {
+        first = middle + 1;
+      } else {
+        last = middle;
+      }
+    }
+    return first;
+  }
+  CW_INLINE bool contains(int32_t item) const {
+    const int64_t k = places([&](int64_t place) { return items[place] < item; });
+    return k < count && items[k] == item;
+  }
+};
+
+// A query out of range has no history: checked where the row is drawn.
+CW_INLINE History history_of(const NegativeSource& source, int64_t row) {
+  if (!source.query_ids) return {nullptr, 0};
+  const int64_t query = source.query_ids[row];
+  if (query < 0 || query >= source.num_queries) return {nullptr, 0};
+  return {source.known + source.starts[query], source.starts[query + 1] - source.starts[query]};
+}
+
+// A number in [0, n) from a uniform word: all equally likely where words with a product's lower half below excess_of(n) are
+// rejected (Lemire, "Fast random integer generation in an interval", 2019).
+CW_INLINE uint32_t excess_of(uint32_t n) { return (0u - n) % n; }
+
+// The item that the words of an attempt name, or −1.
+CW_INLINE int32_t uniform_item(uint32_t word, uint32_t num_items, uint32_t excess) {
+  const uint64_t product = uint64_t(word) * num_items;
+  return uint32_t(product) < excess ? -1 : int32_t(product >> 32);
+}
+
+CW_INLINE int32_t attempt_of(const NegativeSource& source, uint32_t excess, uint64_t seed, int64_t row, int64_t j,
+                             uint32_t attempt) {
+  const bool popular = source.thresholds != nullptr;
+  const uint32_t counter = uint32_t(popular ? j / 2 : j / 4);
+  const Philox<uint32_t> words = philox<uint32_t>(counter, attempt, uint32_t(row), uint32_t(uint64_t(row) >> 32), seed);
+  if (!popular) {
+    const uint32_t word = j % 4 == 0 ? words.x[0] : j % 4 == 1 ? words.x[1] : j % 4 == 2 ? words.x[2] : words.x[3];
+    return uniform_item(word, source.num_items, excess);
+  }
+  const int32_t slot = uniform_item(j % 2 == 0 ? words.x[0] : words.x[2], source.num_items, excess);
+  if (slot < 0) return slot;
+  return (j % 2 == 0 ? words.x[1] : words.x[3]) < source.thresholds[slot] ? slot : source.aliases[slot];
+}
+
+// The upper half of a·b.
+CW_INLINE uint64_t high_product(uint64_t a, uint64_t b) {
+  const uint64_t low = (a & 0xFFFFFFFFu) * (b & 0xFFFFFFFFu);
+  const uint64_t middle = (a >> 32) * (b & 0xFFFFFFFFu) + (low >> 32);
+  const uint64_t other = (a & 0xFFFFFFFFu) * (b >> 32) + (middle & 0xFFFFFFFFu);
+  return (a >> 32) * (b >> 32) + (middle >> 32) + (other >> 32);
+}
+
+// A negative from what the history leaves, without rejection; −1 where it leaves none. The sums of popular items' masses
+// run in the order of their ids, so that they have the same digits everywhere.
+inline
+#if defined(__CUDACC__)
+    __host__ __device__
+#endif
+    int32_t
+    last_resort(const NegativeSource& source, const History& history, uint64_t seed, int64_t row, int64_t j) {
+  const Philox<uint32_t> words = philox<uint32_t>(uint32_t(j), cw_ext::kMaxAttempts, uint32_t(row),
+                                                  uint32_t(uint64_t(row) >> 32), seed);
+  const uint64_t uniform = uint64_t(words.x[1]) << 32 | words.x[0];
+  if (!source.thresholds) {
+    const int64_t left = int64_t(source.num_items) - history.count;
+    if (left <= 0) return -1;
+    const int64_t rank = int64_t(high_product(uniform, uint64_t(left)));
+    return int32_t(rank + history.places([&](int64_t k) { return history.items[k] - k <= rank; }));
+  }
+  double target = 0;
+  int32_t found = -1;
+  for (int pass = 0; pass < 2; ++pass) {
+    double sum = 0;
+    int64_t k = 0;
+    for (int64_t item = 0; item < int64_t(source.num_items); ++item) {
+      if (k < history.count && history.items[k] == item) {
+        ++k;
+        continue;
+      }
+      const double mass = source.masses[item];
+      if (mass == 0) continue;
+      sum += mass;
+      if (pass == 0) continue;
+      found = int32_t(item);  // the last one that has mass, should rounding have left nothing beyond the target
+      if (sum > target) return found;
+    }
+    target = double(uniform >> 11) * (1.0 / 9007199254740992.0) * sum;  // 53 bits, in [0, 1)
+  }
+  return found;
+}
+
+// Draw j of the row, from attempt `first` on: those before it are known to be rejected.
+CW_INLINE int32_t draw(const NegativeSource& source, const History& history, uint32_t excess, uint64_t seed, int64_t row,
+                       int64_t j, uint32_t first) {
+  for (uint32_t attempt = first; attempt < cw_ext::kMaxAttempts; ++attempt) {
+    const int32_t item = attempt_of(source, excess, seed, row, j, attempt);
+    if (item >= 0 && !history.contains(item)) return item;
+  }
+  return last_resort(source, history, seed, row, j);
+}
+
+}  // namespace CW_NAMESPACE

@@ -1,0 +1,118 @@
+"""What every form of the loss on embeddings has in common: a batch that is checked, and the loss of negatives by id."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from cw_ext import autograd, checks, extension, reference
+from cw_ext.compact import compact_table
+from cw_ext.inputs import floating_input, per_row, without_autocast
+from cw_ext.parameters import LossArguments, LossOptions, resolve
+from cw_ext.reference_draws import History
+
+Similarity = Literal["half_cosine", "cosine", "dot"]
+
+
+class EmbeddingBatch(NamedTuple):
+    """The arguments of the loss on embeddings but for its negatives."""
+
+    queries: Tensor  # [B, D]
+    items: Tensor  # [I, D]
+    pos_ids: Tensor  # [B]
+    extra_ids: Tensor | None  # [B, M]
+    row_weights: Tensor | None  # [B]
+    prior: Tensor | float
+    threshold: Tensor | float
+    similarity: str
+    options: LossOptions
+    fused: bool
+
+    @property
+    def rows(self) -> int:
+        return self.queries.shape[0]
+
+    @property
+    def device(self) -> str:
+        return self.queries.device.type
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the loss is computed in."""
+        return reference.compute_dtype(self.queries.dtype)
+
+
+def embedding_batch(
+    queries: Tensor,
+    items: Tensor,
+    pos_ids: Tensor,
+    extra_ids: Tensor | None,
+    row_weights: Tensor | None,
+    similarity: str,
+    loss: LossArguments,
+) -> EmbeddingBatch:
+    """Checks what comes from a user. What of it is computed with autocast off is computed so here too."""
+    options = resolve(loss)
+    if similarity not in reference.SCORE_SCALE:
+        raise ValueError(f"similarity must be one of 'half_cosine', 'cosine', 'dot', got {similarity!r}")
+    queries, items = floating_input("queries", queries), floating_input("items", items)
+    device = queries.device.type
+    with without_autocast(device):
+        checks.embeddings(queries, items, pos_ids, extra_ids)
+        row_like = queries[:, 0]
+        checks.row_weights(row_weights, "queries", row_like)
+        checks.per_row("prior", options.prior, "queries", row_like)
+        checks.per_row("confidence_threshold", options.confidence_threshold, "queries", row_like)
+        checks.prior_in_range(options.prior)
+        dtype = reference.compute_dtype(queries.dtype)
+        return EmbeddingBatch(
+            queries,
+            items,
+            pos_ids,
+            extra_ids,
+            row_weights,
+            per_row(options.prior, row_like.shape, dtype),
+            per_row(options.confidence_threshold, row_like.shape, dtype),
+            similarity,
+            options,
+            extension.use_kernels(options.backend, device),
+        )
+
+
+def loss_of_ids(
+    batch: EmbeddingBatch,
+    neg_ids: Tensor,
+    log_q: Tensor | None,
+    *,
+    sparse_grad: bool,
+    exclude: bool = False,
+    history: History | None = None,
+) -> Tensor:
+    """The loss with these negatives, [B, N] or shared [N], and their log weights [B, N] or None.
+
+    With `exclude`, each row leaves out the shared negatives that are its positive, or known in `history`.
+    """
+    checks.flag("sparse_grad", sparse_grad)
+    table, ids = batch.items, (batch.pos_ids, neg_ids, batch.extra_ids)
+    if sparse_grad or not batch.fused:
+        for name, tensor in zip(("pos_ids", "neg_ids", "extra_pos_ids"), ids):
+            checks.ids_in_range(name, tensor, table.shape[0])
+        if exclude:  # the reference masks; and a compact table has other ids than the history
+            log_q = reference.leave_out(log_q, batch.pos_ids, neg_ids, history, table.shape[0], batch.dtype)
+            exclude, history = False, None
+    if sparse_grad:
+        table, ids = compact_table(table, ids)
+    arguments = (batch.queries, table, *ids, log_q, batch.prior, batch.threshold, batch.similarity, batch.options.row)
+    if not batch.fused:
+        return reference.reduce(*reference.embedding_rows(*arguments), batch.row_weights, batch.options.reduction)
+    return reduced(batch, lambda reduction: autograd.embedding_rows(*arguments, reduction, exclude, history))
+
+
+def reduced(batch: EmbeddingBatch, rows: Callable[[str], tuple[Tensor, Tensor]]) -> Tensor:
+    """The loss from kernels that reduce it themselves, but for row weights: rows(reduction) is (loss, live)."""
+    if batch.row_weights is None:
+        return rows(batch.options.reduction)[0]
+    return reference.reduce(*rows("none"), batch.row_weights, batch.options.reduction)

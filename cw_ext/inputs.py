@@ -1,0 +1,31 @@
+"""What every form of the loss does with its inputs before it computes."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from cw_ext import checks
+
+
+def _autocasts(device: str) -> bool:
+    """Whether autocast is on; there are devices, such as "meta", that have none."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def floating_input(name: str, value: Tensor) -> Tensor:
+    """A floating tensor; under autocast, one in half precision is cast once, to fp32, as for torch's own losses."""
+    checks.has_dtype(name, value, checks.FLOATING)
+    if value.dtype in (torch.float16, torch.bfloat16) and _autocasts(value.device.type):
+        return value.float()
+    return value
+
+
+def without_autocast(device: str) -> AbstractContextManager[None]:
+    return torch.autocast(device, enabled=False) if _autocasts(device) else nullcontext()
+
+
+def per_row(value: Tensor | float, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | float:
+    return value.to(dtype).expand(shape) if isinstance(value, Tensor) else value

@@ -1,0 +1,274 @@
+"""The loss with negatives that nobody hands over: drawn per row or for all, the batch's own positives, all items."""
+
+from __future__ import annotations
+
+from typing import Unpack
+
+import torch
+from torch import Tensor
+
+from cw_ext import autograd_sampled, checks, reference
+from cw_ext.embedding_batch import EmbeddingBatch, Similarity, embedding_batch, loss_of_ids, reduced
+from cw_ext.inputs import without_autocast
+from cw_ext.interactions import Interactions
+from cw_ext.parameters import LossArguments, documents_loss_arguments
+from cw_ext.reference_draws import History, history_of
+from cw_ext.sampling import Distribution, check_interactions, check_query_ids, draw, draws_of
+
+
+@documents_loss_arguments
+def sampled_cw_loss(
+    queries: Tensor,
+    items: Tensor,
+    query_ids: Tensor,
+    pos_ids: Tensor,
+    interactions: Interactions,
+    num_negatives: int,
+    *,
+    seed: int | Tensor | None = None,
+    distribution: Distribution = "uniform",
+    popularity_exponent: float = 0.75,
+    log_q_correction: bool = True,
+    shared: bool = False,
+    extra_pos_ids: Tensor | None = None,
+    row_weights: Tensor | None = None,
+    similarity: Similarity = "half_cosine",
+    sparse_grad: bool = False,
+    recompute: bool = False,
+    **loss: Unpack[LossArguments],
+) -> Tensor:
+    """The CW loss ("Correct and Weight", arXiv 2601.04291) with negatives drawn inside.
+
+    As :func:`cw_ext.cw_loss_from_embeddings` with the ids of :func:`cw_ext.draw_negatives`, which never exist as a
+    tensor: of size B·N it holds at most the gradients of the scores, in fp32. (The reference backend, double backward
+    and `sparse_grad` do draw the ids into a tensor.)
+
+    Args:
+        queries: [B, D], one row per positive, already gathered; fp16, bf16, fp32 or fp64.
+        items: [I, D], one row per item of `interactions`, in the dtype of `queries`.
+        query_ids: [B], int32 or int64, rows of `interactions`: whose known positives are no negatives of a row.
+        pos_ids: [B], int32 or int64, rows of `items`. −1 is padding: the row is left out.
+        interactions: the known positives, on the device of `queries`.
+        num_negatives: N ≥ 1, draws per row, with replacement.
+        seed: an integer in [0, 2^63), or an int64 tensor without dimensions on the device of `queries`; the same seed
+            gives the same negatives everywhere. None takes one from torch's generator, so that torch.manual_seed()
+            reproduces a run; in a captured CUDA graph each replay draws anew.
+        distribution: "uniform", or "popularity": an item that occurs n times in `interactions` is drawn with
+            probability ∝ n^popularity_exponent.
+        popularity_exponent: α ≥ 0.
+        log_q_correction: weigh popular negatives by the inverse of the probability with which they are drawn, so that
+            the loss estimates the one with uniform negatives (Bengio & Senécal, 2008; Yi et al., RecSys 2019).
+        shared: draw one set of N negatives for all rows, each of which leaves out what it knows: a matrix product takes
+            the place of look-ups.
+        extra_pos_ids: [B, M], further positives of the same query for the correction. −1 is padding.
+        row_weights: [B], multiplies the rows.
+        similarity: as in :func:`cw_ext.cw_loss_from_embeddings`.
+        sparse_grad: give `items` a coalesced sparse gradient in place of a dense one.
+        recompute: keep nothing of size B·N: backward draws and computes the scores' gradients again. For slower steps
+            with very many negatives. Without effect on `shared`.
+        **loss: see below.
+
+    Returns:
+        A scalar, or [B] with reduction="none"; fp64 for fp64 tables, else fp32. Gradients come back in the dtype of
+        each input.
+
+    Raises:
+        TypeError, ValueError: the message names the argument, what was expected and what came; also for a query with no
+            item left to draw.
+        IndexError: an id out of range, named, on the CPU; on CUDA a device-side assertion.
+        RuntimeError: backend="fused" where the kernels cannot run.
+    """
+    batch = embedding_batch(queries, items, pos_ids, extra_pos_ids, row_weights, similarity, loss)
+    for name, value in (("log_q_correction", log_q_correction), ("shared", shared), ("recompute", recompute)):
+        checks.flag(name, value)
+    with without_autocast(batch.device):
+        check_interactions(interactions, "queries", batch.queries)
+        _check_item_count(batch, interactions)
+        check_query_ids(query_ids, interactions, batch.rows)
+        draws = draws_of(
+            None if shared else query_ids,
+            interactions,
+            num_negatives,
+            seed,
+            distribution,
+            popularity_exponent,
+            batch.dtype if log_q_correction else None,
+        )
+        if shared or sparse_grad or not batch.fused:
+            neg_ids = draw(draws, 1 if shared else batch.rows, interactions.num_items, batch.fused)
+            neg_ids = neg_ids[0] if shared else neg_ids
+            log_q = None if draws.log_weights is None else draws.log_weights[neg_ids]
+            if shared and log_q is not None:
+                log_q = log_q.expand(batch.rows, -1)
+            history = history_of(query_ids, interactions) if shared else None
+            return loss_of_ids(batch, neg_ids, log_q, sparse_grad=sparse_grad, exclude=shared, history=history)
+        inputs = (batch.queries, batch.items, batch.pos_ids, batch.extra_ids, batch.prior, batch.threshold)
+        settings = (draws, batch.similarity, batch.options.row)
+        return reduced(batch, lambda reduction: autograd_sampled.sampled_rows(*inputs, *settings, reduction, recompute))
+
+
+@documents_loss_arguments
+def cw_loss_in_batch(
+    queries: Tensor,
+    items: Tensor,
+    pos_ids: Tensor,
+    *,
+    query_ids: Tensor | None = None,
+    interactions: Interactions | None = None,
+    item_counts: Tensor | None = None,
+    log_q_correction: bool = True,
+    num_negatives: int = 0,
+    seed: int | Tensor | None = None,
+    extra_pos_ids: Tensor | None = None,
+    row_weights: Tensor | None = None,
+    similarity: Similarity = "half_cosine",
+    sparse_grad: bool = False,
+    **loss: Unpack[LossArguments],
+) -> Tensor:
+    """The CW loss with the other rows' positives as negatives; with `num_negatives`, mixed with uniform ones.
+
+    A row leaves out its own positive, whatever rows it stands in, and the known positives of its query. In-batch
+    negatives are popular ones, as the batch is drawn from interactions: with the log-Q correction (Bengio & Senécal,
+    2008; Yi et al., RecSys 2019) the loss estimates the one with uniform negatives. With num_negatives > 0 that many
+    uniform negatives are drawn for all rows, and what is corrected is the mixture (Yang et al., "Mixed negative
+    sampling", WWW 2020).
+
+    Args:
+        queries: [B, D], one row per positive; fp16, bf16, fp32 or fp64.
+        items: [I, D], any table that `pos_ids` point into, in the dtype of `queries`. A model that encodes the batch's
+            items passes distinct ones, and as pos_ids the inverse of torch.unique(item_ids, return_inverse=True).
+        pos_ids: [B], int32 or int64, rows of `items`. −1 is padding: the row is left out, and is no negative.
+        query_ids: [B], int32 or int64, rows of `interactions` (to be given too), whose known positives are left out.
+        interactions: the known positives; without query_ids only their item counts are used.
+        item_counts: [I], how often each item is a positive, to correct for; default: interactions.item_counts.
+        log_q_correction: needs one of item_counts and interactions.
+        num_negatives: K ≥ 0, uniform negatives to mix in, the same for all rows.
+        seed: of those; as in :func:`cw_ext.sampled_cw_loss`.
+        extra_pos_ids: [B, M], further positives of the same query for the correction. −1 is padding.
+        row_weights: [B], multiplies the rows.
+        similarity, sparse_grad: as in :func:`cw_ext.cw_loss_from_embeddings`.
+        **loss: see below.
+
+    Returns:
+        A scalar, or [B] with reduction="none". A row for which no negative is left has loss 0 and is left out of the
+        mean.
+
+    Raises:
+        TypeError, ValueError, IndexError, RuntimeError: as :func:`cw_ext.sampled_cw_loss`.
+    """
+    batch = embedding_batch(queries, items, pos_ids, extra_pos_ids, row_weights, similarity, loss)
+    checks.flag("log_q_correction", log_q_correction)
+    checks.whole_number("num_negatives", num_negatives, 0)
+    with without_autocast(batch.device):
+        history = _history(batch, query_ids, interactions)
+        if log_q_correction:
+            item_counts = _item_counts(batch, interactions, item_counts)
+        checks.ids_in_range("pos_ids", pos_ids, batch.items.shape[0])
+        if batch.rows + num_negatives == 0:  # nothing to lose
+            return loss_of_ids(batch, pos_ids.new_full((1,), -1), None, sparse_grad=sparse_grad)
+        neg_ids = pos_ids.long().view(-1)  # a tensor of its own to torch.compile, which takes none twice
+        if num_negatives > 0:
+            drawn = draws_of(None, batch.items, num_negatives, seed)
+            neg_ids = torch.cat([neg_ids, draw(drawn, 1, batch.items.shape[0], batch.fused)[0].long()])
+        log_q = None
+        if log_q_correction:
+            log_q = _mixture_log_weights(neg_ids, item_counts, batch, num_negatives).expand(batch.rows, -1)
+        return loss_of_ids(batch, neg_ids, log_q, sparse_grad=sparse_grad, exclude=True, history=history)
+
+
+@documents_loss_arguments
+def cw_loss_full(
+    queries: Tensor,
+    items: Tensor,
+    pos_ids: Tensor,
+    *,
+    query_ids: Tensor | None = None,
+    interactions: Interactions | None = None,
+    extra_pos_ids: Tensor | None = None,
+    row_weights: Tensor | None = None,
+    similarity: Similarity = "half_cosine",
+    **loss: Unpack[LossArguments],
+) -> Tensor:
+    """The CW loss with all items as negatives, but for each row's own positive and its query's known positives.
+
+    Equal to :func:`cw_ext.cw_loss` on the dense scores [B, I] with those masked out, a part of the rows at a time, so
+    that nothing of that size exists (the reference backend and double backward do allocate it). With
+    include_positive=True, weighting="none" and no interactions it is the cross-entropy of the full softmax.
+
+    Args:
+        queries: [B, D], one row per positive; fp16, bf16, fp32 or fp64.
+        items: [I, D], the catalogue, in the dtype of `queries`.
+        pos_ids: [B], int32 or int64, rows of `items`. −1 is padding: the row is left out.
+        query_ids: [B], int32 or int64, rows of `interactions`; both are given, or none.
+        interactions: the known positives, on the device of `queries`.
+        extra_pos_ids: [B, M], further positives of the same query for the correction. −1 is padding.
+        row_weights: [B], multiplies the rows.
+        similarity: as in :func:`cw_ext.cw_loss_from_embeddings`.
+        **loss: see below.
+
+    Returns:
+        A scalar, or [B] with reduction="none". A row for which no negative is left has loss 0 and is left out of the
+        mean.
+
+    Raises:
+        TypeError, ValueError, IndexError, RuntimeError: as :func:`cw_ext.sampled_cw_loss`.
+    """
+    batch = embedding_batch(queries, items, pos_ids, extra_pos_ids, row_weights, similarity, loss)
+    with without_autocast(batch.device):
+        if interactions is not None and query_ids is None:
+            raise ValueError("query_ids must be given with interactions, one row of them per row of queries, got None")
+        history = _history(batch, query_ids, interactions)
+        inputs = (batch.queries, batch.items, batch.pos_ids, batch.extra_ids, batch.prior, batch.threshold)
+        settings = (history, batch.similarity, batch.options.row)
+        if not batch.fused:
+            for name, ids in (("pos_ids", pos_ids), ("extra_pos_ids", extra_pos_ids)):
+                checks.ids_in_range(name, ids, batch.items.shape[0])
+            rows = reference.full_rows(*inputs, *settings)
+            return reference.reduce(*rows, row_weights, batch.options.reduction)
+        return reduced(batch, lambda reduction: autograd_sampled.full_rows(*inputs, *settings, reduction))
+
+
+def _check_item_count(batch: EmbeddingBatch, interactions: Interactions) -> None:
+    if batch.items.shape[0] != interactions.num_items:
+        raise ValueError(
+            f"items must have one row per item of interactions, {interactions.num_items}, got {batch.items.shape[0]}"
+        )
+
+
+def _history(batch: EmbeddingBatch, query_ids: Tensor | None, interactions: Interactions | None) -> History | None:
+    """The known positives that rows leave out, where both arguments are given."""
+    if interactions is None:
+        if query_ids is not None:
+            raise ValueError("interactions must be given with query_ids, which point into them, got None")
+        return None
+    check_interactions(interactions, "queries", batch.queries)
+    _check_item_count(batch, interactions)
+    if query_ids is None:
+        return None
+    check_query_ids(query_ids, interactions, batch.rows)
+    return history_of(query_ids, interactions)
+
+
+def _item_counts(batch: EmbeddingBatch, interactions: Interactions | None, item_counts: Tensor | None) -> Tensor:
+    if item_counts is None:
+        if interactions is None:
+            raise ValueError(
+                "log_q_correction=True needs to know how popular the items are: give interactions or item_counts, or "
+                "switch it off with log_q_correction=False"
+            )
+        return interactions.item_counts
+    checks.has_dtype("item_counts", item_counts, checks.INTEGER + checks.FLOATING)
+    checks.matches("item_counts", item_counts, "queries", batch.queries, dtype=False)
+    checks.has_shape("item_counts", item_counts, (batch.items.shape[0],), "one count per row of items")
+    return item_counts
+
+
+def _mixture_log_weights(neg_ids: Tensor, item_counts: Tensor, batch: EmbeddingBatch, uniform: int) -> Tensor:
+    """log of uniform over actual probability, [B + K], of B in-batch and K uniform negatives."""
+    counts = item_counts.double()
+    found = counts[neg_ids.clamp(min=0)]
+    # A positive of the batch occurs, whatever was counted; a drawn item may not occur at all.
+    found[: batch.rows].masked_fill_(found[: batch.rows] == 0, 1)
+    popular = found / counts.sum().clamp(min=1) * counts.numel()
+    mixture = (batch.rows * popular + uniform) / (batch.rows + uniform)
+    return -mixture.log().to(batch.dtype)

@@ -1,0 +1,294 @@
+"""Which negatives are drawn: the generator, the distribution, what is rejected; the same everywhere."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from cases import child_environment
+from drawing import histories, make_interactions
+from torch import Tensor
+
+from cw_ext import Interactions, build_config, draw_negatives, reference_draws
+from cw_ext.reference_draws import Draws, history_of
+
+# Random123's known answers for philox4x32-10 (kat_vectors): counter, key, result.
+KNOWN_ANSWERS = [
+    ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+    ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+    ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
+]
+
+
+def _words(text: str) -> list[int]:
+    return [int(word, 16) for word in text.split()]
+
+
+def _signed(key: list[int]) -> int:
+    """The 64 bits of a key as an int64."""
+    value = key[1] << 32 | key[0]
+    return value - 2**64 if value >= 2**63 else value
+
+
+@pytest.mark.parametrize(("counter", "key", "expected"), KNOWN_ANSWERS)
+def test_the_generator_is_philox(kernels: None, counter: str, key: str, expected: str) -> None:
+    found = torch.ops.cw_ext.philox_words(torch.tensor([_words(counter)]), _signed(_words(key)))
+    assert found[0].tolist() == _words(expected)
+    words = [torch.tensor([word]) for word in _words(counter)]
+    found = reference_draws.philox(*words, torch.tensor(_signed(_words(key))))
+    assert [int(word) for word in found] == _words(expected)
+
+
+# ---- the same everywhere -----------------------------------------------------------------------------------
+
+
+def _draws(num_items: int, n: int, seed: int, **more: Any) -> Draws:
+    fields = dict.fromkeys(Draws._fields) | {"seed": torch.tensor(seed), "num_negatives": n} | more
+    return Draws(**fields)
+
+
+def _by_kernels(draws: Draws, rows: int, num_items: int, device: torch.device) -> Tensor:
+    there = [x.to(device) if isinstance(x, Tensor) else x for x in draws]
+    return torch.ops.cw_ext.draw_negatives(rows, num_items, *there).cpu()
+
+
+@pytest.mark.parametrize("popular", [False, True], ids=["uniform", "popularity"])
+@pytest.mark.parametrize("n", [1, 3, 255, 256, 1000])
+def test_kernels_draw_what_the_reference_draws(kernels: None, device: torch.device, n: int, popular: bool) -> None:
+    interactions = make_interactions(12, 500, 2000)
+    table = interactions.popularity(0.6) if popular else None
+    tables = {} if table is None else dict(zip(("thresholds", "aliases", "masses"), table))
+    query_ids = torch.arange(12).repeat(2)
+    history = history_of(query_ids, interactions)._asdict()
+    draws = _draws(500, n, 2**62 + 12345, **history, **tables)
+    expected = reference_draws.draw(draws, 24, 500)
+    assert torch.equal(_by_kernels(draws, 24, 500, device).long(), expected)
+
+
+@pytest.mark.parametrize("num_items", [1, 2, 3, 63, 1000, 3 * 2**29 + 1, 2**31 - 1])
+def test_any_number_of_items(kernels: None, device: torch.device, num_items: int) -> None:
+    """With 3·2²⁹ + 1 items a quarter of the words favours an item, and is drawn again."""
+    draws = _draws(num_items, 500, 7)
+    found = _by_kernels(draws, 3, num_items, device).long()
+    assert torch.equal(found, reference_draws.draw(draws, 3, num_items))
+    assert 0 <= found.min() and found.max() < num_items
+    assert found.unique().numel() > min(num_items, 1000) / 2
+
+
+@pytest.mark.parametrize("distribution", ["uniform", "popularity"])
+def test_a_draw_is_a_function_of_seed_row_and_place(device: torch.device, distribution: str) -> None:
+    interactions = make_interactions().to(device)
+    query_ids = torch.arange(20, device=device)
+
+    def drawn(rows: int, n: int, seed: int = 3) -> Tensor:
+        return draw_negatives(query_ids[:rows], interactions, n, seed=seed, distribution=distribution)
+
+    whole = drawn(20, 700)
+    assert torch.equal(drawn(20, 700), whole)
+    for rows, n in ((20, 699), (20, 257), (20, 2), (7, 700), (1, 1)):
+        assert torch.equal(drawn(rows, n), whole[:rows, :n])
+    assert not torch.equal(drawn(20, 700, seed=4), whole)
+    # Rows of the same query, and draws of a row, differ.
+    again = draw_negatives(query_ids[:1].repeat(20), interactions, 700, seed=3, distribution=distribution)
+    assert len({tuple(row) for row in again.tolist()}) == 20
+
+
+@pytest.mark.cpu_kernels
+def test_threads_draw_the_same(kernels: None, threads: Callable[[int], None]) -> None:
+    interactions = make_interactions(300, 5000, 20000)
+    query_ids = torch.arange(300)
+    threads(1)
+    alone = draw_negatives(query_ids, interactions, 2000, seed=5)
+    threads(8)
+    assert torch.equal(draw_negatives(query_ids, interactions, 2000, seed=5), alone)
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+_DIGEST = """
+import hashlib, json, cw_ext, torch
+from drawing import make_interactions
+interactions = make_interactions(50, 3000, 40000)
+digests = [
+    hashlib.sha256(
+        cw_ext.draw_negatives(torch.arange(50), interactions, 999, seed=9, distribution=d).numpy().tobytes()
+    ).hexdigest()
+    for d in ("uniform", "popularity")
+]
+print(json.dumps([cw_ext.build_config()["cpu_capability"], digests]))
+"""
+
+
+@pytest.mark.cpu_kernels
+def test_every_instruction_set_draws_the_same(kernels: None) -> None:
+    found = {}
+    for capability in build_config()["cpu_capabilities"]:
+        done = subprocess.run(
+            [sys.executable, "-c", _DIGEST],
+            env=child_environment(ATEN_CPU_CAPABILITY=capability),
+            check=True,
+            timeout=120,
+            capture_output=True,
+            text=True,
+        )
+        ran_on, digests = json.loads(done.stdout)
+        found[ran_on] = tuple(digests)
+    assert len(set(found.values())) == 1, found
+
+
+def test_seeds_come_from_torchs_generator(device: torch.device) -> None:
+    interactions = make_interactions().to(device)
+    query_ids = torch.arange(20, device=device)
+    torch.manual_seed(11)
+    first, second = (draw_negatives(query_ids, interactions, 50) for _ in range(2))
+    torch.manual_seed(11)
+    assert torch.equal(draw_negatives(query_ids, interactions, 50), first)
+    assert not torch.equal(first, second)
+    seed = torch.tensor(2**63 - 1, device=device)
+    expected = draw_negatives(query_ids, interactions, 50, seed=2**63 - 1)
+    assert torch.equal(draw_negatives(query_ids, interactions, 50, seed=seed), expected)
+
+
+# ---- the distribution --------------------------------------------------------------------------------------
+
+
+def _assert_distributed(counts: Tensor, expected: Tensor) -> None:
+    """Pearson's chi-square test at five standard deviations (Wilson & Hilferty, 1931): one in 3.5 million."""
+    counts, expected = counts.double(), expected.double()
+    assert (counts[expected == 0] == 0).all(), "drawn, but impossible"
+    counts, expected = counts[expected > 0], expected[expected > 0]
+    freedom = expected.numel() - 1
+    if freedom == 0:
+        return
+    assert expected.min() >= 5, "too few draws for the test"
+    statistic = ((counts - expected) ** 2 / expected).sum().item()
+    spread = 2 / (9 * freedom)
+    z = ((statistic / freedom) ** (1 / 3) - (1 - spread)) / math.sqrt(spread)
+    assert abs(z) < 5, f"chi-square {statistic:.1f} with {freedom} degrees of freedom, z = {z:.1f}"
+
+
+# Query 1 of make_interactions knows all items but two.
+@pytest.mark.parametrize("query", [0, 1, 5])
+@pytest.mark.parametrize("exponent", [None, 0.0, 0.75, 1.0, 2.0])
+def test_the_distribution(kernels: None, device: torch.device, query: int, exponent: float | None) -> None:
+    """Of one query's draws over many rows, against the exact probabilities."""
+    interactions = make_interactions(pairs=400)
+    known = torch.tensor([i in histories(interactions)[query] for i in range(50)])
+    counts = interactions.item_counts.double()
+    weights = torch.ones(50).double() if exponent is None else torch.where(counts > 0, counts**exponent, 0)
+    weights = torch.where(known, 0, weights)
+    rows, n = 2000, 500
+    distribution = {} if exponent is None else {"distribution": "popularity", "popularity_exponent": exponent}
+    query_ids = torch.full((rows,), query, device=device)
+    if not weights.sum():
+        with pytest.raises(ValueError, match=f"query {query}"):
+            draw_negatives(query_ids, interactions.to(device), n, seed=0, **distribution)
+        return
+    ids = draw_negatives(query_ids, interactions.to(device), n, seed=13, **distribution).cpu()
+    expected = weights / weights.sum()
+    _assert_distributed(torch.bincount(ids.flatten(), minlength=50), expected * ids.numel())
+    # Neighbours, in a row and between rows, do not know of each other.
+    pairs = torch.outer(expected, expected).flatten()
+    likely = torch.where(pairs * rows * n // 2 >= 5, pairs, 0)
+    for a, b in ((ids[:, 0::2], ids[:, 1::2]), (ids[0::2], ids[1::2]), (ids[:, :-4:8], ids[:, 4::8])):
+        found = torch.bincount((a * 50 + b).flatten(), minlength=2500)
+        rest = pairs[likely == 0].sum()
+        grouped = torch.cat([found[likely > 0], found[likely == 0].sum().reshape(1)])
+        wanted = torch.cat([likely[likely > 0], rest.reshape(1)]) * a.numel()
+        _assert_distributed(grouped[wanted >= 5], wanted[wanted >= 5])
+
+
+@pytest.mark.parametrize("left", [1, 2, 10])
+@pytest.mark.parametrize("distribution", ["uniform", "popularity"])
+def test_a_query_that_knows_almost_everything(
+    kernels: None, device: torch.device, distribution: str, left: int
+) -> None:
+    """Most draws are not settled by drawing again, and what takes its place has the same distribution."""
+    num_items, rows, n = 5000, 64, 100
+    g = torch.Generator().manual_seed(left)
+    known = torch.randperm(num_items, generator=g)[left:]
+    others = torch.arange(num_items).repeat(3)  # other queries, so that every item occurs
+    interactions = Interactions(
+        torch.cat([torch.zeros_like(known), 1 + torch.arange(len(others)) // num_items]),
+        torch.cat([known, others[torch.randperm(len(others), generator=g)]]),
+        num_queries=4,
+        num_items=num_items,
+    )
+    query_ids = torch.zeros(rows, dtype=torch.int64, device=device)
+    ids = draw_negatives(query_ids, interactions.to(device), n, seed=1, distribution=distribution).cpu()
+    weights = torch.ones(num_items).double()
+    if distribution == "popularity":
+        weights = interactions.item_counts.double() ** 0.75
+    weights[known] = 0
+    _assert_distributed(torch.bincount(ids.flatten(), minlength=num_items), weights / weights.sum() * ids.numel())
+
+
+def test_known_positives_are_never_drawn(kernels: None, device: torch.device) -> None:
+    interactions = make_interactions(200, 400, 20000)
+    known = histories(interactions)
+    query_ids = torch.arange(200).repeat(3)
+    for distribution in ("uniform", "popularity"):
+        ids = draw_negatives(query_ids.to(device), interactions.to(device), 1000, seed=2, distribution=distribution)
+        for query, row in zip(query_ids.tolist(), ids.tolist()):
+            assert known[query].isdisjoint(row)
+
+
+def test_shared_draws_reject_nothing(device: torch.device) -> None:
+    interactions = make_interactions().to(device)
+    ids = draw_negatives(None, interactions, 5000, seed=1)
+    assert ids.shape == (5000,) and ids.dtype == torch.int64
+    _assert_distributed(torch.bincount(ids.cpu(), minlength=50), torch.full((50,), 100.0))
+
+
+# ---- bad input ---------------------------------------------------------------------------------------------
+
+QUERIES = torch.arange(3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"query_ids": [0, 1]}, TypeError, r"query_ids must be a torch.Tensor, got list"),
+        ({"query_ids": torch.zeros(3)}, TypeError, r"query_ids must have dtype int32, int64, got float32"),
+        ({"query_ids": QUERIES[None]}, ValueError, r"query_ids must have shape \[B\], got \(1, 3\)"),
+        ({"query_ids": torch.tensor([0, 20])}, IndexError, r"query_ids must be in \[0, 20\), got 20"),
+        ({"query_ids": torch.tensor([0, -1])}, IndexError, r"query_ids must be in \[0, 20\), got -1"),
+        ({"interactions": {0: [1]}}, TypeError, r"interactions must be cw_ext.Interactions, got dict"),
+        ({"num_negatives": 0}, ValueError, r"num_negatives must be an integer ≥ 1, got 0"),
+        ({"num_negatives": 2.0}, TypeError, r"num_negatives must be an integer ≥ 1, got float"),
+        ({"num_negatives": True}, TypeError, r"num_negatives must be an integer ≥ 1, got bool"),
+        ({"seed": -1}, ValueError, r"seed must be an integer in \[0, 9223372036854775807\], got -1"),
+        ({"seed": 2**63}, ValueError, r"seed must be an integer in \[0, 9223372036854775807\]"),
+        ({"seed": 0.5}, TypeError, r"seed must be an integer in .* got float"),
+        ({"seed": torch.zeros(1, dtype=torch.int64)}, ValueError, r"seed must be a number, or a tensor of shape \(\)"),
+        ({"seed": torch.zeros(())}, TypeError, r"seed must have dtype int64, got float32"),
+        ({"distribution": "zipf"}, ValueError, r"distribution must be one of 'uniform', 'popularity', got 'zipf'"),
+        ({"distribution": "popularity", "popularity_exponent": -1}, ValueError, r"exponent must be .*got -1"),
+    ],
+)
+def test_bad_input(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+    good = {"query_ids": QUERIES, "interactions": make_interactions(), "num_negatives": 2, "seed": 0}
+    with pytest.raises(error, match=message):
+        draw_negatives(**good | arguments)
+
+
+def test_a_query_with_nothing_left(kernels: None) -> None:
+    full = make_interactions(full=True)
+    with pytest.raises(ValueError, match="query_ids: query 1 has all 50 items as known positives"):
+        draw_negatives(torch.tensor([0, 1]), full, 3)
+    assert draw_negatives(torch.tensor([0, 2]), full, 3).shape == (2, 3)
+    # Where nobody looks, there is no item to be had, and none is invented.
+    draws = _draws(50, 4, 0, **history_of(torch.tensor([1, 0]), full)._asdict())
+    ids = torch.ops.cw_ext.draw_negatives(2, 50, *draws)
+    assert (ids[0] == -1).all() and (ids[1] >= 0).all()
