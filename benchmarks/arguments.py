@@ -1,9 +1,11 @@
-"""Number types for the benchmarks' command lines."""
+"""Argument types of the benchmarks' command lines."""
 
 from __future__ import annotations
 
 import argparse
 import math
+
+from benchmarks.negatives import Negatives
 
 
 def positive_int(text: str) -> int:
@@ -19,6 +21,14 @@ def non_negative_int(text: str) -> int:
 def non_negative_float(text: str) -> float:
     """Parse a finite number of at least 0."""
     return _at_least(text, float, 0, "a finite number of at least 0")
+
+
+def negatives(text: str) -> Negatives:
+    """Parse which negatives a loss is to have."""
+    try:
+        return Negatives.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _at_least(text: str, parse: type, minimum: float, expected: str) -> float:

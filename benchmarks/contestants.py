@@ -4,12 +4,15 @@
 - graph: the same step replayed from a CUDA graph (GPU only): the device's time, without Python's.
 - deterministic: the same step under torch.use_deterministic_algorithms(True) (GPU only), along with which torch fills
   memory that would be left uninitialised.
-- eager: the same loss in bare PyTorch, no more operations than the maths needs. At level 2 as one would write it:
-  look up, normalise, multiply. (By F.embedding: the backward pass of an index takes twice as long.)
+- recompute, ready-ids, torch-search, torch-isin, numpy-sets, bit-table: where negatives are drawn for each row, see
+  benchmarks/drawn_negatives.py.
+- eager: the same loss in bare PyTorch (benchmarks/eager_losses.py), no more operations than the maths needs. At level 2
+  as one would write it: look up, normalise, multiply. (By F.embedding: the backward pass of an index takes twice as
+  long.) With one set for all rows a product with the set's rows, and what a row leaves out masked.
 - tuned: eager with an eye to its speed (level 2, negatives per row): the whole table is normalised before rows are
   looked up, which leaves autograd less of size B·N·D. Where the table has several times the B·N rows drawn, eager's
   order is the faster one.
-- compile: torch.compile of tuned, or of eager where there is none.
+- compile: torch.compile of tuned, or of eager where there is none; what a row leaves out is found before it.
 - checkpoint: tuned with activation checkpointing around gather, scores and loss (level 2, negatives per row). It keeps
   nothing of size B·N·D from forward to backward, but backward builds all of it again, so that the peak of a step
   that is nothing but the loss stays eager's.
@@ -17,10 +20,10 @@
   nothing else. There the others compute sampled softmax too: benchmarks/sampled_softmax.py.
 - floor: the yardstick, which is not the loss but less work than it. At level 1 copies of the scores into memory that
   exists: on the CPU two, one for each of forward and backward; on a GPU one, since forward reads the scores and writes
-  their gradient, and backward finds nothing left to multiply. At level 2 an embedding bag: the same rows gathered and
-  summed, and a constant gradient scattered back to the same rows, in which torch never builds [B, N, D]. With shared
-  negatives three matrix products, of scores and both gradients. At level 2 it is made of torch's own operations,
-  which a better kernel can beat: a share of the floor above 100 % is no mistake.
+  their gradient, and backward finds nothing left to multiply. With negatives per row an embedding bag: the same rows
+  gathered and summed, and a constant gradient scattered back to the same rows, in which torch never builds [B, N, D];
+  nothing is drawn. With one set three matrix products, of scores and both gradients. But for level 1 it is made of
+  torch's own operations, which a better kernel can beat: a share of the floor above 100 % is no mistake.
 
 In bf16 eager stays in bf16, as a user's model would; cw_ext computes in fp32 and is held to the same tolerance. cce
 sums its gradients in half precision, which takes a tolerance of its own.
@@ -29,21 +32,24 @@ sums its gradients in half precision, which takes a tolerance of its own.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from benchmarks import cuda_steps, sampled_softmax
-from benchmarks.throughput_shapes import Shape
+from benchmarks import cuda_steps, drawn_negatives, eager_losses, one_set, sampled_softmax
+from benchmarks.eager_losses import TEMPERATURE
+from benchmarks.samplers import SAMPLERS
+from benchmarks.step_inputs import Inputs, make_inputs
+from benchmarks.throughput_shapes import ONE_SET, Shape
 from cw_ext import cw_loss, cw_loss_from_embeddings
 
-CONTESTANTS = ("cw_ext", "graph", "deterministic", "eager", "tuned", "compile", "checkpoint", "cce", "floor")
+CONTESTANTS = (
+    "cw_ext", "recompute", "graph", "deterministic", "ready-ids", *SAMPLERS, "eager", "tuned", "compile", "checkpoint",
+    "cce", "floor",
+)  # fmt: skip
 # They depend on more than torch and cw_ext, or ask more of them, and are left out where that is not to be had.
 OPTIONAL = ("graph", "deterministic", "compile", "cce")
-TEMPERATURE = 0.1
 
 # Relative errors that pass for rounding: of the loss, and of each gradient as a whole.
 TOLERANCE = {"float32": (1e-4, 1e-3), "bfloat16": (2e-2, 5e-2), "float16": (2e-3, 1e-2)}
@@ -52,7 +58,6 @@ CCE_TOLERANCE = (2e-3, 5e-2)
 # Numbers of the largest tensor that computing the truth makes at a time: 128 MiB in fp64.
 TRUTH_BLOCK = 2**24
 
-Loss = Callable[..., Tensor]
 Step = Callable[[], tuple[Tensor, ...]]
 
 
@@ -60,54 +65,22 @@ class WrongResult(ValueError):
     """A contestant that computes something else; the message names it, the shape and the tensor."""
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """What a step works on: positive and negative scores, or queries and items with pos_ids and neg_ids.
-
-    Attributes:
-        leaves: tensors that get a gradient.
-        ids: the others.
-    """
-
-    leaves: tuple[Tensor, ...]
-    ids: tuple[Tensor, ...] = ()
-
-
 def contestants_of(shape: Shape, chosen: Sequence[str] = CONTESTANTS, device: str = "cpu") -> list[str]:
     """Return those of the chosen contestants that exist for this shape on this device."""
-    cuda, softmax = device == "cuda", shape.loss == "sampled_softmax"
-    per_row_ids = shape.level == 2 and not shape.shared
+    cuda, softmax, drawn = device == "cuda", shape.loss == "sampled_softmax", shape.kind == "sampled"
+    per_row_ids = shape.kind == "ids" and not shape.shared
     conditions = {
         "graph": cuda,
         "deterministic": cuda and not softmax,
+        **dict.fromkeys(("recompute", "ready-ids", *SAMPLERS), drawn),
+        "bit-table": drawn and not shape.popularity and not cuda,
+        "eager": not drawn,
         "tuned": per_row_ids and not softmax,
+        "compile": not drawn,
         "checkpoint": per_row_ids and not softmax,
         "cce": cuda and softmax,
     }
     return [name for name in CONTESTANTS if name in chosen and conditions.get(name, True)]
-
-
-def make_inputs(shape: Shape, device: str = "cpu") -> Inputs:
-    """Return the same random inputs whenever called: scores in the half cosine's range, or normal embeddings.
-
-    For sampled softmax the embeddings are so small that their inner products have variance 1.
-    """
-    generator = torch.Generator().manual_seed(0)
-    sizes = (shape.batch_size, shape.negatives)
-
-    def leaf(values: Tensor) -> Tensor:
-        return values.to(device, shape.torch_dtype).requires_grad_()
-
-    if shape.level == 1:
-        pos, neg = (torch.rand(size, generator=generator) - 0.5 for size in (sizes[:1], sizes))
-        return Inputs((leaf(pos), leaf(neg)))
-    scale = shape.dim**-0.25 if shape.loss == "sampled_softmax" else 1.0
-    tables = (scale * torch.randn(rows, shape.dim, generator=generator) for rows in (shape.batch_size, shape.items))
-    ids = (
-        torch.randint(shape.items, size, generator=generator).to(device)
-        for size in (sizes[:1], sizes[1:] if shape.shared else sizes)
-    )
-    return Inputs(tuple(map(leaf, tables)), tuple(ids))
 
 
 def make_step(name: str, shape: Shape, inputs: Inputs) -> Step:
@@ -122,13 +95,10 @@ def make_step(name: str, shape: Shape, inputs: Inputs) -> Step:
             return cuda_steps.captured(make_step("cw_ext", shape, inputs))
         case "deterministic":
             return cuda_steps.deterministic(make_step("cw_ext", shape, inputs))
-        case "cce":
-            loss, ids = sampled_softmax.cce(*inputs.ids), ()
-        case _:
-            loss, ids = _loss_function(name, shape), inputs.ids
+    loss = _loss_function(name, shape, inputs)
 
     def step() -> tuple[Tensor, ...]:
-        value = loss(*inputs.leaves, *ids)
+        value = loss(*inputs.leaves)
         return (value.detach(), *torch.autograd.grad(value, inputs.leaves))
 
     return step
@@ -136,8 +106,11 @@ def make_step(name: str, shape: Shape, inputs: Inputs) -> Step:
 
 def make_tiny_step(name: str, shape: Shape, device: str = "cpu") -> Step:
     """Return a step of the same kind on next to no data. That of compile is not compiled."""
-    sizes = (2, 2) if shape.level == 2 else (0, 0)
-    tiny = Shape(shape.level, 2, 2, *sizes, shape.dtype, shape.shared)
+    sizes = {} if shape.kind == "scores" else {"dim": 2, "items": 2}
+    if shape.users:
+        sizes |= {"items": 8, "users": 4}
+    negatives = 2 if shape.negatives else 0
+    tiny = Shape(shape.kind, 2, negatives, **sizes, dtype=shape.dtype, shared=shape.shared, popularity=shape.popularity)
     return make_step("eager" if name == "compile" else name, tiny, make_inputs(tiny, device))
 
 
@@ -149,15 +122,29 @@ def make_fresh_step(name: str, shape: Shape, device: str = "cpu") -> Step:
     return step
 
 
-def exact_results(shape: Shape, inputs: Inputs) -> tuple[Tensor, ...]:
-    """Return loss and gradients by eager in fp64, what :func:`check` takes for right; in blocks of rows, to fit."""
+def draws_itself(name: str, shape: Shape) -> bool:
+    """Whether the contestant's negatives are others than cw_ext's."""
+    return shape.kind == "sampled" and name in SAMPLERS
+
+
+def exact_results(shape: Shape, inputs: Inputs, name: str = "cw_ext") -> tuple[Tensor, ...]:
+    """Return loss and gradients by eager in fp64, what :func:`check` takes for right; in blocks of rows, to fit.
+
+    Args:
+        shape, inputs: of the step.
+        name: whose negatives, where they are drawn.
+
+    Raises:
+        WrongResult: it has drawn a known positive.
+    """
     leaves = [leaf.detach().double().requires_grad_() for leaf in inputs.leaves]
-    eager = _loss_function("eager", shape)
-    block = max(1, TRUTH_BLOCK // (shape.negatives * max(shape.dim, 1)))
     total = torch.zeros((), dtype=torch.float64, device=leaves[0].device)
+    loss = _eager_in_blocks(name, shape, inputs)
+    depth = 1 if shape.kind in ONE_SET else max(shape.dim, 1)
+    block = max(1, TRUTH_BLOCK // (shape.columns * depth))
     for start in range(0, shape.batch_size, block):
         rows = slice(start, min(start + block, shape.batch_size))
-        value = eager(*_of_rows(shape, leaves, inputs.ids, rows))
+        value = loss(rows, *leaves)
         if shape.loss == "cw":  # a mean over the rows
             value = value * ((rows.stop - rows.start) / shape.batch_size)
         value.backward()
@@ -172,48 +159,75 @@ def check(name: str, shape: Shape, found: Sequence[Tensor], expected: Sequence[T
         WrongResult: one of them is off by more than the dtype's rounding.
     """
     tolerances = CCE_TOLERANCE if name == "cce" else TOLERANCE[shape.dtype]
-    leaves = ("pos_scores", "neg_scores") if shape.level == 1 else ("queries", "items")
+    leaves = ("pos_scores", "neg_scores") if shape.kind == "scores" else ("queries", "items")
     parts = ("loss", *(f"gradient of {leaf}" for leaf in leaves))
     for part, a, b in zip(parts, found, expected, strict=True):
         tolerance = tolerances[0] if part == "loss" else tolerances[1]
         error = ((a.double() - b).norm() / b.norm()).item()
         if not error <= tolerance:  # NaN is no agreement
             raise WrongResult(
-                f"{name} at level {shape.level}, {shape.label}: expected the {part} of eager PyTorch in fp64 "
+                f"{name} at {shape.table}, {shape.label}: expected the {part} of eager PyTorch in fp64 "
                 f"to within {tolerance:g}, got a relative error of {error:.2g}"
             )
 
 
-def _of_rows(shape: Shape, leaves: Sequence[Tensor], ids: Sequence[Tensor], rows: slice) -> list[Tensor]:
-    if shape.level == 1:
-        return [leaf[rows] for leaf in leaves]
-    queries, items = leaves
-    pos_ids, neg_ids = ids
-    return [queries[rows], items, pos_ids[rows], neg_ids if shape.shared else neg_ids[rows]]
+def _eager_in_blocks(name: str, shape: Shape, inputs: Inputs) -> Callable[..., Tensor]:
+    """Return eager's loss of (rows, *leaves), of these rows of the batch alone."""
+    if shape.kind == "scores":
+        return lambda rows, pos, neg: eager_losses.from_scores(pos[rows], neg[rows])
+    if shape.kind in ONE_SET:
+        return lambda rows, queries, items: one_set.eager(shape, inputs, rows=rows)(queries[rows], items)
+    if shape.kind == "sampled":
+        pos_ids, _ = inputs.ids
+        try:
+            neg_ids, log_q = drawn_negatives.first_draws(name, shape, inputs)
+        except ValueError as error:
+            raise WrongResult(f"{name} at {shape.table}, {shape.label}: {error}") from None
+        return lambda rows, queries, items: eager_losses.from_embeddings(
+            queries[rows], items, pos_ids[rows], neg_ids[rows], None if log_q is None else log_q[rows]
+        )
+    pos_ids, neg_ids = inputs.ids
+    loss = _ids_losses(shape)["eager"]
+    return lambda rows, queries, items: loss(
+        queries[rows], items, pos_ids[rows], neg_ids if shape.shared else neg_ids[rows]
+    )
 
 
-def _loss_function(name: str, shape: Shape) -> Loss:
-    fused = _fused_from_scores if shape.level == 1 else _fused_from_embeddings
+def _loss_function(name: str, shape: Shape, inputs: Inputs) -> Callable[..., Tensor]:
+    """Return the contestant's loss of the leaves."""
+    if name == "cce":
+        return sampled_softmax.cce(*inputs.ids)
+    if shape.kind == "sampled":
+        return drawn_negatives.loss_function(name, shape, inputs)
+    if shape.kind in ONE_SET:
+        if name == "cw_ext":
+            return one_set.fused(shape, inputs)
+        loss = _compiled(eager_losses.one_set) if name == "compile" else eager_losses.one_set
+        return one_set.eager(shape, inputs, loss)
+    losses = _score_losses() if shape.kind == "scores" else _ids_losses(shape)
+    loss = _compiled(losses.get("tuned", losses["eager"])) if name == "compile" else losses[name]
+    return lambda *leaves: loss(*leaves, *inputs.ids)
+
+
+def _compiled(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return torch.compile(loss, dynamic=False, fullgraph=True)
+
+
+def _score_losses() -> dict[str, Callable[..., Tensor]]:
+    return {"cw_ext": _fused_from_scores, "eager": eager_losses.from_scores}
+
+
+def _ids_losses(shape: Shape) -> dict[str, Callable[..., Tensor]]:
     if shape.loss == "sampled_softmax":
-        fused, eager, tuned = sampled_softmax.fused, sampled_softmax.eager, sampled_softmax.eager
-    elif shape.level == 1:
-        eager = tuned = eager_from_scores
-    elif shape.shared:
-        eager = tuned = eager_shared
-    else:
-        eager, tuned = eager_from_embeddings, tuned_from_embeddings
-    match name:
-        case "cw_ext":
-            return fused
-        case "eager":
-            return eager
-        case "tuned":
-            return tuned
-        case "compile":
-            return torch.compile(tuned, dynamic=False, fullgraph=True)
-        case "checkpoint":
-            return _checkpointed
-    raise ValueError(f"contestant must be one of {', '.join(CONTESTANTS)}, got {name!r}")
+        return {"cw_ext": sampled_softmax.fused, "eager": sampled_softmax.eager}
+    if shape.shared:
+        return {"cw_ext": _fused_from_embeddings, "eager": eager_losses.shared}
+    return {
+        "cw_ext": _fused_from_embeddings,
+        "eager": eager_losses.from_embeddings,
+        "tuned": eager_losses.tuned_from_embeddings,
+        "checkpoint": eager_losses.checkpointed,
+    }
 
 
 def _fused_from_scores(pos_scores: Tensor, neg_scores: Tensor) -> Tensor:
@@ -224,72 +238,26 @@ def _fused_from_embeddings(queries: Tensor, items: Tensor, pos_ids: Tensor, neg_
     return cw_loss_from_embeddings(queries, items, pos_ids, neg_ids, temperature=TEMPERATURE, backend="fused")
 
 
-def eager_from_scores(pos_scores: Tensor, neg_scores: Tensor) -> Tensor:
-    """The loss from scores [B] and [B, N]."""
-    return _of_scaled_margins((neg_scores - pos_scores.unsqueeze(1)) / TEMPERATURE)
-
-
-def eager_from_embeddings(queries: Tensor, items: Tensor, pos_ids: Tensor, neg_ids: Tensor) -> Tensor:
-    """The loss from embeddings, with negatives per row [B, N]."""
-    q = _scaled_unit(queries)
-    pos = (q * F.normalize(F.embedding(pos_ids, items), dim=-1)).sum(-1)
-    neg = (q.unsqueeze(1) * F.normalize(F.embedding(neg_ids, items), dim=-1)).sum(-1)
-    return _of_scaled_margins(neg - pos.unsqueeze(1))
-
-
-def tuned_from_embeddings(queries: Tensor, items: Tensor, pos_ids: Tensor, neg_ids: Tensor) -> Tensor:
-    """The same, normalising each row of the table once."""
-    return _of_unit_rows(_scaled_unit(queries), F.normalize(items, dim=1), pos_ids, neg_ids)
-
-
-def eager_shared(queries: Tensor, items: Tensor, pos_ids: Tensor, neg_ids: Tensor) -> Tensor:
-    """The loss from embeddings, with shared negatives [N]."""
-    q = _scaled_unit(queries)
-    pos = (q * F.normalize(F.embedding(pos_ids, items), dim=1)).sum(1)
-    neg = q @ F.normalize(F.embedding(neg_ids, items), dim=1).T
-    return _of_scaled_margins(neg - pos.unsqueeze(1))
-
-
-def _checkpointed(queries: Tensor, items: Tensor, pos_ids: Tensor, neg_ids: Tensor) -> Tensor:
-    unit = F.normalize(items, dim=1)
-    return checkpoint(_of_unit_rows, _scaled_unit(queries), unit, pos_ids, neg_ids, use_reentrant=False)
-
-
-def _scaled_unit(queries: Tensor) -> Tensor:
-    # The half of the half cosine and 1/τ are folded in where there are B·D numbers in place of B·N.
-    return F.normalize(queries, dim=1) * (0.5 / TEMPERATURE)
-
-
-def _of_unit_rows(queries: Tensor, items: Tensor, pos_ids: Tensor, neg_ids: Tensor) -> Tensor:
-    pos = (queries * F.embedding(pos_ids, items)).sum(1)
-    neg = torch.bmm(F.embedding(neg_ids, items), queries.unsqueeze(2)).squeeze(2)
-    return _of_scaled_margins(neg - pos.unsqueeze(1))
-
-
-def _of_scaled_margins(d: Tensor) -> Tensor:
-    """d/τ [B, N], weighted by the detached sigmoid."""
-    return torch.logsumexp(d + F.logsigmoid(-d.detach()), 1).mean()
-
-
 def _floor_step(shape: Shape, inputs: Inputs) -> Step:
-    if shape.level == 1:
+    if shape.kind == "scores":
         source = inputs.leaves[1].detach()
         target = torch.empty_like(source)
         copies = 1 if source.is_cuda else 2
         return lambda: tuple(target.copy_(source) for _ in range(copies))
 
     queries, items = inputs.leaves
-    neg_ids = inputs.ids[1]
-    if shape.shared:
+    if shape.shared or shape.kind in ONE_SET:
+        neg_ids = inputs.ids[1] if shape.shared else one_set.negative_ids(shape, inputs)
         q, table = queries.detach(), items.detach()
-        d_scores = torch.ones(shape.batch_size, shape.negatives, dtype=q.dtype, device=q.device)
+        d_scores = torch.ones(shape.batch_size, shape.columns, dtype=q.dtype, device=q.device)
 
         def products() -> tuple[Tensor, ...]:
-            negatives = table[neg_ids]
+            negatives = table if neg_ids is None else table[neg_ids]
             return q @ negatives.T, d_scores @ negatives, d_scores.T @ q
 
         return products
 
+    neg_ids = inputs.ids[1] if shape.kind == "ids" else drawn_negatives.first_draws("cw_ext", shape, inputs)[0]
     d_sums = torch.ones_like(queries)
 
     def bag() -> tuple[Tensor, ...]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import cw_ext
 from benchmarks import data, reporting, step_cost
 from benchmarks.arguments import non_negative_int
 from benchmarks.losses import LossOptions, build_loss
+from benchmarks.negatives import Negatives
 from benchmarks.trainer import TrainingConfig
 from benchmarks.training import compare, describe_runs
 
@@ -45,17 +47,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
 
     build = cw_ext.build_config()
-    negatives = NEGATIVES if build["available"] else NEGATIVES_REFERENCE
+    negatives = Negatives("uniform", NEGATIVES if build["available"] else NEGATIVES_REFERENCE)
     try:
         reporting.make_writable_directory(arguments.out)
         dataset = data.load(seed=arguments.seed)
         cases = [
             (
-                build_loss(name, options),
+                build_loss(name, replace(options, negatives=negatives)),
                 TrainingConfig(
                     epochs=EPOCHS,
                     eval_every=EVAL_EVERY,
-                    negatives=negatives,
                     seed=arguments.seed,
                     **optimizer,
                 ),
@@ -79,11 +80,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"\n{dataset.name}: {dataset.num_users} users, {dataset.num_items} items, "
         f"{len(dataset.train_users)} training and {len(dataset.test_users)} test interactions\n"
         f"MF, D={config.dim}, batch {config.batch_size}, {config.epochs} epochs, "
-        f"N={negatives} negatives per positive (bpr: 1), seed {config.seed}\n"
+        f"N={negatives.number} negatives per positive (bpr: 1), seed {config.seed}\n"
     )
     print(describe_runs(report["runs"]))
     if not build["available"]:
-        print(f"trained on the reference backend, and therefore with N={negatives}: {build['reason']}")
+        print(f"trained on the reference backend, and therefore with N={negatives.number}: {build['reason']}")
     print(f"\n{step_cost.describe(report['step_cost'])}")
     print(f"\nresults: {arguments.out / 'results.json'}, {arguments.out / 'results.png'}")
     return 0

@@ -3,6 +3,9 @@
 The model is matrix factorisation, set up as in `benchmarks.training`: a tenth of the training interactions is held out
 for validation, and an epoch passes over the others. A few steps before the measured ones are not counted, nor are
 set-up, validation and test.
+
+The fused loss draws its negatives inside, once in its forward and, where they are each row's own, again in its backward
+pass. Eager PyTorch gets those of each row's own by cw_ext.draw_negatives, and the time counts as sampling.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from typing import Any
 from tqdm import tqdm
 
 from benchmarks import data, gpu, reporting
-from benchmarks.arguments import non_negative_int, positive_int
+from benchmarks.arguments import negatives, non_negative_int, positive_int
 from benchmarks.epoch_plots import plot_epoch
 from benchmarks.losses import LOSSES, LossOptions, RankingLoss, build_loss
 from benchmarks.timing import quantiles
@@ -29,7 +32,7 @@ BACKENDS = ("fused", "reference")
 # Every part of a step; "rest" is what the others leave of it, such as the release of memory.
 PARTS = (*STEP_PARTS, "rest")
 # What a result file says of the training configuration.
-_SETTINGS = ("model", "dim", "batch_size", "negatives", "lr", "seed", "device")
+_SETTINGS = ("model", "dim", "batch_size", "lr", "seed", "device")
 
 
 def measure(
@@ -40,7 +43,7 @@ def measure(
     Args:
         dataset: training interactions.
         losses: the same loss, by its backend (:data:`BACKENDS`).
-        config: model, batch size, negatives and seed; its epochs do not matter.
+        config: model, batch size and seed; its epochs do not matter.
         steps: as :func:`measure_backend`, by backend.
 
     Returns:
@@ -67,7 +70,7 @@ def measure_backend(
     Args:
         dataset: training interactions.
         loss: with the backend to measure.
-        config: model, batch size, negatives and seed; its epochs do not matter.
+        config: model, batch size and seed; its epochs do not matter.
         steps: how many steps of the epoch to take; 0, or more than it has, for all.
 
     Returns:
@@ -129,7 +132,9 @@ def describe(report: Mapping[str, Any]) -> str:
     rows.append(line("step", fused["step"]["mean"], eager["step"]["mean"]))
     lines = [
         "{name}: {users} users, {items} items, ".format(**report["data"]) + f"{fused['epoch_steps']} steps an epoch",
-        "{model}, {loss}, B={batch_size} N={negatives} D={dim}, fp32".format(loss=report["loss"], **report["config"]),
+        "{model}, {loss}, B={batch_size} D={dim}, fp32, negatives {negatives}".format(
+            loss=report["loss"], negatives=report["loss_settings"]["negatives"], **report["config"]
+        ),
         reporting.format_table(header, rows),
     ]
     for name, cost in (("fused", fused), ("eager", eager)):
@@ -168,7 +173,11 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dim", type=positive_int, default=defaults.dim, help="length of an embedding D")
     parser.add_argument("--batch-size", type=positive_int, default=defaults.batch_size, help="positives per step B")
     parser.add_argument(
-        "--negatives", type=positive_int, default=defaults.negatives, help="sampled negatives per positive N"
+        "--negatives",
+        type=negatives,
+        metavar="SPEC",
+        default=LossOptions().negatives,
+        help="which negatives a positive has, as for benchmarks.training",
     )
     parser.add_argument("--device", choices=gpu.DEVICES, default=defaults.device, help="where to train")
     parser.add_argument("--seed", type=non_negative_int, default=defaults.seed, help="of splits, start and sampling")
@@ -184,14 +193,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = TrainingConfig(
         dim=arguments.dim,
         batch_size=arguments.batch_size,
-        negatives=arguments.negatives,
         seed=arguments.seed,
         device=arguments.device,
     )
     steps = {"fused": arguments.steps, "reference": arguments.eager_steps}
     try:
         gpu.require(arguments.device)
-        losses = {backend: build_loss(arguments.loss, LossOptions(backend=backend)) for backend in BACKENDS}
+        losses = {
+            backend: build_loss(arguments.loss, LossOptions(negatives=arguments.negatives, backend=backend))
+            for backend in BACKENDS
+        }
         dataset = data.load(arguments.data, seed=arguments.seed)
         directory = arguments.out or reporting.default_directory(f"{dataset.name}-epoch")
         reporting.make_writable_directory(directory)

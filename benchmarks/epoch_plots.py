@@ -38,7 +38,7 @@ def plot_epoch(report: Mapping[str, Any], path: Path) -> None:
     FigureCanvasAgg(figure)
     figure.suptitle(
         f"{report['data']['name']}, {config['model']}, {report['loss']}: one training step, "
-        f"B={config['batch_size']} N={config['negatives']} D={config['dim']}"
+        f"B={config['batch_size']} D={config['dim']}, negatives {report['loss_settings']['negatives']}"
     )
     times, shares = figure.subplots(1, 2)
     labels = [

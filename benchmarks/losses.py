@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 
-from cw_ext import cw_loss_from_embeddings, presets
+from benchmarks.negatives import PER_ROW, Batch, Negatives
+from cw_ext import Interactions, presets
 
 
 @dataclass(frozen=True)
@@ -22,35 +23,21 @@ class LossOptions:
         prior: share π of sampled negatives that are positives (cw, dcl).
         extra_positives: further positives per row for the correction (cw, dcl).
         confidence_temperature: τ_c of the confidence in the positive, on the half cosine; None for none (cw).
-        backend: "auto", "fused" or "reference", for every loss of the softmax family.
+        negatives: which negatives a row has; bpr takes one of those drawn for it.
+        backend: "auto", "fused" or "reference", for every loss of the softmax family. With the reference, negatives of
+            each row's own are drawn before the loss (by the kernels, where there are any), as a user of plain PyTorch
+            does; they are those that the fused loss draws.
     """
 
     temperature: float = 0.1
     prior: float = 0.05
     extra_positives: int = 5
     confidence_temperature: float | None = 1.25
+    negatives: Negatives = Negatives()
     backend: str = "auto"
 
 
-class BatchLoss(Protocol):
-    """A training loss of one batch, as a scalar.
-
-    Args:
-        queries: user embeddings [B, D], one row per positive.
-        items: table of all item embeddings [num_items, D].
-        pos_ids: int64 item ids [B].
-        neg_ids: int32 item ids [B, N].
-        extra_pos_ids: int64 item ids [B, M], -1 where a user has none; or None.
-    """
-
-    def __call__(
-        self,
-        queries: torch.Tensor,
-        items: torch.Tensor,
-        pos_ids: torch.Tensor,
-        neg_ids: torch.Tensor,
-        extra_pos_ids: torch.Tensor | None,
-    ) -> torch.Tensor: ...
+BatchLoss = Callable[[Batch], torch.Tensor]  # a scalar
 
 
 @dataclass(frozen=True)
@@ -62,7 +49,8 @@ class RankingLoss:
         function: the loss of a batch.
         similarity: how embeddings trained with it score an item, and thus rank it.
         settings: the hyper-parameters that it uses, for tables and result files.
-        max_negatives: how many negatives per row it can use; None for any number.
+        negatives: which it has.
+        takes_ids: whether a batch has to bring the negatives, as the loss does not draw them itself.
         extra_positives: how many further positives per row it wants.
     """
 
@@ -70,52 +58,42 @@ class RankingLoss:
     function: BatchLoss
     similarity: Literal["cosine", "dot"]
     settings: dict[str, Any]
-    max_negatives: int | None = None
+    negatives: Negatives
+    takes_ids: bool = False
     extra_positives: int = 0
 
 
-def bpr_loss(
-    queries: torch.Tensor,
-    items: torch.Tensor,
-    pos_ids: torch.Tensor,
-    neg_ids: torch.Tensor,
-    extra_pos_ids: torch.Tensor | None = None,
-) -> torch.Tensor:
+def bpr_loss(batch: Batch) -> torch.Tensor:
     """Bayesian personalised ranking: mean softplus(s_neg - s_pos), inner products (Rendle et al., UAI 2009).
 
-    Takes the first column of neg_ids only; otherwise as :class:`BatchLoss`.
+    Takes the first column of neg_ids only.
     """
-    margins = F.embedding(neg_ids[:, 0], items) - F.embedding(pos_ids, items)  # [B, D]
-    return F.softplus((queries * margins).sum(-1)).mean()
+    margins = F.embedding(batch.neg_ids[:, 0], batch.items) - F.embedding(batch.pos_ids, batch.items)  # [B, D]
+    return F.softplus((batch.queries * margins).sum(-1)).mean()
 
 
 def _bpr(options: LossOptions) -> RankingLoss:
-    return RankingLoss("bpr", bpr_loss, "dot", settings={}, max_negatives=1)
+    if options.negatives.kind not in PER_ROW:
+        raise ValueError(
+            f"negatives of bpr must be drawn for each row, uniform:N or popularity:N, got {options.negatives}"
+        )
+    one = Negatives(options.negatives.kind, 1)
+    return RankingLoss("bpr", bpr_loss, "dot", {"negatives": str(one)}, one, takes_ids=True)
 
 
 def _softmax_family(
     name: str, arguments: dict[str, Any], options: LossOptions, extra_positives: int = 0
 ) -> RankingLoss:
-    def function(
-        queries: torch.Tensor,
-        items: torch.Tensor,
-        pos_ids: torch.Tensor,
-        neg_ids: torch.Tensor,
-        extra_pos_ids: torch.Tensor | None,
-    ) -> torch.Tensor:
-        return cw_loss_from_embeddings(
-            queries,
-            items,
-            pos_ids,
-            neg_ids,
-            extra_pos_ids=extra_pos_ids,
-            similarity="half_cosine",
-            backend=options.backend,
-            **arguments,
-        )
+    negatives, backend = options.negatives, options.backend
 
-    settings = {**arguments, "extra_positives": extra_positives, "backend": options.backend}
-    return RankingLoss(name, function, "cosine", settings, extra_positives=extra_positives)
+    def function(batch: Batch) -> torch.Tensor:
+        return negatives.cw_loss(batch, similarity="half_cosine", backend=backend, **arguments)
+
+    settings = {
+        **arguments, "extra_positives": extra_positives, "negatives": str(negatives), "backend": backend
+    }  # fmt: skip
+    takes_ids = backend == "reference" and negatives.kind in PER_ROW
+    return RankingLoss(name, function, "cosine", settings, negatives, takes_ids, extra_positives)
 
 
 def _cw(options: LossOptions) -> RankingLoss:
@@ -155,6 +133,13 @@ def build_loss(name: str, options: LossOptions = LossOptions()) -> RankingLoss:
     if options.extra_positives < 0:
         raise ValueError(f"extra_positives must be at least 0, got {options.extra_positives}")
     loss = LOSSES[name](options)
-    ids = torch.zeros(1, 1, dtype=torch.int64)
-    loss.function(torch.ones(1, 1), torch.ones(1, 1), ids[0], ids, None)
+    loss.function(_trial_batch(loss))
     return loss
+
+
+def _trial_batch(loss: RankingLoss) -> Batch:
+    """A row of a user who knows one of two items."""
+    ids, seed = torch.arange(2), torch.tensor(0)
+    interactions = Interactions(ids, ids, num_queries=2, num_items=2)
+    neg_ids = loss.negatives.draw(ids[:1], interactions, seed) if loss.takes_ids else None
+    return Batch(torch.ones(1, 1), torch.ones(2, 1), ids[:1], ids[:1], None, interactions, seed, neg_ids)

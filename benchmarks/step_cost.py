@@ -23,7 +23,8 @@ from tqdm import tqdm
 import cw_ext
 from benchmarks import memory, reporting
 from benchmarks.arguments import non_negative_int, positive_int
-from benchmarks.losses import LossOptions, build_loss
+from benchmarks.losses import LossOptions
+from cw_ext import cw_loss_from_embeddings, presets
 
 MIB = 2**20
 
@@ -109,11 +110,14 @@ def _make_step(shape: StepShape, backend: str) -> Callable[[], None]:
     extra_pos_ids = None
     if shape.extra_positives:
         extra_pos_ids = torch.randint(shape.items, (shape.batch_size, shape.extra_positives), generator=generator)
-    loss = build_loss("cw", LossOptions(backend=backend))
+    options = LossOptions()
+    arguments = presets.cw(options.temperature, options.prior, options.confidence_temperature)
 
     def step() -> None:
         queries.grad = items.grad = None
-        loss.function(queries, items, pos_ids, neg_ids, extra_pos_ids).backward()
+        cw_loss_from_embeddings(
+            queries, items, pos_ids, neg_ids, extra_pos_ids=extra_pos_ids, backend=backend, **arguments
+        ).backward()
 
     return step
 

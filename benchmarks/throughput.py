@@ -1,10 +1,10 @@
 """Throughput of one training step of the CW loss: cw_ext against what PyTorch offers without it, and a yardstick.
 
-A step is forward and backward with the loss's defaults, gradients of all inputs included; sampling and optimizer are
-not. The contestants, described in benchmarks/contestants.py, take turns in one process after each has been checked to
-compute the same loss and gradients. Slow ones get fewer turns. Compiling is timed apart, without a cache from earlier
-runs. On the CPU peak memory is that of a fresh process per contestant, beyond the inputs; on a GPU that of torch's
-allocator, which holds what cw_ext's kernels take as well.
+A step is forward and backward with the loss's defaults, gradients of all inputs included; the optimizer is not, nor is
+sampling but where it is the contestants' own ("sampled"). The contestants, described in benchmarks/contestants.py, take
+turns in one process after each has been checked to compute the same loss and gradients. Slow ones get fewer turns.
+Compiling is timed apart, without a cache from earlier runs. On the CPU peak memory is that of a fresh process per
+contestant, beyond the inputs; on a GPU that of torch's allocator, which holds what cw_ext's kernels take as well.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from benchmarks import contestants, gpu, reporting, sampled_softmax, throughput_plots, throughput_report
+from benchmarks import contestants, data, gpu, reporting, sampled_softmax, throughput_plots, throughput_report
 from benchmarks import throughput_shapes as shapes
 from benchmarks.arguments import non_negative_float, positive_int
 from benchmarks.contestants import CONTESTANTS
@@ -70,9 +70,9 @@ def run(
         try:
             for section, shape, measure in progress:
                 if time.monotonic() >= end:
-                    report["not_begun"].append(f"level {shape.level}, {shape.label}")
+                    report["not_begun"].append(f"{shape.table}, {shape.label}")
                     continue
-                progress.set_description(f"level {shape.level}, {shape.label}")
+                progress.set_description(f"{shape.table}, {shape.label}")
                 report[section].append(measure(shape))
                 reporting.write_json(out / "throughput.json", report)
         except (KeyboardInterrupt, ValueError, OSError, RuntimeError) as error:
@@ -104,9 +104,21 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Exit status: 0 done, 1 the budget was too small for all shapes, 2 bad arguments, an error or a wrong "
         "result, 130 ended by Ctrl-C.",
     )
-    parser.add_argument("--quick", action="store_true", help="a few small shapes, in under a minute")
+    parser.add_argument("--quick", action="store_true", help="a few small shapes, in a minute or two")
     parser.add_argument(
-        "--level", type=int, nargs="+", choices=(1, 2), default=[1, 2], help="1: scores, 2: embeddings (default: both)"
+        "--kinds",
+        nargs="+",
+        choices=shapes.KINDS,
+        default=shapes.KINDS,
+        metavar="KIND",
+        help="where the negatives come from: scores (level 1), ids (level 2), sampled (drawn for each row), or one set "
+        "for all rows: shared, in-batch, mixed, full (default: all)",
+    )
+    parser.add_argument(
+        "--history",
+        metavar="DIR|FILE",
+        help="the known positives of all kinds from sampled on, as --data of benchmarks.training (default: made up, as "
+        "many as gowalla's)",
     )
     parser.add_argument(
         "--device",
@@ -148,11 +160,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _grid(arguments: argparse.Namespace) -> tuple[Shape, ...]:
+def _grid(arguments: argparse.Namespace) -> list[Shape]:
     if arguments.device == "cpu":
-        return shapes.QUICK if arguments.quick else shapes.FULL
-    grid, cce = (shapes.QUICK_CUDA, shapes.QUICK_CCE) if arguments.quick else (shapes.FULL_CUDA, shapes.FULL_CCE)
-    return grid + cce if arguments.cce is not None else grid
+        grid = shapes.QUICK if arguments.quick else shapes.FULL
+    else:
+        grid, cce = (shapes.QUICK_CUDA, shapes.QUICK_CCE) if arguments.quick else (shapes.FULL_CUDA, shapes.FULL_CCE)
+        grid += cce if arguments.cce is not None else ()
+    return _chosen(grid, arguments)
+
+
+def _chosen(grid: Sequence[Shape], arguments: argparse.Namespace) -> list[Shape]:
+    """Those of the chosen kinds, with the history that was named."""
+    chosen = (shape for shape in grid if shape.kind in arguments.kinds)
+    return shapes.with_history(chosen, arguments.history)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -163,18 +183,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("argument --cce: needs --device cuda")
     if arguments.cce is None and "cce" in (arguments.contestants or ()):
         parser.error("argument --contestants: cce needs --cce DIR")
-    levels, device = arguments.level, arguments.device
+    device = arguments.device
     chosen = [name for name in arguments.contestants or CONTESTANTS if name != "cce" or arguments.cce is not None]
-    of_shape = {
-        shape: contestants.contestants_of(shape, chosen, device) for shape in _grid(arguments) if shape.level in levels
-    }
+    try:
+        of_shape = {shape: contestants.contestants_of(shape, chosen, device) for shape in _grid(arguments)}
+    except data.DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     grid = [shape for shape, names in of_shape.items() if names]
     names = [name for name in CONTESTANTS if any(name in of_shape[shape] for shape in grid)]
     if not grid:
-        parser.error(
-            "argument --contestants: tuned, checkpoint and cce are for level 2 only, graph and deterministic for "
-            "--device cuda only"
-        )
+        kinds = ", ".join(arguments.kinds)
+        parser.error(f"argument --contestants: none of {', '.join(chosen)} exists for {kinds} on {device}")
     kept = Path(os.path.relpath(Path(__file__).parent)) / "results" / f"throughput-{device}"
     out = arguments.out or (reporting.default_directory("throughput") if arguments.quick else kept)
     settings = {
@@ -194,7 +214,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         reporting.make_writable_directory(out)
         report, cause = run(
             grid,
-            [shape for shape in scaling_grid if scales and shape.level in levels],
+            _chosen(scaling_grid, arguments) if scales else [],
             settings,
             out,
             arguments.budget,

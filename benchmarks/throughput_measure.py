@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from benchmarks import contestants, gpu, memory, throughput_report, timing
-from benchmarks.contestants import Inputs, Step
+from benchmarks.contestants import Step
+from benchmarks.step_inputs import Inputs
 from benchmarks.throughput_shapes import Shape
 
 # For the rounds of one shape. Slow steps go beyond it, for the sake of 5 rounds.
@@ -47,6 +48,7 @@ def measure_shape(
     throughput_report.add_derived(shape, outcome.costs)
     return {
         "shape": asdict(shape),
+        "table": shape.table,
         "label": shape.label,
         "contestants": outcome.costs,
         "left_out": outcome.left_out,
@@ -80,7 +82,8 @@ def measure_scaling(shape: Shape, rounds: int = 30) -> dict[str, Any]:
         torch.set_num_threads(threads)
     seconds = {count: timing.quantiles(values) for count, values in samples.items()}
     factor = seconds["1"]["median"] / seconds[str(threads)]["median"]
-    return {"shape": asdict(shape), "label": shape.label, "threads": threads, "seconds": seconds, "factor": factor}
+    described = {"shape": asdict(shape), "table": shape.table, "label": shape.label}
+    return {**described, "threads": threads, "seconds": seconds, "factor": factor}
 
 
 def describe_error(error: BaseException) -> str:
@@ -109,7 +112,9 @@ def _check(shape: Shape, names: Sequence[str], device: str) -> _Outcome:
     outcome = _Outcome()
     for name in contestants.contestants_of(shape, names, device):
         try:
-            outcome.steps[name], seconds = _first_run(name, shape, inputs, expected, synchronize)
+            own = contestants.draws_itself(name, shape)
+            truth = contestants.exact_results(shape, inputs, name) if own else expected
+            outcome.steps[name], seconds = _first_run(name, shape, inputs, truth, synchronize)
         except contestants.WrongResult as error:
             outcome.left_out[name] = "wrong result"
             outcome.wrong.append(str(error))

@@ -16,7 +16,7 @@ from benchmarks.contestants import CONTESTANTS
 from benchmarks.throughput_report import MIB
 from benchmarks.throughput_shapes import Shape
 
-# Okabe and Ito's palette, as in plots.py; the markers tell the contestants apart as well.
+# Okabe and Ito's palette, as in plots.py, and some of Tol's muted one; the markers tell the contestants apart as well.
 _STYLES = {
     "cw_ext": ("#0072B2", "o"),
     "graph": ("#CC79A7", "v"),
@@ -26,6 +26,12 @@ _STYLES = {
     "checkpoint": ("#D55E00", "D"),
     "tuned": ("#56B4E9", "P"),
     "cce": ("#882255", "X"),
+    "recompute": ("#332288", "h"),
+    "ready-ids": ("#44AA99", "8"),
+    "torch-search": ("#999933", "<"),
+    "torch-isin": ("#117733", "H"),
+    "numpy-sets": ("#CC6677", ">"),
+    "bit-table": ("#AA4499", "d"),
     "floor": ("#000000", "x"),
 }
 _SIZES = {"negatives": "negatives per row N", "batch_size": "rows B"}
@@ -56,9 +62,10 @@ def plot(report: dict[str, Any], out: Path) -> list[Path]:
 
 
 def _plot_sweeps(report: dict[str, Any], quantity: str, label: str, path: Path) -> None:
-    by_level = _entries_by_level(report)
-    figure = _figure(6.5 * len(by_level), 5.0, f"One training step of the CW loss: {quantity} against its size")
-    for axes, (level, entries) in zip(figure.subplots(1, len(by_level), squeeze=False)[0], by_level.items()):
+    by_table = _entries_by_table(report)
+    rows, columns = _layout(len(by_table))
+    figure = _figure(6.5 * columns, 4.6 * rows, f"One training step of the CW loss: {quantity} against its size")
+    for axes, (table, entries) in zip(_panels(figure, len(by_table)), by_table.items()):
         field, group, sweep = _longest_sweep(entries)
         for name, (colour, marker) in _STYLES.items():
             points = [(e["shape"][field], e["contestants"][name]) for e in sweep if name in e["contestants"]]
@@ -76,7 +83,7 @@ def _plot_sweeps(report: dict[str, Any], quantity: str, label: str, path: Path) 
                 style = "--" if name == "floor" else "-"
                 axes.plot(sizes, middle, style, color=colour, marker=marker, markersize=5, label=name)
         axes.set(xscale="log", yscale="log", xlabel=_SIZES[field], ylabel=label)
-        axes.set_title(f"Level {level}: {group}")
+        axes.set_title(f"{table.capitalize()}: {group}")
         _plain_ticks(axes, sorted({entry["shape"][field] for entry in sweep}))
         axes.grid(alpha=0.3, which="both")
     _legend(figure)
@@ -84,10 +91,12 @@ def _plot_sweeps(report: dict[str, Any], quantity: str, label: str, path: Path) 
 
 
 def _plot_floor(report: dict[str, Any], path: Path) -> None:
-    by_level = _entries_by_level(report)
-    tallest = max(map(len, by_level.values()))
-    figure = _figure(7.5 * len(by_level), 2.0 + 0.34 * tallest, "Share of the floor's speed (the yardstick is 100 %)")
-    for axes, (level, entries) in zip(figure.subplots(1, len(by_level), squeeze=False)[0], by_level.items()):
+    by_table = _entries_by_table(report)
+    rows, columns = _layout(len(by_table))
+    tallest = max(map(len, by_table.values()))
+    height = rows * (2.0 + 0.34 * tallest)
+    figure = _figure(7.5 * columns, height, "Share of the floor's speed (the yardstick is 100 %)")
+    for axes, (table, entries) in zip(_panels(figure, len(by_table)), by_table.items()):
         for name in CONTESTANTS:
             if name == "floor":
                 continue
@@ -108,7 +117,7 @@ def _plot_floor(report: dict[str, Any], path: Path) -> None:
                 )
         axes.axvline(100, color=_STYLES["floor"][0], linestyle="--", linewidth=1)
         axes.set_yticks(range(len(entries)), [entry["label"] for entry in entries], fontsize=8)
-        axes.set(xlabel="floor's median time / own median time, %", title=f"Level {level}")
+        axes.set(xlabel="floor's median time / own median time, %", title=table.capitalize())
         axes.set_xlim(0, 1.15 * axes.get_xlim()[1])
         axes.invert_yaxis()
         axes.grid(axis="x", alpha=0.3)
@@ -133,11 +142,24 @@ def _legend(figure: Figure) -> None:
     figure.legend([handles[name] for name in names], names, loc="outside lower center", ncols=5, frameon=False)
 
 
-def _entries_by_level(report: dict[str, Any]) -> dict[int, list[dict[str, Any]]]:
-    by_level: dict[int, list[dict[str, Any]]] = {}
+def _layout(panels: int) -> tuple[int, int]:
+    """Rows and columns: two panels side by side."""
+    return -(-panels // 2), min(panels, 2)
+
+
+def _panels(figure: Figure, panels: int) -> list[Axes]:
+    rows, columns = _layout(panels)
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for unused in axes[panels:]:
+        unused.remove()
+    return axes[:panels]
+
+
+def _entries_by_table(report: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    by_table: dict[str, list[dict[str, Any]]] = {}
     for entry in filter(itemgetter("contestants"), report["shapes"]):
-        by_level.setdefault(entry["shape"]["level"], []).append(entry)
-    return by_level
+        by_table.setdefault(entry["table"], []).append(entry)
+    return by_table
 
 
 def _longest_sweep(entries: list[dict[str, Any]]) -> tuple[str, str, list[dict[str, Any]]]:
@@ -150,9 +172,12 @@ def _longest_sweep(entries: list[dict[str, Any]]) -> tuple[str, str, list[dict[s
     for field in ("negatives", "batch_size"):
         groups: dict[Shape, list[dict[str, Any]]] = {}
         for entry in entries:
-            groups.setdefault(replace(Shape(**entry["shape"]), **{field: 0}), []).append(entry)
+            if entry["shape"][field]:  # some kinds have no N
+                groups.setdefault(replace(Shape(**entry["shape"]), **{field: 0}), []).append(entry)
+        if not groups:
+            continue
         common, sweep = max(groups.items(), key=lambda group: len(group[1]))
-        rest = f"N={common.negatives} {common.group.partition(' ')[2]}" if field == "batch_size" else common.group
+        rest = common.label.partition(" ")[2] if field == "batch_size" else common.group
         sweeps.append((field, rest, sorted(sweep, key=lambda entry, field=field: entry["shape"][field])))
     return max(sweeps, key=lambda found: len(found[2]))
 

@@ -16,7 +16,9 @@ from benchmarks import data, gpu
 from benchmarks.losses import RankingLoss
 from benchmarks.metrics import ranking_metrics
 from benchmarks.models import MODELS
+from benchmarks.negatives import Batch
 from benchmarks.sampling import InteractionSampler
+from cw_ext import Interactions
 
 
 class TrainingError(RuntimeError):
@@ -33,7 +35,6 @@ class TrainingConfig:
         lr, weight_decay: of Adam.
         epochs: at most this many passes over the training interactions.
         batch_size: interactions per step, B.
-        negatives: sampled negatives per interaction, N; a loss that uses fewer gets fewer.
         eval_every: epochs from one validation to the next.
         patience: stop after this many validations without a better NDCG@K; None to go through all epochs.
         k: length of the ranking in Recall@K and NDCG@K.
@@ -48,7 +49,6 @@ class TrainingConfig:
     weight_decay: float = 0.0
     epochs: int = 200
     batch_size: int = 1024
-    negatives: int = 1000
     eval_every: int = 5
     patience: int | None = None
     k: int = 20
@@ -56,7 +56,11 @@ class TrainingConfig:
     device: str = "cpu"
 
 
-# The parts of a training step that are timed, in their order; "queries" is the model and the look-up of the users.
+# Below this are the seeds of the draws.
+_SEEDS = 2**63 - 1
+
+# The parts of a training step that are timed, in their order; "sampling" is the further positives, and the negatives
+# where the loss does not draw them itself; "queries" is the model and the look-up of the users.
 STEP_PARTS = ("sampling", "queries", "loss_forward", "backward", "optimizer")
 
 
@@ -82,6 +86,7 @@ class Trainer:
     """Trains one model with one loss, keeping the embeddings of the epoch that validates best.
 
     Attributes:
+        interactions: what is trained on, and what a user's negatives are not.
         curve: validation results so far, each ``{"epoch", "recall", "ndcg", "training_loss"}``.
         epoch: epochs completed.
         stopwatch: seconds so far for each of :data:`STEP_PARTS` and for ``"evaluation"``.
@@ -95,9 +100,11 @@ class Trainer:
         self.dataset, self.fit = dataset.to(config.device), fit.to(config.device)
         self.validation_users = validation_users.to(config.device)
         self.validation_items = validation_items.to(config.device)
-        self.sampler = InteractionSampler(
-            self.fit.train_users, self.fit.train_items, dataset.num_users, dataset.num_items
+        self.interactions = Interactions(
+            self.fit.train_users, self.fit.train_items, num_queries=dataset.num_users, num_items=dataset.num_items
         )
+        loss.negatives.check_drawable(self.interactions)
+        self.sampler = InteractionSampler(self.interactions)
         generator = torch.Generator().manual_seed(config.seed)
         self.model = MODELS[config.model](self.fit, config.dim, generator).to(config.device)
         if config.device != "cpu":  # its own draws, since a generator serves one device
@@ -116,8 +123,11 @@ class Trainer:
         """The entry of the curve with the highest validation NDCG@K."""
         return max(self.curve, key=lambda point: point["ndcg"])
 
-    def train(self) -> str:
+    def train(self, show_progress: bool = True) -> str:
         """Train to the end of the epochs, to the end of patience, or until Ctrl-C.
+
+        Args:
+            show_progress: whether there is a bar on stderr.
 
         Returns:
             Why it ended: ``"epochs"``, ``"patience"`` or ``"interrupt"``.
@@ -127,7 +137,9 @@ class Trainer:
             KeyboardInterrupt: Ctrl-C before the first validation, which leaves nothing to test.
         """
         config = self.config
-        progress = tqdm(total=config.epochs, desc=self.loss.name, unit="epoch", mininterval=0.5)
+        progress = tqdm(
+            total=config.epochs, desc=self.loss.name, unit="epoch", mininterval=0.5, disable=not show_progress
+        )
         try:
             while self.epoch < config.epochs:
                 training_loss = self._train_epoch()
@@ -185,16 +197,19 @@ class Trainer:
         """Take one optimizer step on the interactions batch [B]; return the loss."""
         with self.stopwatch.time("sampling"):
             users, pos_ids = self.sampler.users[batch], self.sampler.items[batch]
-            num_negatives = min(self.config.negatives, self.loss.max_negatives or self.config.negatives)
-            neg_ids = self.sampler.negatives(users, num_negatives, self.generator)
-            extra_pos_ids = None
+            # Drawn whether it is used or not, so that the other draws are the same for all kinds of negatives.
+            seed = torch.randint(_SEEDS, (), generator=self.generator, device=self.config.device)
+            neg_ids = extra_pos_ids = None
+            if self.loss.takes_ids:
+                neg_ids = self.loss.negatives.draw(users, self.interactions, seed)
             if self.loss.extra_positives:
                 extra_pos_ids = self.sampler.further_positives(batch, self.loss.extra_positives, self.generator)
         with self.stopwatch.time("queries"):
             user_table, item_table = self.model()
             queries = F.embedding(users, user_table)
         with self.stopwatch.time("loss_forward"):
-            loss = self.loss.function(queries, item_table, pos_ids, neg_ids, extra_pos_ids)
+            known = (self.interactions, seed, neg_ids)
+            loss = self.loss.function(Batch(queries, item_table, users, pos_ids, extra_pos_ids, *known))
         with self.stopwatch.time("optimizer"):
             self.optimizer.zero_grad()
         with self.stopwatch.time("backward"):
@@ -225,24 +240,28 @@ class Trainer:
         return len(self.curve) - 1 - self.curve.index(self.best) if self.curve else 0
 
 
-def train(dataset: data.InteractionData, loss: RankingLoss, config: TrainingConfig) -> dict[str, Any]:
+def train(
+    dataset: data.InteractionData, loss: RankingLoss, config: TrainingConfig, show_progress: bool = True
+) -> dict[str, Any]:
     """Train with one loss, test once, and return all that a result file says about the run.
 
     Args:
         dataset: training and test interactions.
         loss: from :func:`benchmarks.losses.build_loss`.
         config: the rest.
+        show_progress: whether there is a bar on stderr.
 
     Returns:
         A JSON-ready dict: settings, validation curve, test metrics, why training ended, and seconds.
 
     Raises:
         TrainingError: the loss became infinite or NaN.
+        ValueError: there is nothing to validate on, or nothing to draw for a user.
         KeyboardInterrupt: Ctrl-C before the first validation.
     """
     start = time.perf_counter()
     trainer = Trainer(dataset, loss, config)
-    ended_by = trainer.train()
+    ended_by = trainer.train(show_progress)
     metrics = trainer.test()
     total = time.perf_counter() - start
     seconds = trainer.stopwatch.seconds

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import data, gpu, reporting
-from benchmarks.arguments import non_negative_float, non_negative_int, positive_int
+from benchmarks.arguments import negatives, non_negative_float, non_negative_int, positive_int
 from benchmarks.losses import LOSSES, LossOptions, RankingLoss, build_loss
 from benchmarks.models import MODELS
 from benchmarks.plots import plot_runs
@@ -20,7 +20,7 @@ def describe_runs(runs: Sequence[dict[str, Any]]) -> str:
     """Return the table that a comparison ends with: one line per loss."""
     k = runs[0]["k"]
     header = ["loss", f"Recall@{k}", f"NDCG@{k}", f"Recall@{k}*", f"NDCG@{k}*", f"val NDCG@{k}", "best epoch"]
-    header += ["s/epoch", "lr", "weight decay", "loss settings"]
+    header += ["s/epoch", "negatives", "lr", "weight decay", "loss settings"]
     rows = [
         [
             run["loss"],
@@ -31,6 +31,7 @@ def describe_runs(runs: Sequence[dict[str, Any]]) -> str:
             f"{run['best_validation']['ndcg']:.4f}",
             f"{run['best_epoch']}/{run['epochs']}",
             f"{run['seconds']['per_epoch']:.2f}",
+            run["loss_settings"]["negatives"],
             f"{run['config']['lr']:g}",
             f"{run['config']['weight_decay']:g}",
             _describe_settings(run["loss_settings"]),
@@ -147,9 +148,13 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=positive_int, default=defaults.batch_size, help="positives per step")
     parser.add_argument(
         "--negatives",
-        type=positive_int,
-        default=defaults.negatives,
-        help="sampled negatives per positive (bpr: 1)",
+        type=negatives,
+        metavar="SPEC",
+        default=loss_defaults.negatives,
+        help="N or uniform:N, N per positive drawn inside the op; popularity:N, the same by popularity^0.75, corrected "
+        "by log Q; shared:N, one set for the batch; in-batch, the batch's other positives, corrected; mixed:N, these "
+        "and N uniform ones; full, all items. Items that the user is known to like are left out (bpr: uniform:1 or "
+        "popularity:1)",
     )
     parser.add_argument("--k", type=positive_int, default=defaults.k, help="length of the ranking that is judged")
     parser.add_argument(
@@ -177,6 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prior=arguments.prior,
         extra_positives=arguments.extra_positives,
         confidence_temperature=arguments.confidence_tau or None,
+        negatives=arguments.negatives,
         backend=arguments.backend,
     )
     config = TrainingConfig(
@@ -186,7 +192,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         weight_decay=arguments.weight_decay,
         epochs=arguments.epochs,
         batch_size=arguments.batch_size,
-        negatives=arguments.negatives,
         eval_every=arguments.eval_every,
         patience=arguments.patience or None,
         k=arguments.k,

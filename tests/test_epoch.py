@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import epoch
-from benchmarks.trainer import Trainer
+from benchmarks import data, epoch
+from benchmarks.losses import LossOptions, build_loss
+from benchmarks.negatives import Negatives
+from benchmarks.trainer import Trainer, TrainingConfig
 
 USERS, ITEMS, PER_USER = 12, 30, 10
 FLAGS = ["--negatives", "8", "--dim", "8", "--batch-size", "16"]
@@ -38,7 +40,7 @@ def test_both_backends_are_measured_and_written(kernels, split, device, tmp_path
     report = json.loads((out / "results.json").read_text(encoding="utf-8"))
     assert report["data"] == {"name": "made-up", "users": 12, "items": 30, "train": 120, "test": 12}
     assert report["loss"] == loss
-    assert (report["config"]["negatives"], report["config"]["device"]) == (8, device.type)
+    assert (report["loss_settings"]["negatives"], report["config"]["device"]) == ("uniform:8", device.type)
     assert "torch" in report["environment"]
 
     # 12 users × 9 items are trained on, in batches of 16.
@@ -59,6 +61,30 @@ def test_both_backends_are_measured_and_written(kernels, split, device, tmp_path
     assert "(all of it measured)" in printed
     assert "(extrapolated from its first 2 steps)" in printed
     assert str(out / "results.json") in printed
+
+
+@pytest.mark.parametrize("spec", ["popularity:4", "in-batch", "full"])
+def test_an_epoch_with_other_negatives(kernels, split, tmp_path, capsys, spec):
+    flags = ["--steps", "2", "--eager-steps", "2", *FLAGS, "--negatives", spec]
+    assert epoch.main(["--data", str(split), "--out", str(tmp_path), *flags]) == 0
+    assert f"fp32, negatives {spec}\n" in capsys.readouterr().out
+
+
+def test_eager_draws_as_sampling_and_fused_inside(kernels, split, monkeypatch):
+    drawn_in = []
+    draw = Negatives.draw
+
+    def recorded(self, *arguments):
+        drawn_in.append(backend)
+        return draw(self, *arguments)
+
+    monkeypatch.setattr(Negatives, "draw", recorded)
+    dataset, config = data.load(split), TrainingConfig(dim=8, batch_size=16)
+    for backend in epoch.BACKENDS:
+        loss = build_loss("cw", LossOptions(negatives=Negatives("uniform", 8), backend=backend))
+        drawn_in.clear()
+        epoch.measure_backend(dataset, loss, config, steps=2)
+        assert drawn_in == ([] if backend == "fused" else ["reference"] * (epoch.WARM_UP_STEPS + 2))
 
 
 def test_an_epoch_is_the_mean_step_times_its_steps():

@@ -13,10 +13,10 @@ from throughput_cases import columns_of
 from benchmarks import contestants, cuda_steps, gpu, memory, sampled_softmax, throughput, throughput_shapes
 from benchmarks.throughput_shapes import Shape
 
-SHAPE = Shape(2, 64, 50, dim=16, items=200, dtype="float16", loss="sampled_softmax")
+SHAPE = Shape("ids", 64, 50, dim=16, items=200, dtype="float16", loss="sampled_softmax")
 
 # Written from what the kernels do with their arguments, in plain PyTorch: the names, their order and what they refuse.
-STAND_IN = '''
+STAND_IN = """
 import math
 from dataclasses import dataclass
 
@@ -48,7 +48,7 @@ class LinearCrossEntropyFunction:
         scores = torch.cat([scores[:, :1], scores[:, 1:] + math.log(items - 1) - math.log(samples)], 1)
         targets = (e.float() * c[params.targets].float()).sum(-1)
         return getattr(torch.logsumexp(scores, 1) - targets, params.reduction)()
-'''
+"""
 
 
 @pytest.fixture
@@ -89,7 +89,9 @@ def test_the_command_for_a_gpu_played_through_on_the_cpu(checkout, kernels, tmp_
     monkeypatch.setattr(cuda_steps, "captured", lambda step: step)
     monkeypatch.setattr(memory, "peak_extra_bytes_cuda", lambda step: 10**6)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    monkeypatch.setattr(throughput_shapes, "QUICK_CUDA", (Shape(1, 8, 6), Shape(2, 8, 6, dim=4, items=20, shared=True)))
+    monkeypatch.setattr(
+        throughput_shapes, "QUICK_CUDA", (Shape("scores", 8, 6), Shape("ids", 8, 6, dim=4, items=20, shared=True))
+    )
     monkeypatch.setattr(throughput_shapes, "QUICK_CCE", (SHAPE,))
     stand_ins = {"require": None, "synchronize": None, "properties": {"gpu": "Some GPU"}, "copy_bytes_per_second": 1e12}
     for name, result in stand_ins.items():
@@ -109,8 +111,8 @@ def test_the_command_for_a_gpu_played_through_on_the_cpu(checkout, kernels, tmp_
             assert cost["peak_extra_bytes"] == (None if name in ("graph", "floor") else 10**6)
     assert (report["environment"]["gpu"], report["environment"]["copy_bytes_per_second"]) == ("Some GPU", 1e12)
     described = capsys.readouterr().out
-    assert columns_of(described, 1)["graph"]["% of copy"] not in ("-", "")
-    assert columns_of(described, 2)["cce"]["x cce"] == "1.00"
+    assert columns_of(described, "level 1")["graph"]["% of copy"] not in ("-", "")
+    assert columns_of(described, "level 2")["cce"]["x cce"] == "1.00"
 
 
 def test_scores_are_neither_all_alike_nor_decided():

@@ -11,11 +11,22 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from throughput_cases import PER_ROW, SCORES, SHAPES, columns_of, made_up_report
+from throughput_cases import ONE_SETS, PER_ROW, SAMPLED, SCORES, SHAPES, columns_of, made_up_report
 
-from benchmarks import contestants, cuda_steps, memory, throughput, throughput_measure, throughput_shapes
+from benchmarks import (
+    contestants,
+    cuda_steps,
+    drawn_negatives,
+    eager_losses,
+    memory,
+    throughput,
+    throughput_measure,
+    throughput_shapes,
+)
+from benchmarks.samplers import SAMPLERS
+from benchmarks.step_inputs import Inputs
 from benchmarks.throughput_shapes import Shape
-from cw_ext import cw_loss, cw_loss_from_embeddings
+from cw_ext import cw_loss, cw_loss_from_embeddings, cw_loss_full, cw_loss_in_batch, sampled_cw_loss
 
 
 @pytest.fixture
@@ -26,12 +37,23 @@ def tiny_grid(monkeypatch) -> None:
     monkeypatch.setattr(throughput_shapes, "QUICK_SCALING", (PER_ROW,))
 
 
-def reference_loss(shape: Shape, *inputs: torch.Tensor) -> torch.Tensor:
+def reference_loss(shape: Shape, inputs: Inputs, leaves: list[torch.Tensor]) -> torch.Tensor:
     """The loss that all contestants compute, by other means than theirs."""
+    if shape.users:
+        pos_ids, query_ids = inputs.ids
+        known = {"query_ids": query_ids, "interactions": inputs.interactions, "backend": "reference"}
+        if shape.kind in ("sampled", "shared"):
+            ids = {**known, "pos_ids": pos_ids, "num_negatives": shape.negatives, "shared": shape.kind == "shared"}
+            distribution = "popularity" if shape.popularity else "uniform"
+            return sampled_cw_loss(*leaves, **ids, seed=drawn_negatives.SEED, distribution=distribution)
+        if shape.kind == "full":
+            return cw_loss_full(*leaves, pos_ids, **known)
+        return cw_loss_in_batch(*leaves, pos_ids, **known, num_negatives=shape.negatives, seed=drawn_negatives.SEED)
     if shape.loss == "cw":
-        function = cw_loss if shape.level == 1 else cw_loss_from_embeddings
-        return function(*inputs, backend="reference")
-    queries, items, pos_ids, neg_ids = inputs
+        function = cw_loss if shape.kind == "scores" else cw_loss_from_embeddings
+        return function(*leaves, *inputs.ids, backend="reference")
+    queries, items = leaves
+    pos_ids, neg_ids = inputs.ids
     logits = torch.einsum("bd,bnd->bn", queries, items[torch.cat([pos_ids.unsqueeze(1), neg_ids], 1)])
     # Each of the N negatives stands for (I - 1) / (N + 1) other items.
     logits = logits + F.pad(torch.full_like(logits[:, 1:], math.log(19 / 7)), (1, 0))
@@ -41,7 +63,7 @@ def reference_loss(shape: Shape, *inputs: torch.Tensor) -> torch.Tensor:
 def reference_results(shape: Shape) -> list[torch.Tensor]:
     inputs = contestants.make_inputs(shape)
     leaves = [leaf.detach().double().requires_grad_() for leaf in inputs.leaves]
-    loss = reference_loss(shape, *leaves, *inputs.ids)
+    loss = reference_loss(shape, inputs, leaves)
     return [loss.detach(), *torch.autograd.grad(loss, leaves)]
 
 
@@ -55,7 +77,7 @@ def compile_without_a_compiler(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-@pytest.mark.parametrize("name", [name for name in contestants.CONTESTANTS if name not in ("cce", "floor")])
+@pytest.mark.parametrize("name", [n for n in contestants.CONTESTANTS if n not in ("cce", "floor", *SAMPLERS)])
 def test_contestants_compute_the_same_loss(name, shape, device, kernels, monkeypatch):
     if name not in contestants.contestants_of(shape, device=device.type):
         pytest.skip("not a contestant here")
@@ -66,15 +88,69 @@ def test_contestants_compute_the_same_loss(name, shape, device, kernels, monkeyp
             torch.testing.assert_close(a.cpu().double(), b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("popularity", [False, True])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_samplers_compute_the_loss_of_what_they_draw(name, popularity, device, kernels):
+    shape = replace(SAMPLED, popularity=popularity)
+    if name not in contestants.contestants_of(shape, device=device.type):
+        pytest.skip("not a contestant here")
+    inputs = contestants.make_inputs(shape, device.type)
+    step = contestants.make_step(name, shape, inputs)
+    first, second = step(), step()
+    expected = contestants.exact_results(shape, inputs, name)
+    contestants.check(name, shape, first, expected)
+    assert second[0] != first[0]  # drawn anew
+    neg_ids, _ = drawn_negatives.first_draws(name, shape, inputs)
+    others, _ = drawn_negatives.first_draws("cw_ext", shape, inputs)
+    assert not torch.equal(neg_ids, others)
+    # That of their own negatives, which come from the reference by another way.
+    weights = inputs.interactions.popularity(0.75).log_weights[neg_ids] if popularity else None
+    pos_ids, _ = inputs.ids
+    leaves = [leaf.detach().double() for leaf in inputs.leaves]
+    loss = cw_loss_from_embeddings(*leaves, pos_ids, neg_ids, neg_log_weights=weights, backend="reference")
+    torch.testing.assert_close(expected[0], loss, rtol=1e-12, atol=0)
+
+
+def test_a_sampler_that_draws_a_known_positive_is_caught(monkeypatch, kernels, tmp_path, capsys):
+    class Careless:
+        def __init__(self, interactions, weights, seed):
+            self.interactions = interactions
+
+        def __call__(self, query_ids, num_negatives):
+            known = self.interactions.items[self.interactions.starts[query_ids]].long()
+            return known.unsqueeze(1).expand(-1, num_negatives)
+
+    monkeypatch.setitem(SAMPLERS, "torch-search", Careless)
+    monkeypatch.setattr(throughput_shapes, "QUICK", (SAMPLED,))
+    arguments = ["--contestants", "cw_ext", "torch-search", "--no-memory", "--rounds", "2", "--threads", "1"]
+    assert throughput.main(["--quick", *arguments, "--out", str(tmp_path)]) == 2
+    (entry,) = load_results(tmp_path)["shapes"]
+    assert (list(entry["contestants"]), entry["left_out"]) == (["cw_ext"], {"torch-search": "wrong result"})
+    message = (
+        "error: torch-search at sampled, B=8 N=6 D=4 I=30 fp32: expected no known positive among the negatives, got 48"
+    )
+    assert capsys.readouterr().err.splitlines()[-1] == message
+
+
 def test_what_is_a_contestant_where():
     assert contestants.contestants_of(SCORES) == ["cw_ext", "eager", "compile", "floor"]
     assert contestants.contestants_of(PER_ROW) == ["cw_ext", "eager", "tuned", "compile", "checkpoint", "floor"]
+    drawn = ["cw_ext", "recompute", "ready-ids", "torch-search", "torch-isin", "numpy-sets", "bit-table", "floor"]
+    assert contestants.contestants_of(SAMPLED) == drawn
+    assert contestants.contestants_of(replace(SAMPLED, popularity=True)) == [n for n in drawn if n != "bit-table"]
+    for shape in ONE_SETS.values():
+        assert contestants.contestants_of(shape) == ["cw_ext", "eager", "compile", "floor"]
     on_gpu = {name: contestants.contestants_of(shape, device="cuda") for name, shape in SHAPES.items()}
+    without_rivals = ["cw_ext", "graph", "deterministic", "eager", "compile", "floor"]
+    rivals = ["ready-ids", "torch-search", "torch-isin", "numpy-sets", "floor"]
     assert on_gpu == {
-        "scores": ["cw_ext", "graph", "deterministic", "eager", "compile", "floor"],
+        "scores": without_rivals,
         "per-row": ["cw_ext", "graph", "deterministic", "eager", "tuned", "compile", "checkpoint", "floor"],
-        "shared": ["cw_ext", "graph", "deterministic", "eager", "compile", "floor"],
+        "shared": without_rivals,
         "softmax": ["cw_ext", "graph", "eager", "compile", "cce", "floor"],
+        "sampled": ["cw_ext", "recompute", "graph", "deterministic", *rivals],
+        "popularity": ["cw_ext", "recompute", "graph", "deterministic", *rivals],
+        **dict.fromkeys(ONE_SETS, without_rivals),
     }
     assert contestants.contestants_of(SCORES, ["floor", "graph", "tuned"], "cuda") == ["graph", "floor"]
 
@@ -82,10 +158,11 @@ def test_what_is_a_contestant_where():
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_half_precision_contestants_pass_the_check(shape, dtype, kernels):
-    shape = replace(shape, batch_size=64, negatives=50, items=100, dtype=dtype)
+    negatives = 50 if shape.negatives else 0
+    shape = replace(shape, batch_size=64, negatives=negatives, items=100 if shape.items else 0, dtype=dtype)
     inputs = contestants.make_inputs(shape)
     expected = contestants.exact_results(shape, inputs)
-    for name in contestants.contestants_of(shape, ["cw_ext", "eager", "checkpoint"]):
+    for name in contestants.contestants_of(shape, ["cw_ext", "recompute", "ready-ids", "eager", "checkpoint"]):
         found = contestants.make_step(name, shape, inputs)()
         assert {gradient.dtype for gradient in found[1:]} == {shape.torch_dtype}
         contestants.check(name, shape, found, expected)
@@ -153,7 +230,7 @@ def test_the_floor_of_level_1_is_what_the_kernels_move(device):
 
 
 def test_the_floor_scatters_to_the_rows_gathered_and_builds_nothing_of_size_bnd():
-    shape = Shape(2, 256, 500, dim=64, items=300)
+    shape = Shape("ids", 256, 500, dim=64, items=300)
     inputs = contestants.make_inputs(shape)
     (gradient,) = contestants.make_step("floor", shape, inputs)()
     counts = torch.bincount(inputs.ids[1].flatten(), minlength=300)
@@ -163,6 +240,13 @@ def test_the_floor_scatters_to_the_rows_gathered_and_builds_nothing_of_size_bnd(
         partial(contestants.make_tiny_step, "floor", shape), partial(contestants.make_fresh_step, "floor", shape)
     )
     assert peak is None or peak < 256 * 500 * 64 * 4 / 2
+
+
+@pytest.mark.parametrize("shape", ONE_SETS.values(), ids=ONE_SETS)
+def test_the_floor_of_one_set_is_its_three_products(shape, device):
+    scores, d_queries, d_items = contestants.make_step("floor", shape, contestants.make_inputs(shape, device.type))()
+    columns = {"shared": 6, "in-batch": 8, "mixed": 14, "full": 30}[shape.kind]
+    assert (scores.shape, d_queries.shape, d_items.shape) == ((8, columns), (8, 4), (columns, 4))
 
 
 def test_memory_of_a_step_that_fails_is_an_error():
@@ -210,13 +294,54 @@ def test_a_run_is_written_whole(tiny_grid, kernels, tmp_path, capsys):
     assert f"{1e3 * report['shapes'][1]['contestants']['cw_ext']['seconds']['median']:.3f}" in printed
 
 
-def test_levels_are_chosen_and_memory_is_left_out(tiny_grid, tmp_path):
-    arguments = ["--level", "2", "--contestants", "checkpoint", "--no-memory", "--rounds", "2", "--out", str(tmp_path)]
+def test_kinds_are_chosen_and_memory_is_left_out(tiny_grid, tmp_path):
+    arguments = [
+        "--kinds",
+        "ids",
+        "--contestants",
+        "checkpoint",
+        "--no-memory",
+        "--rounds",
+        "2",
+        "--out",
+        str(tmp_path),
+    ]
     assert throughput.main(["--quick", *arguments]) == 0
     (entry,) = load_results(tmp_path)["shapes"]
     assert Shape(**entry["shape"]) == PER_ROW
     assert entry["contestants"]["checkpoint"]["peak_extra_bytes"] is None
     assert not (tmp_path / "throughput_memory.png").exists()
+
+
+def test_every_kind_is_measured(kernels, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(throughput_shapes, "QUICK", tuple(SHAPES.values()))
+    compile_without_a_compiler(monkeypatch)
+    assert throughput.main(["--quick", "--rounds", "2", "--threads", "1", "--no-memory", "--out", str(tmp_path)]) == 0
+    report = load_results(tmp_path)
+    for entry, shape in zip(report["shapes"], SHAPES.values(), strict=True):
+        assert list(entry["contestants"]) == contestants.contestants_of(shape)
+        assert not entry["left_out"] and not entry["wrong"]
+    described = capsys.readouterr().out
+    assert columns_of(described, "sampled")["ready-ids"]["x ready-ids"] == "1.00"
+    assert columns_of(described, "one set")["eager"]["x eager"] == "1.00"
+    ready, own = (report["shapes"][4]["contestants"][n]["seconds"]["median"] for n in ("ready-ids", "cw_ext"))
+    assert f"drawing inside: B=8 N=6 D=4 I=30 fp32: {own / ready:.2f} times the time with ready ids" in described
+
+
+def test_a_history_is_that_of_a_data_set(kernels, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(throughput_shapes, "QUICK", (SCORES, *ONE_SETS.values(), replace(ONE_SETS["full"], items=50)))
+    lines = [f"{user} {(user + 3 * item) % 40}\n" for user in range(40) for item in range(12)]
+    (tmp_path / "own.txt").write_text("".join(lines), encoding="utf-8")
+    arguments = ["--history", str(tmp_path / "own.txt"), "--contestants", "cw_ext", "eager", "--rounds", "2"]
+    assert throughput.main(["--quick", *arguments, "--threads", "1", "--no-memory", "--out", str(tmp_path)]) == 0
+    entries = load_results(tmp_path)["shapes"]
+    assert [entry["label"] for entry in entries][-1] == "B=8 D=4 I=40 fp32 full own"
+    assert [entry["shape"]["kind"] for entry in entries] == ["scores", "shared", "in-batch", "mixed", "full"]
+    capsys.readouterr()
+    assert throughput.main(["--quick", "--history", str(tmp_path / "none"), "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        f"error: {tmp_path / 'none'}: expected an interaction file, got nothing there"
+    ]
 
 
 def test_without_a_compiler_compile_is_left_out(tiny_grid, tmp_path, monkeypatch, capsys):
@@ -227,7 +352,7 @@ def test_without_a_compiler_compile_is_left_out(tiny_grid, tmp_path, monkeypatch
         return fail
 
     monkeypatch.setattr(torch, "compile", compile_nothing)
-    arguments = ["--level", "1", "--contestants", "eager", "compile", "--no-memory", "--rounds", "2"]
+    arguments = ["--kinds", "scores", "--contestants", "eager", "compile", "--no-memory", "--rounds", "2"]
     assert throughput.main(["--quick", *arguments, "--out", str(tmp_path)]) == 0
     (entry,) = load_results(tmp_path)["shapes"]
     assert list(entry["contestants"]) == ["eager"]
@@ -259,7 +384,7 @@ def test_a_shape_that_does_not_fit_is_left_out(part, tiny_grid, tmp_path, monkey
     original = getattr(*part)
 
     def run_out_at_level_1(shape, *arguments):
-        if shape.level == 1:
+        if shape.kind == "scores":
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return original(shape, *arguments)
 
@@ -276,7 +401,7 @@ def test_an_error_keeps_the_shapes_before(tiny_grid, tmp_path, monkeypatch, caps
     def fail(*_):
         raise RuntimeError("CUDA error: an illegal memory access was encountered\nand much advice")
 
-    monkeypatch.setattr(contestants, "eager_from_embeddings", fail)
+    monkeypatch.setattr(eager_losses, "from_embeddings", fail)
     arguments = ["--contestants", "eager", "--no-memory", "--rounds", "2", "--out", str(tmp_path)]
     assert throughput.main(["--quick", *arguments]) == 2
     assert [entry["label"] for entry in load_results(tmp_path)["shapes"]] == ["B=8 N=6 fp32"]
@@ -309,7 +434,7 @@ def test_an_interrupted_run_keeps_the_shapes_before(tiny_grid, tmp_path, monkeyp
     measure = throughput.measure_shape
 
     def interrupted_at_level_2(shape, **settings):
-        if shape.level == 2:
+        if shape.kind == "ids":
             raise KeyboardInterrupt
         return measure(shape, **settings)
 
@@ -334,7 +459,7 @@ def test_a_run_on_cuda_is_written_whole(tiny_grid, kernels, tmp_path, monkeypatc
         assert list(entry["contestants"]) == contestants.contestants_of(shape, device="cuda")
         for name, cost in entry["contestants"].items():
             assert (cost["peak_extra_bytes"] is None) == (name in ("floor", "graph"))
-    assert columns_of(capsys.readouterr().out, 1)["graph"]["% of copy"] != "-"
+    assert columns_of(capsys.readouterr().out, "level 1")["graph"]["% of copy"] != "-"
 
 
 def test_an_output_directory_that_cannot_be_is_refused(tmp_path, capsys):
@@ -347,10 +472,13 @@ def test_an_output_directory_that_cannot_be_is_refused(tmp_path, capsys):
     ("arguments", "complaint"),
     [
         (["--contestants", "nobody"], "invalid choice: 'nobody'"),
-        (["--level", "3"], "invalid choice: 3"),
+        (["--kinds", "hard"], "invalid choice: 'hard'"),
         (["--rounds", "0"], "expected a whole number of at least 1, got '0'"),
-        (["--level", "1", "--contestants", "checkpoint"], "tuned, checkpoint and cce are for level 2 only"),
-        (["--contestants", "graph"], "graph and deterministic for --device cuda only"),
+        (
+            ["--kinds", "scores", "full", "--contestants", "checkpoint"],
+            "none of checkpoint exists for scores, full on cpu",
+        ),
+        (["--contestants", "graph"], "argument --contestants: none of graph exists for scores, ids, sampled, shared"),
         (["--contestants", "eager", "cce"], "argument --contestants: cce needs --cce DIR"),
         (["--cce", "somewhere"], "argument --cce: needs --device cuda"),
         (["--budget", "-1"], "expected a finite number of at least 0, got '-1'"),

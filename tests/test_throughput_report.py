@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from throughput_cases import (
+    ONE_SETS,
     PER_ROW,
+    SAMPLED,
     SCORES,
     SHAPES,
     SHARED,
@@ -29,14 +31,21 @@ GRIDS = ("FULL", "QUICK", "FULL_CUDA", "QUICK_CUDA", "FULL_CCE", "QUICK_CCE")
 
 
 def test_least_bytes():
-    assert least_bytes(Shape(1, 3, 5)) == 3 * 5 * 4 + 3 * 5 * 4
-    assert least_bytes(Shape(1, 3, 5, dtype="bfloat16")) == 3 * 5 * 2 + 3 * 5 * 2
+    assert least_bytes(Shape("scores", 3, 5)) == 3 * 5 * 4 + 3 * 5 * 4
+    assert least_bytes(Shape("scores", 3, 5, dtype="bfloat16")) == 3 * 5 * 2 + 3 * 5 * 2
     # Rows of 4 floats for 6 negatives, 6 ids, and twice 5 rows.
-    assert least_bytes(Shape(2, 2, 3, dim=4, items=5)) == 6 * 16 + 6 * 8 + 2 * 5 * 16
-    assert least_bytes(Shape(2, 2, 3, dim=4, items=5, shared=True)) == 3 * 16 + 3 * 8 + 2 * 5 * 16
+    assert least_bytes(Shape("ids", 2, 3, dim=4, items=5)) == 6 * 16 + 6 * 8 + 2 * 5 * 16
+    assert least_bytes(Shape("ids", 2, 3, dim=4, items=5, shared=True)) == 3 * 16 + 3 * 8 + 2 * 5 * 16
+    # Nobody hands over ids of what is drawn or taken.
+    history = {"dim": 4, "items": 5, "users": 7}
+    assert least_bytes(Shape("sampled", 2, 3, **history)) == 6 * 16 + 2 * 5 * 16
+    rows = {"shared": 3, "in-batch": 2, "mixed": 5, "full": 5}
+    for kind, count in rows.items():
+        shape = Shape(kind, 2, 3 if kind in ("shared", "mixed") else 0, **history)
+        assert (shape.columns, least_bytes(shape)) == (count, count * 16 + 2 * 5 * 16)
 
 
-@pytest.mark.parametrize("shape", [SCORES, PER_ROW, SHARED, Shape(1, 3, 5, dtype="bfloat16")])
+@pytest.mark.parametrize("shape", [SCORES, PER_ROW, SHARED, ONE_SETS["full"], Shape("scores", 3, 5, dtype="bfloat16")])
 def test_gradient_bytes_are_those_of_the_gradients(shape):
     _, *gradients = contestants.make_step("eager", shape, contestants.make_inputs(shape))()
     assert gradient_bytes(shape) == sum(gradient.nbytes for gradient in gradients)
@@ -51,25 +60,29 @@ def every_shape():
 @pytest.mark.parametrize("name", GRIDS)
 def test_no_shape_is_measured_twice(name):
     grid = getattr(throughput_shapes, name)
-    assert len(grid) == len(set(grid)) == len({(shape.level, shape.label) for shape in grid})
+    assert len(grid) == len(set(grid)) == len({(shape.table, shape.label) for shape in grid})
 
 
 @pytest.mark.parametrize("shape", list(every_shape()))
 def test_shapes_make_sense(shape):
-    assert shape.dim > 0 if shape.level == 2 else shape.dim == shape.items == 0
-    assert shape.level == 2 or not shape.shared
-    assert f"N={shape.negatives}" in shape.label
+    assert shape.dim == shape.items == 0 if shape.kind == "scores" else shape.dim > 0 < shape.items
+    assert shape.kind == "ids" or not shape.shared
+    assert shape.kind == "sampled" or not shape.popularity
+    assert (shape.users > 0) == (shape.kind not in ("scores", "ids"))
+    assert (shape.negatives == 0) == (shape.kind in ("in-batch", "full"))
+    assert not shape.negatives or f"N={shape.negatives}" in shape.label
     # Half of what a GPU of 80 GB has, in fp32: inputs, gradients and six tensors of all scores or gathered rows.
-    gathered = shape.batch_size * (1 if shape.shared else max(shape.dim, 1)) * shape.negatives
+    one_set = shape.shared or shape.kind in throughput_shapes.ONE_SET
+    gathered = shape.batch_size * (1 if one_set else max(shape.dim, 1)) * shape.columns
     assert 4 * (6 * gathered + 2 * shape.items * shape.dim) < 40e9
     if shape.loss == "sampled_softmax":
-        assert shape.level == 2 and not shape.shared
+        assert shape.kind == "ids" and not shape.shared
         assert shape.items > shape.negatives + 2  # or negatives would stand for less than themselves
         assert shape.dtype in ("float16", "bfloat16")  # CCE⁻ has no gradients in others
 
 
 def test_the_grid_of_a_gpu_has_tables_inside_and_outside_its_cache():
-    per_row = [s for s in throughput_shapes.FULL_CUDA if s.level == 2 and not s.shared]
+    per_row = [s for s in throughput_shapes.FULL_CUDA if s.kind == "ids" and not s.shared]
     megabytes = [shape.items * shape.dim * shape.torch_dtype.itemsize / 1e6 for shape in per_row]
     assert {size > 60 for size in megabytes} == {True, False}
     assert all(size < 45 or size > 250 for size in megabytes)
@@ -153,7 +166,7 @@ def test_steps_alternate_and_slow_ones_sit_out_evenly():
 
 def test_derived_numbers():
     costs = made_up_costs(peak=1000, cw_ext=2e-6, eager=1e-5, floor=1e-6)
-    throughput_report.add_derived(Shape(1, 10, 20), costs)
+    throughput_report.add_derived(Shape("scores", 10, 20), costs)
     own = costs["cw_ext"]
     assert own["speed_vs_eager"] == pytest.approx(5.0)
     assert own["speed_vs_compile"] is None
@@ -165,14 +178,14 @@ def test_derived_numbers():
 
 
 def test_level_1_is_set_against_the_bandwidth_of_a_copy():
-    shape = Shape(1, 1000, 1000)  # 8 MB to move
+    shape = Shape("scores", 1000, 1000)  # 8 MB to move
     environment = {"gpu": "Some GPU", "copy_bytes_per_second": 2e12}
     report = made_up_report(shape, PER_ROW, environment=environment, cw_ext=10e-6, graph=5e-6, floor=4e-6)
     described = throughput_report.describe(report)
-    table = columns_of(described, 1)
+    table = columns_of(described, "level 1")
     assert {name: row["% of copy"] for name, row in table.items()} == {"cw_ext": "40", "graph": "80", "floor": "-"}
     assert table["graph"]["% of floor"] == "80"
-    assert "% of copy" not in columns_of(described, 2)["cw_ext"]
+    assert "% of copy" not in columns_of(described, "level 2")["cw_ext"]
     assert "within the memory of Some GPU, 2000 GB/s" in described
     on_cpu = throughput_report.describe(made_up_report(shape, cw_ext=1.0))
     assert "of copy" not in on_cpu
@@ -181,9 +194,22 @@ def test_level_1_is_set_against_the_bandwidth_of_a_copy():
 def test_cce_is_a_rival_where_it_was_measured():
     report = made_up_report(SOFTMAX, cw_ext=3e-3, graph=2e-3, eager=5e-3, cce=1e-3)
     described = throughput_report.describe(report)
-    assert columns_of(described, 2)["cw_ext"]["x cce"] == "0.33"
+    assert columns_of(described, "level 2")["cw_ext"]["x cce"] == "0.33"
     assert "(3.00 times the time of cce)" in described
     assert "x cce" not in throughput_report.describe(made_up_report(PER_ROW, cw_ext=1.0, eager=2.0))
+
+
+def test_draws_are_set_against_ready_ids_and_other_draws():
+    medians = {"cw_ext": 12e-3, "ready-ids": 10e-3, "torch-search": 60e-3, "numpy-sets": 6e-3, "floor": 30e-3}
+    described = throughput_report.describe(made_up_report(SAMPLED, **medians))
+    own = columns_of(described, "sampled")["cw_ext"]
+    assert [own[f"x {name}"] for name in ("ready-ids", "torch-search", "numpy-sets")] == ["0.83", "5.00", "0.50"]
+    assert "x eager" not in own and "x bit-table" not in own
+    assert "drawing inside: B=8 N=6 D=4 I=30 fp32: 1.20 times the time with ready ids" in described
+    # Ready ids are no rival, as nobody has them.
+    assert "sampled, B=8 N=6 D=4 I=30 fp32 (2.00 times the time of numpy-sets)" in described
+    alone = throughput_report.describe(made_up_report(SAMPLED, cw_ext=12e-3, **{"ready-ids": 10e-3}))
+    assert "where cw_ext loses: nowhere" in alone
 
 
 def test_what_was_not_begun_is_said():
@@ -193,9 +219,9 @@ def test_what_was_not_begun_is_said():
 
 def test_defeats_are_named():
     shapes = [
-        {"shape": {"level": 1}, "label": "lost", "contestants": made_up_costs(cw_ext=3.0, eager=2.0, compile=1.5)},
-        {"shape": {"level": 1}, "label": "won", "contestants": made_up_costs(cw_ext=1.0, eager=2.0, floor=0.1)},
-        {"shape": {"level": 1}, "label": "alone", "contestants": made_up_costs(cw_ext=1.0)},
+        {"table": "level 1", "label": "lost", "contestants": made_up_costs(cw_ext=3.0, eager=2.0, compile=1.5)},
+        {"table": "level 1", "label": "won", "contestants": made_up_costs(cw_ext=1.0, eager=2.0, floor=0.1)},
+        {"table": "level 1", "label": "alone", "contestants": made_up_costs(cw_ext=1.0)},
     ]
     assert throughput_report.defeats({"shapes": shapes}) == ["level 1, lost (2.00 times the time of compile)"]
 
@@ -206,7 +232,7 @@ def test_defeats_are_named():
 @pytest.mark.parametrize(
     ("shapes", "field", "common", "sizes"),
     [
-        ([Shape(1, 8, n) for n in (9, 5, 7)] + [Shape(1, 4, 5)], "negatives", "B=8 fp32", [5, 7, 9]),
+        ([Shape("scores", 8, n) for n in (9, 5, 7)] + [Shape("scores", 4, 5)], "negatives", "B=8 fp32", [5, 7, 9]),
         (
             [replace(PER_ROW, batch_size=b) for b in (8, 2, 4)] + [replace(PER_ROW, negatives=7)],
             "batch_size",
@@ -214,6 +240,7 @@ def test_defeats_are_named():
             [2, 4, 8],
         ),
         ([SCORES], "negatives", "B=8 fp32", [6]),
+        ([ONE_SETS["in-batch"], ONE_SETS["full"]], "batch_size", "D=4 I=30 fp32 in-batch", [8]),
     ],
 )
 def test_curves_follow_what_varies_most(shapes, field, common, sizes):

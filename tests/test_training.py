@@ -1,22 +1,26 @@
-"""Sampling, the losses of the benchmarks, and training end to end on made-up data."""
+"""Further positives, the losses of the benchmarks, and training end to end on made-up data."""
 
 from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks import data, plots, reporting, sampling, step_cost, training
+from benchmarks import data, plots, reporting, step_cost, training
 from benchmarks.losses import LOSSES, LossOptions, build_loss
 from benchmarks.metrics import ranking_metrics
+from benchmarks.negatives import Batch, Negatives
 from benchmarks.sampling import InteractionSampler
 from benchmarks.trainer import Trainer, TrainingConfig, train
+from cw_ext import Interactions, draw_negatives
 
 FLAGS = ["--backend", "reference", "--negatives", "8", "--batch-size", "64", "--dim", "8", "--core", "2"]
+REFERENCE = LossOptions(negatives=Negatives("uniform", 8), backend="reference")
 
 
 def p_value(counts: torch.Tensor) -> float:
@@ -40,85 +44,17 @@ def blocks(tmp_path: Path) -> Path:
     return path
 
 
-# --- sampling ---
-
-
-@pytest.fixture(params=["bitmap", "search"])
-def sampler_kind(request, monkeypatch):
-    if request.param == "search":
-        monkeypatch.setattr(sampling, "_MAX_BITMAP_BYTES", 0)
-    return request.param
+# --- further positives ---
 
 
 def seeded(device: torch.device, seed: int = 0) -> torch.Generator:
     return torch.Generator(device).manual_seed(seed)
 
 
-def test_negatives_are_uniform_on_what_the_user_has_not(sampler_kind, device):
-    positives = {0: [0, 1, 2, 19], 1: [7], 2: [], 3: list(range(19)), 4: [3, 4, 5, 6, 10, 12, 18]}
-    pairs = torch.tensor([(user, item) for user, items in positives.items() for item in items])
-    pairs = pairs[torch.randperm(len(pairs), generator=torch.Generator().manual_seed(1))].to(device)
-    sampler = InteractionSampler(pairs[:, 0], pairs[:, 1], num_users=5, num_items=20)
-
-    users = torch.tensor([4, 0, 1, 2, 3, 4, 0]).repeat(100)
-    drawn = sampler.negatives(users.to(device), 200, seeded(device))
-    assert drawn.device.type == device.type
-    drawn = drawn.cpu()
-    assert drawn.shape == (700, 200)
-    assert drawn.dtype == torch.int32
-    for user, items in positives.items():
-        counts = torch.bincount(drawn[users == user].flatten(), minlength=20)
-        others = [item for item in range(20) if item not in items]
-        assert len(counts) == 20
-        assert counts[items].sum() == 0
-        assert p_value(counts[others]) > 1e-4 if len(others) > 1 else counts[others].item() == 20_000
-
-
-def test_negatives_are_independent_along_a_row(sampler_kind, device):
-    # Two draws of a row fall on each pair of the 3 x 3 candidates equally often.
-    sampler = InteractionSampler(torch.zeros(2, dtype=torch.int64).to(device), torch.tensor([1, 3]).to(device), 1, 5)
-    drawn = sampler.negatives(torch.zeros(20_000, dtype=torch.int64, device=device), 2, seeded(device))
-    rank = torch.tensor([0, -1, 1, -1, 2])[drawn.cpu()]
-    assert p_value(torch.bincount(3 * rank[:, 0] + rank[:, 1], minlength=9)) > 1e-4
-
-
-def test_same_seed_same_negatives(sampler_kind, device):
-    users = torch.arange(4, device=device)
-    sampler = InteractionSampler(users, users, 4, 50)
-    first, again, other = (sampler.negatives(users, 30, seeded(device, seed)) for seed in (5, 5, 6))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-
-
-def test_batches_of_any_size_can_follow_each_other(sampler_kind):
-    pairs = torch.randperm(40 * 3000, generator=torch.Generator().manual_seed(0))[:12000]
-    users, items = pairs // 3000, pairs % 3000
-    sampler = InteractionSampler(users, items, num_users=40, num_items=3000)
-    known = set(pairs.tolist())
-    shapes = [(40, 50), (7, 200), (40, 3), (1, 1), (40, 50)]
-    drawn = []
-    for seed, (rows, num_negatives) in enumerate(shapes):
-        negatives = sampler.negatives(torch.arange(rows), num_negatives, torch.Generator().manual_seed(seed))
-        keys = torch.arange(rows).unsqueeze(1) * 3000 + negatives
-        assert not known & set(keys.flatten().tolist())
-        drawn.append((negatives, negatives.clone()))
-    for seed, ((rows, num_negatives), (negatives, copy)) in enumerate(zip(shapes, drawn, strict=True)):
-        assert torch.equal(negatives, copy)  # later calls have not written to it
-        fresh = InteractionSampler(users, items, num_users=40, num_items=3000)
-        again = fresh.negatives(torch.arange(rows), num_negatives, torch.Generator().manual_seed(seed))
-        assert torch.equal(negatives, again)
-
-
-def test_a_user_without_a_negative_is_refused():
-    users, items = torch.tensor([0, 1, 1, 1]), torch.tensor([0, 2, 0, 1])
-    with pytest.raises(ValueError, match="user 1: expected an item that is no positive of theirs, got all 3"):
-        InteractionSampler(users, items, num_users=2, num_items=3)
-
-
 def test_further_positives_are_uniform_on_the_users_others(device):
     positives = {0: [3, 5, 8, 11], 1: [2], 2: [0, 9], 4: [7]}
     pairs = torch.tensor([(user, item) for user, items in positives.items() for item in items]).to(device)
-    sampler = InteractionSampler(pairs[:, 0], pairs[:, 1], num_users=5, num_items=12)
+    sampler = InteractionSampler(Interactions(pairs[:, 0], pairs[:, 1], num_queries=5, num_items=12))
     interactions = torch.arange(len(pairs), device=device).repeat(400)
     drawn = sampler.further_positives(interactions, 30, seeded(device))
     assert drawn.shape == (len(interactions), 30)
@@ -135,19 +71,100 @@ def test_further_positives_are_uniform_on_the_users_others(device):
         assert p_value(counts[others]) > 1e-4 if len(others) > 1 else True
 
 
+# --- which negatives ---
+
+
+@pytest.mark.parametrize(
+    ("spec", "kind", "number", "name"),
+    [
+        ("1000", "uniform", 1000, "uniform:1000"),
+        ("uniform:7", "uniform", 7, "uniform:7"),
+        ("popularity:7", "popularity", 7, "popularity:7"),
+        ("shared:0012", "shared", 12, "shared:12"),
+        ("in-batch", "in-batch", None, "in-batch"),
+        ("mixed:1", "mixed", 1, "mixed:1"),
+        ("full", "full", None, "full"),
+    ],
+)
+def test_negatives_are_parsed_and_named(spec, kind, number, name):
+    negatives = Negatives.parse(spec)
+    assert (negatives.kind, negatives.number, str(negatives)) == (kind, number, name)
+    assert Negatives.parse(name) == negatives
+
+
+@pytest.mark.parametrize(
+    "spec",
+    ["", "0", "-5", "1.5", "uniform", "uniform:", "uniform:0", "full:3", "in-batch:2", "hard:9", "shared:x", " 7"],
+)
+def test_what_names_no_negatives_is_refused(spec):
+    with pytest.raises(ValueError) as caught:
+        Negatives.parse(spec)
+    assert str(caught.value) == (
+        "expected N, uniform:N, popularity:N, shared:N, in-batch, mixed:N or full, N a whole number of at least 1, "
+        f"got {spec!r}"
+    )
+
+
+@pytest.mark.parametrize("arguments", [("hard", 3), ("full", 3), ("mixed", None), ("uniform", 0)])
+def test_negatives_that_cannot_be_are_refused(arguments):
+    with pytest.raises(ValueError, match="negatives must be N, uniform:N, .*got "):
+        Negatives(*arguments)
+
+
 # --- losses ---
 
 
-@pytest.fixture
-def batch():
+SPECS = ["uniform:9", "popularity:9", "shared:9", "in-batch", "mixed:9", "full"]
+
+
+def make_batch(dtype: torch.dtype = torch.float64) -> Batch:
+    """6 rows of 8 users who know 5 of 30 items each, of which every item is one once or twice."""
     generator = torch.Generator().manual_seed(0)
+    known = (4 * torch.arange(8).unsqueeze(1) + torch.arange(5)) % 30
+    interactions = Interactions(torch.arange(8).repeat_interleave(5), known.flatten(), num_queries=8, num_items=30)
+    users = torch.randint(8, (6,), generator=generator)
+    return Batch(
+        queries=torch.randn(6, 4, generator=generator, dtype=dtype),
+        items=torch.randn(30, 4, generator=generator, dtype=dtype),
+        query_ids=users,
+        pos_ids=known[users, 0],
+        extra_pos_ids=known[users, 1:4],
+        interactions=interactions,
+        seed=torch.tensor(11),
+    )
 
-    def ids(*shape):
-        return torch.randint(30, shape, generator=generator)
 
-    queries = torch.randn(6, 4, generator=generator, dtype=torch.float64)
-    items = torch.randn(30, 4, generator=generator, dtype=torch.float64)
-    return queries, items, ids(6), ids(6, 9), ids(6, 3)
+def knows(batch: Batch) -> torch.Tensor:
+    """bool [B, I], from the pairs one by one."""
+    known = torch.zeros(len(batch.query_ids), batch.items.shape[0], dtype=torch.bool)
+    starts, items = batch.interactions.starts.tolist(), batch.interactions.items.tolist()
+    for row, user in enumerate(batch.query_ids.tolist()):
+        for item in items[starts[user] : starts[user + 1]]:
+            known[row, item] = True
+    return known
+
+
+def negatives_and_weights(batch: Batch, negatives: Negatives) -> tuple[torch.Tensor, torch.Tensor]:
+    """What each row meets, ids [B, C], and its weight q [B, C], 0 where it leaves one out."""
+    rows, num_items = batch.queries.shape[0], batch.items.shape[0]
+    counts = batch.interactions.item_counts.double()
+    if negatives.kind in ("uniform", "popularity"):
+        draws = {"seed": batch.seed, "distribution": negatives.kind}
+        ids = draw_negatives(batch.query_ids, batch.interactions, negatives.number, **draws)
+        return ids, torch.ones(ids.shape, dtype=torch.float64) if negatives.kind == "uniform" else counts[ids] ** -0.75
+    drawn = torch.empty(0, dtype=torch.int64)
+    if negatives.kind in ("shared", "mixed"):
+        drawn = draw_negatives(None, batch.interactions, negatives.number, seed=batch.seed)
+    ids = torch.arange(num_items) if negatives.kind == "full" else drawn
+    if negatives.kind in ("in-batch", "mixed"):
+        ids = torch.cat([batch.pos_ids, drawn])
+    weights = torch.ones(len(ids), dtype=torch.float64)
+    if negatives.kind in ("in-batch", "mixed"):  # one over the chance of the mixture, of which K are uniform
+        chance = rows * counts[ids] / counts.sum() + len(drawn) / num_items
+        weights = 1 / chance
+    ids = ids.expand(rows, -1)
+    left_out = knows(batch).gather(1, ids) | (ids == batch.pos_ids.unsqueeze(1))
+    return ids, torch.where(left_out, 0.0, weights)
 
 
 def cosines(queries, items, ids):
@@ -156,36 +173,58 @@ def cosines(queries, items, ids):
     return (q * x).sum(-1) / (q.norm(dim=-1) * x.norm(dim=-1))
 
 
-def expected_loss(name: str, queries, items, pos_ids, neg_ids, extra_ids) -> torch.Tensor:
+def expected_loss(name: str, batch: Batch, negatives: Negatives) -> torch.Tensor:
     """Each loss as published for the cosine, for τ = 0.2 there, which is 0.1 on the half cosine."""
     tau, prior = 0.2, 0.05
-    p, n, e = (cosines(queries, items, ids) for ids in (pos_ids, neg_ids, extra_ids))
-    d = n - p.unsqueeze(1)
+    queries, items = batch.queries, batch.items
     if name == "bpr":
-        scores = [(queries * items[ids]).sum(-1) for ids in (pos_ids, neg_ids[:, 0])]
+        neg_ids = draw_negatives(batch.query_ids, batch.interactions, 1, seed=batch.seed)[:, 0]
+        scores = [(queries * items[ids]).sum(-1) for ids in (batch.pos_ids, neg_ids)]
         return -torch.log(torch.sigmoid(scores[0] - scores[1])).mean()
+    ids, q = negatives_and_weights(batch, negatives)
+    n_of_row = (q > 0).sum(1)
+    q = q / q.sum(1, keepdim=True)  # so that Σ q f is a mean
+    p, n, e = (cosines(queries, items, i) for i in (batch.pos_ids, ids, batch.extra_pos_ids))
+    d = n - p.unsqueeze(1)
     if name == "sl":
-        return torch.logsumexp(d / tau, 1).mean()
+        return torch.log(n_of_row * (q * torch.exp(d / tau)).sum(1)).mean()
     if name == "infonce":
-        return -torch.log(torch.exp(p / tau) / (torch.exp(p / tau) + torch.exp(n / tau).sum(1))).mean()
+        others = torch.exp(p / tau) * n_of_row * (q * torch.exp(d / tau)).sum(1)
+        return -torch.log(torch.exp(p / tau) / (torch.exp(p / tau) + others)).mean()
     if name.startswith("psl"):
         surrogate = {"tanh": torch.tanh, "atan": torch.atan, "relu": lambda x: torch.relu(x + 1) - 1}[name[4:]]
-        return torch.log(((surrogate(d / 2) + 1) ** (1 / 0.1)).sum(1)).mean()
+        return torch.log(n_of_row * (q * (surrogate(d / 2) + 1) ** (1 / 0.1)).sum(1)).mean()
     margin_of_extra = e - p.unsqueeze(1)
     if name == "dcl":
-        difference = torch.exp(d / tau).mean(1) - prior * torch.exp(margin_of_extra / tau).mean(1)
+        difference = (q * torch.exp(d / tau)).sum(1) - prior * torch.exp(margin_of_extra / tau).mean(1)
         mass = torch.clamp(difference, min=math.exp(-2 / tau)) / (1 - prior)
-        return torch.log(1 + 9 * mass).mean()
-    a, c = ((torch.sigmoid(-x / tau) * torch.exp(x / tau)).mean(1) for x in (d, margin_of_extra))
+        return torch.log(1 + n_of_row * mass).mean()
+    a = (q * torch.sigmoid(-d / tau) * torch.exp(d / tau)).sum(1)
+    c = (torch.sigmoid(-margin_of_extra / tau) * torch.exp(margin_of_extra / tau)).mean(1)
     mass = torch.maximum(a - prior * c, 0.3 * a) / (1 - prior)
-    return (2 * torch.sigmoid(p / 2.5) * torch.log(9 * mass)).mean()
+    return (2 * torch.sigmoid(p / 2.5) * torch.log(n_of_row * mass)).mean()
+
+
+def loss_of(name: str, negatives: Negatives, batch: Batch, backend: str) -> torch.Tensor:
+    loss = build_loss(name, LossOptions(confidence_temperature=1.25, negatives=negatives, backend=backend))
+    if loss.takes_ids:
+        batch = batch._replace(neg_ids=loss.negatives.draw(batch.query_ids, batch.interactions, batch.seed))
+    return loss.function(batch)
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_losses_are_the_published_ones(name, batch):
-    options = LossOptions(temperature=0.1, prior=0.05, confidence_temperature=1.25, backend="reference")
-    found = build_loss(name, options).function(*batch)
-    torch.testing.assert_close(found, expected_loss(name, *batch), rtol=1e-10, atol=0)
+def test_losses_are_the_published_ones(name):
+    batch, negatives = make_batch(), Negatives.parse("uniform:9")
+    expected = expected_loss(name, batch, negatives)
+    torch.testing.assert_close(loss_of(name, negatives, batch, "reference"), expected, rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("name", ["sl", "cw"])
+@pytest.mark.parametrize("spec", SPECS)
+def test_every_kind_of_negatives_is_what_it_says(name, spec, backend):
+    batch, negatives = make_batch(), Negatives.parse(spec)
+    found = loss_of(name, negatives, batch, backend)
+    torch.testing.assert_close(found, expected_loss(name, batch, negatives), rtol=1e-8, atol=0)
 
 
 def test_bad_hyper_parameters_are_refused_before_training():
@@ -195,6 +234,14 @@ def test_bad_hyper_parameters_are_refused_before_training():
         build_loss("cw", LossOptions(prior=1.0, backend="reference"))
     with pytest.raises(ValueError, match="temperature must be > 0"):
         build_loss("sl", LossOptions(temperature=0.0, backend="reference"))
+
+
+@pytest.mark.parametrize("spec", ["shared:9", "in-batch", "mixed:9", "full"])
+def test_bpr_takes_negatives_that_are_drawn_for_a_row(spec):
+    with pytest.raises(ValueError, match=f"negatives of bpr must be .*uniform:N or popularity:N, got {spec}"):
+        build_loss("bpr", LossOptions(negatives=Negatives.parse(spec)))
+    loss = build_loss("bpr", LossOptions(negatives=Negatives.parse("popularity:9")))
+    assert (str(loss.negatives), loss.settings) == ("popularity:1", {"negatives": "popularity:1"})
 
 
 # --- training ---
@@ -225,6 +272,7 @@ def test_training_end_to_end(blocks, device, tmp_path, capsys):
     assert ("gpu" in report["environment"]) == (device.type == "cuda")
     for run in report["runs"]:
         assert run["config"]["device"] == device.type
+        assert run["loss_settings"]["negatives"] == ("uniform:1" if run["loss"] == "bpr" else "uniform:8")
         assert [point["epoch"] for point in run["validation"]] == [3, 6, 9, 12, 15]
         assert run["best_validation"]["ndcg"] == max(point["ndcg"] for point in run["validation"])
         assert run["test"]["recall"] > 2 * untrained["recall"]
@@ -242,8 +290,8 @@ def test_training_end_to_end(blocks, device, tmp_path, capsys):
 
 def test_the_best_epoch_is_what_gets_tested(blocks):
     dataset = data.load(blocks, core=2)
-    config = TrainingConfig(dim=8, lr=0.3, epochs=15, batch_size=64, negatives=8, eval_every=1)
-    trainer = Trainer(dataset, build_loss("sl", LossOptions(backend="reference")), config)
+    config = TrainingConfig(dim=8, lr=0.3, epochs=15, batch_size=64, eval_every=1)
+    trainer = Trainer(dataset, build_loss("sl", REFERENCE), config)
     trainer.train()
     assert trainer.best["epoch"] < 15
     fit = trainer.fit
@@ -268,8 +316,8 @@ def test_the_best_epoch_is_what_gets_tested(blocks):
 @pytest.mark.parametrize(("name", "by_cosine"), [("bpr", False), ("sl", True), ("cw", True)])
 def test_items_are_ranked_by_the_similarity_trained_with(blocks, name, by_cosine):
     dataset = data.load(blocks, core=2)
-    config = TrainingConfig(dim=8, lr=0.0, epochs=1, batch_size=64, negatives=8)
-    trainer = Trainer(dataset, build_loss(name, LossOptions(backend="reference")), config)
+    config = TrainingConfig(dim=8, lr=0.0, epochs=1, batch_size=64)
+    trainer = Trainer(dataset, build_loss(name, REFERENCE), config)
     trainer.train()
     users, items = trainer.model()
     if by_cosine:
@@ -282,7 +330,7 @@ def test_items_are_ranked_by_the_similarity_trained_with(blocks, name, by_cosine
 
 def test_training_starts_alike_on_every_device(blocks, device):
     dataset = data.load(blocks, core=2)
-    loss = build_loss("sl", LossOptions(backend="reference"))
+    loss = build_loss("sl", REFERENCE)
     here, on_cpu = (Trainer(dataset, loss, TrainingConfig(dim=8, seed=3, device=name)) for name in (device.type, "cpu"))
     for table, expected in zip(here.model(), on_cpu.model(), strict=True):
         assert torch.equal(table.cpu(), expected)
@@ -292,13 +340,79 @@ def test_training_starts_alike_on_every_device(blocks, device):
 
 def test_the_same_seed_gives_the_same_run(blocks):
     dataset = data.load(blocks, core=2)
-    loss = build_loss("cw", LossOptions(backend="reference"))
-    runs = [
-        train(dataset, loss, TrainingConfig(dim=8, epochs=2, negatives=8, eval_every=1, seed=seed))
-        for seed in (1, 1, 2)
-    ]
+    loss = build_loss("cw", REFERENCE)
+    runs = [train(dataset, loss, TrainingConfig(dim=8, epochs=2, eval_every=1, seed=seed)) for seed in (1, 1, 2)]
     assert runs[0]["validation"] == runs[1]["validation"]
     assert runs[0]["validation"] != runs[2]["validation"]
+
+
+@pytest.mark.parametrize("spec", ["uniform:8", "popularity:8", "shared:16", "in-batch", "mixed:8", "full"])
+def test_training_with_every_kind_learns_and_repeats(blocks, spec, device, backend):
+    dataset = data.load(blocks, core=2)
+    loss = build_loss("cw", LossOptions(negatives=Negatives.parse(spec), backend=backend))
+    untrained = Trainer(dataset, loss, TrainingConfig(dim=8, lr=0.0, epochs=1, batch_size=64, device=device.type))
+    untrained.train(show_progress=False)
+    runs = []
+    for others_draw in (0, 7):
+        torch.manual_seed(others_draw)  # which must not matter
+        config = TrainingConfig(dim=8, epochs=8, batch_size=64, eval_every=2, device=device.type)
+        runs.append(train(dataset, loss, config, show_progress=False))
+    assert runs[0]["best_validation"]["ndcg"] > 1.5 * untrained.best["ndcg"]
+    assert runs[0]["loss_settings"]["negatives"] == spec
+    if device.type == "cpu":  # on a GPU small batches are summed atomically
+        assert runs[0]["validation"] == runs[1]["validation"]
+
+
+@pytest.mark.parametrize("spec", ["uniform:8", "popularity:8", "shared:16", "mixed:8"])
+def test_both_backends_train_on_the_same_draws(blocks, kernels, spec):
+    dataset = data.load(blocks, core=2)
+    curves = {}
+    for name in ("fused", "reference"):
+        loss = build_loss("cw", LossOptions(negatives=Negatives.parse(spec), backend=name))
+        trainer = Trainer(dataset, loss, TrainingConfig(dim=8, batch_size=64))
+        assert loss.takes_ids == (name == "reference" and spec[0] in "up")
+        curves[name] = [trainer.train_step(batch) for batch in trainer.shuffled_batches()]
+    assert curves["fused"] == pytest.approx(curves["reference"], rel=1e-4)
+
+
+def test_steps_draw_anew(blocks, monkeypatch):
+    seeds = []
+
+    def record(batch):
+        seeds.append(batch.seed.item())
+        return batch.items.sum() * 0
+
+    dataset = data.load(blocks, core=2)
+    loss = replace(build_loss("sl", REFERENCE), function=record, takes_ids=False)
+    trainer = Trainer(dataset, loss, TrainingConfig(dim=8, epochs=2, batch_size=64))
+    trainer.train(show_progress=False)
+    assert len(seeds) == len(set(seeds)) == 2 * len(trainer.shuffled_batches())
+
+
+def test_negatives_are_none_of_what_is_trained_on(blocks):
+    dataset = data.load(blocks, core=2)
+    trainer = Trainer(dataset, build_loss("sl", REFERENCE), TrainingConfig(dim=8))
+    fit = set(zip(trainer.fit.train_users.tolist(), trainer.fit.train_items.tolist()))
+    known = trainer.interactions
+    users = torch.arange(known.num_queries).repeat_interleave(known.starts.diff())
+    assert set(zip(users.tolist(), known.items.tolist())) == fit
+    assert set(zip(trainer.sampler.users.tolist(), trainer.sampler.items.tolist())) == fit
+
+
+def test_a_user_without_a_negative_is_refused_before_training(tmp_path, capsys):
+    lines = [f"{user} {item}" for user in range(3) for item in range(4 if user else 5)]
+    (tmp_path / "full.txt").write_text("\n".join(lines), encoding="utf-8")
+    split = tmp_path / "split"
+    split.mkdir()
+    pairs = [(0, item) for item in range(6)] * 2 + [(1, 0), (1, 1)]
+    header = "user_procid\titem_procid\n"
+    # Validation takes one of a user's items away, so that user 0 knows 5 of 6.
+    (split / "train.tsv").write_text(header + "".join(f"{u}\t{i}\n" for u, i in pairs), encoding="utf-8")
+    (split / "test.tsv").write_text(header + "1\t2\n", encoding="utf-8")
+    arguments = ["--data", str(split), "--loss", "sl", "--epochs", "1", "--dim", "2", "--out", str(tmp_path / "out")]
+    assert training.main([*arguments, "--negatives", "uniform:3"]) == 0
+    assert training.main([*arguments, "--negatives", "popularity:3"]) == 2
+    assert "error: query_ids: query 0 has all 5 items that occur as known positives" in capsys.readouterr().err
 
 
 def test_patience_ends_training(blocks, tmp_path):
@@ -360,6 +474,7 @@ def test_an_interrupt_before_the_first_validation_keeps_the_runs_before(blocks, 
         (["--tau", "-1"], "temperature must be > 0, got -1.0"),
         (["--core", "1000"], "expected interactions left after the 1000-core filter, got none"),
         (["--loss", "bpr", "--lr", "1e38", "--epochs", "3"], "bpr: the training loss became"),
+        (["--loss", "sl", "bpr", "--negatives", "full"], "negatives of bpr must be drawn for each row, uniform:N or"),
     ],
 )
 def test_errors_are_one_line_with_status_2(blocks, tmp_path, capsys, arguments, complaint):
@@ -384,6 +499,10 @@ def test_an_output_directory_that_cannot_be_is_refused_before_training(blocks, c
         (["--epochs", "many"], "expected a whole number of at least 1, got 'many'"),
         (["--lr", "nan"], "expected a finite number of at least 0, got 'nan'"),
         (["--patience", "-1"], "expected a whole number of at least 0, got '-1'"),
+        (
+            ["--negatives", "hard:5"],
+            "argument --negatives: expected N, uniform:N, popularity:N, shared:N, in-batch, mixed",
+        ),
     ],
 )
 def test_bad_flags_are_refused(capsys, arguments, complaint):

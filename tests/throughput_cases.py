@@ -5,11 +5,28 @@ from __future__ import annotations
 from benchmarks import throughput_report
 from benchmarks.throughput_shapes import Shape
 
-SCORES = Shape(1, 8, 6)
-PER_ROW = Shape(2, 8, 6, dim=4, items=20)
-SHARED = Shape(2, 8, 6, dim=4, items=20, shared=True)
-SOFTMAX = Shape(2, 8, 6, dim=4, items=20, loss="sampled_softmax")
-SHAPES = {"scores": SCORES, "per-row": PER_ROW, "shared": SHARED, "softmax": SOFTMAX}
+SCORES = Shape("scores", 8, 6)
+PER_ROW = Shape("ids", 8, 6, dim=4, items=20)
+SHARED = Shape("ids", 8, 6, dim=4, items=20, shared=True)
+SOFTMAX = Shape("ids", 8, 6, dim=4, items=20, loss="sampled_softmax")
+HISTORY = {"dim": 4, "items": 30, "users": 12}
+SAMPLED = Shape("sampled", 8, 6, **HISTORY)
+POPULARITY = Shape("sampled", 8, 6, **HISTORY, popularity=True)
+ONE_SETS = {
+    "shared-set": Shape("shared", 8, 6, **HISTORY),
+    "in-batch": Shape("in-batch", 8, **HISTORY),
+    "mixed": Shape("mixed", 8, 6, **HISTORY),
+    "full": Shape("full", 8, **HISTORY),
+}
+SHAPES = {
+    "scores": SCORES,
+    "per-row": PER_ROW,
+    "shared": SHARED,
+    "softmax": SOFTMAX,
+    "sampled": SAMPLED,
+    "popularity": POPULARITY,
+    **ONE_SETS,
+}
 
 
 def made_up_costs(peak: int | None = None, **medians: float) -> dict:
@@ -24,15 +41,15 @@ def made_up_report(*shapes: Shape, environment: dict | None = None, **medians: f
     for shape in shapes:
         costs = made_up_costs(**medians)
         throughput_report.add_derived(shape, costs)
-        described = {"shape": vars(shape), "label": shape.label}
+        described = {"shape": vars(shape), "table": shape.table, "label": shape.label}
         entries.append({**described, "contestants": costs, "left_out": {}, "wrong": []})
     return {"environment": environment or {}, "shapes": entries, "scaling": [], "not_begun": []}
 
 
-def columns_of(described: str, level: int) -> dict[str, dict[str, str]]:
-    """The table of a level: per contestant its cells by the heading of their column, for one shape."""
+def columns_of(described: str, table: str) -> dict[str, dict[str, str]]:
+    """A table: per contestant its cells by the heading of their column, for one shape."""
     lines = described.splitlines()
-    start = next(i for i, line in enumerate(lines) if line.startswith(f"level {level} "))
+    start = next(i for i, line in enumerate(lines) if line.startswith(f"{table}  "))
     rule, width = lines[start + 1], len(lines[start])
     ends = [i + 1 for i, c in enumerate(rule) if c == "-" and rule[i + 1 : i + 2] in ("", " ")]
 
