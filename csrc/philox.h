@@ -18,7 +18,9 @@ CW_INLINE Philox<Word> philox(Word c0, Word c1, Word c2, Word c3, uint64_t key) 
   constexpr uint64_t kMultiplier0 = 0xD2511F53u, kMultiplier1 = 0xCD9E8D57u;
   constexpr uint32_t kWeyl0 = 0x9E3779B9u, kWeyl1 = 0xBB67AE85u;
   uint32_t k0 = uint32_t(key), k1 = uint32_t(key >> 32);
-#if defined(__GNUC__)
+#if defined(__CUDACC__)
+#pragma unroll
+#elif defined(__GNUC__)
 #pragma GCC unroll 10
 #endif
   for (int round = 0; round < 10; ++round) {
