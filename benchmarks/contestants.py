@@ -4,8 +4,8 @@
 - graph: the same step replayed from a CUDA graph (GPU only): the device's time, without Python's.
 - deterministic: the same step under torch.use_deterministic_algorithms(True) (GPU only), along with which torch fills
   memory that would be left uninitialised.
-- recompute, ready-ids, torch-search, torch-isin, numpy-sets, bit-table: where negatives are drawn for each row, see
-  benchmarks/drawn_negatives.py.
+- recompute, ready-ids, torch-search, torch-isin, numpy-sets, numpy-choice, bit-table: where negatives are drawn for
+  each row, see benchmarks/drawn_negatives.py.
 - eager: the same loss in bare PyTorch (benchmarks/eager_losses.py), no more operations than the maths needs. At level 2
   as one would write it: look up, normalise, multiply. (By F.embedding: the backward pass of an index takes twice as
   long.) With one set for all rows a product with the set's rows, and what a row leaves out masked.

@@ -2,7 +2,8 @@
 
 - cw_ext, recompute: sampled_cw_loss draws; recompute draws again in backward instead of keeping anything of size B·N.
 - ready-ids: cw_loss_from_embeddings with the ids (and log weights) there already, which no training step has.
-- torch-search, torch-isin, numpy-sets, bit-table: benchmarks/samplers.py draws, then cw_loss_from_embeddings.
+- torch-search, torch-isin, numpy-sets, numpy-choice, bit-table: benchmarks/samplers.py draws, then
+  cw_loss_from_embeddings.
 
 The first three have the same negatives. The others' come from a seed, so that what a step should have computed can be
 computed from draws made again.

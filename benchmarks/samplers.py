@@ -82,6 +82,26 @@ class NumpySets:
         return self._generator.integers(self._num_items, size=count)
 
 
+class NumpyChoice:
+    """numpy's choice from the items that are left, row by row: the plainest way, which rejects nothing."""
+
+    def __init__(self, interactions: Interactions, weights: Tensor | None, seed: int) -> None:
+        """`weights`: [I] ≥ 0, or None for uniform draws."""
+        self._all_items = np.arange(interactions.num_items)
+        self._starts, self._items = interactions.starts.numpy(force=True), interactions.items.numpy(force=True)
+        self._weights = None if weights is None else weights.numpy(force=True)
+        self._generator = np.random.default_rng(seed)
+
+    def __call__(self, query_ids: Tensor, num_negatives: int) -> Tensor:
+        drawn = np.empty((len(query_ids), num_negatives), dtype=np.int64)
+        for row, query in zip(drawn, query_ids.tolist(), strict=True):
+            known = self._items[self._starts[query] : self._starts[query + 1]]
+            left = np.setdiff1d(self._all_items, known, assume_unique=True)
+            p = None if self._weights is None else self._weights[left] / self._weights[left].sum()
+            row[:] = self._generator.choice(left, num_negatives, p=p)
+        return torch.from_numpy(drawn).to(query_ids.device)
+
+
 class BitTable:
     """torch.randint in int32, and a bit per query and item that every draw is looked up in; uniform, on the CPU.
 
@@ -147,6 +167,7 @@ SAMPLERS: dict[str, Callable[[Interactions, Tensor | None, int], Sampler]] = {
     "torch-search": TorchSearch,
     "torch-isin": TorchIsin,
     "numpy-sets": NumpySets,
+    "numpy-choice": NumpyChoice,
     "bit-table": BitTable,
 }
 

@@ -31,6 +31,7 @@ _STYLES = {
     "torch-search": ("#999933", "<"),
     "torch-isin": ("#117733", "H"),
     "numpy-sets": ("#CC6677", ">"),
+    "numpy-choice": ("#661100", "*"),
     "bit-table": ("#AA4499", "d"),
     "floor": ("#000000", "x"),
 }

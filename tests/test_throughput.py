@@ -135,14 +135,15 @@ def test_a_sampler_that_draws_a_known_positive_is_caught(monkeypatch, kernels, t
 def test_what_is_a_contestant_where():
     assert contestants.contestants_of(SCORES) == ["cw_ext", "eager", "compile", "floor"]
     assert contestants.contestants_of(PER_ROW) == ["cw_ext", "eager", "tuned", "compile", "checkpoint", "floor"]
-    drawn = ["cw_ext", "recompute", "ready-ids", "torch-search", "torch-isin", "numpy-sets", "bit-table", "floor"]
+    drawn = ["cw_ext", "recompute", "ready-ids", "torch-search", "torch-isin", "numpy-sets", "numpy-choice"]
+    drawn += ["bit-table", "floor"]
     assert contestants.contestants_of(SAMPLED) == drawn
     assert contestants.contestants_of(replace(SAMPLED, popularity=True)) == [n for n in drawn if n != "bit-table"]
     for shape in ONE_SETS.values():
         assert contestants.contestants_of(shape) == ["cw_ext", "eager", "compile", "floor"]
     on_gpu = {name: contestants.contestants_of(shape, device="cuda") for name, shape in SHAPES.items()}
     without_rivals = ["cw_ext", "graph", "deterministic", "eager", "compile", "floor"]
-    rivals = ["ready-ids", "torch-search", "torch-isin", "numpy-sets", "floor"]
+    rivals = ["ready-ids", "torch-search", "torch-isin", "numpy-sets", "numpy-choice", "floor"]
     assert on_gpu == {
         "scores": without_rivals,
         "per-row": ["cw_ext", "graph", "deterministic", "eager", "tuned", "compile", "checkpoint", "floor"],
