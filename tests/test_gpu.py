@@ -171,7 +171,8 @@ def test_every_step_runs_on_the_gpu_that_is_there(machine, tmp_path):
         "benchmarks.training",
     ]
     assert all("--device cuda" in call for call in calls if "benchmarks." in call)
-    assert f"--out {machine.out}/throughput --budget 385 --cce {tmp_path}/bin" in calls[2]
+    found = re.search(rf"--out {machine.out}/throughput --budget (\d+) --cce {tmp_path}/bin", calls[2])
+    assert found and 300 < int(found[1]) <= 385  # less the seconds that have passed
     assert all(f"--data {tmp_path} " in call for call in calls[6:])
     logs = {path.stem for path in machine.out.glob("*.log")}
     assert logs == {*steps, "machine", "summary"}
