@@ -234,17 +234,19 @@ class _EmbeddingRows(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        *tensors, prior, threshold, ctx.similarity, ctx.parameters, ctx.reduction, ctx.exclude, ctx.history, _ = inputs
+        *tensors, prior, threshold, ctx.similarity, ctx.parameters, ctx.reduction, ctx.exclude, history, _ = inputs
         ctx.prior, ctx.threshold = split(prior)[1], split(threshold)[1]
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors, split(prior)[0], split(threshold)[0], *output[2:])
+        per_row = (split(prior)[0], split(threshold)[0])
+        ctx.save_for_backward(*tensors, *per_row, *(history or NO_HISTORY), *output[2:])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if grad is None:
             return (None,) * 14
-        queries, items, pos_ids, neg_ids, extra_ids, log_q, prior, threshold, *computed = ctx.saved_tensors
+        queries, items, pos_ids, neg_ids, extra_ids, log_q, prior, threshold, *saved = ctx.saved_tensors
+        history, computed = None if saved[0] is None else History(*saved[:3]), saved[3:]
         share, d_queries, unit_queries, coefficients, shared_coefficients, keys, ends, *row_gradients = computed
         prior = ctx.prior if prior is None else prior
         threshold = ctx.threshold if threshold is None else threshold
@@ -255,7 +257,7 @@ class _EmbeddingRows(torch.autograd.Function):
                 pos_ids, neg_ids, extra_ids, log_q, *per_row = rest
                 if ctx.exclude:
                     dtype = reference.compute_dtype(queries.dtype)
-                    log_q = reference.leave_out(log_q, pos_ids, neg_ids, ctx.history, items.shape[0], dtype)
+                    log_q = reference.leave_out(log_q, pos_ids, neg_ids, history, items.shape[0], dtype)
                 ids = (pos_ids, neg_ids, extra_ids)
                 return reference.embedding_rows(queries, items, *ids, log_q, *per_row, ctx.similarity, ctx.parameters)
 

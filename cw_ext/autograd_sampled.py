@@ -61,24 +61,27 @@ class _SampledRows(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        *tensors, prior, threshold, ctx.draws, ctx.similarity, ctx.parameters, ctx.reduction, ctx.recompute, _ = inputs
-        ctx.prior, ctx.threshold = split(prior)[1], split(threshold)[1]
+        *tensors, prior, threshold, draws, ctx.similarity, ctx.parameters, ctx.reduction, ctx.recompute, _ = inputs
+        ctx.prior, ctx.threshold, ctx.num_negatives = split(prior)[1], split(threshold)[1], draws.num_negatives
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors, split(prior)[0], split(threshold)[0], *output[2:])
+        # Saved, and not just kept: a seed or ids that are written to before backward would draw others in silence.
+        draws = draws._replace(num_negatives=None)
+        ctx.save_for_backward(*tensors, split(prior)[0], split(threshold)[0], *draws, *output[2:])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if grad is None:
             return (None,) * 12
-        queries, items, pos_ids, extra_ids, prior, threshold, *computed = ctx.saved_tensors
-        share, d_queries, unit_queries, coefficients, *row_gradients = computed
+        queries, items, pos_ids, extra_ids, prior, threshold, *saved = ctx.saved_tensors
+        draws = Draws(*saved[: len(Draws._fields)])._replace(num_negatives=ctx.num_negatives)
+        share, d_queries, unit_queries, coefficients, *row_gradients = saved[len(Draws._fields) :]
         prior = ctx.prior if prior is None else prior
         threshold = ctx.threshold if threshold is None else threshold
         needs = ctx.needs_input_grad
         if wants_graph():
-            neg_ids = torch.ops.cw_ext.draw_negatives(queries.shape[0], items.shape[0], *ctx.draws)
-            log_q = ctx.draws.log_weights[neg_ids] if ctx.draws.log_weights is not None else None
+            neg_ids = torch.ops.cw_ext.draw_negatives(queries.shape[0], items.shape[0], *draws)
+            log_q = None if draws.log_weights is None else draws.log_weights[neg_ids]
 
             def rows(queries: Tensor, items: Tensor, pos_ids: Tensor, extra_ids: Any, *per_row: Any) -> Any:
                 ids = (pos_ids, neg_ids, extra_ids)
@@ -97,7 +100,7 @@ class _SampledRows(torch.autograd.Function):
                 items,
                 pos_ids,
                 extra_ids,
-                *ctx.draws,
+                *draws,
                 *split(prior),
                 *split(threshold),
                 *ctx.parameters,
@@ -162,25 +165,27 @@ class _FullRows(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        *tensors, prior, threshold, ctx.history, ctx.similarity, ctx.parameters, ctx.reduction, _ = inputs
+        *tensors, prior, threshold, history, ctx.similarity, ctx.parameters, ctx.reduction, _ = inputs
         ctx.prior, ctx.threshold = split(prior)[1], split(threshold)[1]
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors, split(prior)[0], split(threshold)[0], *output[2:])
+        per_row = (split(prior)[0], split(threshold)[0])
+        ctx.save_for_backward(*tensors, *per_row, *(history or NO_HISTORY), *output[2:])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if grad is None:
             return (None,) * 11
-        queries, items, pos_ids, extra_ids, prior, threshold, *computed = ctx.saved_tensors
-        share, d_queries, d_items, *row_gradients = computed
+        queries, items, pos_ids, extra_ids, prior, threshold, *saved = ctx.saved_tensors
+        history = None if saved[0] is None else History(*saved[:3])
+        share, d_queries, d_items, *row_gradients = saved[3:]
         prior = ctx.prior if prior is None else prior
         threshold = ctx.threshold if threshold is None else threshold
         needs = ctx.needs_input_grad
         if wants_graph():
 
             def rows(queries: Tensor, items: Tensor, pos_ids: Tensor, extra_ids: Any, *per_row: Any) -> Any:
-                settings = (ctx.history, ctx.similarity, ctx.parameters)
+                settings = (history, ctx.similarity, ctx.parameters)
                 return reference.full_rows(queries, items, pos_ids, extra_ids, *per_row, *settings)
 
             inputs = [queries, items, pos_ids, extra_ids, prior, threshold]
@@ -194,7 +199,7 @@ class _FullRows(torch.autograd.Function):
             tensors = (queries, items, pos_ids, extra_ids, prior, threshold)
             factor = grad.expand(queries.shape[0])
             settings = (ctx.similarity, ctx.reduction, True, factor)
-            again = _full_forward(*tensors, ctx.history, ctx.parameters, *settings)
+            again = _full_forward(*tensors, history, ctx.parameters, *settings)
             grad_queries, grad_items = again[3].to(queries.dtype), again[4]
             inputs, wanted = (prior, threshold), (needs[4], needs[5])
             grad_prior, grad_threshold = scaled(row_gradients, grad, inputs, wanted)

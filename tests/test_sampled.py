@@ -134,6 +134,19 @@ def test_backward_again(kernels: None, device: torch.device, recompute: bool) ->
         assert_near(alone, first[i], torch.float32)
 
 
+@recomputed
+@pytest.mark.parametrize("name", ["seed", "query_ids"])
+def test_what_draws_is_not_to_be_written_to(kernels: None, device: torch.device, name: str, recompute: bool) -> None:
+    """Backward would draw other negatives than forward did, in silence."""
+    case = _case(recompute=recompute).to(torch.float32, device)
+    seed = torch.tensor(5, device=device)
+    leaves = replace(case.leaves(), settings=case.settings | {"seed": seed})
+    loss = leaves.loss(backend="fused")
+    (seed if name == "seed" else leaves.query_ids).add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 @pytest.mark.parametrize("settings", [{}, {"recompute": True}, {"distribution": "popularity"}, {"shared": True}])
 def test_double_backward(kernels: None, device: torch.device, settings: dict[str, Any]) -> None:
     case = _case(4, 6, m=2, **settings).to(device=device)
