@@ -1,6 +1,6 @@
 """cw_ext: the CW ("Correct and Weight") ranking loss for implicit feedback, with fused kernels for PyTorch."""
 
-from cw_ext import presets
+from cw_ext import presets, prior
 from cw_ext.extension import build_config
 from cw_ext.functional import cw_loss, cw_loss_from_embeddings
 from cw_ext.interactions import Interactions
@@ -24,5 +24,6 @@ __all__ = [
     "cw_loss_in_batch",
     "draw_negatives",
     "presets",
+    "prior",
     "sampled_cw_loss",
 ]
