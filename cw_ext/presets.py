@@ -103,6 +103,19 @@ def bsl(negative_temperature: float = 0.1) -> LossArguments:
     return sl(negative_temperature)
 
 
+def slk(temperature: float = 0.1, quantile_temperature: float = 1.25) -> LossArguments:
+    """SL@K: σ((s⁺ − β)/τ_w)·SL(τ) (Yang et al., KDD 2025, arXiv 2508.05673), up to the factor 2 of this package's
+    confidence, which only scales the learning rate.
+
+    β is the query's K-th highest score, one per row: the caller's to pass as `confidence_threshold`.
+
+    Args:
+        temperature: τ.
+        quantile_temperature: τ_w, on the scale of the scores, so half of a value published for the cosine.
+    """
+    return {**sl(temperature), "confidence_temperature": quantile_temperature}
+
+
 def cw(
     temperature: float = 0.1,
     prior: float = 0.05,

@@ -167,15 +167,38 @@ def test_bsl(backend: str) -> None:
     _equal(presets.bsl(tau_2), formula, backend, scale=tau_2 / tau_1)
 
 
-@pytest.mark.parametrize("beta", [0.0, 0.3])
-def test_sl_at_k(backend: str, beta: float) -> None:
-    """Yang et al., 2025: σ((s⁺ − β)/τ_w)·SL; the confidence is twice that σ."""
-    preset = presets.sl(TAU) | {"confidence_temperature": 2.5, "confidence_threshold": beta}
+def _sl_at_k(p: Tensor, n: Tensor, beta: Tensor | float, tau_w: float = 2.5) -> Tensor:
+    """Yang et al., 2025: σ((s⁺ − β)/τ_w)·SL, of cosines."""
+    softmax_loss = ((n - p[:, None]) / TAU).exp().sum(1).log()
+    return softmax_loss / (1 + (-(p - beta) / tau_w).exp())
 
-    def formula(p: Tensor, n: Tensor) -> Tensor:
-        return torch.sigmoid((p - beta) / 2.5) * torch.logsumexp((n - p[:, None]) / TAU, 1)
 
-    _equal(preset, formula, backend, scale=0.5)
+# β of each row, or one for all.
+@pytest.mark.parametrize("beta", [0.0, 0.3, torch.tensor([0.6, -0.2, 0.0, 0.9, 0.1, -0.9], dtype=torch.float64)])
+def test_slk(backend: str, beta: Tensor | float) -> None:
+    """The confidence is twice the paper's σ."""
+    preset = presets.slk(TAU, 2.5) | {"confidence_threshold": beta}
+    _equal(preset, lambda p, n: _sl_at_k(p, n, beta), backend, scale=0.5)
+
+
+def test_slk_on_half_cosines_takes_half_of_everything(backend: str) -> None:
+    """The scores, both temperatures and β; the gradient of a half cosine is twice that of the cosine."""
+    pos, neg, _ = _cosines()
+    beta = torch.linspace(-0.5, 0.8, 6, dtype=torch.float64)
+    half = (pos / 2, neg / 2)
+    preset = presets.slk(TAU / 2, 1.25) | {"confidence_threshold": beta / 2}
+    found = 0.5 * cw_loss(*half, reduction="none", backend=backend, **preset)
+    expected = _sl_at_k(pos, neg, beta)
+    assert_near(found, expected, torch.float64)
+    of_half = torch.autograd.grad(found.sum(), half)
+    for a, b in zip(of_half, torch.autograd.grad(expected.sum(), (pos, neg))):
+        assert_near(a, 2 * b, torch.float64)
+
+
+def test_slk_without_a_threshold_is_that_of_score_0_and_of_its_published_temperature() -> None:
+    pos, neg, _ = _cosines()
+    given = cw_loss(pos / 2, neg / 2, reduction="none", backend="reference", **presets.slk())
+    assert_near(given, 2 * _sl_at_k(pos, neg, 0.0, tau_w=2.5), torch.float64)
 
 
 def test_cw(backend: str) -> None:
@@ -200,6 +223,8 @@ def test_presets_fit_the_modules(backend: str) -> None:
         presets.pucl(),
         presets.hcl(),
         presets.psl(),
+        presets.slk(),
+        presets.cw(),
     ):
         loss = CWLoss(**preset, reduction="sum", backend=backend)(pos, neg)
         assert_near(loss, cw_loss(pos, neg, **preset, reduction="sum", backend=backend), torch.float64)
