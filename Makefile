@@ -8,8 +8,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet
 BUILD_NEEDS := "setuptools>=77" wheel ninja pybind11 numpy
-TEST_NEEDS := pytest hypothesis scipy
-BENCHMARK_NEEDS := matplotlib tqdm
+TEST_NEEDS := pytest hypothesis scipy ranx
+BENCHMARK_NEEDS := matplotlib tqdm torch_geometric
 # Only for the MovieLens-100K file inside its wheel; it is never imported.
 DATA_NEEDS := recbole==1.2.1
 

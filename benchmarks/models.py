@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from benchmarks.data import InteractionData
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Hyper-parameters of the models; each model takes those it knows and leaves the others.
+
+    Attributes:
+        num_layers: graph convolutions L, at least 1 (lightgcn) or 2 (xsimgcl); None for the model's own, 2 and 3.
+        contrastive_weight: what the contrastive loss is multiplied with, finite and at least 0 (xsimgcl).
+    """
+
+    num_layers: int | None = None
+    contrastive_weight: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.num_layers is not None and self.num_layers < 1:
+            raise ValueError(f"num_layers must be at least 1, got {self.num_layers}")
+        if not 0 <= self.contrastive_weight < math.inf:
+            raise ValueError(f"contrastive_weight must be finite and at least 0, got {self.contrastive_weight}")
 
 
 class MatrixFactorization(nn.Module):
@@ -18,7 +39,13 @@ class MatrixFactorization(nn.Module):
         item_embeddings: [num_items, dim].
     """
 
-    def __init__(self, data: InteractionData, dim: int, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        data: InteractionData,
+        dim: int,
+        generator: torch.Generator,
+        options: ModelOptions = ModelOptions(),
+    ) -> None:
         super().__init__()
         self.user_embeddings = nn.Parameter(torch.randn(data.num_users, dim, generator=generator))
         self.item_embeddings = nn.Parameter(torch.randn(data.num_items, dim, generator=generator))
@@ -27,6 +54,37 @@ class MatrixFactorization(nn.Module):
         """Return the table of all users [num_users, dim] and of all items [num_items, dim]."""
         return self.user_embeddings, self.item_embeddings
 
+    def auxiliary_loss(self, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor | None:
+        """Return what the model adds to the ranking loss of a batch, a scalar, or None where it adds nothing.
 
-# A model is built from (training data, dim, generator); called, it returns its user and its item table.
-MODELS: dict[str, Callable[[InteractionData, int, torch.Generator], nn.Module]] = {"mf": MatrixFactorization}
+        Args:
+            users, items: int64 ids of the batch's users and of their positives, each [B].
+        """
+        return None
+
+
+def _graph_model(name: str, class_name: str) -> Callable[..., MatrixFactorization]:
+    """A model of :mod:`benchmarks.graph_models`, which is imported when the first one is built."""
+
+    def build(
+        data: InteractionData, dim: int, generator: torch.Generator, options: ModelOptions = ModelOptions()
+    ) -> MatrixFactorization:
+        try:
+            from benchmarks import graph_models
+        except ModuleNotFoundError as error:
+            if error.name.partition(".")[0] != "torch_geometric":
+                raise
+            raise RuntimeError(
+                f'model {name} needs torch_geometric, of the extra "benchmarks"; run: pip install torch_geometric'
+            ) from None
+        return getattr(graph_models, class_name)(data, dim, generator, options)
+
+    return build
+
+
+# A model is built from (training data, dim, generator[, options]); called, it returns its user and its item table.
+MODELS: dict[str, Callable[..., MatrixFactorization]] = {
+    "mf": MatrixFactorization,
+    "lightgcn": _graph_model("lightgcn", "LightGCN"),
+    "xsimgcl": _graph_model("xsimgcl", "XSimGCL"),
+}
