@@ -14,7 +14,7 @@ from benchmarks.arguments import non_negative_int
 from benchmarks.losses import LossOptions, build_loss
 from benchmarks.negatives import Negatives
 from benchmarks.trainer import TrainingConfig
-from benchmarks.training import compare, describe_runs
+from benchmarks.training import Case, compare, describe_runs
 
 # Each loss at its best on a grid, by validation NDCG@20 averaged over seeds 0 to 2, the simplest where equal:
 # learning rate and weight decay for BPR, learning rate and τ for SL and CW, for CW also π (0, 0.02, more) and
@@ -52,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         reporting.make_writable_directory(arguments.out)
         dataset = data.load(seed=arguments.seed)
         cases = [
-            (
+            Case(
+                dataset,
                 build_loss(name, replace(options, negatives=negatives)),
                 TrainingConfig(
                     epochs=EPOCHS,
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
             for name, (options, optimizer) in SETTINGS.items()
         ]
-        report, interrupted = compare(dataset, cases, arguments.out)
+        report, interrupted = compare(cases, arguments.out)
         if interrupted:
             raise KeyboardInterrupt
         report["step_cost"] = step_cost.measure(step_cost.StepShape(items=dataset.num_items), repeats=5)
@@ -75,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
-    config = cases[0][1]
+    config = cases[0].config
     print(
         f"\n{dataset.name}: {dataset.num_users} users, {dataset.num_items} items, "
         f"{len(dataset.train_users)} training and {len(dataset.test_users)} test interactions\n"

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from benchmarks.negatives import PER_ROW, Batch, Negatives
+from benchmarks.own_parameters import AdvInfoNCE, LowerLeftPartialAUC
 from cw_ext import Interactions, presets
+
+DEFAULT_TOP_K = 20
 
 
 @dataclass(frozen=True)
@@ -19,10 +23,19 @@ class LossOptions:
 
     Attributes:
         temperature: τ on the half cosine, so half of a value published for the cosine. PSL's formula has the
-            half cosine in it, so its published values stand.
-        prior: share π of sampled negatives that are positives (cw, dcl).
+            half cosine in it, so its published values stand. BSL's τ₂, of the negatives.
+        positive_temperature: BSL's τ₁, of the positive.
+        prior: share π of sampled negatives that are positives, or "auto": estimated at each validation, and 0 until
+            the first (cw, dcl).
         extra_positives: further positives per row for the correction (cw, dcl).
-        confidence_temperature: τ_c of the confidence in the positive, on the half cosine; None for none (cw).
+        weighting, weight_temperature, floor: of the weights and the correction, as of :func:`cw_ext.cw_loss` (cw).
+        confidence_temperature: τ_c of the confidence in the positive, on the half cosine; None for none (cw; slk's
+            τ_w, which must be there).
+        confidence_top_k: K of the score that the confidence is measured from, that of a user's K-th item; None for
+            a score of 0 (cw; slk's K, which is 20 for None).
+        refresh_epochs: T, epochs from one estimate of these scores to the next (cw, slk).
+        top_positives, top_negatives: α and β of the lower-left partial AUC (llpauc).
+        adversary_every: of this many epochs the adversary has the last (advinfonce).
         negatives: which negatives a row has; bpr takes one of those drawn for it.
         backend: "auto", "fused" or "reference", for every loss of the softmax family. With the reference, negatives of
             each row's own are drawn before the loss (by the kernels, where there are any), as a user of plain PyTorch
@@ -30,11 +43,27 @@ class LossOptions:
     """
 
     temperature: float = 0.1
-    prior: float = 0.05
+    positive_temperature: float = 0.1
+    prior: float | Literal["auto"] = 0.05
     extra_positives: int = 5
+    weighting: str = "sigmoid"
+    weight_temperature: float | None = None
+    floor: float = 0.3
     confidence_temperature: float | None = 1.25
+    confidence_top_k: int | None = None
+    refresh_epochs: int = 5
+    top_positives: float = 0.7
+    top_negatives: float = 0.1
+    adversary_every: int = 5
     negatives: Negatives = Negatives()
     backend: str = "auto"
+
+
+class Thresholds(NamedTuple):
+    """Which scores a loss measures its confidence from, and how often they are estimated."""
+
+    k: int
+    refresh_epochs: int
 
 
 BatchLoss = Callable[[Batch], torch.Tensor]  # a scalar
@@ -46,21 +75,28 @@ class RankingLoss:
 
     Attributes:
         name: its key in :data:`LOSSES`.
-        function: the loss of a batch.
+        build: returns the loss of a batch, given the number of users, of items, the embeddings' length, and a
+            generator of what the loss starts from; a :class:`~benchmarks.own_parameters.LearningLoss` if it learns.
         similarity: how embeddings trained with it score an item, and thus rank it.
         settings: the hyper-parameters that it uses, for tables and result files.
         negatives: which it has.
         takes_ids: whether a batch has to bring the negatives, as the loss does not draw them itself.
         extra_positives: how many further positives per row it wants.
+        thresholds: what ``Batch.thresholds`` are; None if it does not want them.
+        estimates_prior: whether it wants ``Batch.prior``.
+        initial_std: standard deviation of the embeddings that training starts from, given a table's rows and columns.
     """
 
     name: str
-    function: BatchLoss
+    build: Callable[[int, int, int, torch.Generator], BatchLoss]
     similarity: Literal["cosine", "dot"]
     settings: dict[str, Any]
     negatives: Negatives
     takes_ids: bool = False
     extra_positives: int = 0
+    thresholds: Thresholds | None = None
+    estimates_prior: bool = False
+    initial_std: Callable[[int, int], float] = lambda rows, columns: 1.0
 
 
 def bpr_loss(batch: Batch) -> torch.Tensor:
@@ -72,37 +108,140 @@ def bpr_loss(batch: Batch) -> torch.Tensor:
     return F.softplus((batch.queries * margins).sum(-1)).mean()
 
 
-def _bpr(options: LossOptions) -> RankingLoss:
+def _per_row(name: str, options: LossOptions) -> Negatives:
     if options.negatives.kind not in PER_ROW:
         raise ValueError(
-            f"negatives of bpr must be drawn for each row, uniform:N or popularity:N, got {options.negatives}"
+            f"negatives of {name} must be drawn for each row, uniform:N or popularity:N, got {options.negatives}"
         )
-    one = Negatives(options.negatives.kind, 1)
-    return RankingLoss("bpr", bpr_loss, "dot", {"negatives": str(one)}, one, takes_ids=True)
+    return options.negatives
+
+
+def _bpr(options: LossOptions) -> RankingLoss:
+    one = Negatives(_per_row("bpr", options).kind, 1)
+    return RankingLoss(
+        "bpr",
+        lambda *sizes: bpr_loss,
+        "dot",
+        {"negatives": str(one)},
+        one,
+        takes_ids=True,
+        initial_std=lambda rows, columns: math.sqrt(2 / (rows + columns)),  # Glorot's, as published numbers were got
+    )
+
+
+def _advinfonce(options: LossOptions) -> RankingLoss:
+    arguments = {"temperature": options.temperature, "adversary_every": options.adversary_every}
+    if options.adversary_every < 2:
+        raise ValueError(f"adversary_every must be at least 2, got {options.adversary_every}")
+    if not 0 < options.temperature < math.inf:
+        raise ValueError(f"temperature must be finite and > 0, got {options.temperature}")
+    negatives = _per_row("advinfonce", options)
+    return RankingLoss(
+        "advinfonce",
+        lambda *sizes: AdvInfoNCE(*sizes, **arguments),
+        "cosine",
+        {**arguments, "negatives": str(negatives)},
+        negatives,
+        takes_ids=True,
+    )
+
+
+def _llpauc(options: LossOptions) -> RankingLoss:
+    arguments = {"top_positives": options.top_positives, "top_negatives": options.top_negatives}
+    for name, share in arguments.items():
+        if not 0 < share <= 1:
+            raise ValueError(f"{name} must be in (0, 1], got {share}")
+    negatives = _per_row("llpauc", options)
+    return RankingLoss(
+        "llpauc",
+        lambda *sizes: LowerLeftPartialAUC(**arguments),
+        "dot",
+        {**arguments, "negatives": str(negatives)},
+        negatives,
+        takes_ids=True,
+        initial_std=lambda rows, columns: 0.01,  # as its authors'
+    )
 
 
 def _softmax_family(
-    name: str, arguments: dict[str, Any], options: LossOptions, extra_positives: int = 0
+    name: str,
+    arguments: dict[str, Any],
+    options: LossOptions,
+    *,
+    extra_positives: int = 0,
+    thresholds: Thresholds | None = None,
+    scale: float = 1.0,
 ) -> RankingLoss:
     negatives, backend = options.negatives, options.backend
+    estimates_prior = arguments.get("prior") == "auto"
 
     def function(batch: Batch) -> torch.Tensor:
-        return negatives.cw_loss(batch, similarity="half_cosine", backend=backend, **arguments)
+        given = {}
+        if thresholds is not None:
+            given["confidence_threshold"] = batch.thresholds
+        if estimates_prior:
+            given["prior"] = batch.prior
+        loss = negatives.cw_loss(batch, similarity="half_cosine", backend=backend, **{**arguments, **given})
+        return loss if scale == 1 else scale * loss
 
     settings = {
         **arguments, "extra_positives": extra_positives, "negatives": str(negatives), "backend": backend
     }  # fmt: skip
-    takes_ids = backend == "reference" and negatives.kind in PER_ROW
-    return RankingLoss(name, function, "cosine", settings, negatives, takes_ids, extra_positives)
+    if thresholds is not None:
+        settings |= {"confidence_top_k": thresholds.k, "refresh_epochs": thresholds.refresh_epochs}
+    if scale != 1:
+        settings["scale"] = scale
+    return RankingLoss(
+        name,
+        lambda *sizes: function,
+        "cosine",
+        settings,
+        negatives,
+        takes_ids=backend == "reference" and negatives.kind in PER_ROW,
+        extra_positives=extra_positives,
+        thresholds=thresholds,
+        estimates_prior=estimates_prior,
+    )
+
+
+def _thresholds(k: int | None, options: LossOptions) -> Thresholds | None:
+    if k is None:
+        return None
+    for name, value in (("confidence_top_k", k), ("refresh_epochs", options.refresh_epochs)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    return Thresholds(k, options.refresh_epochs)
+
+
+def _slk(options: LossOptions) -> RankingLoss:
+    if options.confidence_temperature is None:
+        raise ValueError("confidence_temperature of slk must be > 0, got None")
+    k = DEFAULT_TOP_K if options.confidence_top_k is None else options.confidence_top_k
+    arguments = presets.slk(options.temperature, options.confidence_temperature)
+    return _softmax_family("slk", arguments, options, thresholds=_thresholds(k, options))
 
 
 def _cw(options: LossOptions) -> RankingLoss:
+    if options.confidence_top_k is not None and options.confidence_temperature is None:
+        raise ValueError("confidence_temperature must be > 0 where confidence_top_k is given, got None")
     arguments = presets.cw(options.temperature, options.prior, options.confidence_temperature)
-    return _softmax_family("cw", arguments, options, options.extra_positives)
+    arguments |= {
+        "weighting": options.weighting, "weight_temperature": options.weight_temperature, "floor": options.floor
+    }  # fmt: skip
+    thresholds = _thresholds(options.confidence_top_k, options)
+    return _softmax_family("cw", arguments, options, extra_positives=options.extra_positives, thresholds=thresholds)
 
 
 def _dcl(options: LossOptions) -> RankingLoss:
-    return _softmax_family("dcl", presets.dcl(options.temperature, options.prior), options, options.extra_positives)
+    arguments = presets.dcl(options.temperature, options.prior)
+    return _softmax_family("dcl", arguments, options, extra_positives=options.extra_positives)
+
+
+def _bsl(options: LossOptions) -> RankingLoss:
+    if not 0 < options.positive_temperature < math.inf:
+        raise ValueError(f"positive_temperature must be finite and > 0, got {options.positive_temperature}")
+    scale = options.temperature / options.positive_temperature
+    return _softmax_family("bsl", presets.bsl(options.temperature), options, scale=scale)
 
 
 def _psl(surrogate: str) -> Callable[[LossOptions], RankingLoss]:
@@ -111,12 +250,16 @@ def _psl(surrogate: str) -> Callable[[LossOptions], RankingLoss]:
 
 LOSSES: dict[str, Callable[[LossOptions], RankingLoss]] = {
     "bpr": _bpr,
+    "llpauc": _llpauc,
     "sl": lambda options: _softmax_family("sl", presets.sl(options.temperature), options),
     "infonce": lambda options: _softmax_family("infonce", presets.infonce(options.temperature), options),
     "dcl": _dcl,
+    "advinfonce": _advinfonce,
+    "bsl": _bsl,
     "psl-tanh": _psl("tanh"),
     "psl-atan": _psl("atan"),
     "psl-relu": _psl("relu"),
+    "slk": _slk,
     "cw": _cw,
 }
 
@@ -133,7 +276,7 @@ def build_loss(name: str, options: LossOptions = LossOptions()) -> RankingLoss:
     if options.extra_positives < 0:
         raise ValueError(f"extra_positives must be at least 0, got {options.extra_positives}")
     loss = LOSSES[name](options)
-    loss.function(_trial_batch(loss))
+    loss.build(2, 2, 1, torch.Generator())(_trial_batch(loss))
     return loss
 
 
@@ -142,4 +285,5 @@ def _trial_batch(loss: RankingLoss) -> Batch:
     ids, seed = torch.arange(2), torch.tensor(0)
     interactions = Interactions(ids, ids, num_queries=2, num_items=2)
     neg_ids = loss.negatives.draw(ids[:1], interactions, seed) if loss.takes_ids else None
-    return Batch(torch.ones(1, 1), torch.ones(2, 1), ids[:1], ids[:1], None, interactions, seed, neg_ids)
+    known = (interactions, seed, neg_ids, torch.zeros(1), 0.0)
+    return Batch(torch.ones(1, 1), torch.ones(2, 1), ids[:1], ids[:1], None, *known)

@@ -65,6 +65,39 @@ def ranking_metrics(
     return {"recall": recall / len(users), "ndcg": ndcg / len(users)}
 
 
+def shares_below(
+    user_table: torch.Tensor,
+    item_table: torch.Tensor,
+    target_users: torch.Tensor,
+    target_items: torch.Tensor,
+    masked_users: torch.Tensor,
+    masked_items: torch.Tensor,
+) -> torch.Tensor:
+    """For each target, the share of the user's other items that score below it, ties counting half.
+
+    Args:
+        user_table, item_table, target_users, target_items, masked_users, masked_items: as of :func:`ranking_metrics`;
+            masked items are not counted. Every user has an item that is neither masked nor the target.
+
+    Returns:
+        float64 [num_targets], sorted by user.
+    """
+    num_items = item_table.shape[0]
+    target_users, target_items = _sort_by_user(target_users, target_items)
+    masked_users, masked_items = _sort_by_user(masked_users, masked_items)
+    shares = []
+    for targets in torch.arange(len(target_users)).split(max(1, _SCORES_PER_BLOCK // num_items)):
+        users, rows = torch.unique_consecutive(target_users[targets], return_inverse=True)
+        scores = user_table[users] @ item_table.T  # [users of the block, num_items]
+        score = scores[rows, target_items[targets]].unsqueeze(1)
+        masked_rows, items = _pairs_of_block(users, masked_users, masked_items)
+        scores[masked_rows, items] = torch.nan  # neither below nor equal to anything
+        below, equal = (scores[rows] < score).sum(1), (scores[rows] == score).sum(1) - 1
+        others = (~scores.isnan()).sum(1)[rows] - 1
+        shares.append((below + equal / 2) / others.double())
+    return torch.cat(shares)
+
+
 def _sort_by_user(users: torch.Tensor, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     users, order = users.sort()
     return users, items[order]

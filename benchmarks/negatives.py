@@ -38,6 +38,8 @@ class Batch(NamedTuple):
     interactions: Interactions  # what is known of all users
     seed: Tensor  # int64 [], for the draws of this step
     neg_ids: Tensor | None = None  # int64 [B, N], where the loss takes negatives that were drawn before
+    thresholds: Tensor | None = None  # [B], the score of the user's K-th item, where the loss asks for it
+    prior: float | None = None  # the share of positives among the negatives, where it is estimated
 
 
 @dataclass(frozen=True)

@@ -3,61 +3,97 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from statistics import mean, stdev
+from typing import Any, NamedTuple
 
 from benchmarks import data, gpu, reporting
-from benchmarks.arguments import negatives, non_negative_float, non_negative_int, positive_int
+from benchmarks.arguments import negatives, non_negative_float, non_negative_int, positive_int, prior, share
 from benchmarks.losses import LOSSES, LossOptions, RankingLoss, build_loss
 from benchmarks.models import MODELS
 from benchmarks.plots import plot_runs
 from benchmarks.trainer import TrainingConfig, train
+from cw_ext.parameters import WEIGHTINGS
+
+
+class Case(NamedTuple):
+    """One training run to do."""
+
+    dataset: data.InteractionData
+    loss: RankingLoss
+    config: TrainingConfig
 
 
 def describe_runs(runs: Sequence[dict[str, Any]]) -> str:
-    """Return the table that a comparison ends with: one line per loss."""
+    """Return the table that a comparison ends with: one line per loss, means and deviations over its seeds."""
     k = runs[0]["k"]
     header = ["loss", f"Recall@{k}", f"NDCG@{k}", f"Recall@{k}*", f"NDCG@{k}*", f"val NDCG@{k}", "best epoch"]
     header += ["s/epoch", "negatives", "lr", "weight decay", "loss settings"]
-    rows = [
-        [
-            run["loss"],
-            f"{run['test']['recall']:.4f}",
-            f"{run['test']['ndcg']:.4f}",
-            f"{run['test_validation_masked']['recall']:.4f}",
-            f"{run['test_validation_masked']['ndcg']:.4f}",
-            f"{run['best_validation']['ndcg']:.4f}",
-            f"{run['best_epoch']}/{run['epochs']}",
-            f"{run['seconds']['per_epoch']:.2f}",
-            run["loss_settings"]["negatives"],
-            f"{run['config']['lr']:g}",
-            f"{run['config']['weight_decay']:g}",
-            _describe_settings(run["loss_settings"]),
-        ]
-        for run in runs
-    ]
+    metrics = [("test", "recall"), ("test", "ndcg"), ("test_validation_masked", "recall")]
+    metrics += [("test_validation_masked", "ndcg"), ("best_validation", "ndcg")]
+    rows = []
+    for name in dict.fromkeys(run["loss"] for run in runs):
+        seeds = [run for run in runs if run["loss"] == name]
+        first = seeds[0]
+        rows.append(
+            [
+                name,
+                *(_mean_and_deviation([run[part][metric] for run in seeds]) for part, metric in metrics),
+                ", ".join(f"{run['best_epoch']}/{run['epochs']}" for run in seeds),
+                f"{mean(run['seconds']['per_epoch'] for run in seeds):.2f}",
+                first["loss_settings"]["negatives"],
+                f"{first['config']['lr']:g}",
+                f"{first['config']['weight_decay']:g}",
+                describe_settings(first["loss_settings"]),
+            ]
+        )
     return reporting.format_table(header, rows) + "\n* validation items left out of the ranking too"
 
 
-def _describe_settings(settings: dict[str, Any]) -> str:
-    symbols = {"temperature": "τ", "prior": "π", "extra_positives": "M", "confidence_temperature": "τ_c"}
-    shown = [f"{symbol}={settings[name]:g}" for name, symbol in symbols.items() if settings.get(name)]
+def _mean_and_deviation(values: Sequence[float]) -> str:
+    deviation = f"±{stdev(values):.4f}" if len(values) > 1 else ""
+    return f"{mean(values):.4f}{deviation}"
+
+
+_SYMBOLS = {
+    "temperature": "τ",
+    "prior": "π",
+    "extra_positives": "M",
+    "weighting": "ω",
+    "weight_temperature": "ρ",
+    "floor": "ε",
+    "confidence_temperature": "τ_c",
+    "confidence_top_k": "K",
+    "refresh_epochs": "T",
+    "top_positives": "α",
+    "top_negatives": "β",
+}
+
+
+def describe_settings(settings: dict[str, Any]) -> str:
+    """Return a loss's hyper-parameters as a table shows them."""
+    shown = []
+    for name, symbol in _SYMBOLS.items():
+        value = settings.get(name)
+        if name == "floor" and not settings.get("prior"):
+            continue  # of no effect
+        if value and value != "none":
+            shown.append(f"{symbol}={value}" if isinstance(value, str) else f"{symbol}={value:g}")
     return " ".join(shown) or "-"
 
 
-def compare(
-    dataset: data.InteractionData,
-    cases: Sequence[tuple[RankingLoss, TrainingConfig]],
-    directory: Path,
-) -> tuple[dict[str, Any], bool]:
-    """Train with each loss in turn; after each, write results.json and results.png to the directory.
+def compare(cases: Sequence[Case], directory: Path, resume: bool = False) -> tuple[dict[str, Any], bool]:
+    """Do one training run after another; after each, write results.json and results.png to the directory.
 
     Args:
-        dataset: training and test interactions.
-        cases: a loss and its training configuration, for each run.
+        cases: what to train, at least one, all on data of one name.
         directory: an existing, writable directory.
+        resume: whether to go on where an earlier call with the same directory was interrupted: finished runs are
+            kept, the unfinished one goes on from its last validation.
 
     Returns:
         ``(report, interrupted)``: what results.json holds, with one entry in ``report["runs"]`` per run that
@@ -65,23 +101,59 @@ def compare(
 
     Raises:
         TrainingError: as :func:`train`; the runs before it are on disk.
+        ValueError: what is to be resumed is not of these cases.
     """
+    results, checkpoint = directory / "results.json", directory / "checkpoint.pt"
+    runs = _finished_runs(results, cases) if resume else {}
+    if not resume:
+        checkpoint.unlink(missing_ok=True)
+    dataset, _, config = cases[0]
     report: dict[str, Any] = {
         "data": dataset.sizes(),
-        "environment": reporting.environment(cases[0][1].device),
-        "runs": [],
+        "environment": reporting.environment(config.device),
+        "runs": list(runs.values()),
     }
-    for loss, config in cases:
-        try:
-            run = train(dataset, loss, config)
-        except KeyboardInterrupt:
-            return report, True
-        report["runs"].append(run)
-        reporting.write_json(directory / "results.json", report)
-        plot_runs(report["runs"], directory / "results.png", f"{dataset.name}, {config.model}, dim {config.dim}")
-        if run["ended_by"] == "interrupt":
-            return report, True
+    try:
+        for number, case in enumerate(cases):
+            if number in runs:
+                continue
+            run = runs[number] = train(*case, checkpoint=checkpoint)
+            # With those that come later but were finished earlier.
+            report["runs"] = [runs[number] for number in sorted(runs)]
+            reporting.write_json(results, report)
+            interrupted = run["ended_by"] == "interrupt"
+            if not interrupted:
+                checkpoint.unlink(missing_ok=True)
+            plot_runs(report["runs"], directory / "results.png", f"{dataset.name}, {config.model}, dim {config.dim}")
+            if interrupted:
+                return report, True
+    except KeyboardInterrupt:
+        return report, True
     return report, False
+
+
+def _finished_runs(results: Path, cases: Sequence[Case]) -> dict[int, dict[str, Any]]:
+    """Read the runs that are not to be done again, by the number of their case."""
+    try:
+        report = json.loads(results.read_text(encoding="utf-8"))
+        runs = [run for run in report["runs"] if run["ended_by"] != "interrupt"]
+        settings = [(run["loss"], run["loss_settings"], run["config"]) for run in runs]
+        found = report["data"]
+    except FileNotFoundError:
+        return {}
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{results}: expected the results of an earlier comparison, got something else") from None
+    if found not in [case.dataset.sizes() for case in cases]:
+        raise ValueError(f"{results}: expected results on {cases[0].dataset.sizes()} to go on from, got {found}")
+    known = [(case.loss.name, case.loss.settings, asdict(case.config)) for case in cases]
+    for loss, loss_settings, config in settings:
+        if (loss, loss_settings, config) not in known:
+            raise ValueError(
+                f"{results}: expected runs of this comparison only, got {loss} with {loss_settings} and {config}; "
+                "resume with the same arguments, or give another --out"
+            )
+    finished = {known.index(of_run): run for of_run, run in zip(settings, runs, strict=True)}
+    return dict(sorted(finished.items()))
 
 
 def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -90,7 +162,7 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m benchmarks.training",
         description=__doc__,
         epilog="Exit status: 0 done, 2 bad arguments or data, or training that diverged, "
-        "130 ended by Ctrl-C (what was validated by then is tested and written).",
+        "130 ended by Ctrl-C (what was validated by then is tested and written; --resume goes on).",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
@@ -110,6 +182,13 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--loss", nargs="+", choices=LOSSES, default=["sl", "cw"], help="losses to compare")
     parser.add_argument("--model", choices=MODELS, default=defaults.model, help="the model to train")
     parser.add_argument("--dim", type=positive_int, default=defaults.dim, help="length of an embedding")
+    parser.add_argument("--num-layers", type=positive_int, help="of a graph model; lightgcn 2, xsimgcl 3 if not given")
+    parser.add_argument(
+        "--contrastive-weight",
+        type=non_negative_float,
+        default=defaults.contrastive_weight,
+        help="of the contrastive loss that xsimgcl adds",
+    )
     parser.add_argument("--lr", type=non_negative_float, default=defaults.lr, help="learning rate of Adam")
     parser.add_argument(
         "--weight-decay", type=non_negative_float, default=defaults.weight_decay, help="weight decay of Adam"
@@ -121,10 +200,18 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="temperature on the half cosine: half of a value published for the cosine (psl: as published)",
     )
     parser.add_argument(
-        "--prior",
+        "--positive-tau",
         type=float,
+        default=loss_defaults.positive_temperature,
+        help="temperature of the positive, on the half cosine (bsl)",
+    )
+    parser.add_argument(
+        "--prior",
+        type=prior,
+        metavar="PRIOR|auto",
         default=loss_defaults.prior,
-        help="share of the sampled negatives that are positives, in [0, 1) (cw, dcl)",
+        help="share of the sampled negatives that are positives, in [0, 1); auto: estimated at each validation, and 0 "
+        "until the first (cw, dcl)",
     )
     parser.add_argument(
         "--extra-positives",
@@ -132,11 +219,45 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         default=loss_defaults.extra_positives,
         help="further positives per row that the correction averages over (cw, dcl)",
     )
+    parser.add_argument("--weighting", choices=WEIGHTINGS, default=loss_defaults.weighting, help="of negatives (cw)")
+    parser.add_argument("--weight-tau", type=float, help="temperature of the weights; the loss's if not given (cw)")
+    parser.add_argument(
+        "--floor", type=float, default=loss_defaults.floor, help="share of the mass that the correction leaves (cw)"
+    )
     parser.add_argument(
         "--confidence-tau",
         type=non_negative_float,
         default=loss_defaults.confidence_temperature,
-        help="temperature of the confidence in the positive, on the half cosine; 0 for none (cw)",
+        help="temperature of the confidence in the positive, on the half cosine; 0 for none (cw; slk)",
+    )
+    parser.add_argument(
+        "--confidence-top-k",
+        type=positive_int,
+        help="measure the confidence from the score of the user's K-th item; from 0 if not given (cw; slk: 20)",
+    )
+    parser.add_argument(
+        "--refresh-epochs",
+        type=positive_int,
+        default=loss_defaults.refresh_epochs,
+        help="epochs from one estimate of these scores to the next (cw, slk)",
+    )
+    parser.add_argument(
+        "--top-positives", type=float, default=loss_defaults.top_positives, help="share of positives, alpha (llpauc)"
+    )
+    parser.add_argument(
+        "--top-negatives", type=float, default=loss_defaults.top_negatives, help="share of negatives, beta (llpauc)"
+    )
+    parser.add_argument(
+        "--adversary-every",
+        type=positive_int,
+        default=loss_defaults.adversary_every,
+        help="of this many epochs the adversary learns in the last, the model in the others (advinfonce)",
+    )
+    parser.add_argument(
+        "--false-negatives",
+        type=share,
+        metavar="SHARE",
+        help="hold out a tenth of the training items, and make this share of the negatives such items of their users",
     )
     parser.add_argument(
         "--backend",
@@ -167,11 +288,25 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="stop after this many validations without a better NDCG; 0 trains all epochs, as the protocol does",
     )
     parser.add_argument("--device", choices=gpu.DEVICES, default=defaults.device, help="where to train")
-    parser.add_argument("--seed", type=non_negative_int, default=defaults.seed, help="of splits, start and sampling")
+    parser.add_argument(
+        "--seed",
+        type=non_negative_int,
+        nargs="+",
+        default=[defaults.seed],
+        help="of splits, start and sampling; with more than one, each loss is trained with each",
+    )
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="where results go; a new folder under runs/ if not given"
     )
-    return parser.parse_args(argv)
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on where the comparison with this --out was interrupted: what is finished is kept",
+    )
+    arguments = parser.parse_args(argv)
+    if arguments.resume and arguments.out is None:
+        parser.error("--resume needs the --out of the comparison to go on with")
+    return arguments
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -179,15 +314,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse_arguments(argv)
     options = LossOptions(
         temperature=arguments.tau,
+        positive_temperature=arguments.positive_tau,
         prior=arguments.prior,
         extra_positives=arguments.extra_positives,
+        weighting=arguments.weighting,
+        weight_temperature=arguments.weight_tau,
+        floor=arguments.floor,
         confidence_temperature=arguments.confidence_tau or None,
+        confidence_top_k=arguments.confidence_top_k,
+        refresh_epochs=arguments.refresh_epochs,
+        top_positives=arguments.top_positives,
+        top_negatives=arguments.top_negatives,
+        adversary_every=arguments.adversary_every,
         negatives=arguments.negatives,
         backend=arguments.backend,
     )
     config = TrainingConfig(
         model=arguments.model,
         dim=arguments.dim,
+        num_layers=arguments.num_layers,
+        contrastive_weight=arguments.contrastive_weight,
         lr=arguments.lr,
         weight_decay=arguments.weight_decay,
         epochs=arguments.epochs,
@@ -195,16 +341,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         eval_every=arguments.eval_every,
         patience=arguments.patience or None,
         k=arguments.k,
-        seed=arguments.seed,
+        false_negatives=arguments.false_negatives,
         device=arguments.device,
     )
     try:
         gpu.require(arguments.device)
         losses = [build_loss(name, options) for name in dict.fromkeys(arguments.loss)]
-        dataset = data.load(arguments.data, seed=arguments.seed, core=arguments.core, min_rating=arguments.min_rating)
-        directory = arguments.out or reporting.default_directory(f"{dataset.name}-{config.model}")
+        source = {"core": arguments.core, "min_rating": arguments.min_rating}
+        seeds = dict.fromkeys(arguments.seed)
+        datasets = {seed: data.load(arguments.data, seed=seed, **source) for seed in seeds}
+        cases = [Case(datasets[seed], loss, replace(config, seed=seed)) for loss in losses for seed in seeds]
+        directory = arguments.out or reporting.default_directory(f"{cases[0].dataset.name}-{config.model}")
         reporting.make_writable_directory(directory)
-        report, interrupted = compare(dataset, [(loss, config) for loss in losses], directory)
+        report, interrupted = compare(cases, directory, arguments.resume)
     except KeyboardInterrupt:
         print("interrupted before training began; nothing was written", file=sys.stderr)
         return reporting.INTERRUPTED
@@ -215,7 +364,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(describe_runs(report["runs"]))
         print(f"results: {directory / 'results.json'}, {directory / 'results.png'}")
     if interrupted:
-        finished = ", ".join(run["loss"] for run in report["runs"]) or "none"
+        finished = ", ".join(f"{run['loss']} (seed {run['config']['seed']})" for run in report["runs"]) or "none"
         print(f"interrupted; runs written: {finished}", file=sys.stderr)
         return reporting.INTERRUPTED
     return 0

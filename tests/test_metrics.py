@@ -1,8 +1,13 @@
-"""Ranking metrics against a per-user implementation in plain Python."""
+"""Ranking metrics against a per-user implementation in plain Python, and against ranx."""
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -65,6 +70,49 @@ def test_metrics_agree_with_plain_python(monkeypatch, k, scores_per_block):
     assert found == pytest.approx(expected, rel=1e-12)
 
 
+def by_ranx(cases: list[tuple[dict, dict]]) -> list[dict[str, float]]:
+    """What ranx says of each case, (what is relevant, scores), both {user: {item: number}}.
+
+    In a process of its own: its loops take half a minute to compile, and that can only be forbidden before numba, which
+    others import too, is imported.
+    """
+    program = (
+        "import json, ranx, sys\n"
+        "for relevant, scores in json.load(sys.stdin):\n"
+        "    found = ranx.evaluate(ranx.Qrels(relevant), ranx.Run(scores), ['recall@20', 'ndcg@20'])\n"
+        "    print(json.dumps({name.removesuffix('@20'): float(value) for name, value in found.items()}))\n"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", program],
+        input=json.dumps(cases),
+        env={**os.environ, "NUMBA_DISABLE_JIT": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return [json.loads(line) for line in process.stdout.splitlines()]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ranx") is None, reason="ranx is not installed")
+def test_metrics_agree_with_ranx():
+    found, cases = [], []
+    for seed in range(4):
+        tables, targets, masked = random_case(60, 80, seed)
+        found.append(ranking_metrics(*tables, *columns(targets), *columns(masked), k=20))
+        relevant, scores = {}, {}
+        for user, item in targets:
+            relevant.setdefault(f"user {user}", {})[f"item {item}"] = 1
+            scores[f"user {user}"] = {
+                f"item {other}": score
+                for other, score in enumerate((tables[1] @ tables[0][user]).tolist())
+                if (user, other) not in masked
+            }
+        cases.append((relevant, scores))
+    for ours, expected in zip(found, by_ranx(cases), strict=True):
+        assert 0 < expected["ndcg"] < 1
+        assert ours == pytest.approx(expected, rel=1e-12)
+
+
 def test_a_ranking_counted_out():
     # Scores 3 > 2 > 1 > 0; item 0 is masked, so the ranking of the user is 1, 2, 3.
     items = torch.tensor([[3.0], [2.0], [1.0], [0.0]])
@@ -90,3 +138,23 @@ def test_bad_arguments_are_refused():
         ranking_metrics(*tables, *columns([]), *columns([]))
     with pytest.raises(ValueError, match="k must be at least 1, got 0"):
         ranking_metrics(*tables, *columns([(0, 0)]), *columns([]), k=0)
+
+
+def test_shares_below_are_counted_one_by_one(device, monkeypatch):
+    monkeypatch.setattr(metrics, "_SCORES_PER_BLOCK", 3 * 9)  # 3 targets at a time
+    generator = torch.Generator().manual_seed(0)
+    users = torch.randint(-2, 3, (7, 2), generator=generator).double()  # whole numbers, so that there are ties
+    items = torch.randint(-2, 3, (9, 2), generator=generator).double()
+    pairs = torch.randperm(7 * 9, generator=generator)
+    targets, masked = pairs[:16], pairs[16:30]
+    arguments = [users, items, targets // 9, targets % 9, masked // 9, masked % 9]
+    found = metrics.shares_below(*(tensor.to(device) for tensor in arguments))
+    expected = []
+    for pair in sorted(targets.tolist(), key=lambda pair: pair // 9):
+        user, item = divmod(pair, 9)
+        others = [i for i in range(9) if i != item and 9 * user + i not in masked.tolist()]
+        scores = (users[user] * items).sum(1)
+        below = [1.0 * (scores[i] < scores[item]) + 0.5 * (scores[i] == scores[item]) for i in others]
+        expected.append((user, float(sum(below)) / len(others)))
+    found = sorted(zip(sorted((targets // 9).tolist()), found.tolist(), strict=True))
+    assert found == sorted(expected)

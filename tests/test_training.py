@@ -6,42 +6,28 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from training_cases import FLAGS, p_value, record_batches, write_blocks
 
 from benchmarks import data, plots, reporting, step_cost, training
-from benchmarks.losses import LOSSES, LossOptions, build_loss
+from benchmarks import trainer as trainer_module
+from benchmarks.losses import LOSSES, BatchLoss, LossOptions, build_loss
 from benchmarks.metrics import ranking_metrics
 from benchmarks.negatives import Batch, Negatives
 from benchmarks.sampling import InteractionSampler
 from benchmarks.trainer import Trainer, TrainingConfig, train
 from cw_ext import Interactions, draw_negatives
 
-FLAGS = ["--backend", "reference", "--negatives", "8", "--batch-size", "64", "--dim", "8", "--core", "2"]
 REFERENCE = LossOptions(negatives=Negatives("uniform", 8), backend="reference")
-
-
-def p_value(counts: torch.Tensor) -> float:
-    """Of the chi-square test that counts come from a uniform distribution."""
-    expected = counts.double().mean()
-    statistic = ((counts - expected) ** 2 / expected).sum()
-    return torch.special.gammaincc(torch.tensor((len(counts) - 1) / 2).double(), statistic / 2).item()
 
 
 @pytest.fixture
 def blocks(tmp_path: Path) -> Path:
-    """A file in which users of each of 4 blocks take 10 of their block's 14 items, and no others."""
-    rng = np.random.default_rng(0)
-    lines = [
-        f"user{user} item{14 * (user % 4) + item}\n"
-        for user in range(60)
-        for item in rng.choice(14, size=10, replace=False)
-    ]
-    path = tmp_path / "blocks.txt"
-    path.write_text("".join(lines), encoding="utf-8")
-    return path
+    return write_blocks(tmp_path / "blocks.txt")
 
 
 # --- further positives ---
@@ -131,6 +117,8 @@ def make_batch(dtype: torch.dtype = torch.float64) -> Batch:
         extra_pos_ids=known[users, 1:4],
         interactions=interactions,
         seed=torch.tensor(11),
+        thresholds=torch.rand(6, generator=generator, dtype=dtype) - 0.5,
+        prior=0.15,
     )
 
 
@@ -173,8 +161,15 @@ def cosines(queries, items, ids):
     return (q * x).sum(-1) / (q.norm(dim=-1) * x.norm(dim=-1))
 
 
-def expected_loss(name: str, batch: Batch, negatives: Negatives) -> torch.Tensor:
-    """Each loss as published for the cosine, for τ = 0.2 there, which is 0.1 on the half cosine."""
+def expected_loss(
+    name: str, batch: Batch, negatives: Negatives, parameters: dict[str, torch.Tensor] | None = None, **cw: Any
+) -> torch.Tensor:
+    """Each loss as published for the cosine, for τ = 0.2 there, which is 0.1 on the half cosine.
+
+    Args:
+        parameters: those of the loss's own.
+        cw: of expected_cw, for "cw".
+    """
     tau, prior = 0.2, 0.05
     queries, items = batch.queries, batch.items
     if name == "bpr":
@@ -182,41 +177,168 @@ def expected_loss(name: str, batch: Batch, negatives: Negatives) -> torch.Tensor
         scores = [(queries * items[ids]).sum(-1) for ids in (batch.pos_ids, neg_ids)]
         return -torch.log(torch.sigmoid(scores[0] - scores[1])).mean()
     ids, q = negatives_and_weights(batch, negatives)
+    if name == "llpauc":
+        return expected_llpauc(batch, ids, **parameters)
     n_of_row = (q > 0).sum(1)
     q = q / q.sum(1, keepdim=True)  # so that Σ q f is a mean
     p, n, e = (cosines(queries, items, i) for i in (batch.pos_ids, ids, batch.extra_pos_ids))
     d = n - p.unsqueeze(1)
+    softmax_loss = torch.log(n_of_row * (q * torch.exp(d / tau)).sum(1))
     if name == "sl":
-        return torch.log(n_of_row * (q * torch.exp(d / tau)).sum(1)).mean()
+        return softmax_loss.mean()
     if name == "infonce":
         others = torch.exp(p / tau) * n_of_row * (q * torch.exp(d / tau)).sum(1)
         return -torch.log(torch.exp(p / tau) / (torch.exp(p / tau) + others)).mean()
+    if name == "bsl":  # τ₁ = 0.5 of the positive, τ₂ = τ of the negatives
+        mass = n_of_row * (q * torch.exp(n / tau)).sum(1)
+        return -torch.log(torch.exp(p / 0.5) / mass ** (tau / 0.5)).mean()
+    if name == "slk":  # twice as published; τ_w = 2.5, and thresholds are half cosines
+        return (2 * torch.sigmoid((p - 2 * batch.thresholds) / 2.5) * softmax_loss).mean()
+    if name == "advinfonce":
+        users, others = parameters["users"], parameters["items"]
+        hardness = ids.shape[1] * torch.softmax(cosines(users[batch.query_ids], others, ids), dim=1)
+        mass = 64 * (hardness * torch.exp(n / tau)).sum(1)
+        return -torch.log(torch.exp(p / tau) / (torch.exp(p / tau) + mass)).mean()
     if name.startswith("psl"):
         surrogate = {"tanh": torch.tanh, "atan": torch.atan, "relu": lambda x: torch.relu(x + 1) - 1}[name[4:]]
         return torch.log(n_of_row * (q * (surrogate(d / 2) + 1) ** (1 / 0.1)).sum(1)).mean()
-    margin_of_extra = e - p.unsqueeze(1)
     if name == "dcl":
-        difference = (q * torch.exp(d / tau)).sum(1) - prior * torch.exp(margin_of_extra / tau).mean(1)
+        difference = (q * torch.exp(d / tau)).sum(1) - prior * torch.exp((e - p.unsqueeze(1)) / tau).mean(1)
         mass = torch.clamp(difference, min=math.exp(-2 / tau)) / (1 - prior)
         return torch.log(1 + n_of_row * mass).mean()
-    a = (q * torch.sigmoid(-d / tau) * torch.exp(d / tau)).sum(1)
-    c = (torch.sigmoid(-margin_of_extra / tau) * torch.exp(margin_of_extra / tau)).mean(1)
-    mass = torch.maximum(a - prior * c, 0.3 * a) / (1 - prior)
-    return (2 * torch.sigmoid(p / 2.5) * torch.log(n_of_row * mass)).mean()
+    return expected_cw(p, n, e, q, n_of_row, **cw)
 
 
-def loss_of(name: str, negatives: Negatives, batch: Batch, backend: str) -> torch.Tensor:
-    loss = build_loss(name, LossOptions(confidence_temperature=1.25, negatives=negatives, backend=backend))
+def expected_cw(
+    p,
+    n,
+    e,
+    q,
+    n_of_row,
+    *,
+    weighting="sigmoid",
+    rho=None,
+    prior=0.05,
+    floor=0.3,
+    tau_c: float | None = 2.5,
+    thresholds: torch.Tensor | float = 0.0,
+) -> torch.Tensor:
+    """The CW loss with all temperatures and thresholds on the cosine."""
+    tau = 0.2
+    weight = {
+        "none": torch.ones_like,
+        "sigmoid": lambda d: torch.sigmoid(-d / (rho or tau)),
+        "exponential": lambda d: torch.exp(-d / (rho or 2)),
+        "linear": lambda d: torch.clamp(1 - d / (rho or 2), min=0),
+    }[weighting]
+    d, margins_of_extra = n - p.unsqueeze(1), e - p.unsqueeze(1)
+    a = (q * weight(d) * torch.exp(d / tau)).sum(1)
+    c = (weight(margins_of_extra) * torch.exp(margins_of_extra / tau)).mean(1)
+    mass = torch.maximum(a - prior * c, floor * a) / (1 - prior)
+    confidence = 1 if tau_c is None else 2 * torch.sigmoid((p - thresholds) / tau_c)
+    return (confidence * torch.log(n_of_row * mass)).mean()
+
+
+def expected_llpauc(batch: Batch, ids, *, a, b, s_pos, s_neg, gamma, multiplier_a, multiplier_b) -> torch.Tensor:
+    """For α = 0.6 and β = 0.25, score by score."""
+
+    def soft_plus(x):
+        return torch.log(1 + torch.exp(5 * x)) / 5
+
+    pos, neg = [], []
+    for row, (query, positive) in enumerate(zip(batch.queries, batch.pos_ids, strict=True)):
+        score = torch.sigmoid(query @ batch.items[positive])
+        pos.append(soft_plus(-((score - a) ** 2 - 2 * (1 + gamma) * score) - s_pos) / 0.6)
+        for negative in ids[row]:
+            score = torch.sigmoid(query @ batch.items[negative])
+            neg.append(soft_plus((score - b) ** 2 + 2 * (1 + gamma) * score - s_neg) / 0.25)
+    game = -s_pos - sum(pos) / len(pos) + s_neg + sum(neg) / len(neg) - gamma**2
+    return game + multiplier_a * (a + gamma) + multiplier_b * (gamma + 1 - b)
+
+
+def batch_loss_of(
+    name: str, negatives: Negatives, batch: Batch, backend: str, **options: Any
+) -> tuple[BatchLoss, Batch, dict[str, torch.Tensor]]:
+    """The loss, in fp64 and with random parameters if it has some of its own; its batch; these parameters."""
+    given = {"positive_temperature": 0.25, "top_positives": 0.6, "top_negatives": 0.25, **options}
+    loss = build_loss(name, LossOptions(negatives=negatives, backend=backend, **given))
     if loss.takes_ids:
         batch = batch._replace(neg_ids=loss.negatives.draw(batch.query_ids, batch.interactions, batch.seed))
-    return loss.function(batch)
+    function = loss.build(8, 30, 4, torch.Generator().manual_seed(2))
+    if not isinstance(function, torch.nn.Module):
+        return function, batch, {}
+    function.double()
+    with torch.no_grad():
+        for parameter in function.parameters():
+            parameter.add_(torch.rand(parameter.shape, generator=torch.Generator().manual_seed(3)))
+    return function, batch, dict(function.named_parameters())
+
+
+def loss_of(name: str, negatives: Negatives, batch: Batch, backend: str, **options: Any) -> torch.Tensor:
+    function, batch, _ = batch_loss_of(name, negatives, batch, backend, **options)
+    return function(batch)
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_losses_are_the_published_ones(name):
     batch, negatives = make_batch(), Negatives.parse("uniform:9")
-    expected = expected_loss(name, batch, negatives)
-    torch.testing.assert_close(loss_of(name, negatives, batch, "reference"), expected, rtol=1e-10, atol=0)
+    tables = [table.requires_grad_() for table in (batch.queries, batch.items)]
+    function, given, parameters = batch_loss_of(name, negatives, batch, "reference")
+    expected = expected_loss(name, batch, negatives, parameters)
+    found = function(given)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=0)
+    if name == "cw":  # whose weights have no gradient
+        return
+    inputs = [*tables, *parameters.values()]
+    for a, b in zip(torch.autograd.grad(found, inputs), torch.autograd.grad(expected, inputs), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"weighting": "none"}, {"weighting": "none"}),
+        ({"weighting": "linear"}, {"weighting": "linear"}),
+        ({"weighting": "linear", "weight_temperature": 0.3}, {"weighting": "linear", "rho": 0.6}),
+        ({"weighting": "exponential", "weight_temperature": 0.3}, {"weighting": "exponential", "rho": 0.6}),
+        ({"weight_temperature": 0.05}, {"rho": 0.1}),
+        ({"prior": 0.4, "floor": 0.9}, {"prior": 0.4, "floor": 0.9}),
+        ({"prior": 0.4, "floor": 0.01}, {"prior": 0.4, "floor": 0.01}),
+        ({"prior": 0.0}, {"prior": 0.0}),
+        ({"prior": "auto"}, {"prior": 0.15}),
+        ({"confidence_temperature": None}, {"tau_c": None}),
+        ({"confidence_temperature": 0.4, "confidence_top_k": 5}, {"tau_c": 0.8, "thresholds": "of the batch"}),
+    ],
+)
+def test_every_option_of_cw_is_what_it_says(options, expected, backend):
+    batch, negatives = make_batch(), Negatives.parse("uniform:9")
+    if "thresholds" in expected:
+        expected = expected | {"thresholds": 2 * batch.thresholds}
+    found = loss_of("cw", negatives, batch, backend, **options)
+    torch.testing.assert_close(found, expected_loss("cw", batch, negatives, **expected), rtol=1e-8, atol=0)
+    assert not torch.isclose(found, expected_loss("cw", batch, negatives), rtol=1e-4)  # that of the defaults
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_slk_and_bsl_have_every_kind_of_negatives(spec, backend):
+    batch, negatives = make_batch(), Negatives.parse(spec)
+    for name in ("slk", "bsl"):
+        found = loss_of(name, negatives, batch, backend)
+        torch.testing.assert_close(found, expected_loss(name, batch, negatives), rtol=1e-8, atol=0)
+
+
+def test_bsl_is_a_multiple_of_sl():
+    batch, negatives = make_batch(), Negatives.parse("uniform:9")
+    sl = loss_of("sl", negatives, batch, "reference", temperature=0.1)
+    bsl = loss_of("bsl", negatives, batch, "reference", temperature=0.1, positive_temperature=0.2)
+    torch.testing.assert_close(bsl, sl / 2, rtol=1e-12, atol=0)
+
+
+def test_dcl_takes_an_estimated_prior():
+    batch, negatives = make_batch(), Negatives.parse("uniform:9")
+    expected = loss_of("dcl", negatives, batch, "reference", prior=0.15)
+    assert torch.equal(loss_of("dcl", negatives, batch, "reference", prior="auto"), expected)
+    assert not torch.equal(loss_of("dcl", negatives, batch, "reference"), expected)
 
 
 @pytest.mark.parametrize("name", ["sl", "cw"])
@@ -228,12 +350,16 @@ def test_every_kind_of_negatives_is_what_it_says(name, spec, backend):
 
 
 def test_bad_hyper_parameters_are_refused_before_training():
-    with pytest.raises(ValueError, match=r"loss must be one of bpr, sl, .*got 'ls'"):
+    with pytest.raises(ValueError, match=r"loss must be one of bpr, llpauc, sl, .*got 'ls'"):
         build_loss("ls")
     with pytest.raises(ValueError, match="prior must be in"):
         build_loss("cw", LossOptions(prior=1.0, backend="reference"))
     with pytest.raises(ValueError, match="temperature must be > 0"):
         build_loss("sl", LossOptions(temperature=0.0, backend="reference"))
+    with pytest.raises(ValueError, match="positive_temperature must be finite and > 0, got -1.0"):
+        build_loss("bsl", LossOptions(positive_temperature=-1.0, backend="reference"))
+    with pytest.raises(ValueError, match="extra_positives must be at least 0, got -1"):
+        build_loss("cw", LossOptions(extra_positives=-1, backend="reference"))
 
 
 @pytest.mark.parametrize("spec", ["shared:9", "in-batch", "mixed:9", "full"])
@@ -328,6 +454,29 @@ def test_items_are_ranked_by_the_similarity_trained_with(blocks, name, by_cosine
     assert trainer.test()["test"] == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_learns(blocks, name, device):
+    dataset = data.load(blocks, core=2)
+    loss = build_loss(name, replace(REFERENCE, confidence_top_k=5, refresh_epochs=2, adversary_every=3))
+    best = {}
+    for lr in (0.0, 0.1):
+        config = TrainingConfig(dim=8, lr=lr, epochs=12, batch_size=64, eval_every=2, device=device.type)
+        trainer = Trainer(dataset, loss, config)
+        trainer.train(show_progress=False)
+        best[lr] = trainer.best["ndcg"]
+    assert best[0.1] > 1.5 * best[0.0]
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_training_starts_from_embeddings_of_the_losss_scale(blocks, name):
+    dataset = data.load(blocks, core=2)
+    tables = Trainer(dataset, build_loss(name, REFERENCE), TrainingConfig(dim=8, seed=4)).model()
+    generator = torch.Generator().manual_seed(4)
+    for rows, table in zip((60, 56), tables, strict=True):
+        scale = {"bpr": math.sqrt(2 / (rows + 8)), "llpauc": 0.01}.get(name, 1.0)
+        torch.testing.assert_close(table.detach(), scale * torch.randn(rows, 8, generator=generator))
+
+
 def test_training_starts_alike_on_every_device(blocks, device):
     dataset = data.load(blocks, core=2)
     loss = build_loss("sl", REFERENCE)
@@ -383,7 +532,7 @@ def test_steps_draw_anew(blocks, monkeypatch):
         return batch.items.sum() * 0
 
     dataset = data.load(blocks, core=2)
-    loss = replace(build_loss("sl", REFERENCE), function=record, takes_ids=False)
+    loss = replace(build_loss("sl", REFERENCE), build=lambda *sizes: record, takes_ids=False)
     trainer = Trainer(dataset, loss, TrainingConfig(dim=8, epochs=2, batch_size=64))
     trainer.train(show_progress=False)
     assert len(seeds) == len(set(seeds)) == 2 * len(trainer.shuffled_batches())
@@ -455,7 +604,7 @@ def test_an_interrupted_run_is_tested_and_written(blocks, tmp_path, monkeypatch,
         ("bpr", 6, "epochs"),
         ("sl", 5, "interrupt"),
     ]
-    assert "interrupted; runs written: bpr, sl" in capsys.readouterr().err
+    assert "interrupted; runs written: bpr (seed 0), sl (seed 0)\n" in capsys.readouterr().err
 
 
 def test_an_interrupt_before_the_first_validation_keeps_the_runs_before(blocks, tmp_path, monkeypatch, capsys):
@@ -463,7 +612,7 @@ def test_an_interrupt_before_the_first_validation_keeps_the_runs_before(blocks, 
     arguments = ["--loss", "bpr", "sl", "--epochs", "6", "--eval-every", "2", "--out", str(tmp_path)]
     assert training.main(["--data", str(blocks), *arguments, *FLAGS]) == 130
     assert [run["loss"] for run in load_results(tmp_path)["runs"]] == ["bpr"]
-    assert "interrupted; runs written: bpr\n" in capsys.readouterr().err
+    assert "interrupted; runs written: bpr (seed 0)\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -472,6 +621,17 @@ def test_an_interrupt_before_the_first_validation_keeps_the_runs_before(blocks, 
         (["--data", "no/such/file"], "no/such/file: expected an interaction file, got nothing there"),
         (["--prior", "1.5"], "prior must be in [0, 1), got 1.5"),
         (["--tau", "-1"], "temperature must be > 0, got -1.0"),
+        (["--prior", "nan"], "prior must be a number in [0, 1) or a tensor with one value per row, got nan"),
+        (["--prior", "1"], "prior must be in [0, 1), got 1.0"),
+        (["--tau", "inf", "--loss", "advinfonce"], "temperature must be finite and > 0, got inf"),
+        (["--positive-tau", "0", "--loss", "bsl"], "positive_temperature must be finite and > 0, got 0.0"),
+        (["--weight-tau", "-1"], "weight_temperature must be > 0"),
+        (["--floor", "0"], "floor must be in (0, 1], got 0.0"),
+        (["--loss", "slk", "--confidence-tau", "0"], "confidence_temperature of slk must be > 0, got None"),
+        (["--confidence-tau", "0", "--confidence-top-k", "5"], "confidence_temperature must be > 0 where"),
+        (["--loss", "llpauc", "--top-positives", "0"], "top_positives must be in (0, 1], got 0.0"),
+        (["--loss", "llpauc", "--top-negatives", "2"], "top_negatives must be in (0, 1], got 2.0"),
+        (["--loss", "advinfonce", "--adversary-every", "1"], "adversary_every must be at least 2, got 1"),
         (["--core", "1000"], "expected interactions left after the 1000-core filter, got none"),
         (["--loss", "bpr", "--lr", "1e38", "--epochs", "3"], "bpr: the training loss became"),
         (["--loss", "sl", "bpr", "--negatives", "full"], "negatives of bpr must be drawn for each row, uniform:N or"),
@@ -497,6 +657,15 @@ def test_an_output_directory_that_cannot_be_is_refused_before_training(blocks, c
         (["--loss", "nonsense"], "invalid choice: 'nonsense'"),
         (["--epochs", "0"], "expected a whole number of at least 1, got '0'"),
         (["--epochs", "many"], "expected a whole number of at least 1, got 'many'"),
+        (["--prior", "x"], "argument --prior: expected a number in [0, 1) or auto, got 'x'"),
+        (["--weighting", "cubic"], "argument --weighting: invalid choice: 'cubic'"),
+        (["--model", "none"], "argument --model: invalid choice: 'none'"),
+        (["--confidence-top-k", "0"], "argument --confidence-top-k: expected a whole number of at least 1, got '0'"),
+        (["--refresh-epochs", "0"], "argument --refresh-epochs: expected a whole number of at least 1, got '0'"),
+        (["--confidence-tau", "-1"], "argument --confidence-tau: expected a finite number of at least 0, got '-1'"),
+        (["--adversary-every", "0"], "argument --adversary-every: expected a whole number of at least 1, got '0'"),
+        (["--seed", "0", "-1"], "argument --seed: expected a whole number of at least 0, got '-1'"),
+        (["--seed"], "argument --seed: expected at least one argument"),
         (["--lr", "nan"], "expected a finite number of at least 0, got 'nan'"),
         (["--patience", "-1"], "expected a whole number of at least 0, got '-1'"),
         (
@@ -510,6 +679,125 @@ def test_bad_flags_are_refused(capsys, arguments, complaint):
         training.main(arguments)
     assert caught.value.code == 2
     assert complaint in capsys.readouterr().err
+
+
+# --- several seeds ---
+
+
+def test_every_loss_is_trained_with_every_seed(blocks, tmp_path, capsys):
+    def train_all(name: str, *arguments: str) -> list[dict]:
+        out = tmp_path / name
+        basics = ["--data", str(blocks), "--epochs", "2", "--eval-every", "1", "--out", str(out)]
+        assert training.main([*basics, *FLAGS, *arguments]) == 0
+        return load_results(out)["runs"]
+
+    runs = train_all("all", "--loss", "sl", "cw", "sl", "--seed", "3", "1", "1", "2")
+    assert [(run["loss"], run["config"]["seed"]) for run in runs] == [(n, s) for n in ("sl", "cw") for s in (3, 1, 2)]
+    lines = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines() if "±" in line}
+    assert list(lines) == ["sl", "cw"]
+    for name, line in lines.items():
+        of_loss = [run for run in runs if run["loss"] == name]
+        for column, (part, metric) in enumerate(
+            [
+                ("test", "recall"),
+                ("test", "ndcg"),
+                ("test_validation_masked", "recall"),
+                ("test_validation_masked", "ndcg"),
+                ("best_validation", "ndcg"),
+            ]
+        ):
+            values = [run[part][metric] for run in of_loss]
+            assert len(set(values)) == 3
+            assert line[1 + column] == f"{mean(values):.4f}±{stdev(values):.4f}"
+
+    # A seed decides on the split too, and seeds before it do not matter.
+    alone = train_all("alone", "--loss", "cw", "--seed", "2")[0]
+    assert {**alone, "seconds": None} == {**runs[5], "seconds": None}
+    assert "±" not in capsys.readouterr().out
+
+
+# --- an estimated prior ---
+
+
+def best_bin(positive: list[float], unlabeled: list[float]) -> float:
+    """Best Bin Estimation (arXiv 2111.00980, algorithm 1 with δ = 0.05, γ = 0.01), threshold by threshold."""
+    error = sum(math.sqrt(math.log(4 / 0.05) / (2 * len(scores))) for scores in (positive, unlabeled))
+    bins = []
+    for threshold in positive:
+        p, u = (sum(score >= threshold for score in scores) / len(scores) for scores in (positive, unlabeled))
+        bins.append(((u + 1.01 * error) / p, u / p))
+    return min(bins)[1]
+
+
+def estimating_trainer(blocks: Path, name: str = "cw") -> Trainer:
+    """One that knows the blocks, so that most positives score above most negatives, and changes little."""
+    dataset = data.load(blocks, core=2)
+    config = TrainingConfig(dim=8, lr=0.02, epochs=7, batch_size=64, eval_every=2)
+    trainer = Trainer(dataset, build_loss(name, replace(REFERENCE, prior="auto")), config)
+    taken = torch.zeros(60, 56)
+    taken[dataset.train_users, dataset.train_items] = 1
+    taken[dataset.test_users, dataset.test_items] = 1
+    # Users of a block have items in common: the first one of them is the block's name.
+    of_users = (taken @ taken.T > 0).int().argmax(1)
+    of_items = of_users[taken.argmax(0)]
+    names = of_users.unique()
+    assert len(names) == 4
+    with torch.no_grad():
+        for table, block in zip(trainer.model(), (of_users, of_items), strict=True):
+            table.mul_(0.1)[:, :4] += block.unsqueeze(1) == names
+    return trainer
+
+
+@pytest.mark.parametrize("name", ["cw", "dcl"])
+def test_the_prior_is_0_at_first_and_then_that_of_the_validation_before(blocks, name):
+    trainer = estimating_trainer(blocks, name)
+    batches = record_batches(trainer)
+    trainer.train(show_progress=False)
+    found = {point["epoch"]: point["prior"] for point in trainer.curve}
+    assert list(found) == [2, 4, 6, 7]
+    assert all(0 < prior < 0.9 for prior in found.values())
+    assert len(set(found.values())) == 4
+    in_force = [0.0, 0.0, found[2], found[2], found[4], found[4], found[6]]
+    assert {epoch for epoch, _ in batches} == set(range(7))
+    assert all(batch.prior == in_force[epoch] for epoch, batch in batches)
+
+
+def test_the_prior_is_estimated_from_validation_items_and_negatives(blocks, monkeypatch):
+    monkeypatch.setattr(trainer_module, "_ROWS_PER_BLOCK", 7)
+    trainer = estimating_trainer(blocks)
+    for _ in range(4):
+        generator = trainer.generator.clone_state()
+        trainer._validate(0.0)
+        seed = torch.randint(2**63 - 1, (), generator=generator)
+        users, items = trainer.validation_users, trainer.validation_items
+        drawn = draw_negatives(users, trainer.interactions, 50, seed=seed)
+        tables = [table.detach().double() for table in trainer.model()]
+        positive = cosines(tables[0][users], tables[1], items).tolist()
+        unlabeled = cosines(tables[0][users], tables[1], drawn).flatten().tolist()
+        # An item may be among its own user's negatives, with the same score but for rounding.
+        low, high = sorted(best_bin([score + shift for score in positive], unlabeled) for shift in (-1e-6, 1e-6))
+        assert low - 1e-9 <= trainer.curve[-1]["prior"] <= high + 1e-9 < low + 0.05
+        assert 0 < trainer.curve[-1]["prior"] < 0.9
+        trainer._train_epoch()
+
+
+def test_a_prior_that_leaves_no_negative_is_cut(blocks):
+    dataset = data.load(blocks, core=2)
+    trainer = Trainer(dataset, build_loss("cw", replace(REFERENCE, prior="auto")), TrainingConfig(dim=8, epochs=1))
+    with torch.no_grad():
+        for table in trainer.model():
+            table.fill_(1.0)  # all scores are the same
+    trainer._validate(0.0)
+    assert trainer.curve[-1]["prior"] == 0.9
+
+
+def test_the_command_line_estimates_the_prior(blocks, tmp_path, capsys):
+    arguments = ["--loss", "cw", "--prior", "auto", "--epochs", "2", "--eval-every", "1", "--out", str(tmp_path)]
+    assert training.main(["--data", str(blocks), *FLAGS, *arguments]) == 0
+    run = load_results(tmp_path)["runs"][0]
+    assert run["loss_settings"]["prior"] == "auto"
+    assert all(0 <= point["prior"] <= 0.9 for point in run["validation"])
+    assert "π=auto" in capsys.readouterr().out
 
 
 # --- results ---

@@ -1,0 +1,60 @@
+"""Save and restore a training run, so that an interrupted one goes on as if it had not been."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from benchmarks.trainer import Trainer
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is not one of the run that was to go on from it."""
+
+
+def save(trainer: Trainer, path: Path) -> None:
+    """Write the trainer's state whole, then rename it, so that an interrupted write leaves the previous file intact."""
+    unfinished = path.with_name(path.name + ".tmp")
+    torch.save({"run": trainer.identity(), "state": trainer.state_dict()}, unfinished)
+    os.replace(unfinished, path)
+
+
+def load(trainer: Trainer, path: Path) -> None:
+    """Bring a trainer, made for the same run, to where the file was written.
+
+    Raises:
+        CheckpointError: the file is damaged or no checkpoint, or of other data, another loss or configuration.
+    """
+    try:
+        checkpoint: dict[str, Any] = torch.load(path, map_location=trainer.config.device, weights_only=True)
+        run, state = dict(checkpoint["run"]), checkpoint["state"]
+    except Exception as error:  # torch has errors of many types for a damaged file
+        raise _damaged(path, error) from None
+    for part, expected in trainer.identity().items():
+        found = run.get(part)
+        if found == expected:
+            continue
+        if isinstance(expected, dict) and isinstance(found, dict):
+            name = next(name for name in {**expected, **found} if _value(expected, name) != _value(found, name))
+            part, expected, found = f"{part} {name}", _value(expected, name), _value(found, name)
+        raise CheckpointError(f"{path}: expected a checkpoint with {part} {expected}, got {found}")
+    try:
+        trainer.load_state_dict(state)
+    except Exception as error:
+        raise _damaged(path, error) from None
+
+
+def _value(values: dict[str, Any], name: str) -> Any:
+    return values.get(name, "nothing")
+
+
+def _damaged(path: Path, error: Exception) -> CheckpointError:
+    reason = (str(error).splitlines() or [""])[0]
+    return CheckpointError(
+        f"{path}: expected a checkpoint of a training run, got another or a damaged file "
+        f"({type(error).__name__}: {reason}); remove it to start anew"
+    )

@@ -1,0 +1,205 @@
+"""The study's parts: which runs each of its questions takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+from benchmarks.losses import LossOptions
+from benchmarks.negatives import Negatives
+from benchmarks.study import grids
+from benchmarks.study.grids import NEGATIVES, chosen, config, search_runs
+from benchmarks.study.published import ELECTRONIC, GOWALLA, HEALTH
+from benchmarks.study.runs import Run, Store
+
+# --- which loss ranks best ---
+
+# (data set, model): the losses compared there, and with how many seeds.
+COMPARED: dict[tuple[str, str], tuple[tuple[str, ...], int]] = {
+    (HEALTH, "mf"): (grids.LOSSES, 5),
+    (HEALTH, "lightgcn"): (grids.LOSSES, 5),
+    (HEALTH, "xsimgcl"): (grids.LOSSES, 5),
+    (ELECTRONIC, "mf"): (("bpr", "sl", "bsl", "psl-tanh", "slk", "cw"), 3),
+    (ELECTRONIC, "lightgcn"): (("sl", "psl-tanh", "slk", "cw"), 3),
+    (GOWALLA, "mf"): (("sl", "slk", "cw"), 1),
+}
+# Where a search would take too long: what was published as best (SL@K paper), or for CW what Health says.
+_GIVEN: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = {
+    (ELECTRONIC, "bpr"): ({}, {"lr": 0.001, "weight_decay": 1e-4}),
+    (ELECTRONIC, "sl"): ({"temperature": 0.1}, {}),
+    (ELECTRONIC, "bsl"): ({"temperature": 0.1, "positive_temperature": 0.2}, {}),
+    (ELECTRONIC, "psl-tanh"): ({"temperature": 0.1}, {}),
+    (ELECTRONIC, "slk"): ({"temperature": 0.1, "confidence_temperature": 1.125, "refresh_epochs": 20}, {}),
+    (ELECTRONIC, "cw"): ({"temperature": 0.1, "confidence_temperature": 1.25}, {}),
+    (GOWALLA, "sl"): ({"temperature": 0.05}, {}),
+    (GOWALLA, "slk"): ({"temperature": 0.05, "confidence_temperature": 0.5, "refresh_epochs": 20}, {}),
+    (GOWALLA, "cw"): ({"temperature": 0.05, "confidence_temperature": 1.25}, {}),
+}
+
+
+def best_run(store: Store, dataset: str, loss: str, model: str = "mf") -> Run | None:
+    """Return the run, seed 0, with a loss's hyper-parameters for a data set; None until they are known."""
+    if (dataset, loss) not in _GIVEN:
+        return chosen(store, dataset, loss, model)
+    options, changes = _GIVEN[dataset, loss]
+    return Run(
+        dataset, loss, replace(LossOptions(negatives=NEGATIVES), **options), config(dataset, model, seed=0, **changes)
+    )
+
+
+def compared_runs(store: Store, dataset: str, model: str, loss: str) -> list[Run]:
+    """Return a loss's runs, one per seed, with its hyper-parameters for the data set; none until they are known."""
+    best = best_run(store, dataset, loss, model)
+    return [] if best is None else [best.with_seed(seed) for seed in range(COMPARED[dataset, model][1])]
+
+
+def comparison(store: Store) -> list[Run]:
+    """The search for each loss, then every loss on every model, seed by seed."""
+    runs = []
+    for (dataset, model), (losses, num_seeds) in COMPARED.items():
+        for loss in losses:
+            if model == "mf" and (dataset, loss) not in _GIVEN:
+                runs += search_runs(dataset, loss)
+        of_losses = [compared_runs(store, dataset, model, loss) for loss in losses]
+        runs += [runs_of_loss[seed] for seed in range(num_seeds) for runs_of_loss in of_losses if runs_of_loss]
+    return runs
+
+
+# --- CW in its stages ---
+
+# The sweeps leave out sampling noise, and take a quarter of the time, with all items as negatives.
+_SWEEP_NEGATIVES = Negatives("full", None)
+_SWEEP_SEEDS = (0, 1, 2)
+WEIGHTINGS = ("none", "sigmoid", "exponential", "linear")
+CORRECTIONS: dict[str, dict[str, Any]] = {"no": {"prior": 0.0, "extra_positives": 0}, "yes": {"prior": 0.05}}
+CONFIDENCES: dict[str, dict[str, Any]] = {
+    "none": {"confidence_temperature": None},
+    "from 0": {"confidence_temperature": 1.25},
+    "from top 20": {"confidence_temperature": 1.25, "confidence_top_k": 20},
+}
+# What is swept, one at a time, around CW with all of its stages.
+SWEEPS: dict[str, tuple[Any, ...]] = {
+    "temperature": (0.05, 0.075, 0.1, 0.125, 0.15),
+    "prior": (0.0, 0.01, 0.02, 0.05, 0.1, 0.2),
+    "extra_positives": (0, 1, 2, 5, 10),
+    "floor": (0.05, 0.1, 0.3, 0.5, 0.9),
+    "weight_temperature": (0.025, 0.05, 0.1, 0.2, 0.4),
+    "confidence_temperature": (0.75, 1.0, 1.25, 1.75, 2.5, 5.0),
+}
+_SWEEP_BASE = LossOptions(negatives=_SWEEP_NEGATIVES, prior=0.05, extra_positives=5, confidence_temperature=1.25)
+
+
+def stage_runs(weighting: str, correction: str, confidence: str) -> list[Run]:
+    """Return CW's runs with these of its stages, one per seed."""
+    options = replace(_SWEEP_BASE, weighting=weighting, **CORRECTIONS[correction], **CONFIDENCES[confidence])
+    return [Run(HEALTH, "cw", options, config(HEALTH, seed=seed)) for seed in _SWEEP_SEEDS]
+
+
+def sweep_runs(name: str, value: Any) -> list[Run]:
+    """Return CW's runs with one hyper-parameter changed, one per seed."""
+    return [
+        Run(HEALTH, "cw", replace(_SWEEP_BASE, **{name: value}), config(HEALTH, seed=seed)) for seed in _SWEEP_SEEDS
+    ]
+
+
+def stages(store: Store) -> list[Run]:
+    """Every weighting with and without correction and confidence, then the sweeps."""
+    combined = [
+        stage_runs(weighting, correction, confidence)
+        for weighting in WEIGHTINGS
+        for correction in CORRECTIONS
+        for confidence in CONFIDENCES
+    ]
+    swept = [sweep_runs(name, value) for name, values in SWEEPS.items() for value in values]
+    return [runs[index] for index in range(len(_SWEEP_SEEDS)) for runs in combined + swept]
+
+
+# --- false negatives ---
+
+SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5)
+NOISE_LOSSES = ("sl", "psl-tanh", "slk", "cw", "cw-known-prior")
+_NOISE_SEEDS = (0, 1, 2)
+
+
+def noise_runs(store: Store, loss: str, share: float) -> list[Run]:
+    """Return a loss's runs with a share of false negatives, one per seed; none until its hyper-parameters are known.
+
+    "cw-known-prior" is CW with that share as its prior, the others have the same hyper-parameters for all shares.
+    """
+    best = best_run(store, HEALTH, loss.removesuffix("-known-prior"))
+    if best is None:
+        return []
+    options = best.options
+    if loss == "cw-known-prior":
+        options = replace(options, prior=share, extra_positives=5)
+    return [
+        replace(best, options=options, config=replace(best.config, false_negatives=share, seed=seed))
+        for seed in _NOISE_SEEDS
+    ]
+
+
+def noise(store: Store) -> list[Run]:
+    """Every loss with every share."""
+    runs = [noise_runs(store, loss, share) for loss in NOISE_LOSSES for share in SHARES]
+    return [of_seeds[index] for index in range(len(_NOISE_SEEDS)) for of_seeds in runs if of_seeds]
+
+
+# --- how many negatives ---
+
+NUMBERS = (10, 30, 100, 300, 1000, 4000)
+NUMBER_LOSSES = ("sl", "cw")
+_NUMBER_SEEDS = {HEALTH: (0, 1, 2), ELECTRONIC: (0,)}
+NUMBER_DATASETS = tuple(_NUMBER_SEEDS)
+_LARGEST_NUMBER = {HEALTH: 4000, ELECTRONIC: 1000}
+
+
+def number_runs(store: Store, dataset: str, loss: str, number: int) -> list[Run]:
+    """Return a loss's runs with so many negatives, one per seed; none until its hyper-parameters are known."""
+    best = best_run(store, dataset, loss)
+    if best is None or number > _LARGEST_NUMBER[dataset]:
+        return []
+    run = grids.with_negatives(best, Negatives("uniform", number))
+    return [run.with_seed(seed) for seed in _NUMBER_SEEDS[dataset]]
+
+
+def numbers(store: Store) -> list[Run]:
+    """Both losses with every number."""
+    return [
+        run
+        for dataset in _NUMBER_SEEDS
+        for loss in NUMBER_LOSSES
+        for number in NUMBERS
+        for run in number_runs(store, dataset, loss, number)
+    ]
+
+
+# --- the prior ---
+
+_PRIOR_SEEDS = (0, 1, 2)
+
+
+def prior_runs(store: Store, prior: Any) -> list[Run]:
+    """Return CW's runs on Health with this prior, or "auto", one per seed; none until the others are known."""
+    best = best_run(store, HEALTH, "cw")
+    if best is None:
+        return []
+    run = replace(best, options=replace(best.options, prior=prior, extra_positives=5))
+    return [run.with_seed(seed) for seed in _PRIOR_SEEDS]
+
+
+PRIORS = ("auto", 0.0, 0.02, 0.05)
+
+
+def priors(store: Store) -> list[Run]:
+    """The estimated prior, and given ones beside it."""
+    return [run for prior in PRIORS for run in prior_runs(store, prior)]
+
+
+PARTS: dict[str, Callable[[Store], Iterable[Run]]] = {
+    "comparison": comparison,
+    "stages": stages,
+    "noise": noise,
+    "numbers": numbers,
+    "priors": priors,
+}

@@ -1,0 +1,159 @@
+"""The study's tables, as one Markdown file, and its plots."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.study import grids, parts, plots
+from benchmarks.study.published import SHORT_NAMES, published
+from benchmarks.study.runs import Store
+from benchmarks.study.summary import difference, summarise
+from benchmarks.training import describe_settings
+
+TABLES_FILE = "tables.md"
+
+
+def write_report(store: Store, directory: Path) -> list[Path]:
+    """Write tables and plots of what is there, each file whole; return the files.
+
+    Args:
+        store: what has been found. What is missing is left out.
+        directory: an existing, writable directory.
+    """
+    sections = [section(store) for section in (_comparison, _search, _stages, _sweeps, _noise, _numbers, _priors)]
+    text = "# Results of the study\n\n" + "\n".join(section for section in sections if section)
+    tables = directory / TABLES_FILE
+    unfinished = tables.with_name(TABLES_FILE + ".tmp")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(tables)
+    drawn = [directory / f"{name}.png" for name, draw in plots.PLOTS.items() if draw(store, directory / f"{name}.png")]
+    return [tables, *drawn]
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table: the first column to the left, the others to the right."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def _section(title: str, text: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return f"## {title}\n\n{text}\n\n{markdown(header, rows)}" if rows else ""
+
+
+def _comparison(store: Store) -> str:
+    text = []
+    for (dataset, model), (losses, _) in parts.COMPARED.items():
+        found = {loss: summarise(store, parts.compared_runs(store, dataset, model, loss)) for loss in losses}
+        rows = []
+        for loss, summary in found.items():
+            if summary is None:
+                continue
+            ndcg, known, sl = summary.mean("ndcg"), published(dataset, model, loss), found["sl"]
+            rows.append(
+                [
+                    loss,
+                    str(len(summary.results)),
+                    summary.text("recall"),
+                    summary.text("ndcg"),
+                    summary.text("ndcg", "test_validation_masked"),
+                    difference(ndcg, sl.mean("ndcg")) if sl else "",
+                    f"{known[0]:.4f} / {known[1]:.4f}" if known else "",
+                    difference(ndcg, known[1]) if known else "",
+                    f"{summary.seconds_per_epoch:.2f}",
+                    describe_settings(summary.results[0]["loss_settings"]),
+                ]
+            )
+        header = ["loss", "seeds", "Recall@20", "NDCG@20", "NDCG@20, validation masked", "NDCG against SL"]
+        header += ["published", "NDCG against it", "s/epoch", "settings"]
+        title = f"{SHORT_NAMES[dataset]}, {model}"
+        text.append(_section(title, "Test, mean ± standard deviation over the seeds.", header, rows))
+    return "\n".join(section for section in text if section)
+
+
+def _search(store: Store) -> str:
+    rows = []
+    for (dataset, model), (losses, _) in parts.COMPARED.items():
+        for loss in losses if model == "mf" else ():
+            runs = (
+                [run for run in grids.search_runs(dataset, loss) if run in store] if dataset in grids.SEARCHED else []
+            )
+            best = parts.best_run(store, dataset, loss)
+            for run in runs:
+                result = store[run]
+                is_best = best is not None and run == grids.with_negatives(best, run.options.negatives)
+                found = "diverged" if "diverged" in result else f"{result['best_validation']['ndcg']:.4f}"
+                rows.append(
+                    [
+                        f"{SHORT_NAMES[dataset]}, {loss}",
+                        describe_settings(result["loss_settings"]),
+                        f"{run.config.lr:g}",
+                        f"{run.config.weight_decay:g}",
+                        str(run.options.negatives),
+                        f"**{found}**" if is_best else found,
+                    ]
+                )
+    header = ["loss", "settings", "lr", "weight decay", "negatives", "validation NDCG@20"]
+    return _section("The search", f"On MF, seed {grids.SEARCH_SEED}; bold is what was taken.", header, rows)
+
+
+def _stages(store: Store) -> str:
+    rows = []
+    for weighting in parts.WEIGHTINGS:
+        for correction in parts.CORRECTIONS:
+            summaries = [
+                summarise(store, parts.stage_runs(weighting, correction, confidence))
+                for confidence in parts.CONFIDENCES
+            ]
+            if any(summaries):
+                cells = [summary.text("ndcg") if summary else "" for summary in summaries]
+                rows.append([weighting, correction, *cells])
+    header = ["weighting", "correction", *(f"confidence: {name}" for name in parts.CONFIDENCES)]
+    return _section("CW in its stages", "Test NDCG@20 on Health, MF, all items as negatives.", header, rows)
+
+
+def _sweeps(store: Store) -> str:
+    rows = []
+    for name, values in parts.SWEEPS.items():
+        for value in values:
+            summary = summarise(store, parts.sweep_runs(name, value))
+            if summary:
+                rows.append([name, f"{value:g}", summary.text("recall"), summary.text("ndcg")])
+    text = "One at a time, the others as they stand in the stages with all of them; Health, MF, all items as negatives."
+    return _section("CW's hyper-parameters", text, ["", "value", "Recall@20", "NDCG@20"], rows)
+
+
+def _noise(store: Store) -> str:
+    rows = []
+    for loss in parts.NOISE_LOSSES:
+        summaries = [summarise(store, parts.noise_runs(store, loss, share)) for share in parts.SHARES]
+        if any(summaries):
+            rows.append([loss, *(summary.text("ndcg") if summary else "" for summary in summaries)])
+    text = "Test NDCG@20 on Health, MF, by the share of the negatives that are held-out positives of their users."
+    return _section("False negatives", text, ["loss", *(f"{share:g}" for share in parts.SHARES)], rows)
+
+
+def _numbers(store: Store) -> str:
+    rows = []
+    for dataset in parts.NUMBER_DATASETS:
+        for loss in parts.NUMBER_LOSSES:
+            for number in parts.NUMBERS:
+                summary = summarise(store, parts.number_runs(store, dataset, loss, number))
+                if summary:
+                    milliseconds = f"{1e3 * summary.seconds_per_step:.1f}"
+                    name = f"{SHORT_NAMES[dataset]}, {loss}"
+                    rows.append([name, str(number), summary.text("recall"), summary.text("ndcg"), milliseconds])
+    text = "Test, MF; the time of a whole training step, one thread, while another run had the other core."
+    return _section("How many negatives", text, ["", "N", "Recall@20", "NDCG@20", "ms per step"], rows)
+
+
+def _priors(store: Store) -> str:
+    rows = []
+    for prior in parts.PRIORS:
+        summary = summarise(store, parts.prior_runs(store, prior))
+        if summary:
+            found = [result["final_prior"] for result in summary.results if "final_prior" in result]
+            shown = ", ".join(f"{value:.4f}" for value in found)
+            rows.append([str(prior), shown, summary.text("recall"), summary.text("ndcg")])
+    header = ["π", "estimated at the end, by seed", "Recall@20", "NDCG@20"]
+    return _section("The prior", "CW on Health, MF.", header, rows)

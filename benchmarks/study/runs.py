@@ -1,0 +1,124 @@
+"""Training runs of the study, and the folder that keeps what came of them."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks import reporting
+from benchmarks.losses import LossOptions, RankingLoss, build_loss
+from benchmarks.trainer import TrainingConfig
+
+RUNS_FILE = "runs.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run.
+
+    Attributes:
+        dataset: name of a data set's folder.
+        loss: key in :data:`benchmarks.losses.LOSSES`.
+        options, config: as a training run takes them.
+    """
+
+    dataset: str
+    loss: str
+    options: LossOptions = field(default_factory=LossOptions)
+    config: TrainingConfig = field(default_factory=TrainingConfig)
+
+    @property
+    def ranking_loss(self) -> RankingLoss:
+        """The loss itself.
+
+        Raises:
+            ValueError: a hyper-parameter out of its range.
+        """
+        return build_loss(self.loss, self.options)
+
+    @property
+    def key(self) -> str:
+        """The name of this run, the same for all options that its loss does not have."""
+        return _key(self)
+
+    def with_seed(self, seed: int) -> Run:
+        """The same run with another seed."""
+        return replace(self, config=replace(self.config, seed=seed))
+
+
+@functools.cache
+def _key(run: Run) -> str:
+    settings = {"loss": run.ranking_loss.settings, "config": asdict(run.config)}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+    return f"{run.dataset}-{run.config.model}-{run.loss}-seed{run.config.seed}-{digest}"
+
+
+class Store:
+    """What is known of runs, by their key: a folder with one JSON file per run, under ``runs/``, and one file for many,
+    ``runs.json``, which is what gets handed on.
+
+    Args:
+        directory: the folder.
+
+    Raises:
+        ValueError: a file that is not a result; the message names it.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._results: dict[str, dict[str, Any]] = {}
+        if (directory / RUNS_FILE).exists():
+            for result in self._read(directory / RUNS_FILE)["runs"]:
+                self._results[result["key"]] = result
+        for path in sorted((directory / "runs").glob("*.json")):
+            result = self._read(path)
+            self._results[result["key"]] = result
+
+    @staticmethod
+    def _read(path: Path) -> dict[str, Any]:
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if "key" in content or "runs" in content:
+                return content
+        except ValueError:
+            pass
+        raise ValueError(f"{path}: expected results of the study, got something else; remove it to have it run again")
+
+    def __contains__(self, run: Run) -> bool:
+        return run.key in self._results
+
+    def __getitem__(self, run: Run) -> dict[str, Any]:
+        return self._results[run.key]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self._results.values())
+
+    def checkpoint(self, run: Run) -> Path:
+        """Where a run keeps what it needs to go on after an interruption."""
+        return self.directory / "runs" / f"{run.key}.pt"
+
+    def add(self, run: Run, result: dict[str, Any]) -> None:
+        """Write a result, then drop the run's checkpoint."""
+        result = {"key": run.key, "dataset": run.dataset, **result}
+        self._results[run.key] = result
+        (self.directory / "runs").mkdir(parents=True, exist_ok=True)
+        reporting.write_json(self.directory / "runs" / f"{run.key}.json", result)
+        self.checkpoint(run).unlink(missing_ok=True)
+
+    def write_summary(self, environment: dict[str, Any]) -> Path:
+        """Write ``runs.json``: all results without their learning curves.
+
+        Args:
+            environment: of :func:`benchmarks.reporting.environment`.
+        """
+        runs = [
+            {name: value for name, value in self._results[key].items() if name != "validation"}
+            for key in sorted(self._results)
+        ]
+        reporting.write_json(self.directory / RUNS_FILE, {"environment": environment, "runs": runs})
+        return self.directory / RUNS_FILE

@@ -1,0 +1,60 @@
+"""Means and deviations over the seeds of what the study has found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from statistics import mean, stdev
+from typing import Any, NamedTuple
+
+from benchmarks.study.runs import Run, Store
+
+
+class Summary(NamedTuple):
+    """Runs that differ in their seeds only.
+
+    Attributes:
+        results: what came of each, at least one.
+    """
+
+    results: list[dict[str, Any]]
+
+    def values(self, metric: str, part: str = "test") -> list[float]:
+        """One value per seed of a metric, ``"recall"`` or ``"ndcg"``, of a part of the results."""
+        return [result[part][metric] for result in self.results]
+
+    def mean(self, metric: str, part: str = "test") -> float:
+        """The mean over the seeds."""
+        return mean(self.values(metric, part))
+
+    def deviation(self, metric: str, part: str = "test") -> float:
+        """The sample standard deviation over the seeds, 0 of one seed."""
+        values = self.values(metric, part)
+        return stdev(values) if len(values) > 1 else 0.0
+
+    def text(self, metric: str, part: str = "test") -> str:
+        """Mean and deviation as a table shows them."""
+        deviation = f" ± {self.deviation(metric, part):.4f}" if len(self.results) > 1 else ""
+        return f"{self.mean(metric, part):.4f}{deviation}"
+
+    @property
+    def seconds_per_step(self) -> float:
+        """The mean over the seeds."""
+        return mean(result["seconds"]["per_epoch"] / result["steps_per_epoch"] for result in self.results)
+
+    @property
+    def seconds_per_epoch(self) -> float:
+        """The mean over the seeds."""
+        return mean(result["seconds"]["per_epoch"] for result in self.results)
+
+
+def summarise(store: Store, runs: Iterable[Run]) -> Summary | None:
+    """Return what is known of these runs; None where none is done, or one diverged."""
+    results = [store[run] for run in runs if run in store]
+    if not results or any("diverged" in result for result in results):
+        return None
+    return Summary(results)
+
+
+def difference(value: float, reference: float) -> str:
+    """The relative difference as a table shows it."""
+    return f"{100 * (value / reference - 1):+.1f} %"

@@ -1,0 +1,99 @@
+"""Do training runs side by side, one thread each, and keep each result as it comes."""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from benchmarks import data
+from benchmarks.study.runs import Run, Store
+from benchmarks.trainer import TrainingError, train
+
+
+@functools.lru_cache(maxsize=2)
+def _dataset(path: Path) -> data.InteractionData:
+    return data.load_split_directory(path)
+
+
+def _start_worker() -> None:
+    torch.set_num_threads(1)
+    os.nice(5)
+
+
+def _train(run: Run, path: Path, checkpoint: Path) -> dict[str, Any]:
+    try:
+        return train(_dataset(path), run.ranking_loss, run.config, show_progress=False, checkpoint=checkpoint)
+    except TrainingError as error:
+        return {"loss": run.loss, "loss_settings": run.ranking_loss.settings, "diverged": str(error)}
+
+
+@contextmanager
+def _alone_in(directory: Path) -> Iterator[None]:
+    """Keep others from doing the same runs at the same time, which would write the same checkpoints."""
+    with open(directory / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RuntimeError(f"{directory}: expected no other study under way there, got one; wait for it") from None
+        yield
+
+
+def run_all(wanted: Callable[[], Iterable[Run]], store: Store, data_directory: Path, num_workers: int) -> int:
+    """Do all wanted runs that the store does not have.
+
+    Args:
+        wanted: returns the runs, the most urgent first. It is asked again after each result, since some runs depend on
+            what others found.
+        store: gets the results. A run that is interrupted leaves its checkpoint there and goes on from it next time.
+        data_directory: holds the data sets' folders.
+        num_workers: how many runs there are at a time, each a process with one thread.
+
+    Returns:
+        How many runs were done.
+
+    Raises:
+        RuntimeError: the same is under way with the same folder.
+    """
+    (store.directory / "runs").mkdir(parents=True, exist_ok=True)
+    under_way: dict[Future[dict[str, Any]], Run] = {}
+    done = 0
+    context = multiprocessing.get_context("spawn")
+    with (
+        _alone_in(store.directory / "runs"),
+        ProcessPoolExecutor(num_workers, mp_context=context, initializer=_start_worker) as pool,
+    ):
+        with tqdm(desc="runs", unit="run") as progress:
+            try:
+                while True:
+                    keys = {run.key for run in under_way.values()}
+                    pending = {run.key: run for run in wanted() if run not in store and run.key not in keys}
+                    progress.total = done + len(under_way) + len(pending)
+                    progress.refresh()
+                    for run in list(pending.values())[: num_workers - len(under_way)]:
+                        future = pool.submit(_train, run, data_directory / run.dataset, store.checkpoint(run))
+                        under_way[future] = run
+                    if not under_way:
+                        return done
+                    for future in wait(under_way, return_when=FIRST_COMPLETED).done:
+                        run = under_way.pop(future)
+                        result = future.result()
+                        if result.get("ended_by") == "interrupt":
+                            raise KeyboardInterrupt
+                        store.add(run, result)
+                        done += 1
+                        progress.set_postfix_str(run.key, refresh=False)
+                        progress.update()
+            except BaseException:
+                for future in under_way:
+                    future.cancel()
+                raise
