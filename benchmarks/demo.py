@@ -20,7 +20,7 @@ from benchmarks.training import Case, compare, describe_runs
 # learning rate and weight decay for BPR, learning rate and τ for SL and CW, for CW also π (0, 0.02, more) and
 # τ_c (none, 1.25, 2.5). On this dense data set the weights help and the correction (π > 0) does not.
 SETTINGS = {
-    "bpr": (LossOptions(), {"lr": 0.015, "weight_decay": 7e-5}),
+    "bpr": (LossOptions(), {"lr": 0.003, "weight_decay": 4e-5}),
     "sl": (LossOptions(temperature=0.1), {"lr": 0.1}),
     "cw": (
         LossOptions(temperature=0.08, prior=0.0, extra_positives=0, confidence_temperature=None),
