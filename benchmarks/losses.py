@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -23,14 +23,15 @@ class LossOptions:
 
     Attributes:
         temperature: τ on the half cosine, so half of a value published for the cosine. PSL's formula has the
-            half cosine in it, so its published values stand. BSL's τ₂, of the negatives.
-        positive_temperature: BSL's τ₁, of the positive.
+            half cosine in it, so its published values stand. BSL's τ₂, of the negatives, as two-tau's.
+        positive_temperature: τ₁, of the positive (bsl, two-tau).
         prior: share π of sampled negatives that are positives, or "auto": estimated at each validation, and 0 until
             the first (cw, dcl).
         extra_positives: further positives per row for the correction (cw, dcl).
         weighting, weight_temperature, floor: of the weights and the correction, as of :func:`cw_ext.cw_loss` (cw).
         confidence_temperature: τ_c of the confidence in the positive, on the half cosine; None for none (cw; slk's
             τ_w, which must be there).
+        confidence_detached: whether the confidence is a constant in the gradient (cw).
         confidence_top_k: K of the score that the confidence is measured from, that of a user's K-th item; None for
             a score of 0 (cw; slk's K, which is 20 for None).
         refresh_epochs: T, epochs from one estimate of these scores to the next (cw, slk).
@@ -50,6 +51,7 @@ class LossOptions:
     weight_temperature: float | None = None
     floor: float = 0.3
     confidence_temperature: float | None = 1.25
+    confidence_detached: bool = False
     confidence_top_k: int | None = None
     refresh_epochs: int = 5
     top_positives: float = 0.7
@@ -228,8 +230,46 @@ def _cw(options: LossOptions) -> RankingLoss:
     arguments |= {
         "weighting": options.weighting, "weight_temperature": options.weight_temperature, "floor": options.floor
     }  # fmt: skip
+    if options.confidence_detached:
+        return _detached_cw(arguments, options)
     thresholds = _thresholds(options.confidence_top_k, options)
     return _softmax_family("cw", arguments, options, extra_positives=options.extra_positives, thresholds=thresholds)
+
+
+def _detached_cw(arguments: dict[str, Any], options: LossOptions) -> RankingLoss:
+    """CW whose confidence weighs the rows, and is nothing that a gradient can change."""
+    tau = arguments["confidence_temperature"]
+    if tau is None or options.confidence_top_k is not None:
+        raise ValueError("confidence_detached needs a confidence_temperature, and no confidence_top_k")
+    loss = _softmax_family("cw", arguments | {"confidence_temperature": None}, options,
+                           extra_positives=options.extra_positives)  # fmt: skip
+
+    def function(batch: Batch) -> torch.Tensor:
+        confidence = torch.sigmoid(_half_cosine(batch).detach() / tau)
+        given = arguments | {"confidence_temperature": None, "row_weights": confidence}
+        return options.negatives.cw_loss(batch, similarity="half_cosine", backend=options.backend, **given)
+
+    settings = loss.settings | {"confidence_temperature": tau, "confidence_detached": True}
+    return replace(loss, build=lambda *sizes: function, settings=settings)
+
+
+def _half_cosine(batch: Batch) -> torch.Tensor:
+    """The positive's score [B]."""
+    return F.cosine_similarity(batch.queries, F.embedding(batch.pos_ids, batch.items)) / 2
+
+
+def _two_tau(options: LossOptions) -> RankingLoss:
+    """SL with a temperature of its own for the positive: −s⁺/τ₁ + log Σ_j exp(s_j/τ₂)."""
+    if not 0 < options.positive_temperature < math.inf:
+        raise ValueError(f"positive_temperature must be finite and > 0, got {options.positive_temperature}")
+    sl = LOSSES["sl"](options)
+    less = 1 / options.temperature - 1 / options.positive_temperature
+
+    def function(batch: Batch) -> torch.Tensor:
+        return sl.build()(batch) + less * _half_cosine(batch).mean()
+
+    settings = sl.settings | {"positive_temperature": options.positive_temperature}
+    return replace(sl, name="two-tau", build=lambda *sizes: function, settings=settings)
 
 
 def _dcl(options: LossOptions) -> RankingLoss:
@@ -260,6 +300,7 @@ LOSSES: dict[str, Callable[[LossOptions], RankingLoss]] = {
     "psl-atan": _psl("atan"),
     "psl-relu": _psl("relu"),
     "slk": _slk,
+    "two-tau": _two_tau,
     "cw": _cw,
 }
 

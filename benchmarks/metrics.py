@@ -77,10 +77,10 @@ def shares_below(
 
     Args:
         user_table, item_table, target_users, target_items, masked_users, masked_items: as of :func:`ranking_metrics`;
-            masked items are not counted. Every user has an item that is neither masked nor the target.
+            masked items are not counted.
 
     Returns:
-        float64 [num_targets], sorted by user.
+        float64 [num_targets], sorted by user; NaN where there is no other item.
     """
     num_items = item_table.shape[0]
     target_users, target_items = _sort_by_user(target_users, target_items)

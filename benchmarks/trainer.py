@@ -261,7 +261,8 @@ class Trainer:
         """How many of the other items a positive that was not trained on scores above, with the best epoch's
         embeddings: of the validation positives in increasing order, the means of groups of equal size."""
         targets = (self.validation_users, self.validation_items)
-        shares = shares_below(*self._best_tables, *targets, *self.seen).sort().values
+        shares = shares_below(*self._best_tables, *targets, *self.seen)
+        shares = shares[~shares.isnan()].sort().values
         return [round(group.mean().item(), 6) for group in shares.tensor_split(_SHARE_GROUPS) if len(group)]
 
     def shuffled_batches(self) -> tuple[torch.Tensor, ...]:

@@ -66,6 +66,7 @@ _SYMBOLS = {
     "weighting": "ω",
     "weight_temperature": "ρ",
     "floor": "ε",
+    "positive_temperature": "τ₁",
     "confidence_temperature": "τ_c",
     "confidence_top_k": "K",
     "refresh_epochs": "T",
@@ -203,7 +204,7 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--positive-tau",
         type=float,
         default=loss_defaults.positive_temperature,
-        help="temperature of the positive, on the half cosine (bsl)",
+        help="temperature of the positive, on the half cosine (bsl, two-tau)",
     )
     parser.add_argument(
         "--prior",
@@ -229,6 +230,9 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         type=non_negative_float,
         default=loss_defaults.confidence_temperature,
         help="temperature of the confidence in the positive, on the half cosine; 0 for none (cw; slk)",
+    )
+    parser.add_argument(
+        "--confidence-detached", action="store_true", help="the confidence is a constant in the gradient (cw)"
     )
     parser.add_argument(
         "--confidence-top-k",
@@ -321,6 +325,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         weight_temperature=arguments.weight_tau,
         floor=arguments.floor,
         confidence_temperature=arguments.confidence_tau or None,
+        confidence_detached=arguments.confidence_detached,
         confidence_top_k=arguments.confidence_top_k,
         refresh_epochs=arguments.refresh_epochs,
         top_positives=arguments.top_positives,

@@ -146,7 +146,8 @@ def test_shares_below_are_counted_one_by_one(device, monkeypatch):
     users = torch.randint(-2, 3, (7, 2), generator=generator).double()  # whole numbers, so that there are ties
     items = torch.randint(-2, 3, (9, 2), generator=generator).double()
     pairs = torch.randperm(7 * 9, generator=generator)
-    targets, masked = pairs[:16], pairs[16:30]
+    targets, masked = pairs[:16], torch.cat([pairs[16:30], 9 * 6 + torch.arange(9)])
+    masked = masked[~torch.isin(masked, targets)].unique()  # user 6 has nothing else
     arguments = [users, items, targets // 9, targets % 9, masked // 9, masked % 9]
     found = metrics.shares_below(*(tensor.to(device) for tensor in arguments))
     expected = []
@@ -155,6 +156,7 @@ def test_shares_below_are_counted_one_by_one(device, monkeypatch):
         others = [i for i in range(9) if i != item and 9 * user + i not in masked.tolist()]
         scores = (users[user] * items).sum(1)
         below = [1.0 * (scores[i] < scores[item]) + 0.5 * (scores[i] == scores[item]) for i in others]
-        expected.append((user, float(sum(below)) / len(others)))
-    found = sorted(zip(sorted((targets // 9).tolist()), found.tolist(), strict=True))
+        expected.append((user, float(sum(below)) / len(others) if others else -1.0))
+    found = sorted(zip(sorted((targets // 9).tolist()), found.nan_to_num(-1.0).tolist(), strict=True))
     assert found == sorted(expected)
+    assert (6, -1.0) in found

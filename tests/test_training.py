@@ -192,6 +192,8 @@ def expected_loss(
     if name == "bsl":  # τ₁ = 0.5 of the positive, τ₂ = τ of the negatives
         mass = n_of_row * (q * torch.exp(n / tau)).sum(1)
         return -torch.log(torch.exp(p / 0.5) / mass ** (tau / 0.5)).mean()
+    if name == "two-tau":
+        return (torch.log(n_of_row * (q * torch.exp(n / tau)).sum(1)) - p / 0.5).mean()
     if name == "slk":  # twice as published; τ_w = 2.5, and thresholds are half cosines
         return (2 * torch.sigmoid((p - 2 * batch.thresholds) / 2.5) * softmax_loss).mean()
     if name == "advinfonce":
@@ -277,6 +279,21 @@ def batch_loss_of(
 def loss_of(name: str, negatives: Negatives, batch: Batch, backend: str, **options: Any) -> torch.Tensor:
     function, batch, _ = batch_loss_of(name, negatives, batch, backend, **options)
     return function(batch)
+
+
+def test_a_detached_confidence_weighs_rows_only(backend):
+    batch, negatives = make_batch(), Negatives.parse("uniform:9")
+    tables = [table.requires_grad_() for table in (batch.queries, batch.items)]
+    options = {"weighting": "none", "prior": 0.0, "confidence_temperature": 0.2, "confidence_detached": True}
+    found = loss_of("cw", negatives, batch, backend, **options)
+    ids, _ = negatives_and_weights(batch, negatives)
+    p, n = (cosines(batch.queries, batch.items, which) for which in (batch.pos_ids, ids))
+    weights = torch.sigmoid(p / 0.4).detach()
+    rows = torch.logsumexp((n - p.unsqueeze(1)) / 0.2, dim=1)
+    expected = (weights * rows).sum() / weights.sum()
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=0)
+    for a, b in zip(torch.autograd.grad(found, tables), torch.autograd.grad(expected, tables), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -628,6 +645,7 @@ def test_an_interrupt_before_the_first_validation_keeps_the_runs_before(blocks, 
         (["--weight-tau", "-1"], "weight_temperature must be > 0"),
         (["--floor", "0"], "floor must be in (0, 1], got 0.0"),
         (["--loss", "slk", "--confidence-tau", "0"], "confidence_temperature of slk must be > 0, got None"),
+        (["--confidence-detached", "--confidence-tau", "0"], "confidence_detached needs a confidence_temperature"),
         (["--confidence-tau", "0", "--confidence-top-k", "5"], "confidence_temperature must be > 0 where"),
         (["--loss", "llpauc", "--top-positives", "0"], "top_positives must be in (0, 1], got 0.0"),
         (["--loss", "llpauc", "--top-negatives", "2"], "top_negatives must be in (0, 1], got 2.0"),

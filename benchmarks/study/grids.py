@@ -58,11 +58,11 @@ GRIDS: Mapping[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {
     "psl-atan": _SOFTMAX,
     "psl-relu": _SOFTMAX,
     "slk": [
-        _options(temperature=tau, confidence_temperature=other) for tau in (0.1, 0.125) for other in (0.75, 1.0, 1.25)
+        _options(temperature=tau, confidence_temperature=other) for tau in (0.1, 0.125) for other in (1.25, 1.5, 2.0)
     ],
     "cw": [
-        _options(temperature=tau, confidence_temperature=1.25, **correction)
-        for tau in (0.1, 0.125, 0.15)
+        _options(temperature=tau, confidence_temperature=other, **correction)
+        for tau, other in ((0.1, 1.25), (0.125, 1.75), (0.125, 2.5))
         for correction in ({"prior": 0.0, "extra_positives": 0}, {"prior": 0.05})
     ],
 }

@@ -103,6 +103,27 @@ def sweep_runs(name: str, value: Any) -> list[Run]:
     ]
 
 
+# What the confidence does: as a constant in the gradient, and in its place a weaker pull on the positive.
+_MECHANISMS: dict[str, dict[str, Any]] = {
+    "SL": {"loss": "sl"},
+    "SL, confidence": {"weighting": "none", "prior": 0.0, "extra_positives": 0},
+    "SL, confidence without gradient": {
+        "weighting": "none", "prior": 0.0, "extra_positives": 0, "confidence_detached": True
+    },
+    "SL, pull of the positive × 0.9": {"loss": "two-tau", "positive_temperature": 0.1 / 0.9},
+    "SL, pull of the positive × 0.8": {"loss": "two-tau", "positive_temperature": 0.1 / 0.8},
+    "SL, pull of the positive × 0.7": {"loss": "two-tau", "positive_temperature": 0.1 / 0.7},
+}  # fmt: skip
+MECHANISMS = tuple(_MECHANISMS)
+
+
+def mechanism_runs(name: str) -> list[Run]:
+    """Return the runs, one per seed, of one of :data:`MECHANISMS`."""
+    options = dict(_MECHANISMS[name])
+    loss = options.pop("loss", "cw")
+    return [Run(HEALTH, loss, replace(_SWEEP_BASE, **options), config(HEALTH, seed=seed)) for seed in _SWEEP_SEEDS]
+
+
 def stages(store: Store) -> list[Run]:
     """Every weighting with and without correction and confidence, then the sweeps."""
     combined = [
@@ -112,7 +133,8 @@ def stages(store: Store) -> list[Run]:
         for confidence in CONFIDENCES
     ]
     swept = [sweep_runs(name, value) for name, values in SWEEPS.items() for value in values]
-    return [runs[index] for index in range(len(_SWEEP_SEEDS)) for runs in combined + swept]
+    mechanisms = [mechanism_runs(name) for name in MECHANISMS]
+    return [runs[index] for index in range(len(_SWEEP_SEEDS)) for runs in combined + mechanisms + swept]
 
 
 # --- false negatives ---

@@ -21,7 +21,8 @@ def write_report(store: Store, directory: Path) -> list[Path]:
         store: what has been found. What is missing is left out.
         directory: an existing, writable directory.
     """
-    sections = [section(store) for section in (_comparison, _search, _stages, _sweeps, _noise, _numbers, _priors)]
+    parts_of_report = (_comparison, _search, _stages, _mechanisms, _sweeps, _noise, _numbers, _priors)
+    sections = [section(store) for section in parts_of_report]
     text = "# Results of the study\n\n" + "\n".join(section for section in sections if section)
     tables = directory / TABLES_FILE
     unfinished = tables.with_name(TABLES_FILE + ".tmp")
@@ -110,6 +111,16 @@ def _stages(store: Store) -> str:
                 rows.append([weighting, correction, *cells])
     header = ["weighting", "correction", *(f"confidence: {name}" for name in parts.CONFIDENCES)]
     return _section("CW in its stages", "Test NDCG@20 on Health, MF, all items as negatives.", header, rows)
+
+
+def _mechanisms(store: Store) -> str:
+    rows = []
+    for name in parts.MECHANISMS:
+        summary = summarise(store, parts.mechanism_runs(name))
+        if summary:
+            rows.append([name, summary.text("recall"), summary.text("ndcg")])
+    text = "τ = .1, τ_c = 1.25; test on Health, MF, all items as negatives."
+    return _section("What the confidence does", text, ["", "Recall@20", "NDCG@20"], rows)
 
 
 def _sweeps(store: Store) -> str:
