@@ -88,7 +88,8 @@ def plot_comparison(store: Store, path: Path) -> bool:
     figure = _figure(4.6 * len(shown) + 1, 6)
     columns = figure.subplots(1, len(shown), squeeze=False)[0]
     for column, panel in zip(columns, shown, strict=True):
-        losses = [loss for loss in parts.COMPARED[panels[panel], "mf"][0]]
+        known = {loss for p, _, loss, _ in points if p == panel}
+        losses = [loss for loss in parts.COMPARED[panels[panel], "mf"][0] if loss in known]
         models = [model for model in _MODEL_STYLES if any(p[:2] == (panel, model) for p in points)]
         for model in models:
             colour, marker, name = _MODEL_STYLES[model]
@@ -136,11 +137,14 @@ def plot_stages(store: Store, path: Path) -> bool:
         _line(axes, xs, [summary for _, summary in found], colour, "osD"[index], linestyle="none", label=label)
     axes.set_xticks(range(len(ticks)), [f"{w}\n{'corrected' if c == 'yes' else 'uncorrected'}" for w, c in ticks])
     axes.set(ylabel="test NDCG@20", title="CW in its stages: weighting, correction (π = .05), confidence (τ_c = 1.25)")
-    axes.legend(frameon=False, ncols=3)
-    _finish(axes)
+    axes.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.16))
+    axes.grid(axis="y", alpha=0.3)
+    axes.set_axisbelow(True)
     for name, values in parts.SWEEPS.items():
         axes = grid[name]
         _line(axes, values, [summarise(store, parts.sweep_runs(name, value)) for value in values], _BLUE, "o")
+        if axes is not grid["temperature"]:
+            axes.sharey(grid["temperature"])  # or what matters little would look as if it did
         if min(values) > 0:
             axes.set_xscale("log")
             axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
@@ -174,9 +178,11 @@ def plot_noise(store: Store, path: Path) -> bool:
 def _predict(axes: Axes, summaries: Sequence[Summary | None]) -> None:
     """Draw how effective each number of negatives should be, by SL's run with the protocol's number."""
     summary = summaries[parts.NUMBERS.index(grids.NEGATIVES.number)]
-    if summary is None:
+    known = [result["shares_below"] for result in summary.results if "shares_below" in result] if summary else []
+    if not known:
+        axes.set_axis_off()
         return
-    shares = np.mean([result["shares_below"] for result in summary.results], axis=0)
+    shares = np.mean(known, axis=0)
     numbers = np.unique(np.geomspace(1, parts.NUMBERS[-1], 60).astype(int))
     for prior, style in zip(_PREDICTED_PRIORS, ("-", "--", ":"), strict=True):
         inputs = effectiveness.Inputs(1 - prior, shares)
@@ -211,13 +217,14 @@ def plot_numbers(store: Store, path: Path) -> bool:
             _line(axes, parts.NUMBERS, summaries, colour, marker, label=name)
             known = [(n, 1e3 * s.seconds_per_step) for n, s in zip(parts.NUMBERS, summaries, strict=True) if s]
             style = "-" if dataset == datasets[0] else ":"
-            label = f"{name}, {SHORT_NAMES[dataset]}"
+            label = f"{name}, {SHORT_NAMES[dataset]}" if known else None
             cost.plot([n for n, _ in known], [ms for _, ms in known], style, color=colour, marker=marker, label=label)
         axes.set(ylabel="test NDCG@20, mean ± deviation over seeds", title=SHORT_NAMES[dataset])
         axes.legend(frameon=False)
     cost.set(ylabel="ms per training step, one thread", title="Cost")
     cost.set_yscale("log")
-    cost.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    for formatter in (cost.yaxis.set_major_formatter, cost.yaxis.set_minor_formatter):
+        formatter(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "125" else ""))
     cost.legend(frameon=False)
     for axes in (*quality, *predictions, cost):
         _plain_log_axis(axes)
