@@ -25,7 +25,7 @@ def result_of(run: Run, validation: float = 0.1, test: float = 0.2) -> dict:
     return {
         "loss": run.loss,
         "loss_settings": run.ranking_loss.settings,
-        "config": {"seed": run.config.seed},
+        "config": {"seed": run.config.seed, "lr": run.config.lr, "weight_decay": run.config.weight_decay},
         "ended_by": "patience",
         "best_validation": {"recall": 0.5, "ndcg": validation},
         "test": {"recall": test + 0.1, "ndcg": test},
@@ -129,6 +129,23 @@ def test_the_best_validation_is_chosen_when_all_is_known(tmp_path):
     assert grids.chosen(store, HEALTH, "sl").options.temperature != chosen.options.temperature
 
 
+def test_the_contrastive_weight_is_what_is_best_for_sl(tmp_path):
+    store = Store(tmp_path)
+    for loss in ("sl", "cw"):
+        for run in grids.search_runs(HEALTH, loss):
+            store.add(run, result_of(run))
+    runs = parts.weight_runs(store, HEALTH)
+    assert [run.config.contrastive_weight for run in runs] == list(parts.CONTRASTIVE_WEIGHTS)
+    for run in runs:
+        assert parts.compared_runs(store, HEALTH, "xsimgcl", "cw") == []
+        best = run.config.contrastive_weight == 0.2
+        store.add(run, result_of(run, validation=0.2 if best else 0.1))
+    for loss in ("sl", "cw"):
+        found = parts.compared_runs(store, HEALTH, "xsimgcl", loss)
+        assert {run.config.contrastive_weight for run in found} == {0.2} and len(found) == 5
+        assert {run.config.model for run in found} == {"xsimgcl"}
+
+
 def test_every_part_lists_runs_that_can_be(tmp_path):
     store = Store(tmp_path)
     while runs := [run for part in parts.PARTS.values() for run in part(store) if run not in store]:
@@ -185,7 +202,7 @@ def test_all_plots_and_tables_of_a_whole_study(tmp_path):
     assert written == {"tables.md", "comparison.png", "stages.png", "noise.png", "numbers.png"}
     assert {path.name for path in tmp_path.iterdir()} == {*written, "runs"}
     sections = [line for line in (tmp_path / "tables.md").read_text(encoding="utf-8").splitlines() if line[:2] == "##"]
-    assert len(sections) == len(parts.COMPARED) + 7
+    assert len(sections) == len(parts.COMPARED) + 8
 
 
 def test_published_numbers_are_found_by_data_model_and_loss():

@@ -48,9 +48,34 @@ def best_run(store: Store, dataset: str, loss: str, model: str = "mf") -> Run | 
     )
 
 
+# XSimGCL's own loss is weighed by what is best for SL, for all losses alike.
+CONTRASTIVE_WEIGHTS = (0.05, 0.1, 0.2)
+
+
+def weight_runs(store: Store, dataset: str) -> list[Run]:
+    """Return SL's runs on XSimGCL with each weight of its contrastive loss; none until SL's settings are known."""
+    best = best_run(store, dataset, "sl", "xsimgcl")
+    if best is None:
+        return []
+    return [replace(best, config=replace(best.config, contrastive_weight=weight)) for weight in CONTRASTIVE_WEIGHTS]
+
+
+def chosen_weight(store: Store, dataset: str) -> float | None:
+    """Return the weight of the best validation NDCG@20; None until all are done."""
+    runs = weight_runs(store, dataset)
+    if not runs or not all(run in store for run in runs):
+        return None
+    return max(runs, key=lambda run: store[run]["best_validation"]["ndcg"]).config.contrastive_weight
+
+
 def compared_runs(store: Store, dataset: str, model: str, loss: str) -> list[Run]:
     """Return a loss's runs, one per seed, with its hyper-parameters for the data set; none until they are known."""
     best = best_run(store, dataset, loss, model)
+    if best is not None and model == "xsimgcl":
+        weight = chosen_weight(store, dataset)
+        if weight is None:
+            return []
+        best = replace(best, config=replace(best.config, contrastive_weight=weight))
     return [] if best is None else [best.with_seed(seed) for seed in range(COMPARED[dataset, model][1])]
 
 
@@ -61,6 +86,8 @@ def comparison(store: Store) -> list[Run]:
         for loss in losses:
             if model == "mf" and (dataset, loss) not in _GIVEN:
                 runs += search_runs(dataset, loss)
+        if model == "xsimgcl":
+            runs += weight_runs(store, dataset)
         of_losses = [compared_runs(store, dataset, model, loss) for loss in losses]
         runs += [runs_of_loss[seed] for seed in range(num_seeds) for runs_of_loss in of_losses if runs_of_loss]
     return runs

@@ -21,7 +21,7 @@ def write_report(store: Store, directory: Path) -> list[Path]:
         store: what has been found. What is missing is left out.
         directory: an existing, writable directory.
     """
-    parts_of_report = (_comparison, _search, _stages, _mechanisms, _sweeps, _noise, _numbers, _priors)
+    parts_of_report = (_comparison, _search, _weights, _stages, _mechanisms, _sweeps, _noise, _numbers, _priors)
     sections = [section(store) for section in parts_of_report]
     text = "# Results of the study\n\n" + "\n".join(section for section in sections if section)
     tables = directory / TABLES_FILE
@@ -63,11 +63,14 @@ def _comparison(store: Store) -> str:
                     difference(ndcg, known[1]) if known else "",
                     f"{summary.seconds_per_epoch:.2f}",
                     describe_settings(summary.results[0]["loss_settings"]),
+                    f"{summary.results[0]['config']['lr']:g} / {summary.results[0]['config']['weight_decay']:g}",
                 ]
             )
         header = ["loss", "seeds", "Recall@20", "NDCG@20", "NDCG@20, validation masked", "NDCG against SL"]
-        header += ["published", "NDCG against it", "s/epoch", "settings"]
+        header += ["published", "NDCG against it", "s/epoch", "settings", "lr / weight decay"]
         title = f"{SHORT_NAMES[dataset]}, {model}"
+        if model == "xsimgcl":
+            title += f", contrastive weight {parts.chosen_weight(store, dataset)}"
         text.append(_section(title, "Test, mean ± standard deviation over the seeds.", header, rows))
     return "\n".join(section for section in text if section)
 
@@ -96,6 +99,21 @@ def _search(store: Store) -> str:
                 )
     header = ["loss", "settings", "lr", "weight decay", "negatives", "validation NDCG@20"]
     return _section("The search", f"On MF, seed {grids.SEARCH_SEED}; bold is what was taken.", header, rows)
+
+
+def _weights(store: Store) -> str:
+    rows = []
+    for dataset in dict.fromkeys(dataset for dataset, model in parts.COMPARED if model == "xsimgcl"):
+        for run in parts.weight_runs(store, dataset):
+            if run in store:
+                result = store[run]
+                validation, test = result["best_validation"]["ndcg"], result["test"]
+                known = published(dataset, "xsimgcl", "sl")
+                shown = [f"{value:.4f}" for value in (validation, test["recall"], test["ndcg"])]
+                name = f"{SHORT_NAMES[dataset]}, {run.config.contrastive_weight:g}"
+                rows.append([name, *shown, difference(test["ndcg"], known[1]) if known else ""])
+    header = ["weight", "validation NDCG@20", "Recall@20", "NDCG@20", "NDCG against the published one"]
+    return _section("XSimGCL's contrastive weight", f"SL, seed {grids.SEARCH_SEED}.", header, rows)
 
 
 def _stages(store: Store) -> str:
