@@ -84,8 +84,8 @@ def comparison(store: Store) -> list[Run]:
     runs = []
     for (dataset, model), (losses, num_seeds) in COMPARED.items():
         for loss in losses:
-            if model == "mf" and (dataset, loss) not in _GIVEN:
-                runs += search_runs(dataset, loss)
+            if (dataset, loss) not in _GIVEN:
+                runs += search_runs(dataset, loss, model)
         if model == "xsimgcl":
             runs += weight_runs(store, dataset)
         of_losses = [compared_runs(store, dataset, model, loss) for loss in losses]

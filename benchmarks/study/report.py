@@ -78,18 +78,18 @@ def _comparison(store: Store) -> str:
 def _search(store: Store) -> str:
     rows = []
     for (dataset, model), (losses, _) in parts.COMPARED.items():
-        for loss in losses if model == "mf" else ():
-            runs = (
-                [run for run in grids.search_runs(dataset, loss) if run in store] if dataset in grids.SEARCHED else []
-            )
-            best = parts.best_run(store, dataset, loss)
+        for loss in losses if model == "mf" else grids.SEARCHED_ON_EACH_MODEL:
+            if dataset not in grids.SEARCHED or loss not in losses:
+                continue
+            runs = [run for run in grids.search_runs(dataset, loss, model) if run in store]
+            best = parts.best_run(store, dataset, loss, model)
             for run in runs:
                 result = store[run]
                 is_best = best is not None and run == grids.with_negatives(best, run.options.negatives)
                 found = "diverged" if "diverged" in result else f"{result['best_validation']['ndcg']:.4f}"
                 rows.append(
                     [
-                        f"{SHORT_NAMES[dataset]}, {loss}",
+                        f"{SHORT_NAMES[dataset]}, {model}, {loss}",
                         describe_settings(result["loss_settings"]),
                         f"{run.config.lr:g}",
                         f"{run.config.weight_decay:g}",
@@ -98,7 +98,7 @@ def _search(store: Store) -> str:
                     ]
                 )
     header = ["loss", "settings", "lr", "weight decay", "negatives", "validation NDCG@20"]
-    return _section("The search", f"On MF, seed {grids.SEARCH_SEED}; bold is what was taken.", header, rows)
+    return _section("The search", f"Seed {grids.SEARCH_SEED}; bold is what was taken.", header, rows)
 
 
 def _weights(store: Store) -> str:
