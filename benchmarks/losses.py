@@ -191,8 +191,6 @@ def _softmax_family(
     }  # fmt: skip
     if thresholds is not None:
         settings |= {"confidence_top_k": thresholds.k, "refresh_epochs": thresholds.refresh_epochs}
-    if scale != 1:
-        settings["scale"] = scale
     return RankingLoss(
         name,
         lambda *sizes: function,
@@ -281,7 +279,8 @@ def _bsl(options: LossOptions) -> RankingLoss:
     if not 0 < options.positive_temperature < math.inf:
         raise ValueError(f"positive_temperature must be finite and > 0, got {options.positive_temperature}")
     scale = options.temperature / options.positive_temperature
-    return _softmax_family("bsl", presets.bsl(options.temperature), options, scale=scale)
+    loss = _softmax_family("bsl", presets.bsl(options.temperature), options, scale=scale)
+    return replace(loss, settings=loss.settings | {"positive_temperature": options.positive_temperature})
 
 
 def _psl(surrogate: str) -> Callable[[LossOptions], RankingLoss]:

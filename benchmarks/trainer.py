@@ -339,7 +339,7 @@ class Trainer:
 
     @torch.no_grad()
     def _refresh_thresholds(self) -> None:
-        """Estimate the scores, on the half cosine, that the confidence is measured from."""
+        """Estimate the scores, on the half cosine, that the confidence is measured from; without false negatives."""
         users, items = self._tables()
         seed = torch.randint(_SEEDS, (), generator=self.generator, device=self.config.device)
         number = self.loss.negatives.number or self.interactions.num_items
@@ -347,7 +347,7 @@ class Trainer:
 
     def _refresh_prior(self, tables: tuple[torch.Tensor, torch.Tensor]) -> None:
         """Estimate the share of positives among a user's negatives from the validation items, which are positives that
-        training has not seen, and as many negatives for each as make a smooth sample."""
+        training has not seen, and as many negatives for each as make a smooth sample; without false negatives."""
         users, items = tables
         seed = torch.randint(_SEEDS, (), generator=self.generator, device=self.config.device)
         drawn = draw_negatives(self.validation_users, self.interactions, _UNLABELED_PER_POSITIVE, seed=seed)

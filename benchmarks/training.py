@@ -68,6 +68,8 @@ _SYMBOLS = {
     "floor": "ε",
     "positive_temperature": "τ₁",
     "confidence_temperature": "τ_c",
+    "confidence_detached": "detached",
+    "adversary_every": "adversary every",
     "confidence_top_k": "K",
     "refresh_epochs": "T",
     "top_positives": "α",
@@ -267,7 +269,7 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--backend",
         choices=("auto", "fused", "reference"),
         default=loss_defaults.backend,
-        help="compiled kernels, plain PyTorch, or the kernels where they are there (all but bpr)",
+        help="compiled kernels, plain PyTorch, or the kernels where they are there (not bpr, llpauc and advinfonce)",
     )
     parser.add_argument("--epochs", type=positive_int, default=defaults.epochs, help="most epochs to train")
     parser.add_argument("--batch-size", type=positive_int, default=defaults.batch_size, help="positives per step")

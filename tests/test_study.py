@@ -32,6 +32,7 @@ def result_of(run: Run, validation: float = 0.1, test: float = 0.2) -> dict:
         "test_validation_masked": {"recall": test + 0.2, "ndcg": test + 0.3},
         "seconds": {"per_epoch": 2.0},
         "steps_per_epoch": 4,
+        "environment": {"machine": "m", "time": run.config.seed},
         "shares_below": [0.5, 0.9, 0.99],
         "validation": [{"epoch": 5, "ndcg": validation}],
     }
@@ -68,7 +69,7 @@ def test_a_run_is_told_by_what_its_loss_uses():
 def test_the_store_keeps_results_and_hands_them_on(tmp_path):
     store, runs = Store(tmp_path), [Run(HEALTH, "sl").with_seed(seed) for seed in range(3)]
     found = fill(store, runs[:2])
-    store.write_summary({"machine": "m"})
+    store.write_summary()
     (tmp_path / "handed-on").mkdir()
     (tmp_path / "runs.json").rename(tmp_path / "handed-on" / "runs.json")
     for directory in (tmp_path, tmp_path / "handed-on"):
@@ -76,6 +77,9 @@ def test_the_store_keeps_results_and_hands_them_on(tmp_path):
         assert [run in again for run in runs] == [True, True, False]
         assert [again[run]["test"]["ndcg"] for run in runs[:2]] == list(found.values())
         assert {result["dataset"] for result in again} == {HEALTH}
+        assert [again[run]["environment"] for run in runs[:2]] == [{"machine": "m", "time": seed} for seed in (0, 1)]
+    summary = json.loads((tmp_path / "handed-on" / "runs.json").read_text(encoding="utf-8"))
+    assert summary["environments"] == [{"machine": "m"}]
     assert "validation" in Store(tmp_path)[runs[0]]
     assert "validation" not in Store(tmp_path / "handed-on")[runs[0]]
 
@@ -111,10 +115,10 @@ def test_what_is_no_result_is_refused(tmp_path, content, capsys):
 
 
 def test_all_losses_are_searched_alike():
-    assert {len(grid) for grid in grids.GRIDS.values()} == {6}
+    assert {len(grid) for grid in grids.GRIDS.values()} == {8}
     assert set(grids.GRIDS) == set(grids.LOSSES)
     for loss in grids.LOSSES:
-        assert len({run.key for run in grids.search_runs(HEALTH, loss)}) == 6
+        assert len({run.key for run in grids.search_runs(HEALTH, loss)}) == 8
 
 
 def test_the_best_validation_is_chosen_when_all_is_known(tmp_path):
@@ -183,6 +187,14 @@ def test_tables_say_what_was_found(tmp_path):
     assert f"{100 * (means['cw'] / means['sl'] - 1):+.1f} %" in line
     line = next(line for line in text.splitlines() if line.startswith("| sl | 5 |"))
     assert ".1719 / 0.1261" in line and difference(means["sl"], 0.1261) in line
+
+
+def test_a_search_in_which_all_diverged_says_so(tmp_path):
+    store = Store(tmp_path)
+    for run in grids.search_runs(HEALTH, "sl"):
+        store.add(run, result_of(run) | {"diverged": "NaN"})
+    with pytest.raises(RuntimeError, match=f"sl on {HEALTH}: expected a run that converges"):
+        grids.chosen(store, HEALTH, "sl")
 
 
 def test_one_seed_has_no_deviation_and_a_diverged_run_no_mean(tmp_path):

@@ -11,6 +11,7 @@ from pathlib import Path
 from benchmarks import reporting
 from benchmarks.arguments import positive_int
 from benchmarks.data import DataError
+from benchmarks.study import parts
 from benchmarks.study.parts import PARTS
 from benchmarks.study.published import DATASETS
 from benchmarks.study.report import write_report
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--models", nargs="+", choices=("mf", "lightgcn", "xsimgcl"), help="models to train; all")
     parser.add_argument("--seeds", nargs="+", type=int, help="seeds to train with; all")
     parser.add_argument("--workers", type=positive_int, default=os.cpu_count(), help="runs at a time, a thread each")
-    parser.add_argument("--list", action="store_true", help="only list the runs that are still to do")
+    parser.add_argument("--list", action="store_true", help="only list the runs that are known to be still to do")
     parser.add_argument("--report", action="store_true", help="train nothing; tables and plots of what there is")
     arguments = parser.parse_args(argv)
 
@@ -44,13 +45,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         store = Store(arguments.out)
 
         def wanted() -> Iterator[Run]:
+            searches = {run.key for run in parts.searches(store)}  # whatever is asked for may wait for them
             for part in arguments.parts:
                 for run in PARTS[part](store):
-                    if (
-                        run.dataset in arguments.datasets
-                        and (arguments.models is None or run.config.model in arguments.models)
-                        and (arguments.seeds is None or run.config.seed in arguments.seeds)
-                    ):
+                    is_asked_for = (arguments.models is None or run.config.model in arguments.models) and (
+                        arguments.seeds is None or run.config.seed in arguments.seeds
+                    )
+                    if run.dataset in arguments.datasets and (is_asked_for or run.key in searches):
                         yield run
 
         if arguments.list:
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if missing:
                 raise DataError(f"{missing[0]}: expected a folder with train.tsv and test.tsv, got nothing there")
             run_all(wanted, store, arguments.data, arguments.workers)
-        store.write_summary(reporting.environment())
+        store.write_summary()
         for path in write_report(store, arguments.out):
             print(path)
     except KeyboardInterrupt:

@@ -184,9 +184,18 @@ def _predict(axes: Axes, summaries: Sequence[Summary | None]) -> None:
         return
     shares = np.mean(known, axis=0)
     numbers = np.unique(np.geomspace(1, parts.NUMBERS[-1], 60).astype(int))
+    # On the scale of the ranks, where the items that were not trained on are uniform.
+    items = np.linspace(0, 1, 10_001)
     for prior, style in zip(_PREDICTED_PRIORS, ("-", "--", ":"), strict=True):
-        inputs = effectiveness.Inputs(1 - prior, shares)
-        axes.plot(numbers, effectiveness.effectiveness(numbers, inputs), style, color=_BLACK, label=f"π = {prior:g}")
+        inputs = effectiveness.estimate_inputs(shares, items, prior)
+        best = effectiveness.best_number(inputs)
+        axes.plot(
+            numbers,
+            effectiveness.effectiveness(numbers, inputs),
+            style,
+            color=_BLACK,
+            label=f"π = {prior:g}, best N = {best}",
+        )
     axes.set(ylabel="estimated effectiveness", ylim=(-1, 1))
     axes.legend(frameon=False, loc="lower left")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from benchmarks.study import grids, parts, plots
 from benchmarks.study.published import SHORT_NAMES, published
 from benchmarks.study.runs import Store
-from benchmarks.study.summary import difference, summarise
+from benchmarks.study.summary import Summary, difference, diverged, summarise
 from benchmarks.training import describe_settings
 
 TABLES_FILE = "tables.md"
@@ -49,6 +49,8 @@ def _comparison(store: Store) -> str:
         rows = []
         for loss, summary in found.items():
             if summary is None:
+                if diverged(store, parts.compared_runs(store, dataset, model, loss)):
+                    rows.append([loss, "diverged", *[""] * 9])
                 continue
             ndcg, known, sl = summary.mean("ndcg"), published(dataset, model, loss), found["sl"]
             rows.append(
@@ -107,6 +109,9 @@ def _weights(store: Store) -> str:
         for run in parts.weight_runs(store, dataset):
             if run in store:
                 result = store[run]
+                if "diverged" in result:
+                    rows.append([f"{SHORT_NAMES[dataset]}, {run.config.contrastive_weight:g}", "diverged", "", "", ""])
+                    continue
                 validation, test = result["best_validation"]["ndcg"], result["test"]
                 known = published(dataset, "xsimgcl", "sl")
                 shown = [f"{value:.4f}" for value in (validation, test["recall"], test["ndcg"])]
@@ -125,10 +130,15 @@ def _stages(store: Store) -> str:
                 for confidence in parts.CONFIDENCES
             ]
             if any(summaries):
-                cells = [summary.text("ndcg") if summary else "" for summary in summaries]
+                cells = [_validation_and_test(summary) if summary else "" for summary in summaries]
                 rows.append([weighting, correction, *cells])
     header = ["weighting", "correction", *(f"confidence: {name}" for name in parts.CONFIDENCES)]
-    return _section("CW in its stages", "Test NDCG@20 on Health, MF, all items as negatives.", header, rows)
+    text = "NDCG@20, validation / test, on Health, MF, all items as negatives."
+    return _section("CW in its stages", text, header, rows)
+
+
+def _validation_and_test(summary: Summary) -> str:
+    return f"{summary.text('ndcg', 'best_validation')} / {summary.text('ndcg')}"
 
 
 def _mechanisms(store: Store) -> str:
@@ -136,9 +146,9 @@ def _mechanisms(store: Store) -> str:
     for name in parts.MECHANISMS:
         summary = summarise(store, parts.mechanism_runs(name))
         if summary:
-            rows.append([name, summary.text("recall"), summary.text("ndcg")])
+            rows.append([name, summary.text("ndcg", "best_validation"), summary.text("recall"), summary.text("ndcg")])
     text = "τ = .1, τ_c = 1.25; test on Health, MF, all items as negatives."
-    return _section("What the confidence does", text, ["", "Recall@20", "NDCG@20"], rows)
+    return _section("What the confidence does", text, ["", "validation NDCG@20", "Recall@20", "NDCG@20"], rows)
 
 
 def _sweeps(store: Store) -> str:
@@ -147,9 +157,10 @@ def _sweeps(store: Store) -> str:
         for value in values:
             summary = summarise(store, parts.sweep_runs(name, value))
             if summary:
-                rows.append([name, f"{value:g}", summary.text("recall"), summary.text("ndcg")])
-    text = "One at a time, the others as they stand in the stages with all of them; Health, MF, all items as negatives."
-    return _section("CW's hyper-parameters", text, ["", "value", "Recall@20", "NDCG@20"], rows)
+                shown = [summary.text("ndcg", "best_validation"), summary.text("recall"), summary.text("ndcg")]
+                rows.append([name, f"{value:g}", *shown])
+    text = "One at a time (ρ goes with the temperature), around CW with all stages; Health, MF, all items as negatives."
+    return _section("CW's hyper-parameters", text, ["", "value", "validation NDCG@20", "Recall@20", "NDCG@20"], rows)
 
 
 def _noise(store: Store) -> str:
@@ -158,7 +169,10 @@ def _noise(store: Store) -> str:
         summaries = [summarise(store, parts.noise_runs(store, loss, share)) for share in parts.SHARES]
         if any(summaries):
             rows.append([loss, *(summary.text("ndcg") if summary else "" for summary in summaries)])
-    text = "Test NDCG@20 on Health, MF, by the share of the negatives that are held-out positives of their users."
+    text = (
+        "Test NDCG@20 on Health, MF, by the share of the negatives that are held-out positives of their users. SL@20's "
+        "scores of the 20th items are estimated from negatives without them."
+    )
     return _section("False negatives", text, ["loss", *(f"{share:g}" for share in parts.SHARES)], rows)
 
 
@@ -172,7 +186,7 @@ def _numbers(store: Store) -> str:
                     milliseconds = f"{1e3 * summary.seconds_per_step:.1f}"
                     name = f"{SHORT_NAMES[dataset]}, {loss}"
                     rows.append([name, str(number), summary.text("recall"), summary.text("ndcg"), milliseconds])
-    text = "Test, MF; the time of a whole training step, one thread, while another run had the other core."
+    text = "Test, MF; the time of a whole training step on one thread, with other runs beside it."
     return _section("How many negatives", text, ["", "N", "Recall@20", "NDCG@20", "ms per step"], rows)
 
 

@@ -73,8 +73,10 @@ class Store:
         self.directory = directory
         self._results: dict[str, dict[str, Any]] = {}
         if (directory / RUNS_FILE).exists():
-            for result in self._read(directory / RUNS_FILE)["runs"]:
-                self._results[result["key"]] = result
+            summary = self._read(directory / RUNS_FILE)
+            for result in summary["runs"]:
+                environment = summary["environments"][result["environment"]] | {"time": result.pop("time")}
+                self._results[result["key"]] = result | {"environment": environment}
         for path in sorted((directory / "runs").glob("*.json")):
             result = self._read(path)
             self._results[result["key"]] = result
@@ -110,15 +112,17 @@ class Store:
         reporting.write_json(self.directory / "runs" / f"{run.key}.json", result)
         self.checkpoint(run).unlink(missing_ok=True)
 
-    def write_summary(self, environment: dict[str, Any]) -> Path:
-        """Write ``runs.json``: all results without their learning curves.
-
-        Args:
-            environment: of :func:`benchmarks.reporting.environment`.
-        """
-        runs = [
-            {name: value for name, value in self._results[key].items() if name != "validation"}
-            for key in sorted(self._results)
-        ]
-        reporting.write_json(self.directory / RUNS_FILE, {"environment": environment, "runs": runs})
+    def write_summary(self) -> Path:
+        """Write ``runs.json``: all results without their learning curves, and of the environments, which are many times
+        the same but for the time, one of each."""
+        environments: list[dict[str, Any]] = []
+        runs = []
+        for key in sorted(self._results):
+            run = {name: value for name, value in self._results[key].items() if name != "validation"}
+            environment = dict(run.pop("environment"))
+            run["time"] = environment.pop("time")
+            if environment not in environments:
+                environments.append(environment)
+            runs.append(run | {"environment": environments.index(environment)})
+        reporting.write_json(self.directory / RUNS_FILE, {"environments": environments, "runs": runs})
         return self.directory / RUNS_FILE

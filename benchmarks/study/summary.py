@@ -55,6 +55,11 @@ def summarise(store: Store, runs: Iterable[Run]) -> Summary | None:
     return Summary(results)
 
 
+def diverged(store: Store, runs: Iterable[Run]) -> bool:
+    """Whether one of these runs came to no end."""
+    return any(run in store and "diverged" in store[run] for run in runs)
+
+
 def difference(value: float, reference: float) -> str:
     """The relative difference as a table shows it."""
     return f"{100 * (value / reference - 1):+.1f} %"

@@ -5,17 +5,20 @@ from __future__ import annotations
 import fcntl
 import functools
 import multiprocessing
+import multiprocessing.connection
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from benchmarks import data
+from benchmarks import data, reporting
 from benchmarks.study.runs import Run, Store
 from benchmarks.trainer import TrainingError, train
 
@@ -28,13 +31,26 @@ def _dataset(path: Path) -> data.InteractionData:
 def _start_worker() -> None:
     torch.set_num_threads(1)
     os.nice(5)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A worker that outlived the study would go on writing checkpoints, which another study may have taken up."""
+    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
 
 
 def _train(run: Run, path: Path, checkpoint: Path) -> dict[str, Any]:
     try:
-        return train(_dataset(path), run.ranking_loss, run.config, show_progress=False, checkpoint=checkpoint)
+        result = train(_dataset(path), run.ranking_loss, run.config, show_progress=False, checkpoint=checkpoint)
     except TrainingError as error:
-        return {"loss": run.loss, "loss_settings": run.ranking_loss.settings, "diverged": str(error)}
+        result = {
+            "loss": run.loss,
+            "loss_settings": run.ranking_loss.settings,
+            "config": asdict(run.config),
+            "diverged": str(error),
+        }
+    return result | {"environment": reporting.environment(run.config.device)}
 
 
 @contextmanager
