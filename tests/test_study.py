@@ -111,6 +111,13 @@ def test_what_is_no_result_is_refused(tmp_path, content, capsys):
     assert path.read_text(encoding="utf-8") == content
 
 
+@pytest.mark.parametrize("content", ['{"runs": [{"key": "a"}]}', '{"runs": [{}], "environments": []}', '{"key": 1}'])
+def test_what_is_no_summary_is_refused(tmp_path, content, capsys):
+    (tmp_path / "runs.json").write_text(content, encoding="utf-8")
+    assert study.main(["--report", "--out", str(tmp_path)]) == 2
+    assert f"error: {tmp_path / 'runs.json'}: expected results of the study" in capsys.readouterr().err
+
+
 # --- what is asked for ---
 
 

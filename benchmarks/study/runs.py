@@ -73,23 +73,33 @@ class Store:
         self.directory = directory
         self._results: dict[str, dict[str, Any]] = {}
         if (directory / RUNS_FILE).exists():
-            summary = self._read(directory / RUNS_FILE)
-            for result in summary["runs"]:
-                environment = summary["environments"][result["environment"]] | {"time": result.pop("time")}
-                self._results[result["key"]] = result | {"environment": environment}
+            self._read_summary(directory / RUNS_FILE)
         for path in sorted((directory / "runs").glob("*.json")):
             result = self._read(path)
             self._results[result["key"]] = result
 
+    def _read_summary(self, path: Path) -> None:
+        summary = self._read(path)
+        try:
+            for result in summary["runs"]:
+                environment = summary["environments"][result["environment"]] | {"time": result.pop("time")}
+                self._results[result["key"]] = result | {"environment": environment}
+        except (KeyError, TypeError, IndexError):
+            raise self._not_results(path) from None
+
     @staticmethod
-    def _read(path: Path) -> dict[str, Any]:
+    def _not_results(path: Path) -> ValueError:
+        return ValueError(f"{path}: expected results of the study, got something else; remove it to have it run again")
+
+    @classmethod
+    def _read(cls, path: Path) -> dict[str, Any]:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             if "key" in content or "runs" in content:
                 return content
         except ValueError:
             pass
-        raise ValueError(f"{path}: expected results of the study, got something else; remove it to have it run again")
+        raise cls._not_results(path)
 
     def __contains__(self, run: Run) -> bool:
         return run.key in self._results
