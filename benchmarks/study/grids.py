@@ -22,7 +22,7 @@ PATIENCE = 5
 _LR = {HEALTH: 0.1, ELECTRONIC: 0.01, GOWALLA: 0.1}
 NEGATIVES = Negatives("uniform", 1000)
 # On Health the search takes all items as negatives: some 1,200 for each row instead of 1,000 drawn from these, in a
-# quarter of the time.
+# third of the time.
 _SEARCH_NEGATIVES = {HEALTH: Negatives("full", None)}
 SEARCHED = tuple(_SEARCH_NEGATIVES)
 SEARCH_SEED = 0

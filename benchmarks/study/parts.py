@@ -103,7 +103,7 @@ def comparison(store: Store) -> list[Run]:
 
 # --- CW in its stages ---
 
-# The sweeps leave out sampling noise, and take a quarter of the time, with all items as negatives.
+# The sweeps leave out sampling noise, and take a third of the time, with all items as negatives.
 _SWEEP_NEGATIVES = Negatives("full", None)
 _SWEEP_SEEDS = (0, 1, 2)
 WEIGHTINGS = ("none", "sigmoid", "exponential", "linear")
