@@ -169,6 +169,20 @@ def test_every_part_lists_runs_that_can_be(tmp_path):
         assert {run.config.false_negatives for run in [*known, *unknown]} == {share}
 
 
+def test_combinations_differ_from_sl_at_20_in_what_they_say(tmp_path):
+    store = Store(tmp_path)
+    fill(store, parts.searches(store))
+    for dataset in parts.COMBINED_DATASETS:
+        (base, *_) = parts.compared_runs(store, dataset, "mf", "slk")
+        for name, changes in parts.COMBINATIONS.items():
+            (run,) = parts.combination_runs(store, dataset, name)
+            settings, without = run.ranking_loss.settings, base.ranking_loss.settings
+            assert run.config == base.config
+            told = {key for key in without if settings[key] != without[key]}
+            assert told == changes.keys() & without.keys() and settings["confidence_top_k"] == 20
+            assert {key: settings[key] for key in changes} == changes
+
+
 # --- tables ---
 
 
@@ -221,7 +235,7 @@ def test_all_plots_and_tables_of_a_whole_study(tmp_path):
     assert written == {"tables.md", "comparison.png", "stages.png", "noise.png", "numbers.png"}
     assert {path.name for path in tmp_path.iterdir()} == {*written, "runs"}
     sections = [line for line in (tmp_path / "tables.md").read_text(encoding="utf-8").splitlines() if line[:2] == "##"]
-    assert len(sections) == len(parts.COMPARED) + 8
+    assert len(sections) == len(parts.COMPARED) + 9
 
 
 def test_published_numbers_are_found_by_data_model_and_loss():

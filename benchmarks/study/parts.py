@@ -172,6 +172,34 @@ def stages(store: Store) -> list[Run]:
     return [runs[index] for index in range(len(_SWEEP_SEEDS)) for runs in combined + mechanisms + swept]
 
 
+# --- SL@20 with what CW has besides ---
+
+# Around SL@20 with its own settings on each data set, of which its confidence is a part.
+COMBINATIONS: dict[str, dict[str, Any]] = {
+    "linear weights": {"weighting": "linear"},
+    "exponential weights": {"weighting": "exponential"},
+    "sigmoid weights": {"weighting": "sigmoid"},
+    "sigmoid weights, correction": {"weighting": "sigmoid", "prior": 0.05, "extra_positives": 5},
+}
+COMBINED_DATASETS = (HEALTH, ELECTRONIC, GOWALLA)
+
+
+def combination_runs(store: Store, dataset: str, name: str) -> list[Run]:
+    """Return the run, seed 0, of one of :data:`COMBINATIONS`; none until SL@20's hyper-parameters are known."""
+    best = best_run(store, dataset, "slk")
+    if best is None:
+        return []
+    added = {"confidence_top_k": 20, "prior": 0.0, "extra_positives": 0} | COMBINATIONS[name]
+    return [replace(best, loss="cw", options=replace(best.options, **added))]
+
+
+def combinations(store: Store) -> list[Run]:
+    """Every combination on every data set."""
+    return [
+        run for dataset in COMBINED_DATASETS for name in COMBINATIONS for run in combination_runs(store, dataset, name)
+    ]
+
+
 # --- false negatives ---
 
 SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5)
@@ -256,6 +284,7 @@ def priors(store: Store) -> list[Run]:
 PARTS: dict[str, Callable[[Store], Iterable[Run]]] = {
     "comparison": comparison,
     "stages": stages,
+    "combinations": combinations,
     "noise": noise,
     "numbers": numbers,
     "priors": priors,

@@ -21,7 +21,8 @@ def write_report(store: Store, directory: Path) -> list[Path]:
         store: what has been found. What is missing is left out.
         directory: an existing, writable directory.
     """
-    parts_of_report = (_comparison, _search, _weights, _stages, _mechanisms, _sweeps, _noise, _numbers, _priors)
+    parts_of_report = (_comparison, _search, _weights, _stages, _mechanisms, _sweeps, _combinations)
+    parts_of_report += (_noise, _numbers, _priors)
     sections = [section(store) for section in parts_of_report]
     text = "# Results of the study\n\n" + "\n".join(section for section in sections if section)
     tables = directory / TABLES_FILE
@@ -161,6 +162,21 @@ def _sweeps(store: Store) -> str:
                 rows.append([name, f"{value:g}", *shown])
     text = "One at a time (ρ goes with the temperature), around CW with all stages; Health, MF, all items as negatives."
     return _section("CW's hyper-parameters", text, ["", "value", "validation NDCG@20", "Recall@20", "NDCG@20"], rows)
+
+
+def _combinations(store: Store) -> str:
+    rows = []
+    for dataset in parts.COMBINED_DATASETS:
+        base = summarise(store, parts.compared_runs(store, dataset, "mf", "slk")[:1])
+        for name in parts.COMBINATIONS:
+            summary = summarise(store, parts.combination_runs(store, dataset, name))
+            if summary and base:
+                shown = [summary.text("ndcg", "best_validation"), summary.text("recall"), summary.text("ndcg")]
+                against = difference(summary.mean("ndcg"), base.mean("ndcg"))
+                settings = describe_settings(summary.results[0]["loss_settings"])
+                rows.append([f"{SHORT_NAMES[dataset]}, {name}", *shown, against, settings])
+    header = ["SL@20 and", "validation NDCG@20", "Recall@20", "NDCG@20", "NDCG against SL@20, same seed", "settings"]
+    return _section("SL@20 with CW's other stages", "MF, seed 0.", header, rows)
 
 
 def _noise(store: Store) -> str:
