@@ -1,0 +1,1 @@
+"""Uses of the loss beyond the benchmarks; each module runs as ``python -m benchmarks.examples.<name>``."""
