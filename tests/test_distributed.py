@@ -2,70 +2,102 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from cases import assert_near, child_environment, make_embeddings
+from cases import assert_near, make_embeddings
+from drawing import Drawn, make_drawn, make_interactions
+from torch import Tensor, nn
+from torchrun import process_of_group, torchrun
 
-_RANK = """
-import os, sys, torch
-import torch.distributed as dist
-from cases import make_embeddings
-from cw_ext import CWEmbeddingLoss
+from cw_ext import CWEmbeddingLoss, CWSampledLoss
 
-rank, store, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+LEVEL_2 = make_embeddings(6, 9, 8, 20, seed=101)
+SAMPLED = make_drawn("sampled", 6, seed=102, interactions=make_interactions(num_queries=8, num_items=20, pairs=40))
+N = 9
+PRIOR = 0.05
 
-class Model(torch.nn.Module):
-    def __init__(self, case):
+
+def _half(rank: int) -> slice:
+    return slice(3 * rank, 3 * rank + 3)
+
+
+def _seed(rank: int) -> int:
+    return 7 + rank
+
+
+class _Model(nn.Module):
+    """A map of the queries, a table, and a loss."""
+
+    def __init__(self, items: Tensor, criterion: nn.Module) -> None:
         super().__init__()
-        self.items = torch.nn.Parameter(case.items.clone())
-        self.map = torch.nn.Linear(8, 8, bias=False, dtype=torch.float64)
-        torch.nn.init.eye_(self.map.weight)
-        self.criterion = CWEmbeddingLoss(prior=0.05, backend="fused")
+        self.items = nn.Parameter(items.clone())
+        self.map = nn.Linear(8, 8, bias=False, dtype=torch.float64)
+        nn.init.eye_(self.map.weight)
+        self.criterion = criterion
 
-    def forward(self, queries, pos_ids, neg_ids):
-        return self.criterion(self.map(queries), self.items, pos_ids, neg_ids)
+    def forward(self, queries: Tensor, *ids: Tensor, **arguments: Any) -> Tensor:
+        return self.criterion(self.map(queries), self.items, *ids, **arguments)
 
-case = make_embeddings(6, 9, 8, 20, seed=101)
-model = torch.nn.parallel.DistributedDataParallel(Model(case))
-half = slice(3 * rank, 3 * rank + 3)
-for _ in range(2):  # the second step goes through the buckets that the first one arranged
-    model.zero_grad()
-    model(case.queries[half], case.pos_ids[half], case.neg_ids[half]).backward()
-if rank == 0:
-    torch.save({"items": model.module.items.grad, "map": model.module.map.weight.grad}, out)
-sys.stderr.flush()
-# Done and saved: gloo's threads, which at times end in std::terminate at shutdown, are not what is tested.
-dist.barrier()
-os._exit(0)
-"""
+
+def _gradients(model: _Model, queries: Tensor, *ids: Tensor, **arguments: Any) -> dict[str, Tensor]:
+    parallel = nn.parallel.DistributedDataParallel(model)
+    for _ in range(2):  # the second step goes through the buckets that the first one arranged
+        parallel.zero_grad()
+        parallel(queries, *ids, **arguments).backward()
+    return {"items": model.items.grad, "map": model.map.weight.grad}
+
+
+def _expected(case: Any, *losses: Callable[[Any], Tensor]) -> dict[str, Tensor]:
+    """The gradients of the mean of some losses of the case, whose queries go through a map."""
+    leaf = case.leaves(["items"])
+    weight = torch.eye(8, dtype=torch.float64, requires_grad=True)
+    mapped = replace(leaf, queries=leaf.queries @ weight.T)
+    torch.stack([loss(mapped) for loss in losses]).mean().backward()
+    return {"items": leaf.items.grad, "map": weight.grad}
+
+
+def _drawn_half(rank: int) -> Callable[[Drawn], Tensor]:
+    """What a process computes of a drawn batch."""
+
+    def loss(case: Drawn) -> Tensor:
+        part = {name: getattr(case, name)[_half(rank)] for name in ("queries", "query_ids", "pos_ids")}
+        return replace(case, **part).loss(num_negatives=N, seed=_seed(rank), prior=PRIOR, backend="reference")
+
+    return loss
 
 
 @pytest.mark.cpu_kernels
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
 def test_the_mean_over_processes_is_the_mean_over_rows(kernels: None, tmp_path: Path) -> None:
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", _RANK, str(rank), str(tmp_path / "store"), str(tmp_path / "gradients.pt")],
-            env=child_environment(OMP_NUM_THREADS="1"),
-        )
-        for rank in range(2)
-    ]
-    try:
-        assert [process.wait(timeout=120) for process in processes] == [0, 0]
-    finally:
-        for process in processes:
-            process.kill()
+    torchrun(__file__, tmp_path)
     found = torch.load(tmp_path / "gradients.pt")
 
-    case = make_embeddings(6, 9, 8, 20, seed=101).leaves(["items"])
-    weight = torch.eye(8, dtype=torch.float64, requires_grad=True)
-    mapped = replace(case, queries=case.queries @ weight.T)
-    mapped.loss(prior=0.05, backend="reference").backward()
-    assert_near(found["items"], case.items.grad, torch.float64, "items")
-    assert_near(found["map"], weight.grad, torch.float64, "map")
+    expected = {
+        "level 2": _expected(LEVEL_2, lambda case: case.loss(prior=PRIOR, backend="reference")),
+        "drawn": _expected(SAMPLED, _drawn_half(0), _drawn_half(1)),
+    }
+    for level, gradients in expected.items():
+        for name, gradient in gradients.items():
+            assert_near(found[level][name], gradient, torch.float64, f"{level}, {name}")
+    for rank in range(2):
+        one = _expected(SAMPLED, _drawn_half(rank))
+        assert not torch.allclose(one["items"], found["drawn"]["items"]), "one half alone would pass as well"
+
+
+if __name__ == "__main__":
+    with process_of_group() as (rank, folder):
+        half = _half(rank)
+        embeddings = CWEmbeddingLoss(prior=PRIOR, backend="fused")
+        drawing = CWSampledLoss(SAMPLED.interactions, N, prior=PRIOR, backend="fused")
+        drawn_batch = (SAMPLED.queries[half], SAMPLED.query_ids[half], SAMPLED.pos_ids[half])
+        batch = (LEVEL_2.queries[half], LEVEL_2.pos_ids[half], LEVEL_2.neg_ids[half])
+        gradients = {
+            "level 2": _gradients(_Model(LEVEL_2.items, embeddings), *batch),
+            "drawn": _gradients(_Model(SAMPLED.items, drawing), *drawn_batch, seed=_seed(rank)),
+        }
+        if rank == 0:
+            torch.save(gradients, folder / "gradients.pt")
