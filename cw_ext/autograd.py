@@ -2,7 +2,8 @@
 
 The forward op returns, beside each row's loss, that loss's gradient; backward multiplies it by grad_output row by
 row. What is saved is written to only where autograd is about to free it, so a second backward sees the same numbers.
-Under create_graph the gradient is taken through the reference instead, which autograd can differentiate again.
+Under create_graph the gradient is taken through the reference instead, which autograd can differentiate again; so it is
+in the transforms of torch.func, which can be nested and always ask for that.
 
 A small batch takes the kernels less time than Python, so the reduction is part of the op: that spares autograd its
 nodes.
@@ -12,12 +13,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from cw_ext import extension, reference
+from cw_ext import checks, extension, reference
 from cw_ext.parameters import RowParameters
 from cw_ext.reference_draws import History
 
@@ -72,9 +73,18 @@ def through_reference(
 ) -> list[Tensor | None]:
     """The gradients of `function(*inputs)`, reduced, with a graph of their own; None where not needed."""
     wanted = [i for i, needed in enumerate(needs) if needed]
-    with torch.enable_grad():
-        loss = reference.reduce(*function(*inputs), None, reduction)
-        found = torch.autograd.grad(loss, [inputs[i] for i in wanted], grad, create_graph=True, allow_unused=True)
+    of = [inputs[i] for i in wanted]
+
+    def loss(*values: Tensor) -> Tensor:
+        given = dict(zip(wanted, values))
+        rows, live = function(*(given.get(i, x) for i, x in enumerate(inputs)))
+        return reference.reduce(rows, live, None, reduction)
+
+    if torch._C._are_functorch_transforms_active():  # where torch.autograd.grad does not see a vmapped grad
+        found = torch.func.vjp(loss, *of)[1](grad)
+    else:
+        with torch.enable_grad():
+            found = torch.autograd.grad(loss(*of), of, grad, create_graph=True, allow_unused=True)
     gradients: list[Tensor | None] = [None] * len(inputs)
     for i, gradient in zip(wanted, found):
         gradients[i] = gradient
@@ -82,7 +92,10 @@ def through_reference(
 
 
 def wants_graph() -> bool:
-    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    """Whether the gradients are to have a graph, which torch.func's transforms always want."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
 
 
 def row_grad(grad: Tensor, share: Tensor, reduction: str) -> Tensor:
@@ -108,9 +121,15 @@ def _directly(function: type[torch.autograd.Function]) -> type[torch.autograd.Fu
 
 def apply(function: type[torch.autograd.Function], *inputs: Any) -> tuple[Tensor, ...]:
     # torch.func's transforms and torch.compile want the setup_context.
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return function.apply(*inputs)
-    return _directly(function).apply(*inputs)
+    compiling, transformed = torch.compiler.is_compiling(), torch._C._are_functorch_transforms_active()
+    if compiling and transformed:
+        raise NotImplementedError(
+            "torch.compile loses the kernels' gradients in torch.func's transforms: use backend='reference' there, or "
+            "leave the transform out of what is compiled"
+        )
+    called = function if compiling or transformed else _directly(function)
+    result: tuple[Tensor, ...] = called.apply(*inputs)
+    return result
 
 
 class _ScoreRows(torch.autograd.Function):
@@ -128,7 +147,7 @@ class _ScoreRows(torch.autograd.Function):
         reduction: str,
         with_gradients: bool,
     ) -> tuple[Tensor, ...]:
-        return torch.ops.cw_ext.scores_forward(
+        result: tuple[Tensor, ...] = torch.ops.cw_ext.scores_forward(
             pos,
             neg,
             extra,
@@ -140,6 +159,7 @@ class _ScoreRows(torch.autograd.Function):
             with_gradients,
             with_gradients and log_q is not None and log_q.requires_grad,
         )
+        return result
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -164,12 +184,34 @@ class _ScoreRows(torch.autograd.Function):
         ]
         needs = ctx.needs_input_grad[:6]
         if wants_graph():
-            gradients = through_reference(
-                lambda *args: reference.rows(*args, ctx.parameters), inputs, needs, grad, ctx.reduction
-            )
+
+            def function(*inputs: Any) -> tuple[Tensor, Tensor]:
+                pos, neg, extra, log_q, prior, threshold = inputs
+                return reference.rows(pos, neg, extra, log_q, prior, threshold, ctx.parameters)
+
+            gradients = through_reference(function, inputs, needs, grad, ctx.reduction)
         else:
             gradients = scaled(rows, row_grad(grad, share, ctx.reduction), inputs, needs)
         return (*gradients, None, None, None)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+        """The axis is folded into the rows, which know nothing of one another."""
+        samples = info.batch_size
+
+        def folded(x: Any, dim: Any) -> Any:
+            if not isinstance(x, Tensor):
+                return x
+            x = x.expand(samples, *x.shape) if dim is None else x.movedim(dim, 0)
+            return x.flatten(0, 1)
+
+        *rows, parameters, reduction, _ = map(folded, inputs, in_dims)
+        loss, live, *rest = apply(_ScoreRows, *rows, parameters, "none", needs_gradient(rows))
+        # Not unflatten to (samples, -1): it is ambiguous for a tensor without elements.
+        loss, live = (x.unflatten(0, (samples, x.shape[0] // samples)) for x in (loss, live))
+        loss = torch.vmap(lambda loss, live: reference.reduce(loss, live, None, reduction))(loss, live)
+        # The rest serves a backward pass through the kernels, and that of a vmapped call goes through the reference.
+        return (loss, live, *rest), (0, 0, *(None for _ in rest))
 
 
 def score_rows(
@@ -183,12 +225,16 @@ def score_rows(
     reduction: str = "none",
 ) -> tuple[Tensor, Tensor]:
     """The kernels' counterpart of :func:`cw_ext.reference.rows`: (loss [...], or reduced; live [...])."""
-    inputs = (pos, neg, extra, log_q, prior, threshold)
+    inputs: tuple[Any, ...] = (pos, neg, extra, log_q, prior, threshold)
     shape = pos.shape
     if len(shape) != 1:
         # Not −1: it is ambiguous for a tensor without elements.
         inputs = tuple(x.reshape(shape.numel(), *x.shape[len(shape) :]) if isinstance(x, Tensor) else x for x in inputs)
-    loss, live, *_ = apply(_ScoreRows, *inputs, parameters, reduction, needs_gradient(inputs))
+    if torch.compiler.is_exporting():
+        tensors, per_row = inputs[:4], (*split(inputs[4]), *split(inputs[5]))
+        loss, live = torch.ops.cw_ext_export.scores_forward(*tensors, *per_row, *parameters, reduction)
+    else:
+        loss, live, *_ = apply(_ScoreRows, *inputs, parameters, reduction, needs_gradient(inputs))
     if len(shape) == 1:
         return loss, live
     return loss.reshape(shape) if reduction == "none" else loss, live.reshape(shape)
@@ -214,7 +260,7 @@ class _EmbeddingRows(torch.autograd.Function):
         history: History | None,
         with_gradients: bool,
     ) -> tuple[Tensor, ...]:
-        return torch.ops.cw_ext.embeddings_forward(
+        result: tuple[Tensor, ...] = torch.ops.cw_ext.embeddings_forward(
             queries,
             items,
             pos_ids,
@@ -231,6 +277,7 @@ class _EmbeddingRows(torch.autograd.Function):
             with_gradients,
             with_gradients and log_q is not None and log_q.requires_grad,
         )
+        return result
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -254,12 +301,12 @@ class _EmbeddingRows(torch.autograd.Function):
         if wants_graph():
 
             def rows(queries: Tensor, items: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-                pos_ids, neg_ids, extra_ids, log_q, *per_row = rest
+                pos_ids, neg_ids, extra_ids, log_q, prior, threshold = rest
                 if ctx.exclude:
                     dtype = reference.compute_dtype(queries.dtype)
                     log_q = reference.leave_out(log_q, pos_ids, neg_ids, history, items.shape[0], dtype)
-                ids = (pos_ids, neg_ids, extra_ids)
-                return reference.embedding_rows(queries, items, *ids, log_q, *per_row, ctx.similarity, ctx.parameters)
+                batch = (queries, items, pos_ids, neg_ids, extra_ids, log_q, prior, threshold)
+                return reference.embedding_rows(*batch, ctx.similarity, ctx.parameters)
 
             gradients = through_reference(
                 rows,
@@ -294,8 +341,12 @@ class _EmbeddingRows(torch.autograd.Function):
             (queries, log_q, prior, threshold),
             (needs[0], *needs[5:8]),
         )
-        gradients = (grad_queries, grad_items, None, None, None, grad_log_q, grad_prior, grad_threshold)
+        gradients = [grad_queries, grad_items, None, None, None, grad_log_q, grad_prior, grad_threshold]
         return (*gradients, *(None,) * 6)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> NoReturn:
+        raise NotImplementedError(checks.NO_VMAP)
 
 
 def embedding_rows(
@@ -317,7 +368,12 @@ def embedding_rows(
 
     With `exclude`, of shared negatives, as after :func:`cw_ext.reference.leave_out`.
     """
-    inputs = (queries, items, pos_ids, neg_ids, extra_ids, log_q, prior, threshold)
-    settings = (similarity, parameters, reduction, exclude, history)
-    loss, live, *_ = apply(_EmbeddingRows, *inputs, *settings, needs_gradient(inputs))
+    tensors = (queries, items, pos_ids, neg_ids, extra_ids, log_q)
+    if torch.compiler.is_exporting():
+        inputs = (*tensors, exclude, *(history or NO_HISTORY), *split(prior), *split(threshold), *parameters)
+        loss, live = torch.ops.cw_ext_export.embeddings_forward(*inputs, similarity, reduction)
+    else:
+        settings = (prior, threshold, similarity, parameters, reduction, exclude, history)
+        wanted = needs_gradient((*tensors, prior, threshold))
+        loss, live, *_ = apply(_EmbeddingRows, *tensors, *settings, wanted)
     return loss, live

@@ -5,6 +5,7 @@ What autograd.py says of forward, backward and create_graph holds here.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -44,7 +45,7 @@ class _SampledRows(torch.autograd.Function):
         recompute: bool,
         with_gradients: bool,
     ) -> tuple[Tensor, ...]:
-        return torch.ops.cw_ext.sampled_forward(
+        result: tuple[Tensor, ...] = torch.ops.cw_ext.sampled_forward(
             queries,
             items,
             pos_ids,
@@ -58,6 +59,7 @@ class _SampledRows(torch.autograd.Function):
             with_gradients,
             not recompute,
         )
+        return result
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -83,9 +85,9 @@ class _SampledRows(torch.autograd.Function):
             neg_ids = torch.ops.cw_ext.draw_negatives(queries.shape[0], items.shape[0], *draws)
             log_q = None if draws.log_weights is None else draws.log_weights[neg_ids]
 
-            def rows(queries: Tensor, items: Tensor, pos_ids: Tensor, extra_ids: Any, *per_row: Any) -> Any:
-                ids = (pos_ids, neg_ids, extra_ids)
-                return reference.embedding_rows(queries, items, *ids, log_q, *per_row, ctx.similarity, ctx.parameters)
+            def rows(queries: Tensor, items: Tensor, pos_ids: Tensor, extra_ids: Any, prior: Any, beta: Any) -> Any:
+                batch = (queries, items, pos_ids, neg_ids, extra_ids, log_q, prior, beta)
+                return reference.embedding_rows(*batch, ctx.similarity, ctx.parameters)
 
             inputs = [queries, items, pos_ids, extra_ids, prior, threshold]
             return (*through_reference(rows, inputs, needs[:6], grad, ctx.reduction), *(None,) * 6)
@@ -182,11 +184,13 @@ class _FullRows(torch.autograd.Function):
         prior = ctx.prior if prior is None else prior
         threshold = ctx.threshold if threshold is None else threshold
         needs = ctx.needs_input_grad
+        inputs: Sequence[Any]
+        wanted: Sequence[bool]
         if wants_graph():
 
-            def rows(queries: Tensor, items: Tensor, pos_ids: Tensor, extra_ids: Any, *per_row: Any) -> Any:
-                settings = (history, ctx.similarity, ctx.parameters)
-                return reference.full_rows(queries, items, pos_ids, extra_ids, *per_row, *settings)
+            def rows(queries: Tensor, items: Tensor, pos_ids: Tensor, extra_ids: Any, prior: Any, beta: Any) -> Any:
+                batch = (queries, items, pos_ids, extra_ids, prior, beta)
+                return reference.full_rows(*batch, history, ctx.similarity, ctx.parameters)
 
             inputs = [queries, items, pos_ids, extra_ids, prior, threshold]
             return (*through_reference(rows, inputs, needs[:6], grad, ctx.reduction), *(None,) * 5)
@@ -222,7 +226,9 @@ def _full_forward(
 ) -> tuple[Tensor, ...]:
     batch = (queries, items, pos_ids, extra_ids, *(history or NO_HISTORY))
     settings = (similarity, reduction, with_gradients, factor)
-    return torch.ops.cw_ext.full_forward(*batch, *split(prior), *split(threshold), *parameters, *settings)
+    per_row = (*split(prior), *split(threshold))
+    result: tuple[Tensor, ...] = torch.ops.cw_ext.full_forward(*batch, *per_row, *parameters, *settings)
+    return result
 
 
 def full_rows(

@@ -10,6 +10,10 @@ from torch import Tensor
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGER = (torch.int32, torch.int64)
+NO_VMAP = (
+    "torch.func.vmap is not supported where the loss looks embeddings up by id; it is by cw_loss, on scores, and "
+    'reduction="none" gives a loss per row without it'
+)
 
 
 def _names(dtypes: tuple[torch.dtype, ...]) -> str:
@@ -25,14 +29,14 @@ def whole_number(name: str, value: object, smallest: int, largest: int | None = 
     expected = f"an integer ≥ {smallest}" if largest is None else f"an integer in [{smallest}, {largest}]"
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be {expected}, got {type(value).__name__}")
-    if value < smallest or (largest is not None and value > largest):
+    if int(value) < smallest or (largest is not None and int(value) > largest):
         raise ValueError(f"{name} must be {expected}, got {value}")
 
 
 def non_negative_number(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number ≥ 0, got {type(value).__name__}")
-    if not 0 <= value < math.inf:
+    if not 0 <= float(value) < math.inf:
         raise ValueError(f"{name} must be a number ≥ 0, got {value}")
 
 
@@ -79,6 +83,7 @@ def prior_in_range(prior: Tensor | float) -> None:
     """Values of a tensor prior, where looking at them costs no synchronisation and breaks no graph."""
     if not isinstance(prior, Tensor) or prior.device.type != "cpu" or torch.compiler.is_compiling():
         return
+    prior = torch.func.debug_unwrap(prior)  # torch.func.vmap lets nobody look at a batch, but at all samples at once
     outside = ~((prior >= 0) & (prior < 1))
     if outside.any():
         raise ValueError(f"prior must be in [0, 1), got {prior[outside].flatten()[0].item()}")
@@ -131,8 +136,20 @@ def scores(pos: Tensor, neg: Tensor, extra: Tensor | None) -> None:
             )
 
 
+def not_vmapped(*tensors: Tensor | None) -> None:
+    """None of them has an axis that torch.func.vmap hides."""
+    if not torch._C._are_functorch_transforms_active():
+        return
+    for tensor in tensors:
+        while isinstance(tensor, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+            if torch._C._functorch.is_batchedtensor(tensor):
+                raise NotImplementedError(NO_VMAP)
+            tensor = torch._C._functorch.get_unwrapped(tensor)
+
+
 def embeddings(queries: Tensor, items: Tensor, pos_ids: Tensor, extra_ids: Tensor | None) -> None:
     """The tensors of a batch, but for its negatives."""
+    not_vmapped(queries, items, pos_ids, extra_ids)
     has_dtype("queries", queries, FLOATING)
     is_tensor("items", items)
     matches("items", items, "queries", queries)
@@ -156,6 +173,7 @@ def embeddings(queries: Tensor, items: Tensor, pos_ids: Tensor, extra_ids: Tenso
 
 def negative_ids(neg_ids: Tensor, queries: Tensor) -> None:
     """[B, N], or [N] where all rows share them."""
+    not_vmapped(neg_ids)
     has_dtype("neg_ids", neg_ids, INTEGER)
     matches("neg_ids", neg_ids, "queries", queries, dtype=False)
     rows = queries.shape[0]

@@ -12,6 +12,9 @@ from cw_ext.embedding_batch import Similarity, embedding_batch, loss_of_ids
 from cw_ext.inputs import floating_input, per_row, without_autocast
 from cw_ext.parameters import LossArguments, documents_loss_arguments, resolve
 
+if extension.available():
+    from cw_ext import exported  # noqa: F401  (defines the ops of exported programs)
+
 
 @documents_loss_arguments
 def cw_loss(
@@ -26,7 +29,8 @@ def cw_loss(
     """The CW loss ("Correct and Weight", arXiv 2601.04291) on scores that the model computed.
 
     The fused kernels compute the loss and the gradient of the scores in one pass over the negatives. Double
-    backward runs through the reference.
+    backward, and gradients in torch.func's transforms, run through the reference. torch.func.vmap is one call of the
+    kernels for all samples.
 
     Args:
         pos_scores: s⁺ [...], fp16, bf16, fp32 or fp64; any leading shape, any strides.
@@ -115,6 +119,7 @@ def cw_loss_from_embeddings(
     Raises:
         TypeError, ValueError: the message names the argument, what was expected and what came.
         IndexError: an id out of range, named, on the CPU; on CUDA a device-side assertion.
+        NotImplementedError: inside torch.func.vmap.
         RuntimeError: backend="fused" where the kernels cannot run.
     """
     batch = embedding_batch(queries, items, pos_ids, extra_pos_ids, row_weights, similarity, loss)

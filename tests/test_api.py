@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import copy
 import inspect
+import io
 import pickle
 import types
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from cases import assert_near, evaluate, make_embeddings, make_scores
-from torch import Tensor
+from recommender import CRITERIA, make_batch, make_recommender, training_step
+from torch import Tensor, nn
 
 import cw_ext
 from cw_ext import CWEmbeddingLoss, CWLoss, cw_loss, cw_loss_from_embeddings, extension
@@ -179,6 +181,32 @@ def test_modules_can_be_copied_and_saved(again: object) -> None:
     assert repr(again(module)) == repr(module)
 
 
+def _saved_and_loaded(module: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize(
+    "again",
+    [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), _saved_and_loaded],
+    ids=["deepcopy", "pickle", "torch.save"],
+)
+@pytest.mark.parametrize("name", CRITERIA)
+def test_models_with_a_loss_can_be_copied_and_saved(backend: str, name: str, again: Callable[..., nn.Module]) -> None:
+    """All that the loss holds goes with the model, known positives and tables of popularities too."""
+    model = make_recommender(name, backend)
+    copied = again(model)
+    assert repr(copied) == repr(model)
+    batch = make_batch(9, 7)
+    expected, found = training_step(model, model, *batch), training_step(copied, copied, *batch)
+    assert found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in expected)
+    # Nothing of the loss is a parameter: a state can be loaded into a model with another one.
+    other = make_recommender("scores", backend)
+    assert other.load_state_dict(model.state_dict()).missing_keys == []
+
+
 def test_modules_are_ordinary_modules() -> None:
     module = torch.nn.Sequential(CWLoss(prior=0.1), CWEmbeddingLoss(similarity="dot")).to(torch.float64).eval()
     assert not list(module.parameters()) and module.state_dict() == {}
@@ -212,6 +240,24 @@ def test_autocast(backend: str, device: torch.device, dtype: torch.dtype) -> Non
     for tensor in (model.weight, items):
         assert tensor.grad is not None and tensor.grad.dtype == torch.float32 and tensor.grad.isfinite().all()
         assert tensor.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_autocast_around_a_model(backend: str, name: str) -> None:
+    """bf16 from a layer meets a table in fp32: the loss and the gradients of all parameters are fp32."""
+    results = []
+    for used in (backend, "reference"):
+        model = make_recommender(name, used)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert model.layer(model.users.weight).dtype == torch.bfloat16
+        forward = torch.autocast("cpu", torch.bfloat16)(model.forward)
+        results.append(training_step(model, forward, *make_batch(9, 7)))
+    found, expected = results
+    assert set(found) == {"loss", *(parameter for parameter, _ in model.named_parameters())}
+    assert_near(found["loss"], expected["loss"], torch.float32)
+    for key, value in found.items():
+        assert value.dtype == torch.float32 and value.abs().sum() > 0, key
+        assert_near(value, expected[key], torch.bfloat16, key)  # the layer's part of backward is in bf16
 
 
 def test_autocast_leaves_fp64_alone(backend: str) -> None:

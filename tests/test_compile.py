@@ -20,8 +20,9 @@ from cases import (
     make_scores,
 )
 from drawing import Drawn, make_drawn, make_interactions
+from op_calls import OpCalls
+from recommender import CRITERIA, Recommender, make_batch, make_recommender, training_step
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from cw_ext import CWEmbeddingLoss, cw_loss
 
@@ -135,6 +136,51 @@ def test_changing_sizes(kernels: None, device: torch.device, level: int) -> None
     assert graphs == 1
 
 
+# ---- a whole training step --------------------------------------------------------------------------------
+
+
+def _assert_steps_are_equal(model: Recommender, compiled: Any, rows: int, n: int) -> None:
+    """Loss and the gradients of all parameters, with the same state of torch's generator."""
+    batch = make_batch(rows, n)
+    found, expected = training_step(model, compiled, *batch), training_step(model, model, *batch)
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        assert_near(value, expected[name], torch.float32, name)
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_training_steps_of_any_size(kernels: None, name: str) -> None:
+    """Model, loss and backward in one graph for all sizes; negatives that are drawn are those of torch's generator."""
+    model = make_recommender(name)
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
+    _assert_steps_are_equal(model, compiled, 6, 9)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for rows, n in ((5, 6), (12, 30), (3, 9), (40, 4)):
+            _assert_steps_are_equal(model, compiled, rows, n)
+
+
+def test_training_steps_of_few_and_of_many_rows(kernels: None) -> None:
+    """At level 2 a graph serves batches that are sorted in one block, and another all that take several."""
+    model = make_recommender("embeddings")
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
+    for rows in (6, 1100):
+        _assert_steps_are_equal(model, compiled, rows, 7)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for rows in (700, 2100, 1500, 5):
+            _assert_steps_are_equal(model, compiled, rows, 7)
+
+
+def test_a_prior_that_changes(kernels: None) -> None:
+    """A number compiles again for each value; a tensor, without dimensions if need be, does not."""
+    case = _scores()
+    compiled = torch.compile(lambda c, prior: c.loss(prior=prior), fullgraph=True, backend="aot_eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for value in (0.0, 0.1, 0.15):
+            prior = torch.tensor(value)
+            expected = _compiled(case, lambda c, prior=prior: c.loss(prior=prior))
+            _assert_equal(_compiled(case, lambda c, prior=prior: compiled(c, prior)), expected)
+
+
 def test_inductor_with_a_model_around(kernels: None, device: torch.device) -> None:
     """The default compiler, through a module, with shared negatives and a prior per row."""
     torch.manual_seed(84)
@@ -194,21 +240,8 @@ def test_under_autocast(backend: str, device: torch.device) -> None:
 # ---- the ops -----------------------------------------------------------------------------------------------
 
 
-class _Calls(TorchDispatchMode):
-    """The arguments with which the package calls its ops."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
-
-    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if op.namespace == "cw_ext":
-            self.calls.append((op, args, kwargs or {}))
-        return op(*args, **(kwargs or {}))
-
-
 def _calls_of(case: Case, **arguments: Any) -> list[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
-    with _Calls() as mode:
+    with OpCalls() as mode:
         evaluate(case, torch.ones(5), backend="fused", **arguments)
         # With the graph kept, gradients are not scaled in place.
         case.leaves().loss(backend="fused", **arguments).backward(retain_graph=True)
@@ -242,7 +275,7 @@ def test_opcheck(kernels: None, device: torch.device, dtype: torch.dtype) -> Non
 
 def test_opcheck_without_gradients(kernels: None, device: torch.device) -> None:
     for case in (_scores(), _embeddings()):
-        with _Calls() as mode, torch.no_grad():
+        with OpCalls() as mode, torch.no_grad():
             case.to(device=device).loss(backend="fused")
         assert len(mode.calls) == 1
         for op, args, kwargs in mode.calls:
@@ -260,6 +293,6 @@ def test_the_kernels_ran(kernels: None) -> None:
     """backend="fused" and "auto" reach the ops, and "reference" does not."""
     pos, neg = torch.zeros(2), torch.zeros(2, 3)
     for backend, expected in (("fused", 1), ("auto", 1), ("reference", 0)):
-        with _Calls() as mode:
+        with OpCalls() as mode:
             cw_loss(pos, neg, backend=backend)
         assert len(mode.calls) == expected, backend
