@@ -1,0 +1,129 @@
+"""CW as a loss of RePlay's neural models (SasRec, TwoTower). For ``replay-rec[torch]`` 0.22."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Unpack
+
+import torch
+from replay.data.nn import TensorMap
+from torch import Tensor, nn
+
+from cw_ext.functional import cw_loss, cw_loss_from_embeddings
+from cw_ext.parameters import LossArguments, documents_loss_arguments, resolve
+
+
+class CWSampled(nn.Module):
+    """CW in the place of RePlay's CESampled and CESampledWeighted (its LossProto).
+
+    >>> SasRec(body=body, loss=CWSampled(body.embedder.get_item_weights, **presets.cw(temperature=1.0, prior=0.05)))
+
+    With the item table it goes through :func:`cw_ext.cw_loss_from_embeddings`: the embeddings of negatives, [R, N, D]
+    for R targets, are not gathered. Without, as in CWSampled(temperature=1.0), through :func:`cw_ext.cw_loss` on the
+    logits that the model's `logits_callback` makes: for models whose items cost too much to be all computed at each
+    step (TwoTower's item tower), or whose score is not a dot product.
+
+    The rows are the package's: one per target that `target_padding_mask` keeps, without the negatives that are a
+    positive of its position, or are `negative_labels_ignore_index`. So presets.infonce(temperature=1.0) is CESampled,
+    and with `feature_name` CESampledWeighted, but for rows without any negative, which CW leaves out of the mean. Of
+    several positives at one position the others are the row's further positives, for the correction.
+    """
+
+    logits_callback: Callable[[Tensor, Tensor], Tensor]  # the model sets it
+
+    @documents_loss_arguments
+    def __init__(
+        self,
+        item_weights: Callable[[None], Tensor] | None = None,
+        *,
+        feature_name: str | None = None,
+        negative_labels_ignore_index: int = -100,
+        **loss: Unpack[LossArguments],
+    ) -> None:
+        """Takes where the item table comes from, how batches are to be read, and the loss arguments.
+
+        Args:
+            item_weights: called with None, returns the table [I, D] whose rows are the item ids: the
+                `get_item_weights` of SasRec's embedder, with the padding id after all others (RePlay's convention),
+                or TwoTower's `body.item_tower`. None: the scores come from the model.
+            feature_name: name of the feature [B, L, P] that weighs the targets; None: all alike.
+            negative_labels_ignore_index: the padding id among negatives.
+            **loss: see below.
+
+        Raises:
+            TypeError, ValueError: the message names the argument, what was expected and what came.
+        """
+        super().__init__()
+        resolve(loss)
+        self.item_weights = item_weights
+        self.feature_name = feature_name
+        self.negative_labels_ignore_index = negative_labels_ignore_index
+        self.loss: LossArguments = loss
+
+    def forward(
+        self,
+        model_embeddings: Tensor,
+        feature_tensors: TensorMap,
+        positive_labels: Tensor,
+        negative_labels: Tensor,
+        padding_mask: Tensor,
+        target_padding_mask: Tensor,
+    ) -> Tensor:
+        """The loss of a batch.
+
+        Args:
+            model_embeddings: [B, L, D].
+            feature_tensors: the batch's features, of which `feature_name` is read.
+            positive_labels: item ids [B, L, P].
+            negative_labels: item ids, shared [N], per session [B, N] or per position [B, L, N].
+            padding_mask: not read.
+            target_padding_mask: [B, L, P], True where a positive counts.
+
+        Raises:
+            ValueError: `negative_labels` has another shape.
+        """
+        if negative_labels.shape[:-1] not in ((), positive_labels.shape[:1], positive_labels.shape[:2]):
+            raise ValueError(
+                f"negative_labels must have shape [N], [B, N] or [B, L, N] with positive_labels' [B, L] = "
+                f"{list(positive_labels.shape[:2])}, got {tuple(negative_labels.shape)}"
+            )
+        session, position, place = target_padding_mask.nonzero(as_tuple=True)  # of each of R targets
+        at = (session, position)[: negative_labels.dim() - 1]
+        neg_ids = negative_labels[at] if at else negative_labels  # [R, N] or [N]
+        positives = positive_labels[session, position]  # [R, P]
+        is_padding = neg_ids == self.negative_labels_ignore_index
+        masked = (positives.unsqueeze(-1) == neg_ids.unsqueeze(-2)).any(-2) | is_padding  # [R, N]
+
+        further = None
+        if positives.shape[1] > 1:
+            others = target_padding_mask[session, position].scatter(1, place.unsqueeze(1), False)
+            further = positives.masked_fill(~others, -1)  # [R, P]
+        queries = model_embeddings[session, position]  # [R, D]
+        pos_ids = positive_labels[target_padding_mask]
+        neg_ids = neg_ids.masked_fill(is_padding, 0)  # any id that there is: it is masked out
+        neg_log_weights = torch.zeros(masked.shape, device=masked.device).masked_fill(masked, -math.inf)
+        row_weights = None if self.feature_name is None else feature_tensors[self.feature_name][target_padding_mask]
+        if self.item_weights is not None:
+            return cw_loss_from_embeddings(
+                queries,
+                self.item_weights(None),
+                pos_ids,
+                neg_ids,
+                extra_pos_ids=further,
+                neg_log_weights=neg_log_weights,
+                row_weights=row_weights,
+                similarity="dot",
+                **self.loss,
+            )
+        further_scores = None
+        if further is not None:
+            further_scores = self.logits_callback(queries, further.clamp(min=0)).masked_fill(further < 0, -math.inf)
+        return cw_loss(
+            self.logits_callback(queries, pos_ids.unsqueeze(1)).squeeze(1),
+            self.logits_callback(queries, neg_ids),
+            extra_pos_scores=further_scores,
+            neg_log_weights=neg_log_weights,
+            row_weights=row_weights,
+            **self.loss,
+        )
