@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+_Ids = TypeVar("_Ids", bound=tuple[Tensor | None, ...])
 
 
 class _RowsWithSparseGradient(torch.autograd.Function):
@@ -29,7 +31,7 @@ class _RowsWithSparseGradient(torch.autograd.Function):
         return ctx.result, None
 
 
-def compact_table(table: Tensor, ids: tuple[Tensor | None, ...]) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+def compact_table(table: Tensor, ids: _Ids) -> tuple[Tensor, _Ids]:
     """Keep only the rows of `table` that `ids` name.
 
     Args:
@@ -50,4 +52,5 @@ def compact_table(table: Tensor, ids: tuple[Tensor | None, ...]) -> tuple[Tensor
     place = torch.full((table.shape[0] + 1,), -1, dtype=torch.int64, device=table.device)
     place[unique_ids] = torch.arange(unique_ids.numel(), device=table.device)
     remapped = tuple(None if t is None else place[t.long()].to(t.dtype) for t in ids)
-    return _RowsWithSparseGradient.apply(table, unique_ids), remapped
+    rows = _RowsWithSparseGradient.apply(table, unique_ids)  # type: ignore[no-untyped-call]
+    return rows, remapped  # type: ignore[return-value]  # None where None was

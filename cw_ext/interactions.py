@@ -128,6 +128,7 @@ class Interactions:
             IndexError: an id beyond `num_queries` or `num_items`.
         """
         path = Path(path)
+        shape: tuple[int, ...]
         if path.suffix == ".npz":
             query_ids, item_ids, shape = _nonzeros(_load_npz(path))
         else:

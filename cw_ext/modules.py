@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from torch import Tensor, nn
 
@@ -65,6 +65,9 @@ class CWLoss(_Loss):
             **self._arguments(prior, confidence_threshold),
         )
 
+    if TYPE_CHECKING:  # nn.Module's own takes anything, and returns anything
+        __call__ = forward
+
 
 class CWEmbeddingLoss(_Loss):
     """:func:`cw_ext.cw_loss_from_embeddings` as a module.
@@ -117,6 +120,9 @@ class CWEmbeddingLoss(_Loss):
             sparse_grad=self.sparse_grad,
             **self._arguments(prior, confidence_threshold),
         )
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
 
 class _InteractionsLoss(_Loss):
@@ -195,7 +201,7 @@ class CWSampledLoss(_InteractionsLoss):
             items,
             query_ids,
             pos_ids,
-            self._interactions(queries),
+            self._interactions(queries),  # type: ignore[arg-type]  # which refuses None
             self.num_negatives,
             seed=seed,
             extra_pos_ids=extra_pos_ids,
@@ -203,6 +209,9 @@ class CWSampledLoss(_InteractionsLoss):
             **self.settings,
             **self._arguments(prior, confidence_threshold),
         )
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
 
 class CWInBatchLoss(_InteractionsLoss):
@@ -262,6 +271,9 @@ class CWInBatchLoss(_InteractionsLoss):
             **self._arguments(prior, confidence_threshold),
         )
 
+    if TYPE_CHECKING:
+        __call__ = forward
+
 
 class CWFullLoss(_InteractionsLoss):
     """:func:`cw_ext.cw_loss_full` as a module.
@@ -306,3 +318,6 @@ class CWFullLoss(_InteractionsLoss):
             **self.settings,
             **self._arguments(prior, confidence_threshold),
         )
+
+    if TYPE_CHECKING:
+        __call__ = forward

@@ -114,7 +114,8 @@ class LossOptions(NamedTuple):
 def _number(name: str, value: Any, expected: str) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be {expected}, got {type(value).__name__}")
-    if not -math.inf < value < math.inf:  # unlike math.isfinite, traceable when torch.compile takes it for dynamic
+    # numbers.Real has no types for this.
+    if not -math.inf < value < math.inf:  # type: ignore[operator]  # unlike math.isfinite, traceable when torch.compile takes it for dynamic
         raise ValueError(f"{name} must be {expected}, got {value}")
     return float(value)
 
@@ -126,7 +127,7 @@ def _positive(name: str, value: Any) -> float:
     return number
 
 
-def _choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
+def _choice(name: str, value: str, choices: tuple[str, ...]) -> str:
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
     return value
@@ -171,7 +172,7 @@ def _resolve(**loss: Unpack[LossArguments]) -> LossOptions:
     for name in loss:
         if name not in DEFAULTS:
             raise TypeError(f"unknown loss argument {name!r}; the known ones are {', '.join(DEFAULTS)}")
-    given = {**DEFAULTS, **loss}
+    given: LossArguments = {**DEFAULTS, **loss}
 
     temperature = _positive("temperature", given["temperature"])
     weighting = _choice("weighting", given["weighting"], WEIGHTINGS)

@@ -6,20 +6,60 @@
 
 from __future__ import annotations
 
-from cw_ext.parameters import LossArguments, Surrogate
+from typing import TypedDict
+
+from cw_ext.parameters import Surrogate, Weighting
+
+# What each preset sets, and no more, so that a type checker lets the rest be given beside it.
 
 
-def sl(temperature: float = 0.1) -> LossArguments:
+class SLArguments(TypedDict):
+    weighting: Weighting
+    temperature: float
+
+
+class InfoNCEArguments(SLArguments):
+    include_positive: bool
+
+
+class PUCLArguments(InfoNCEArguments):
+    prior: float
+
+
+class DCLArguments(PUCLArguments):
+    min_margin: float | None
+
+
+class HCLArguments(DCLArguments):
+    weight_temperature: float
+    detach_weights: bool
+    normalize_weights: bool
+
+
+class PSLArguments(SLArguments):
+    surrogate: Surrogate
+
+
+class SLKArguments(SLArguments):
+    confidence_temperature: float
+
+
+class CWArguments(SLArguments):
+    prior: float
+    confidence_temperature: float | None
+
+
+def sl(temperature: float = 0.1) -> SLArguments:
     """Sampled softmax: log Σ_j exp(d_j/τ) (the softmax loss, SL; Wu et al., 2022, arXiv 2201.02327)."""
     return {"weighting": "none", "temperature": temperature}
 
 
-def infonce(temperature: float = 0.1) -> LossArguments:
+def infonce(temperature: float = 0.1) -> InfoNCEArguments:
     """InfoNCE: −log e^{s⁺/τ} / (e^{s⁺/τ} + Σ_j e^{s_j/τ}) (van den Oord et al., 2018, arXiv 1807.03748)."""
     return {"weighting": "none", "temperature": temperature, "include_positive": True}
 
 
-def dcl(temperature: float = 0.1, prior: float = 0.1, min_margin: float | None = -1.0) -> LossArguments:
+def dcl(temperature: float = 0.1, prior: float = 0.1, min_margin: float | None = -1.0) -> DCLArguments:
     """Debiased contrastive loss (Chuang et al., 2020, arXiv 2007.00224, eq. 8).
 
     Without further positives the anchor's own positive stands for E_{p⁺}, the paper's M = 1.
@@ -40,7 +80,7 @@ def dcl(temperature: float = 0.1, prior: float = 0.1, min_margin: float | None =
     }
 
 
-def pucl(temperature: float = 0.1, prior: float = 0.1, label_frequency: float = 0.5) -> LossArguments:
+def pucl(temperature: float = 0.1, prior: float = 0.1, label_frequency: float = 0.5) -> PUCLArguments:
     """Positive-unlabeled contrastive loss (Wang et al., 2024, arXiv 2401.08690).
 
     The unlabeled samples are what is left after the labeled positives were taken out, so positives are the share
@@ -68,7 +108,7 @@ def hcl(
     prior: float = 0.1,
     concentration: float = 1.0,
     min_margin: float | None = -1.0,
-) -> LossArguments:
+) -> HCLArguments:
     """Hard-negative contrastive loss (Robinson et al., 2021, arXiv 2010.04592, eq. 4 and 5).
 
     Args:
@@ -88,13 +128,13 @@ def hcl(
     }
 
 
-def psl(temperature: float = 0.1, surrogate: Surrogate = "tanh") -> LossArguments:
+def psl(temperature: float = 0.1, surrogate: Surrogate = "tanh") -> PSLArguments:
     """Pairwise softmax loss: log Σ_j σ(d_j)^{1/τ}, σ in tanh d + 1, atan d + 1, relu(d + 1) (Yang et al., 2024,
     arXiv 2411.00163). Its margins are those of the half cosine."""
     return {"weighting": "none", "temperature": temperature, "surrogate": surrogate}
 
 
-def bsl(negative_temperature: float = 0.1) -> LossArguments:
+def bsl(negative_temperature: float = 0.1) -> SLArguments:
     """Bilateral softmax loss (Wu et al., 2024, arXiv 2312.12882) with one positive per row.
 
     There it is (τ₂/τ₁)·SL(τ₂), with τ₂ the temperature of the negatives: this preset is SL(τ₂), and the constant
@@ -103,7 +143,7 @@ def bsl(negative_temperature: float = 0.1) -> LossArguments:
     return sl(negative_temperature)
 
 
-def slk(temperature: float = 0.1, quantile_temperature: float = 1.25) -> LossArguments:
+def slk(temperature: float = 0.1, quantile_temperature: float = 1.25) -> SLKArguments:
     """SL@K: σ((s⁺ − β)/τ_w)·SL(τ) (Yang et al., KDD 2025, arXiv 2508.05673), up to the factor 2 of this package's
     confidence, which only scales the learning rate.
 
@@ -120,7 +160,7 @@ def cw(
     temperature: float = 0.1,
     prior: float = 0.05,
     confidence_temperature: float | None = None,
-) -> LossArguments:
+) -> CWArguments:
     """The CW loss with its correction switched on (sigmoid weights, ρ = τ; arXiv 2601.04291)."""
     return {
         "weighting": "sigmoid",

@@ -107,6 +107,7 @@ def rows(
     filler = dead.unsqueeze(-1)  # a logsumexp over −inf alone has a NaN gradient
 
     # log A
+    log_denominator: Tensor | float
     if p.normalize_weights:
         # The weight of a score of −inf is the limit of ω, or nothing where that limit is infinite.
         limit = 0.0 if p.weighting in ("none", "sigmoid") else -math.inf

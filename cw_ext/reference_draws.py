@@ -41,7 +41,9 @@ class Draws(NamedTuple):
     log_weights: Tensor | None  # [I]: what an item's log q is wherever it is drawn
 
     def history(self) -> History | None:
-        return None if self.query_ids is None else History(self.query_ids, self.starts, self.known)
+        if self.query_ids is None or self.starts is None or self.known is None:
+            return None
+        return History(self.query_ids, self.starts, self.known)
 
 
 def history_of(query_ids: Tensor, interactions: Interactions) -> History:
@@ -87,7 +89,7 @@ def _attempt(draws: Draws, b: Tensor, j: Tensor, attempt: int, num_items: int) -
     words = torch.stack(philox(*counter, draws.seed))  # [4, n]
     product = words.gather(0, (j % per_counter * (4 // per_counter)).unsqueeze(0))[0] * num_items
     items = torch.where((product & _LOW) < (2**32 - num_items) % num_items, -1, product >> 32)
-    if draws.thresholds is None:
+    if draws.thresholds is None or draws.aliases is None:
         return items
     slot, coin = items.clamp(min=0), words.gather(0, (j % 2 * 2 + 1).unsqueeze(0))[0]
     popular = torch.where(coin < draws.thresholds.long()[slot], slot, draws.aliases[slot].long())

@@ -161,8 +161,7 @@ def cw_loss_in_batch(
     checks.whole_number("num_negatives", num_negatives, 0)
     with without_autocast(batch.device):
         history = _history(batch, query_ids, interactions)
-        if log_q_correction:
-            item_counts = _item_counts(batch, interactions, item_counts)
+        counts = _item_counts(batch, interactions, item_counts) if log_q_correction else None
         checks.ids_in_range("pos_ids", pos_ids, batch.items.shape[0])
         if batch.rows + num_negatives == 0:  # nothing to lose
             return loss_of_ids(batch, pos_ids.new_full((1,), -1), None, sparse_grad=sparse_grad)
@@ -171,8 +170,8 @@ def cw_loss_in_batch(
             drawn = draws_of(None, batch.items, num_negatives, seed)
             neg_ids = torch.cat([neg_ids, draw(drawn, 1, batch.items.shape[0], batch.fused)[0].long()])
         log_q = None
-        if log_q_correction:
-            log_q = _mixture_log_weights(neg_ids, item_counts, batch, num_negatives).expand(batch.rows, -1)
+        if counts is not None:
+            log_q = _mixture_log_weights(neg_ids, counts, batch, num_negatives).expand(batch.rows, -1)
         return loss_of_ids(batch, neg_ids, log_q, sparse_grad=sparse_grad, exclude=True, history=history)
 
 

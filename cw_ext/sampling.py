@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
@@ -74,14 +74,17 @@ def draws_of(
     checks.whole_number("num_negatives", num_negatives, 1)
     if distribution not in DISTRIBUTIONS:
         raise ValueError(f"distribution must be one of 'uniform', 'popularity', got {distribution!r}")
-    history, tables, log_weights = (None, None, None), (None, None, None), None
+    history: tuple[Tensor | None, Tensor | None, Tensor | None] = (None, None, None)
+    tables = history
+    log_weights = None
+    known = cast(Interactions, interactions)  # where more than the device is asked for
     if query_ids is not None:
         if not torch.compiler.is_compiling():
-            interactions.check_has_negatives(query_ids, distribution)
-        history = history_of(query_ids, interactions)
+            known.check_has_negatives(query_ids, distribution)
+        history = history_of(query_ids, known)
     if distribution == "popularity":
         checks.non_negative_number("popularity_exponent", popularity_exponent)
-        table = interactions.popularity(popularity_exponent)
+        table = known.popularity(popularity_exponent)
         tables = (table.thresholds, table.aliases, table.masses)
         if log_weights_dtype is not None:
             log_weights = table.log_weights.to(log_weights_dtype)
@@ -128,8 +131,10 @@ def seed_tensor(seed: int | Tensor | None, device: torch.device) -> Tensor:
 def draw(draws: Draws, rows: int, num_items: int, fused: bool) -> Tensor:
     """int32 [rows, N], by the kernels or by the reference."""
     if fused:
-        return torch.ops.cw_ext.draw_negatives(rows, num_items, *draws)
-    return _reference_draw(rows, num_items, *draws)
+        ids: Tensor = torch.ops.cw_ext.draw_negatives(rows, num_items, *draws)
+    else:
+        ids = _reference_draw(rows, num_items, *draws)
+    return ids
 
 
 @torch.library.custom_op("cw_ext_reference::draw_negatives", mutates_args=())

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import sys
 import types
+from pathlib import Path
 
 # Both are read when torch starts. Without the first, OpenMP's threads spin between the thousands of tiny
 # operations of these tests, which a busy machine pays for many times over; without the second, cuBLAS
@@ -59,6 +60,15 @@ def _devices() -> list[str]:
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Each device that this machine has."""
     return torch.device(request.param)
+
+
+@pytest.fixture
+def checkout() -> Path:
+    """The source tree, for tests of what is not installed."""
+    root = Path(__file__).parents[1]
+    if not (root / "setup.py").exists():
+        pytest.skip("setup.py is not here: tests/ stands outside the source tree")
+    return root
 
 
 def _require_kernels() -> None:

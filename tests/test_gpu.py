@@ -15,9 +15,6 @@ import torch
 
 from benchmarks import epoch, gpu, item_sums, reporting, throughput, timing, training
 
-SCRIPT = Path(__file__).parent.parent / ".ci" / "gpu"
-
-
 # --- benchmarks/gpu.py ---
 
 
@@ -78,15 +75,20 @@ def test_both_ways_to_sum_are_timed_on_the_same_pairs(monkeypatch):
 # --- .ci/gpu ---
 
 
+@pytest.fixture
+def script(checkout) -> Path:
+    return checkout / ".ci" / "gpu"
+
+
 def run_script(script: Path, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     command, root = ["bash", str(script), *map(str, arguments)], script.parent.parent
     environment = {**os.environ, **environment}
     return subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=120)
 
 
-def test_without_a_gpu_it_says_so_and_does_nothing(tmp_path):
+def test_without_a_gpu_it_says_so_and_does_nothing(script, tmp_path):
     out = tmp_path / "out"
-    done = run_script(SCRIPT, out, PYTHON=sys.executable, CUDA_VISIBLE_DEVICES="")
+    done = run_script(script, out, PYTHON=sys.executable, CUDA_VISIBLE_DEVICES="")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f".ci/gpu: no GPU: torch {torch.__version__} finds none\n"
     assert not out.exists()
@@ -102,8 +104,8 @@ def test_without_a_gpu_it_says_so_and_does_nothing(tmp_path):
         (["one", "two"], "expected one OUT, got "),
     ],
 )
-def test_bad_arguments_are_one_line(arguments, complaint):
-    done = run_script(SCRIPT, *arguments)
+def test_bad_arguments_are_one_line(script, arguments, complaint):
+    done = run_script(script, *arguments)
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith(f".ci/gpu: {complaint}")
@@ -117,10 +119,10 @@ class Machine:
         out: where it is to write.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, script: Path) -> None:
         self.script = directory / "tree" / ".ci" / "gpu"
         self.script.parent.mkdir(parents=True)
-        shutil.copy(SCRIPT, self.script)
+        shutil.copy(script, self.script)
         self.out = directory / "out"
         self._calls = directory / "calls"
         self._programs = directory / "bin"
@@ -151,8 +153,8 @@ class Machine:
 
 
 @pytest.fixture
-def machine(tmp_path) -> Machine:
-    return Machine(tmp_path)
+def machine(tmp_path, script) -> Machine:
+    return Machine(tmp_path, script)
 
 
 def test_every_step_runs_on_the_gpu_that_is_there(machine, tmp_path):
@@ -205,8 +207,8 @@ def test_steps_end_by_their_time(machine):
     assert not any("setup.py" in call for call in calls)
 
 
-def test_the_times_are_those_that_the_header_tells():
-    text = SCRIPT.read_text(encoding="utf-8")
+def test_the_times_are_those_that_the_header_tells(script):
+    text = script.read_text(encoding="utf-8")
     told = re.search(r"^#     (build .*)$", text, flags=re.MULTILINE)[1].split(", ")
     steps = re.findall(r"^ *(?:step|sanitize) (\w+ \d+)", text, flags=re.MULTILINE)
     assert steps == told
@@ -215,8 +217,8 @@ def test_the_times_are_those_that_the_header_tells():
     assert ends[-1] <= 600
 
 
-def test_the_sanitized_tests_exist():
-    script = SCRIPT.read_text(encoding="utf-8")
-    names = re.search(r"^SANITIZED='(.*)'$", script, flags=re.MULTILINE)[1].split(" or ")
-    sources = [(SCRIPT.parent.parent / file).read_text() for file in set(re.findall(r"tests/test_\w+\.py", script))]
+def test_the_sanitized_tests_exist(script):
+    text = script.read_text(encoding="utf-8")
+    names = re.search(r"^SANITIZED='(.*)'$", text, flags=re.MULTILINE)[1].split(" or ")
+    sources = [(script.parents[1] / file).read_text() for file in set(re.findall(r"tests/test_\w+\.py", text))]
     assert all(any(f"def {name}" in source for source in sources) for name in names)

@@ -40,6 +40,8 @@ def why_not() -> str | None:
         return "the emulation of CUDA is written for Linux on x86-64"
     if compiler() is None:
         return "the emulation of CUDA needs a C++ compiler"
+    if not kernels():
+        return "csrc/cuda is not here: tests/ stands outside the source tree"
     return None
 
 

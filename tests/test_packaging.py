@@ -1,0 +1,369 @@
+"""The package as it is built, installed, imported and type-checked; nothing here compiles the kernels."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from email.parser import BytesParser
+from pathlib import Path
+
+import pytest
+import torch
+
+import cw_ext
+
+PACKAGE = Path(cw_ext.__file__).parent
+# What a clean checkout holds, but for the results of benchmarks.
+TREE = ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md", "Makefile", ".ci")
+TREE += ("csrc", "cw_ext", "tests", "benchmarks")
+BUILT = shutil.ignore_patterns("_C.*", "_built_for.py", "__pycache__", "results")
+
+OTHER_TORCH = 'TORCH_VERSION = "1.2.3"\n'
+# A library that compiles in a second, in place of the kernels.
+EMPTY_LIBRARY = """
+#include <Python.h>
+static PyModuleDef definition{PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr};
+PyMODINIT_FUNC PyInit__C() { return PyModule_Create(&definition); }
+"""
+
+
+def run(*command: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=cwd,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+
+
+# --- import ---
+
+
+def test_importing_brings_nothing_heavy(tmp_path: Path) -> None:
+    """Beside torch, numpy and what Python comes with: only this package; and of torch, not what torch.compile needs."""
+    script = """
+import sys, numpy, torch
+before = set(sys.modules)
+import cw_ext
+print(*(set(sys.modules) - before))
+"""
+    done = run("-c", script, cwd=tmp_path, PYTHONPATH=str(PACKAGE.parent))
+    assert done.returncode == 0, done.stderr
+    new = done.stdout.split()
+    assert "cw_ext" in new and "cw_ext.functional" in new
+    assert {name.partition(".")[0] for name in new} <= {"cw_ext", "numpy", "torch", *sys.stdlib_module_names}
+    assert not [name for name in new if re.match(r"torch\.(_dynamo|_inductor)|cw_ext\.integrations", name)]
+
+
+# --- without usable kernels ---
+
+USE_WITHOUT_KERNELS = """
+import sys, warnings
+import torch
+
+warnings.simplefilter("error")
+import cw_ext
+
+assert "cw_ext._C" not in sys.modules
+pos, neg = torch.randn(4), torch.randn(4, 5, requires_grad=True)
+queries, items = torch.randn(4, 3, requires_grad=True), torch.randn(9, 3, requires_grad=True)
+ids = torch.arange(4)
+known = cw_ext.Interactions(ids, ids, num_queries=4, num_items=9)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    losses = [
+        cw_ext.cw_loss(pos, neg),
+        cw_ext.cw_loss_from_embeddings(queries, items, ids, cw_ext.draw_negatives(ids, known, 5)),
+        cw_ext.sampled_cw_loss(queries, items, ids, ids, known, 5, seed=1),
+        cw_ext.cw_loss_in_batch(queries, items, ids, interactions=known),
+        cw_ext.cw_loss_full(queries, items, ids),
+    ]
+    sum(losses).backward()
+assert all(tensor.grad.isfinite().all() and tensor.grad.any() for tensor in (neg, queries, items))
+assert torch.equal(losses[0], cw_ext.cw_loss(pos, neg, backend="reference"))
+(warning,) = caught
+assert "reference" in str(warning.message), warning.message
+try:
+    cw_ext.cw_loss(pos, neg, backend="fused")
+except RuntimeError as error:
+    reason = cw_ext.build_config()["reason"]
+    assert reason in str(error) and reason in str(warning.message)
+print(reason)
+"""
+
+
+@pytest.mark.parametrize(
+    ("library", "built_for", "why"),
+    [
+        (None, None, "are not here; in its source tree, build them with: pip install"),
+        (
+            "",
+            OTHER_TORCH,
+            f"built for torch 1.2.3, but torch {re.escape(torch.__version__)} is running; .*: pip install",
+        ),
+        ("", None, f"built for torch unknown, but torch {re.escape(torch.__version__)} is running; .*: pip install"),
+        ("", f'TORCH_VERSION = "{torch.__version__}"', r"do not load \(.*\); .* rebuild with: pip install"),
+    ],
+    ids=["none", "another torch", "unknown", "broken"],
+)
+def test_a_copy_without_usable_kernels_warns_once(
+    tmp_path: Path, library: str | None, built_for: str | None, why: str
+) -> None:
+    copy = tmp_path / "cw_ext"
+    shutil.copytree(PACKAGE, copy, ignore=BUILT)
+    for name, text in (("_C.abi3.so", library), ("_built_for.py", built_for)):
+        if text is not None:
+            (copy / name).write_text(text)
+    done = run("-c", USE_WITHOUT_KERNELS, cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert re.search(f"^the compiled kernels of cw_ext .*{why}", done.stdout), done.stdout
+
+
+# --- builds ---
+
+
+@pytest.fixture
+def tree(tmp_path: Path, checkout: Path) -> Path:
+    """A copy of the checkout, as before any build."""
+    pytest.importorskip("setuptools", reason="builds need setuptools")
+    copy = tmp_path / "tree"
+    copy.mkdir()
+    for name in TREE:
+        source = checkout / name
+        if source.is_dir():
+            shutil.copytree(source, copy / name, ignore=BUILT)
+        else:
+            shutil.copy(source, copy)
+    return copy
+
+
+@pytest.fixture
+def small_tree(tree: Path) -> Path:
+    """With a library in the kernels' place that compiles in a second."""
+    pytest.importorskip("ninja", reason="builds need ninja")
+    if shutil.which(os.environ.get("CXX", "c++")) is None:
+        pytest.skip("builds need a C++ compiler")
+    shutil.rmtree(tree / "csrc")
+    (tree / "csrc" / "cpu").mkdir(parents=True)
+    (tree / "csrc" / "module.cpp").write_text(EMPTY_LIBRARY)
+    return tree
+
+
+@pytest.fixture
+def without_torch(tmp_path: Path) -> str:
+    """A PYTHONPATH on which torch cannot be imported."""
+    folder = tmp_path / "without_torch"
+    folder.mkdir()
+    (folder / "torch.py").write_text("raise ImportError('hidden')")
+    return str(folder)
+
+
+def build_wheel(tree: Path, **environment: str) -> tuple[Path, set[str]]:
+    """By the hook that pip calls: the wheel and the names of its files, without those of its metadata."""
+    hook = "from setuptools import build_meta; build_meta.build_wheel('dist')"
+    done = run("-c", hook, cwd=tree, **environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,) = (tree / "dist").glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        return wheel, {name for name in archive.namelist() if ".dist-info/" not in name}
+
+
+def modules(tree: Path) -> set[str]:
+    found = {str(file.relative_to(tree)) for file in (tree / "cw_ext").rglob("*.py")}
+    return found | {"cw_ext/py.typed"}
+
+
+def test_the_source_distribution_builds_and_tests_itself(tree: Path) -> None:
+    wanted = {str(file.relative_to(tree)) for file in tree.rglob("*") if file.is_file()}
+    for built in ("cw_ext/_C.cpython-311-x86_64-linux-gnu.so", "cw_ext/_built_for.py", "csrc/ops.o"):
+        (tree / built).touch()
+    (tree / "benchmarks" / "results").mkdir()
+    (tree / "benchmarks" / "results" / "run.json").touch()
+    # It compiles nothing, so it needs no compiler.
+    done = run("setup.py", "-q", "sdist", cwd=tree, CXX="no-such-compiler")
+    assert done.returncode == 0, done.stderr
+    (file,) = (tree / "dist").glob("*.tar.gz")
+    with tarfile.open(file) as archive:
+        found = {member.name.partition("/")[2] for member in archive if member.isfile()}
+    made = {"PKG-INFO", "setup.cfg"}
+    assert {name for name in found if not name.startswith("cw_ext.egg-info/")} - made == wanted
+
+
+def test_the_wheel_holds_the_library_and_what_it_was_built_for(small_tree: Path) -> None:
+    expected = modules(small_tree) | {"cw_ext/_built_for.py"}
+    wheel, found = build_wheel(small_tree, USE_CUDA="0")
+    (library,) = found - expected
+    assert re.fullmatch(r"cw_ext/_C\..*\.(so|pyd)", library) and expected < found
+    assert not wheel.name.endswith("none-any.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        assert archive.read("cw_ext/_built_for.py").decode() == f'TORCH_VERSION = "{torch.__version__}"\n'
+        (metadata,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        fields = BytesParser().parsebytes(archive.read(metadata))
+    assert fields["Version"] == cw_ext.__version__
+    assert any(need.startswith("torch>=") for need in fields.get_all("Requires-Dist"))
+    # The tree is as it was: a library that stands in it may be for another torch.
+    assert not (small_tree / "cw_ext" / "_built_for.py").exists()
+
+
+def test_a_build_that_fails_does_not_vouch_for_the_library_before_it(small_tree: Path) -> None:
+    built_for = small_tree / "cw_ext" / "_built_for.py"
+    built_for.write_text(OTHER_TORCH)
+    in_place = ("setup.py", "-q", "build_ext", "--inplace")
+    (small_tree / "csrc" / "module.cpp").write_text("no C++")
+    assert run(*in_place, cwd=small_tree, USE_CUDA="0").returncode != 0
+    assert built_for.read_text() == OTHER_TORCH
+    (small_tree / "csrc" / "module.cpp").write_text(EMPTY_LIBRARY)
+    done = run(*in_place, cwd=small_tree, USE_CUDA="0")
+    assert done.returncode == 0, done.stderr
+    assert built_for.read_text() == f'TORCH_VERSION = "{torch.__version__}"\n'
+    assert list((small_tree / "cw_ext").glob("_C.*"))
+
+
+def test_a_wheel_without_kernels_needs_neither_torch_nor_a_compiler(tree: Path, without_torch: str) -> None:
+    expected = modules(tree)
+    environment = {"USE_KERNELS": "0", "CXX": "no-such-compiler", "PYTHONPATH": without_torch}
+    wheel, found = build_wheel(tree, **environment)
+    assert found == expected
+    assert wheel.name.endswith("-py3-none-any.whl")
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"CXX": "no-such-compiler"}, "needs a C.. compiler, and 'no-such-compiler' is not here: .*USE_KERNELS=0"),
+        ({"USE_KERNELS": "no"}, "USE_KERNELS must be 0 or 1, got 'no'"),
+        ({"USE_CUDA": "yes"}, "USE_CUDA must be 0 or 1, got 'yes'"),
+    ],
+)
+def test_a_build_that_cannot_be_says_why(tree: Path, environment: dict[str, str], message: str) -> None:
+    done = run("setup.py", "-q", "build_ext", cwd=tree, **environment)
+    assert done.returncode != 0
+    assert re.search(message, done.stderr), done.stderr
+
+
+def test_a_build_without_torch_says_so(tree: Path, without_torch: str) -> None:
+    done = run("setup.py", "-q", "build_ext", cwd=tree, PYTHONPATH=without_torch)
+    assert done.returncode != 0
+    assert "install torch >= " in done.stderr and "USE_KERNELS=0" in done.stderr and "Traceback" not in done.stderr
+
+
+# --- types ---
+
+RIGHT = """
+import numpy as np
+import torch
+from torch import Tensor
+
+import cw_ext
+from cw_ext import (
+    CWEmbeddingLoss, CWFullLoss, CWInBatchLoss, CWLoss, CWSampledLoss, Interactions, build_config, cw_loss,
+    cw_loss_from_embeddings, cw_loss_full, cw_loss_in_batch, draw_negatives, presets, prior, sampled_cw_loss,
+)
+
+version: str = cw_ext.__version__
+capability = build_config()["available"]
+pos, neg = torch.randn(4), torch.randn(4, 5)
+queries, items, ids = torch.randn(4, 3), torch.randn(9, 3), torch.arange(4)
+
+
+def on_scores(beta: Tensor) -> list[Tensor]:
+    return [
+        cw_loss(pos, neg),
+        cw_loss(pos, neg, extra_pos_scores=neg, neg_log_weights=neg, row_weights=pos, temperature=1, prior=pos),
+        cw_loss(pos, neg, weighting="linear", weight_temperature=None, detach_weights=False, normalize_weights=True),
+        cw_loss(pos, neg, floor=0.5, min_margin=-1.0, confidence_temperature=2.0, confidence_threshold=beta),
+        cw_loss(pos, neg, include_positive=True, surrogate="tanh", reduction="sum", backend="auto"),
+        cw_loss(pos, neg, **presets.sl(0.1)),
+        cw_loss(pos, neg, **presets.sl(), reduction="sum", prior=0.1),
+        cw_loss(pos, neg, **presets.infonce(temperature=0.1), backend="reference"),
+        cw_loss(pos, neg, **presets.dcl(0.1, prior=0.05)),
+        cw_loss(pos, neg, **presets.pucl(label_frequency=0.2), floor=0.1),
+        cw_loss(pos, neg, **presets.hcl(concentration=2.0)),
+        cw_loss(pos, neg, **presets.psl(surrogate="relu")),
+        cw_loss(pos, neg, **presets.bsl(0.2)),
+        cw_loss(pos, neg, **presets.slk(), confidence_threshold=beta),
+        cw_loss(pos, neg, **presets.cw(confidence_temperature=None), reduction="none"),
+    ]
+
+
+def on_ids(seed: Tensor) -> list[Tensor]:
+    known = Interactions([0, 1], np.array([1, 2]), num_queries=4, num_items=9).to("cpu")
+    drawn = draw_negatives(ids, known, 5, seed=3, distribution="popularity", popularity_exponent=1)
+    draws = (queries, items, ids, ids, known, 5)
+    return [
+        cw_loss_from_embeddings(queries, items, ids, drawn, similarity="dot", sparse_grad=True, prior=0.1),
+        sampled_cw_loss(*draws, seed=seed, shared=True, recompute=False, **presets.cw(prior=0.02)),
+        cw_loss_in_batch(queries, items, ids, query_ids=ids, interactions=known, num_negatives=3),
+        cw_loss_full(queries, items, ids, extra_pos_ids=None, weighting="none", include_positive=True),
+    ]
+
+
+def as_modules(beta: Tensor) -> list[Tensor]:
+    known = Interactions.from_file("train.tsv", num_queries=4)
+    return [
+        CWLoss(**presets.dcl(temperature=0.1, prior=0.05), reduction="sum")(pos, neg, row_weights=pos),
+        CWLoss(prior=0.1)(pos, neg, prior=0.2, confidence_threshold=beta),
+        CWEmbeddingLoss(similarity="cosine", **presets.sl())(queries, items, ids, ids),
+        CWSampledLoss(known, num_negatives=5, distribution="uniform", floor=0.2)(queries, items, ids, ids, seed=1),
+        CWInBatchLoss(known, log_q_correction=False)(queries, items, ids, query_ids=ids),
+        CWFullLoss(temperature=0.2)(queries, items, ids, query_ids=None),
+    ]
+
+
+estimate = prior.estimate_prior(pos, np.zeros(3), confidence=0.9)
+loss = cw_loss(pos, neg, prior=min(estimate.prior, 0.99))
+"""
+
+# Each line is one mistake.
+WRONG_START = """
+import torch
+from cw_ext import CWLoss, CWSampledLoss, Interactions, cw_loss, cw_loss_from_embeddings, draw_negatives, presets
+x, ids = torch.randn(4), torch.arange(4)
+known = Interactions(ids, ids, num_queries=4, num_items=9)
+"""
+WRONG = """
+cw_loss(x, x, temprature=0.1)
+cw_loss(x, x, temperature="hot")
+cw_loss(x, x, weighting="sigmoidal")
+cw_loss(x, x, reduction=None)
+cw_loss(x, [0.1])
+cw_loss(x, x, **presets.sl(0.1), temperature=0.2)
+cw_loss(x, x, **presets.dcl(prior="0.1"))
+cw_loss_from_embeddings(x, x, ids, ids, similarity="euclidean")
+draw_negatives(ids, known, 5, distribution="zipf")
+CWLoss(detach_weights="no")
+CWLoss()(x, x, priors=0.1)
+CWSampledLoss(None, 5)
+presets.psl(surrogate="exponential")
+int(cw_loss(x, x).mean)
+""".strip().splitlines()
+
+
+def test_a_users_code_is_checked(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """What is right passes mypy --strict; of what is wrong, each line is refused."""
+    pytest.importorskip("mypy", reason="types are checked with mypy: pip install mypy")
+    assert all(re.search(rf"\b{name}\b", RIGHT) for name in cw_ext.__all__)
+    (tmp_path / "right.py").write_text(RIGHT)
+    (tmp_path / "wrong.py").write_text(WRONG_START + "\n".join(WRONG) + "\n")
+    assert request.config.cache is not None
+    cache = request.config.cache.mkdir("mypy")  # torch's own types take half a minute
+    # An installed package is found as that, by its py.typed; one in a checkout by its path.
+    installed = "site-packages" in PACKAGE.parts
+    environment = {} if installed else {"MYPYPATH": str(PACKAGE.parent)}
+    options = ("--strict", "--follow-imports=silent", f"--cache-dir={cache}", "--hide-error-context")
+    done = run("-m", "mypy", *options, "right.py", "wrong.py", cwd=tmp_path, **environment)
+    errors = re.findall(r"(?m)^(\w+)\.py:(\d+): error: .*$", done.stdout)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "right" not in {file for file, _ in errors}, done.stdout
+    first = 1 + len(WRONG_START.splitlines())
+    missed = {text for n, text in enumerate(WRONG, first) if ("wrong", str(n)) not in errors}
+    assert not missed, done.stdout
+    assert all(int(line) >= first for _, line in errors), done.stdout
