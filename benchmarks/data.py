@@ -171,7 +171,17 @@ def load_interaction_file(
 def load_movielens_100k(
     *, seed: int = 0, core: int = DEFAULT_CORE, min_rating: float = DEFAULT_MIN_RATING
 ) -> InteractionData:
-    """Load MovieLens-100K from the installed ``recbole`` package, which is located but not imported.
+    """Load MovieLens-100K from the installed ``recbole`` package.
+
+    Raises:
+        DataError: ``recbole`` or its example file is not installed.
+    """
+    path = movielens_100k_file()
+    return load_interaction_file(path, seed=seed, core=core, min_rating=min_rating, name="ml-100k")
+
+
+def movielens_100k_file() -> Path:
+    """Find MovieLens-100K in the installed ``recbole`` package, which is located but not imported.
 
     Raises:
         DataError: ``recbole`` or its example file is not installed.
@@ -181,7 +191,7 @@ def load_movielens_100k(
     for location in locations:
         path = Path(location) / "dataset_example" / "ml-100k" / "ml-100k.inter"
         if path.is_file():
-            return load_interaction_file(path, seed=seed, core=core, min_rating=min_rating, name="ml-100k")
+            return path
     raise DataError(
         "MovieLens-100K comes with the recbole package, "
         + ("whose installed version lacks the file" if locations else "which is not installed")

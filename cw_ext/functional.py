@@ -48,6 +48,8 @@ def cw_loss(
 
     Raises:
         TypeError, ValueError: the message names the argument, what was expected and what came.
+        NotImplementedError: the kernels in a transform of torch.func inside torch.compile, which loses its gradients;
+            backend="reference" works there.
         RuntimeError: backend="fused" where the kernels cannot run.
     """
     options = resolve(loss)

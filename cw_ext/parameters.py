@@ -114,8 +114,8 @@ class LossOptions(NamedTuple):
 def _number(name: str, value: Any, expected: str) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be {expected}, got {type(value).__name__}")
-    # numbers.Real has no types for this.
-    if not -math.inf < value < math.inf:  # type: ignore[operator]  # unlike math.isfinite, traceable when torch.compile takes it for dynamic
+    # Unlike math.isfinite, traceable when torch.compile takes the number for dynamic. numbers.Real has no types for it.
+    if not -math.inf < value < math.inf:  # type: ignore[operator]
         raise ValueError(f"{name} must be {expected}, got {value}")
     return float(value)
 

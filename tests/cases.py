@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from collections.abc import Callable, Iterable
@@ -39,6 +40,14 @@ def child_environment(**changes: str) -> dict[str, str]:
     here = Path(__file__).parent
     path = os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])
     return os.environ | {"PYTHONPATH": path} | changes
+
+
+def saved_and_loaded(value: Any) -> Any:
+    """What torch.save writes, read again."""
+    file = io.BytesIO()
+    torch.save(value, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
 
 
 # Every parameter of the loss, each weighting with its gradient let through and not, each floor bound and not.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import io
 import pickle
 import types
 import warnings
@@ -12,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from cases import assert_near, evaluate, make_embeddings, make_scores
+from cases import assert_near, evaluate, make_embeddings, make_scores, saved_and_loaded
 from recommender import CRITERIA, make_batch, make_recommender, training_step
 from torch import Tensor, nn
 
@@ -181,16 +180,9 @@ def test_modules_can_be_copied_and_saved(again: object) -> None:
     assert repr(again(module)) == repr(module)
 
 
-def _saved_and_loaded(module: nn.Module) -> nn.Module:
-    file = io.BytesIO()
-    torch.save(module, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
-
-
 @pytest.mark.parametrize(
     "again",
-    [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), _saved_and_loaded],
+    [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), saved_and_loaded],
     ids=["deepcopy", "pickle", "torch.save"],
 )
 @pytest.mark.parametrize("name", CRITERIA)

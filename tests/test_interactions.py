@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import math
 import pickle
 import random
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cases import saved_and_loaded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -383,16 +383,9 @@ def test_npz_without_scipy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 # ---- copies ------------------------------------------------------------------------------------------------
 
 
-def _saved_and_loaded(interactions: Interactions) -> Interactions:
-    file = io.BytesIO()
-    torch.save(interactions, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
-
-
 @pytest.mark.parametrize(
     "copied",
-    [lambda x: pickle.loads(pickle.dumps(x)), copy.deepcopy, copy.copy, _saved_and_loaded],
+    [lambda x: pickle.loads(pickle.dumps(x)), copy.deepcopy, copy.copy, saved_and_loaded],
     ids=["pickle", "deepcopy", "copy", "torch.save"],
 )
 def test_copies(device: torch.device, copied: Any) -> None:

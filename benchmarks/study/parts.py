@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
-from benchmarks.losses import LossOptions
+from benchmarks.losses import DEFAULT_TOP_K, LossOptions
 from benchmarks.negatives import Negatives
 from benchmarks.study import grids
 from benchmarks.study.grids import NEGATIVES, chosen, config, search_runs
@@ -189,7 +189,7 @@ def combination_runs(store: Store, dataset: str, name: str) -> list[Run]:
     best = best_run(store, dataset, "slk")
     if best is None:
         return []
-    added = {"confidence_top_k": 20, "prior": 0.0, "extra_positives": 0} | COMBINATIONS[name]
+    added = {"confidence_top_k": DEFAULT_TOP_K, "prior": 0.0, "extra_positives": 0} | COMBINATIONS[name]
     return [replace(best, loss="cw", options=replace(best.options, **added))]
 
 

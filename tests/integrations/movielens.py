@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 from cases import assert_near
 from torch import Tensor, nn
+
+from benchmarks.data import DataError, movielens_100k_file
 
 
 def sequences(num_users: int) -> tuple[list[list[int]], int]:
@@ -16,11 +15,10 @@ def sequences(num_users: int) -> tuple[list[list[int]], int]:
 
     Skips the test where the data set is not installed.
     """
-    spec = importlib.util.find_spec("recbole")
-    if spec is None:
-        pytest.skip("MovieLens-100K comes with recbole, which is not installed")
-    folder = Path((spec.submodule_search_locations or [""])[0]) / "dataset_example" / "ml-100k"
-    lines = (folder / "ml-100k.inter").read_text(encoding="utf-8").splitlines()[1:]
+    try:
+        lines = movielens_100k_file().read_text(encoding="utf-8").splitlines()[1:]
+    except DataError as error:
+        pytest.skip(str(error))
     rows = sorted((line.split("\t") for line in lines), key=lambda row: float(row[3]))
     users: dict[str, list[int]] = {}
     items: dict[str, int] = {}
