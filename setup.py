@@ -10,6 +10,8 @@ import shlex
 import shutil
 import sys
 import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -127,10 +129,28 @@ def kernels() -> Extension:
     )
 
 
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Has builds in the same folder wait for each other: one would link what the other is still writing."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def build_command() -> type:
     class BuildKernels(BuildExtension):
         def run(self) -> None:
             check_needs()
+            with alone_in(Path(self.build_temp)):
+                self.build_and_vouch()
+
+        def build_and_vouch(self) -> None:
             super().run()
             # Read before the library is loaded (cw_ext/extension.py), so it stands for the library beside it.
             package = (ROOT if self.inplace else Path(self.build_lib)) / "cw_ext"
