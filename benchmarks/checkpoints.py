@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from benchmarks import reporting
 
 if TYPE_CHECKING:
     from benchmarks.trainer import Trainer
@@ -17,10 +19,24 @@ class CheckpointError(ValueError):
 
 
 def save(trainer: Trainer, path: Path) -> None:
-    """Write the trainer's state whole, then rename it, so that an interrupted write leaves the previous file intact."""
-    unfinished = path.with_name(path.name + ".tmp")
-    torch.save({"run": trainer.identity(), "state": trainer.state_dict()}, unfinished)
-    os.replace(unfinished, path)
+    """Write the trainer's state, whole or not at all.
+
+    Raises:
+        OSError: the file cannot be written; the message names it.
+    """
+    with reporting.written_whole(path) as unfinished:
+        try:
+            torch.save({"run": trainer.identity(), "state": trainer.state_dict()}, unfinished)
+        except RuntimeError as error:  # torch's for a disk that is full, which speaks of positions in the file
+            raise OSError(f"{path}: expected room for a checkpoint, got: {reporting.first_line(error)}") from None
+
+
+def is_of_any(path: Path, runs: Iterable[dict[str, Any]]) -> bool:
+    """Whether there is a checkpoint, and of one of the runs, each given as its trainer's identity."""
+    try:
+        return dict(torch.load(path, map_location="cpu", weights_only=True)["run"]) in runs
+    except Exception:  # torch has errors of many types for a damaged file
+        return False
 
 
 def load(trainer: Trainer, path: Path) -> None:
@@ -53,8 +69,7 @@ def _value(values: dict[str, Any], name: str) -> Any:
 
 
 def _damaged(path: Path, error: Exception) -> CheckpointError:
-    reason = (str(error).splitlines() or [""])[0]
     return CheckpointError(
         f"{path}: expected a checkpoint of a training run, got another or a damaged file "
-        f"({type(error).__name__}: {reason}); remove it to start anew"
+        f"({type(error).__name__}: {reporting.first_line(error)}); remove it to start anew"
     )

@@ -260,7 +260,8 @@ def _read_split_file(
         for token, column, (kind, limit) in zip(tokens, columns, limits, strict=True):
             if not (token.isascii() and token.isdecimal()):
                 _fail(path, line_number, f"the {kind} id to be a non-negative integer", token)
-            number = int(token)
+            # Python refuses to read numbers of thousands of digits.
+            number = int(token) if len(token) <= 19 else 2**63
             if number >= 2**63:
                 _fail(path, line_number, f"the {kind} id to be below 2**63", token)
             if limit is not None and number >= limit:

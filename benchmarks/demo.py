@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cw_ext
 from benchmarks import data, reporting, step_cost
@@ -69,14 +70,24 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise KeyboardInterrupt
         report["step_cost"] = step_cost.measure(step_cost.StepShape(items=dataset.num_items), repeats=5)
         reporting.write_json(arguments.out / "results.json", report)
+        _print_summary(dataset, cases[0].config, negatives, report, build)
     except KeyboardInterrupt:
         print(f"interrupted; the losses finished before are in {arguments.out}", file=sys.stderr)
         return reporting.INTERRUPTED
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except reporting.ERRORS as error:
+        print(f"error: {reporting.first_line(error)}", file=sys.stderr)
         return 2
+    print(f"\nresults: {arguments.out / 'results.json'}, {arguments.out / 'results.png'}")
+    return 0
 
-    config = cases[0].config
+
+def _print_summary(
+    dataset: data.InteractionData,
+    config: TrainingConfig,
+    negatives: Negatives,
+    report: dict[str, Any],
+    build: dict[str, Any],
+) -> None:
     print(
         f"\n{dataset.name}: {dataset.num_users} users, {dataset.num_items} items, "
         f"{len(dataset.train_users)} training and {len(dataset.test_users)} test interactions\n"
@@ -87,8 +98,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not build["available"]:
         print(f"trained on the reference backend, and therefore with N={negatives.number}: {build['reason']}")
     print(f"\n{step_cost.describe(report['step_cost'])}")
-    print(f"\nresults: {arguments.out / 'results.json'}, {arguments.out / 'results.png'}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -212,8 +212,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; nothing was written", file=sys.stderr)
         return reporting.INTERRUPTED
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except reporting.ERRORS as error:
+        print(f"error: {reporting.first_line(error)}", file=sys.stderr)
         return 2
     print(describe(report))
     print(f"results: {directory / 'results.json'}, {directory / 'results.png'}")

@@ -9,6 +9,8 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from benchmarks import reporting
+
 # Okabe and Ito's palette, as in plots.py, in an order that keeps neighbours apart.
 _COLOURS = {
     "sampling": "#56B4E9",
@@ -65,4 +67,4 @@ def plot_epoch(report: Mapping[str, Any], path: Path) -> None:
         axes.grid(axis="x", alpha=0.3)
         axes.set_axisbelow(True)
     figure.legend(loc="outside lower center", ncols=len(_COLOURS), frameon=False)
-    figure.savefig(path, dpi=150)
+    reporting.save_figure(figure, path)

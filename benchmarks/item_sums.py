@@ -104,8 +104,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         reporting.make_writable_directory(out)
         results = [measure(rows, NEGATIVES, dim, items) for dim, items in TABLES for rows in ROWS]
         reporting.write_json(out / "item_sums.json", {"environment": reporting.environment("cuda"), "sizes": results})
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except reporting.ERRORS as error:
+        print(f"error: {reporting.first_line(error)}", file=sys.stderr)
         return 2
     print(describe(results))
     print(f"\nresults: {out / 'item_sums.json'}")

@@ -221,13 +221,21 @@ def _slk(options: LossOptions) -> RankingLoss:
     return _softmax_family("slk", arguments, options, thresholds=_thresholds(k, options))
 
 
+def _first_prior(options: LossOptions) -> float:
+    """What a preset takes: "auto" is this package's own."""
+    return 0.0 if options.prior == "auto" else options.prior
+
+
 def _cw(options: LossOptions) -> RankingLoss:
     if options.confidence_top_k is not None and options.confidence_temperature is None:
         raise ValueError("confidence_temperature must be > 0 where confidence_top_k is given, got None")
-    arguments = presets.cw(options.temperature, options.prior, options.confidence_temperature)
+    arguments = presets.cw(options.temperature, _first_prior(options), options.confidence_temperature)
     arguments |= {
-        "weighting": options.weighting, "weight_temperature": options.weight_temperature, "floor": options.floor
-    }  # fmt: skip
+        "prior": options.prior,
+        "weighting": options.weighting,
+        "weight_temperature": options.weight_temperature,
+        "floor": options.floor,
+    }
     if options.confidence_detached:
         return _detached_cw(arguments, options)
     thresholds = _thresholds(options.confidence_top_k, options)
@@ -271,7 +279,7 @@ def _two_tau(options: LossOptions) -> RankingLoss:
 
 
 def _dcl(options: LossOptions) -> RankingLoss:
-    arguments = presets.dcl(options.temperature, options.prior)
+    arguments = presets.dcl(options.temperature, _first_prior(options)) | {"prior": options.prior}
     return _softmax_family("dcl", arguments, options, extra_positives=options.extra_positives)
 
 

@@ -10,6 +10,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from benchmarks import reporting
+
 # Okabe and Ito's palette, as in plots.py.
 _STYLES = {"sl": ("#E69F00", "s", "SL"), "cw": ("#0072B2", "o", "CW")}
 
@@ -47,4 +49,4 @@ def plot_kinds(report: Mapping[str, Any], path: Path) -> None:
     axes.grid(alpha=0.3)
     axes.set_axisbelow(True)
     axes.legend(frameon=False)
-    figure.savefig(path, dpi=150)
+    reporting.save_figure(figure, path)

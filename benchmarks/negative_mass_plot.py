@@ -11,6 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
+from benchmarks import reporting
+
 # Okabe and Ito's palette, as in plots.py. DCL's floor is not drawn: its curves lie on those of the true π.
 # The floor's larger markers show behind those of the true π where the two agree.
 _STYLES = {
@@ -65,7 +67,7 @@ def plot_mass(report: Mapping[str, Any], weighting: str, path: Path) -> None:
     figure.legend(
         *grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(_STYLES), frameon=False
     )
-    figure.savefig(path, dpi=150)
+    reporting.save_figure(figure, path)
 
 
 def _draw(

@@ -9,6 +9,8 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from benchmarks import reporting
+
 # Okabe and Ito's palette, which readers with any common colour vision can tell apart; the markers help too.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#F0E442")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -54,4 +56,4 @@ def plot_runs(runs: Sequence[dict[str, Any]], path: Path, title: str) -> None:
         axes.invert_yaxis()
         axes.grid(axis="x", alpha=0.3)
         axes.set_axisbelow(True)
-    figure.savefig(path, dpi=150)
+    reporting.save_figure(figure, path)

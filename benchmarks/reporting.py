@@ -8,14 +8,18 @@ import platform
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 import cw_ext
 from benchmarks import gpu
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Environment variables that change what is measured.
 _VARIABLES = (
@@ -32,6 +36,8 @@ _VARIABLES = (
 
 # Exit status of a program that Ctrl-C ended.
 INTERRUPTED = 130
+# What ends a program with one line on stderr and exit status 2.
+ERRORS = (ValueError, OSError, RuntimeError, MemoryError)
 
 
 def environment(device: str = "cpu") -> dict[str, Any]:
@@ -70,11 +76,49 @@ def make_writable_directory(path: Path) -> None:
         raise OSError(f"{path}: expected a writable output directory, got: {error.strerror}") from None
 
 
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Give the name of a file to write, and rename it once it is: a write that fails or is interrupted leaves the
+    previous file as it was, and nothing else.
+
+    Raises:
+        OSError: the file cannot be written; the message names it.
+    """
+    unfinished = path.with_name(f"unfinished-{path.name}")
+    try:
+        yield unfinished
+        os.replace(unfinished, path)
+    except BaseException as error:
+        unfinished.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno and error.filename is None:  # as where the disk is full
+            error.filename = str(path)
+        raise
+
+
 def write_json(path: Path, results: dict[str, Any]) -> None:
-    """Write the file whole, then rename it, so that an interrupted write leaves the previous file intact."""
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(unfinished, path)
+    """Write results as one file, whole or not at all.
+
+    Raises:
+        OSError: the file cannot be written; the message names it.
+    """
+    text = json.dumps(results, indent=2, allow_nan=False) + "\n"
+    with written_whole(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as a PNG, whole or not at all.
+
+    Raises:
+        OSError: the file cannot be written; the message names it.
+    """
+    with written_whole(path) as unfinished:
+        figure.savefig(unfinished, dpi=150)
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an error says, without the stack that torch adds to some."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -188,7 +188,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         of_shape = {shape: contestants.contestants_of(shape, chosen, device) for shape in _grid(arguments)}
     except data.DataError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {reporting.first_line(error)}", file=sys.stderr)
         return 2
     grid = [shape for shape, names in of_shape.items() if names]
     names = [name for name in CONTESTANTS if any(name in of_shape[shape] for shape in grid)]
@@ -220,8 +220,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.budget,
         )
         pictures = throughput_plots.plot(report, out)
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except reporting.ERRORS as error:
+        print(f"error: {reporting.first_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"interrupted; what was finished is in {out}", file=sys.stderr)

@@ -12,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from benchmarks import reporting
 from benchmarks.contestants import CONTESTANTS
 from benchmarks.throughput_report import MIB
 from benchmarks.throughput_shapes import Shape
@@ -88,7 +89,7 @@ def _plot_sweeps(report: dict[str, Any], quantity: str, label: str, path: Path) 
         _plain_ticks(axes, sorted({entry["shape"][field] for entry in sweep}))
         axes.grid(alpha=0.3, which="both")
     _legend(figure)
-    figure.savefig(path, dpi=150)
+    reporting.save_figure(figure, path)
 
 
 def _plot_floor(report: dict[str, Any], path: Path) -> None:
@@ -124,7 +125,7 @@ def _plot_floor(report: dict[str, Any], path: Path) -> None:
         axes.grid(axis="x", alpha=0.3)
         axes.set_axisbelow(True)
     _legend(figure)
-    figure.savefig(path, dpi=150)
+    reporting.save_figure(figure, path)
 
 
 def _figure(width: float, height: float, title: str) -> Figure:

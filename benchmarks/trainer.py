@@ -101,6 +101,12 @@ class _Stopwatch:
         self.seconds[part] += time.perf_counter() - start
 
 
+def identity(dataset: data.InteractionData, loss: RankingLoss, config: TrainingConfig) -> dict[str, Any]:
+    """What makes a run this run and no other."""
+    settings = {name: value for name, value in loss.settings.items() if name != "backend"}
+    return {"data": dataset.sizes(), "loss": loss.name, "settings": settings, "config": asdict(config)}
+
+
 class Trainer:
     """Trains one model with one loss, keeping the embeddings of the epoch that validates best.
 
@@ -165,10 +171,7 @@ class Trainer:
 
     def identity(self) -> dict[str, Any]:
         """What makes this run this run: data, loss and configuration."""
-        settings = {name: value for name, value in self.loss.settings.items() if name != "backend"}
-        return {
-            "data": self.dataset.sizes(), "loss": self.loss.name, "settings": settings, "config": asdict(self.config)
-        }  # fmt: skip
+        return identity(self.dataset, self.loss, self.config)
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next epoch depends on, and what has been found so far."""
@@ -367,9 +370,12 @@ class Trainer:
             if self.loss.estimates_prior:
                 self._refresh_prior(tables)
                 point["prior"] = self._prior
-        self.curve.append(point)
-        if self.best is self.curve[-1]:
-            self._best_tables = tables
+        if not self.curve or metrics["ndcg"] > self.best["ndcg"]:
+            best_tables = tables
+        else:
+            best_tables = self._best_tables
+        # With no call between the two, where Ctrl-C could leave an epoch with another's tables.
+        self.curve, self._best_tables = [*self.curve, point], best_tables
 
     def _is_out_of_patience(self) -> bool:
         if self.config.patience is None or not self.curve:

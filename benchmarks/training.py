@@ -11,12 +11,12 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
-from benchmarks import data, gpu, reporting
+from benchmarks import checkpoints, data, gpu, reporting
 from benchmarks.arguments import negatives, non_negative_float, non_negative_int, positive_int, prior, share
 from benchmarks.losses import LOSSES, LossOptions, RankingLoss, build_loss
 from benchmarks.models import MODELS
 from benchmarks.plots import plot_runs
-from benchmarks.trainer import TrainingConfig, train
+from benchmarks.trainer import TrainingConfig, identity, train
 from cw_ext.parameters import WEIGHTINGS
 
 
@@ -105,10 +105,12 @@ def compare(cases: Sequence[Case], directory: Path, resume: bool = False) -> tup
     Raises:
         TrainingError: as :func:`train`; the runs before it are on disk.
         ValueError: what is to be resumed is not of these cases.
+        OSError: a file cannot be written; the message names it.
     """
     results, checkpoint = directory / "results.json", directory / "checkpoint.pt"
     runs = _finished_runs(results, cases) if resume else {}
-    if not resume:
+    # Also that of a run that was interrupted, or killed, just after its result was written.
+    if not resume or checkpoints.is_of_any(checkpoint, [identity(*cases[number]) for number in runs]):
         checkpoint.unlink(missing_ok=True)
     dataset, _, config = cases[0]
     report: dict[str, Any] = {
@@ -317,7 +319,17 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
-    arguments = _parse_arguments(argv)
+    try:
+        return _run(_parse_arguments(argv))
+    except KeyboardInterrupt:
+        print("interrupted; what was finished before is written", file=sys.stderr)
+        return reporting.INTERRUPTED
+    except reporting.ERRORS as error:
+        print(f"error: {reporting.first_line(error)}", file=sys.stderr)
+        return 2
+
+
+def _run(arguments: argparse.Namespace) -> int:
     options = LossOptions(
         temperature=arguments.tau,
         positive_temperature=arguments.positive_tau,
@@ -351,22 +363,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         false_negatives=arguments.false_negatives,
         device=arguments.device,
     )
-    try:
-        gpu.require(arguments.device)
-        losses = [build_loss(name, options) for name in dict.fromkeys(arguments.loss)]
-        source = {"core": arguments.core, "min_rating": arguments.min_rating}
-        seeds = dict.fromkeys(arguments.seed)
-        datasets = {seed: data.load(arguments.data, seed=seed, **source) for seed in seeds}
-        cases = [Case(datasets[seed], loss, replace(config, seed=seed)) for loss in losses for seed in seeds]
-        directory = arguments.out or reporting.default_directory(f"{cases[0].dataset.name}-{config.model}")
-        reporting.make_writable_directory(directory)
-        report, interrupted = compare(cases, directory, arguments.resume)
-    except KeyboardInterrupt:
-        print("interrupted before training began; nothing was written", file=sys.stderr)
-        return reporting.INTERRUPTED
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    gpu.require(arguments.device)
+    losses = [build_loss(name, options) for name in dict.fromkeys(arguments.loss)]
+    source = {"core": arguments.core, "min_rating": arguments.min_rating}
+    seeds = dict.fromkeys(arguments.seed)
+    datasets = {seed: data.load(arguments.data, seed=seed, **source) for seed in seeds}
+    cases = [Case(datasets[seed], loss, replace(config, seed=seed)) for loss in losses for seed in seeds]
+    directory = arguments.out or reporting.default_directory(f"{cases[0].dataset.name}-{config.model}")
+    reporting.make_writable_directory(directory)
+    report, interrupted = compare(cases, directory, arguments.resume)
     if report["runs"]:
         print(describe_runs(report["runs"]))
         print(f"results: {directory / 'results.json'}, {directory / 'results.png'}")

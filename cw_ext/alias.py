@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from cw_ext import checks
+
 # A slot's share of the distribution, in the unit of the thresholds: the number of 32-bit words.
 ONE = 1 << 32
 
@@ -44,8 +46,8 @@ def popularity_table(weights: Tensor) -> Popularity:
     Raises:
         TypeError, ValueError: weights are not as above.
     """
-    if weights.dtype != torch.float64:
-        raise TypeError(f"weights must have dtype float64, got {str(weights.dtype).removeprefix('torch.')}")
+    checks.has_dtype("weights", weights, (torch.float64,))
+    checks.has_values("weights", weights)
     if weights.dim() != 1:
         raise ValueError(f"weights must have shape [I], got {tuple(weights.shape)}")
     cpu = weights.detach().cpu()

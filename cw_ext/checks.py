@@ -1,8 +1,9 @@
-"""Checks of the tensors that a user hands over: each failure names the argument, what was expected and what came."""
+"""Checks of what a user hands over: each failure names the argument, what was expected and what came."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from numbers import Integral, Real
 
 import torch
@@ -10,6 +11,10 @@ from torch import Tensor
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGER = (torch.int32, torch.int64)
+# With the built-in types first: to ask an abstract class takes a while.
+REAL, WHOLE = (float, Real), (int, Integral)
+# A draw's place in its row is a counter of 32 bits (csrc/draw.h).
+MOST_DRAWS = 2**32
 NO_VMAP = (
     "torch.func.vmap is not supported where the loss looks embeddings up by id; it is by cw_loss, on scores, and "
     'reduction="none" gives a loss per row without it'
@@ -23,26 +28,74 @@ def _names(dtypes: tuple[torch.dtype, ...]) -> str:
 def is_tensor(name: str, value: object) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    # Here, where every tensor passes: few operations know other layouts, and their errors say nothing of the argument.
+    if value.layout != torch.strided or value.is_nested:
+        got = f"layout {value.layout}" if value.layout != torch.strided else "a nested tensor"
+        raise TypeError(f"{name} must be a dense (strided) tensor, got {got}")
+
+
+def has_values(name: str, tensor: Tensor) -> None:
+    """For what has to be looked at."""
+    if tensor.is_meta:
+        raise ValueError(f"{name} must hold values, got a tensor on the device meta")
+
+
+def number(name: str, value: object, expected: str) -> float:
+    """A finite number. The expectation is what the message says."""
+    if isinstance(value, bool) or not isinstance(value, REAL):
+        raise TypeError(f"{name} must be {expected}, got {type(value).__name__}")
+    # Unlike math.isfinite, traceable when torch.compile takes the number for dynamic. numbers.Real has no types for it.
+    if not -math.inf < value < math.inf:  # type: ignore[operator]
+        raise ValueError(f"{name} must be {expected}, got {value}")
+    try:
+        return float(value)
+    except OverflowError:  # an integer or a fraction that no float can hold
+        raise ValueError(f"{name} must be {expected} that a float can hold, got {value}") from None
+
+
+def positive_number(name: str, value: object) -> float:
+    result = number(name, value, "a number > 0")
+    if result <= 0:
+        raise ValueError(f"{name} must be > 0, got {value}")
+    return result
+
+
+def non_negative_number(name: str, value: object) -> float:
+    result = number(name, value, "a number ≥ 0")
+    if result < 0:
+        raise ValueError(f"{name} must be a number ≥ 0, got {value}")
+    return result
 
 
 def whole_number(name: str, value: object, smallest: int, largest: int | None = None) -> None:
     expected = f"an integer ≥ {smallest}" if largest is None else f"an integer in [{smallest}, {largest}]"
-    if isinstance(value, bool) or not isinstance(value, Integral):
+    if isinstance(value, bool) or not isinstance(value, WHOLE):
         raise TypeError(f"{name} must be {expected}, got {type(value).__name__}")
     if int(value) < smallest or (largest is not None and int(value) > largest):
         raise ValueError(f"{name} must be {expected}, got {value}")
 
 
-def non_negative_number(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number ≥ 0, got {type(value).__name__}")
-    if not 0 <= float(value) < math.inf:
-        raise ValueError(f"{name} must be a number ≥ 0, got {value}")
+def num_negatives(value: object, smallest: int = 1) -> None:
+    """How many negatives to draw."""
+    whole_number("num_negatives", value, smallest)
+    if int(value) > MOST_DRAWS:  # type: ignore[call-overload]
+        raise ValueError(f"num_negatives must be at most 2**32, got {value}")
 
 
 def flag(name: str, value: object) -> None:
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
+def flags(**values: object) -> None:
+    for name, value in values.items():
+        flag(name, value)
+
+
+def choice(name: str, value: object, choices: Iterable[str]) -> None:
+    # Only strings: an array of one of them is equal to it, and a list has no hash.
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
 def has_dtype(name: str, tensor: Tensor, allowed: tuple[torch.dtype, ...]) -> None:
@@ -93,7 +146,7 @@ def row_weights(value: Tensor | None, like_name: str, like: Tensor) -> None:
     if value is None:
         return
     is_tensor("row_weights", value)
-    if value.is_complex():
+    if value.is_complex() or value.is_quantized:
         raise TypeError(f"row_weights must be real, got {_names((value.dtype,))}")
     matches("row_weights", value, like_name, like, dtype=False)
     has_shape("row_weights", value, like.shape, "one weight per row")
@@ -112,6 +165,18 @@ def log_weights(value: Tensor | None, shape: tuple[int, ...], like_name: str, li
             f"neg_log_weights must have shape {shape}, or one that broadcasts to it with a last dimension of "
             f"{shape[-1]}, got {own}"
         )
+
+
+def item_counts(value: Tensor, like_name: str, like: Tensor, rows: int) -> None:
+    """How often each item occurs. Values are looked at where `ids_in_range` does so."""
+    has_dtype("item_counts", value, INTEGER + FLOATING)
+    matches("item_counts", value, like_name, like, dtype=False)
+    has_shape("item_counts", value, (rows,), "one count per row of items")
+    if value.device.type != "cpu" or rows == 0 or torch.compiler.is_compiling():
+        return
+    for bound in value.aminmax():  # NaN, where there is one
+        if not 0 <= bound.item() < math.inf:
+            raise ValueError(f"item_counts must be finite and ≥ 0, got {bound.item()}")
 
 
 def scores(pos: Tensor, neg: Tensor, extra: Tensor | None) -> None:
@@ -162,12 +227,14 @@ def embeddings(queries: Tensor, items: Tensor, pos_ids: Tensor, extra_ids: Tenso
         raise ValueError(f"items must have shape [I, D] with queries' D = {dim}, got {tuple(items.shape)}")
     if rows and items.shape[0] == 0:
         raise ValueError(f"items must have at least one row (I ≥ 1), got shape {tuple(items.shape)}")
-    for name, ids in (("pos_ids", pos_ids), ("extra_pos_ids", extra_ids)):
-        if ids is not None:
-            has_dtype(name, ids, INTEGER)
-            matches(name, ids, "queries", queries, dtype=False)
+    has_dtype("pos_ids", pos_ids, INTEGER)
+    matches("pos_ids", pos_ids, "queries", queries, dtype=False)
     has_shape("pos_ids", pos_ids, (rows,), "one id per row of queries")
-    if extra_ids is not None and (extra_ids.dim() != 2 or extra_ids.shape[0] != rows):
+    if extra_ids is None:
+        return
+    has_dtype("extra_pos_ids", extra_ids, INTEGER)
+    matches("extra_pos_ids", extra_ids, "queries", queries, dtype=False)
+    if extra_ids.dim() != 2 or extra_ids.shape[0] != rows:
         raise ValueError(f"extra_pos_ids must have shape [B, M] with queries' B = {rows}, got {tuple(extra_ids.shape)}")
 
 

@@ -17,6 +17,10 @@ from cw_ext.reference_draws import History
 Similarity = Literal["half_cosine", "cosine", "dot"]
 
 
+def check_similarity(similarity: str) -> None:
+    checks.choice("similarity", similarity, reference.SCORE_SCALE)
+
+
 class EmbeddingBatch(NamedTuple):
     """The arguments of the loss on embeddings but for its negatives."""
 
@@ -56,8 +60,7 @@ def embedding_batch(
 ) -> EmbeddingBatch:
     """Checks what comes from a user. What of it is computed with autocast off is computed so here too."""
     options = resolve(loss)
-    if similarity not in reference.SCORE_SCALE:
-        raise ValueError(f"similarity must be one of 'half_cosine', 'cosine', 'dot', got {similarity!r}")
+    check_similarity(similarity)
     queries, items = floating_input("queries", queries), floating_input("items", items)
     device = queries.device.type
     with without_autocast(device):
@@ -95,7 +98,6 @@ def loss_of_ids(
 
     With `exclude`, each row leaves out the shared negatives that are its positive, or known in `history`.
     """
-    checks.flag("sparse_grad", sparse_grad)
     table, ids = batch.items, (batch.pos_ids, neg_ids, batch.extra_ids)
     if sparse_grad or not batch.fused:
         for name, tensor in zip(("pos_ids", "neg_ids", "extra_pos_ids"), ids):

@@ -125,6 +125,7 @@ def cw_loss_from_embeddings(
         RuntimeError: backend="fused" where the kernels cannot run.
     """
     batch = embedding_batch(queries, items, pos_ids, extra_pos_ids, row_weights, similarity, loss)
+    checks.flag("sparse_grad", sparse_grad)
     with without_autocast(batch.device):
         checks.negative_ids(neg_ids, batch.queries)
         shape = (batch.rows, neg_ids.shape[-1])

@@ -7,7 +7,6 @@ import itertools
 import os
 import re
 import warnings
-import zipfile
 from collections.abc import Iterator, Sequence
 from numbers import Integral
 from pathlib import Path
@@ -124,17 +123,21 @@ class Interactions:
         Raises:
             OSError: the file cannot be read; FileNotFoundError if it is not there.
             ValueError: the content is not as above (the message names file and line), or there is no pair and no
-                number of queries and items either.
+                number of queries and items either, or an id is beyond 2³¹ − 2 without such a number.
             IndexError: an id beyond `num_queries` or `num_items`.
         """
+        if not isinstance(path, (str, os.PathLike)):
+            raise TypeError(f"path must be a str or os.PathLike, got {type(path).__name__}")
         path = Path(path)
         shape: tuple[int, ...]
         if path.suffix == ".npz":
-            query_ids, item_ids, shape = _nonzeros(_load_npz(path))
+            query_ids, item_ids, shape = _load_npz(path)
         else:
             query_ids, item_ids = _read_pairs(path)
             if len(query_ids) == 0 and (num_queries is None or num_items is None):
                 raise ValueError(f"{path}: expected a pair of ids, or num_queries and num_items, got an empty file")
+            _check_below(path, "queries", query_ids, num_queries)
+            _check_below(path, "items", item_ids, num_items)
             shape = tuple(int(ids.max(initial=0)) + 1 for ids in (query_ids, item_ids))
         return cls(
             query_ids,
@@ -149,7 +152,14 @@ class Interactions:
         return self.starts.device
 
     def to(self, device: torch.device | str | int) -> Interactions:
-        """The same interactions on the device: this object if it is there already."""
+        """The same interactions on the device: this object if it is there already.
+
+        Raises:
+            TypeError, ValueError: no device.
+        """
+        # Unlike a tensor's own, no dtype and no other tensor: that would make something else of the ids.
+        if not isinstance(device, torch.device):
+            device = _device(device)
         starts = self.starts.to(device)
         if starts is self.starts:
             return self
@@ -194,15 +204,18 @@ class Interactions:
 
         Raises:
             ValueError: names the first such query; or nothing occurs, so that there is no popularity.
+            TypeError, IndexError: query_ids are not as above (a range is looked at only where they are).
         """
-        if distribution not in DISTRIBUTIONS:
-            raise ValueError(f"distribution must be one of {', '.join(map(repr, DISTRIBUTIONS))}, got {distribution!r}")
+        checks.choice("distribution", distribution, DISTRIBUTIONS)
+        checks.has_dtype("query_ids", query_ids, checks.INTEGER)
+        checks.matches("query_ids", query_ids, "interactions", self.starts, dtype=False)
         uniform = distribution == "uniform"
         if not uniform:
             self._check_any_occurs()
         drawable = self.num_items if uniform else self.num_occurring
         if self.most_per_query < drawable:
             return
+        checks.ids_in_range("query_ids", query_ids, self.num_queries, padding=False)
         ids = query_ids.reshape(-1).long()
         full = ids[self.starts[ids + 1] - self.starts[ids] >= drawable]
         if full.numel():
@@ -228,6 +241,15 @@ class Interactions:
             raise ValueError("no item occurs in any interaction, so none can be drawn by popularity")
 
 
+def _device(device: object) -> torch.device:
+    if isinstance(device, bool) or not isinstance(device, (str, int)):
+        raise TypeError(f"device must be a torch.device, a str or an int, got {type(device).__name__}")
+    try:
+        return torch.device(device)
+    except RuntimeError as error:  # torch's own words, without the argument
+        raise ValueError(f"device must be a device of this torch, got {device!r}: {error}") from None
+
+
 def _size(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be an integer ≥ 1, got {type(value).__name__}")
@@ -239,6 +261,8 @@ def _size(name: str, value: Any) -> int:
 def _ids(name: str, value: Ids) -> Tensor | np.ndarray:
     """A one-dimensional tensor or array of integers."""
     if isinstance(value, Tensor):
+        checks.is_tensor(name, value)
+        checks.has_values(name, value)
         integer = value.dtype in _INTEGER
     else:
         is_array = isinstance(value, np.ndarray)
@@ -280,15 +304,23 @@ def _nonzeros(matrix: Any) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
     return np.repeat(np.arange(num_queries), np.diff(csr.indptr)), csr.indices, (num_queries, num_items)
 
 
-def _load_npz(path: Path) -> Any:
+def _load_npz(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
+    """(query ids, item ids, shape) of the matrix in the file."""
     try:
         from scipy.sparse import load_npz
     except ImportError:
         raise ImportError(f"{path}: reading an .npz needs scipy, which is not installed") from None
     try:
-        return load_npz(path)
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: expected an .npz that scipy.sparse.save_npz wrote, got: {error}") from None
+        matrix = load_npz(path)
+        if hasattr(matrix, "check_format"):
+            # scipy itself looks at the indices no more than that, and then reads and writes where they point.
+            matrix.check_format(full_check=True)
+        return _nonzeros(matrix)
+    except Exception as error:  # of many types for a damaged file
+        if isinstance(error, OSError) and error.filename is not None:  # not readable at all
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path}: expected an .npz that scipy.sparse.save_npz wrote, got: {reason}") from None
 
 
 def _read_pairs(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -315,7 +347,7 @@ def _read_pairs(path: Path) -> tuple[np.ndarray, np.ndarray]:
                     ndmin=2,
                 )
     except UnicodeDecodeError:
-        raise ValueError(f"{path}: expected UTF-8 text, got other bytes") from None
+        raise ValueError(f"{path}: expected UTF-8 text, got other bytes in line {_undecodable_line(path)}") from None
     except (ValueError, DeprecationWarning) as error:
         _blame_line(path, error)
     if pairs.min() < 0:
@@ -327,6 +359,37 @@ def _separator(first: str) -> str | None:
     """What separates the columns, from the first pair; None for blanks."""
     match = _FIRST_ID.match(first)
     return (match[1] or None) if match else None
+
+
+def _undecodable_line(path: Path) -> int:
+    """The number of the first line that is no UTF-8."""
+    number = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                break
+    return number
+
+
+def _check_below(path: Path, kind: str, ids: np.ndarray, size: int | None) -> None:
+    """Refuse an id that is too large, with its line, before anything is made of the size of its range."""
+    limit = _LARGEST_ITEM_COUNT if size is None else _size(f"num_{kind}", size)
+    outside = np.flatnonzero(ids >= limit)
+    if not outside.size:
+        return
+    position = int(outside[0])
+    with path.open(encoding="utf-8-sig") as file:
+        lines = ((n, line) for n, line in enumerate(file, 1) if line.strip())
+        number, first = next(lines)
+        for number, _ in itertools.islice(lines, position - bool(_FIRST_ID.match(first)) + 1):
+            pass
+    name = "query_ids" if kind == "queries" else "item_ids"
+    got = f"got {ids[position]} at position {position}"
+    if size is None:
+        raise ValueError(f"{path}, line {number}: {name} must be below 2**31 - 1 where num_{kind} is not given, {got}")
+    raise IndexError(f"{path}, line {number}: {name} must be in [0, {limit}), {got}")
 
 
 def _blame_line(path: Path, error: Exception | None = None) -> NoReturn:

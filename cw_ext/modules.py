@@ -6,16 +6,17 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from torch import Tensor, nn
 
-from cw_ext.embedding_batch import Similarity
+from cw_ext import checks
+from cw_ext.embedding_batch import Similarity, check_similarity
 from cw_ext.functional import cw_loss, cw_loss_from_embeddings
 from cw_ext.interactions import Interactions
 from cw_ext.parameters import LossArguments, documents_loss_arguments, resolve
 from cw_ext.sampled import cw_loss_full, cw_loss_in_batch, sampled_cw_loss
-from cw_ext.sampling import Distribution
+from cw_ext.sampling import Distribution, check_draws, check_interactions
 
 
 class _Loss(nn.Module):
-    """Holds the loss arguments, checked when the module is made."""
+    """Holds the loss arguments. They and the settings of a subclass are checked when the module is made."""
 
     @documents_loss_arguments
     def __init__(self, **loss: Unpack[LossArguments]) -> None:
@@ -86,6 +87,8 @@ class CWEmbeddingLoss(_Loss):
     ) -> None:
         """Takes the similarity, the kind of gradient and the loss arguments."""
         super().__init__(**loss)
+        check_similarity(similarity)
+        checks.flag("sparse_grad", sparse_grad)
         self.similarity = similarity
         self.sparse_grad = sparse_grad
 
@@ -130,8 +133,8 @@ class _InteractionsLoss(_Loss):
 
     def __init__(self, interactions: Interactions | None, **loss: Unpack[LossArguments]) -> None:
         super().__init__(**loss)
-        if interactions is not None and not isinstance(interactions, Interactions):
-            raise TypeError(f"interactions must be cw_ext.Interactions, got {type(interactions).__name__}")
+        if interactions is not None:
+            check_interactions(interactions, "interactions", None)
         self.interactions = interactions
         self.settings: dict[str, Any] = {}
 
@@ -140,9 +143,12 @@ class _InteractionsLoss(_Loss):
         return ", ".join(filter(None, (repr(self.interactions), own, super().extra_repr())))
 
     def _interactions(self, queries: Tensor) -> Interactions | None:
-        if self.interactions is not None and isinstance(queries, Tensor):
-            self.interactions = self.interactions.to(queries.device)
-        return self.interactions
+        if self.interactions is None or not isinstance(queries, Tensor):
+            return self.interactions
+        moved = self.interactions.to(queries.device)
+        if queries.device.type != "meta":  # whence nothing comes back
+            self.interactions = moved
+        return moved
 
 
 class CWSampledLoss(_InteractionsLoss):
@@ -169,6 +175,10 @@ class CWSampledLoss(_InteractionsLoss):
     ) -> None:
         """Takes the known positives, how to draw from the rest, and the loss arguments."""
         super().__init__(interactions, **loss)
+        check_interactions(interactions, "interactions", None)
+        check_draws(num_negatives, distribution, popularity_exponent)
+        check_similarity(similarity)
+        checks.flags(log_q_correction=log_q_correction, shared=shared, sparse_grad=sparse_grad, recompute=recompute)
         if distribution == "popularity":
             interactions.popularity(popularity_exponent)  # torch.compile cannot trace how its table is made
         self.num_negatives = num_negatives
@@ -234,6 +244,9 @@ class CWInBatchLoss(_InteractionsLoss):
     ) -> None:
         """Takes the known positives, what to mix in, and the loss arguments."""
         super().__init__(interactions, **loss)
+        checks.num_negatives(num_negatives, 0)
+        check_similarity(similarity)
+        checks.flags(log_q_correction=log_q_correction, sparse_grad=sparse_grad)
         self.settings = {
             "log_q_correction": log_q_correction,
             "num_negatives": num_negatives,
@@ -292,6 +305,7 @@ class CWFullLoss(_InteractionsLoss):
     ) -> None:
         """Takes the known positives, the similarity and the loss arguments."""
         super().__init__(interactions, **loss)
+        check_similarity(similarity)
         self.settings = {"similarity": similarity}
 
     def forward(

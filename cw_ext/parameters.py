@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import inspect
-import math
 from collections.abc import Callable
-from numbers import Real
 from typing import Any, Literal, NamedTuple, TypedDict, TypeVar, Unpack
 
 import torch
 from torch import Tensor
+
+from cw_ext import checks
 
 Weighting = Literal["none", "sigmoid", "exponential", "linear"]
 Surrogate = Literal["exp", "tanh", "atan", "relu"]
@@ -111,38 +111,20 @@ class LossOptions(NamedTuple):
     backend: str
 
 
-def _number(name: str, value: Any, expected: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be {expected}, got {type(value).__name__}")
-    # Unlike math.isfinite, traceable when torch.compile takes the number for dynamic. numbers.Real has no types for it.
-    if not -math.inf < value < math.inf:  # type: ignore[operator]
-        raise ValueError(f"{name} must be {expected}, got {value}")
-    return float(value)
-
-
-def _positive(name: str, value: Any) -> float:
-    number = _number(name, value, "a number > 0")
-    if number <= 0:
-        raise ValueError(f"{name} must be > 0, got {value}")
-    return number
-
-
 def _choice(name: str, value: str, choices: tuple[str, ...]) -> str:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+    checks.choice(name, value, choices)
     return value
 
 
-def _flag(name: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {value!r}")
+def _flag(name: str, value: bool) -> bool:
+    checks.flag(name, value)
     return value
 
 
 def _weight_temperature(value: float | None, weighting: str, temperature: float) -> float:
     if value is None:
         return temperature if weighting == "sigmoid" else 1.0
-    number = _number("weight_temperature", value, "a number > 0 or None")
+    number = checks.number("weight_temperature", value, "a number > 0 or None")
     if number == 0 or (number < 0 and weighting != "exponential"):
         raise ValueError(
             f"weight_temperature must be > 0 (or, with weighting='exponential' only, < 0), got {value} "
@@ -174,25 +156,25 @@ def _resolve(**loss: Unpack[LossArguments]) -> LossOptions:
             raise TypeError(f"unknown loss argument {name!r}; the known ones are {', '.join(DEFAULTS)}")
     given: LossArguments = {**DEFAULTS, **loss}
 
-    temperature = _positive("temperature", given["temperature"])
+    temperature = checks.positive_number("temperature", given["temperature"])
     weighting = _choice("weighting", given["weighting"], WEIGHTINGS)
     prior = given["prior"]
     if not isinstance(prior, Tensor):
-        prior = _number("prior", prior, "a number in [0, 1) or a tensor with one value per row")
+        prior = checks.number("prior", prior, "a number in [0, 1) or a tensor with one value per row")
         if not 0 <= prior < 1:
             raise ValueError(f"prior must be in [0, 1), got {prior}")
     threshold = given["confidence_threshold"]
     if not isinstance(threshold, Tensor):
-        threshold = _number("confidence_threshold", threshold, "a number or a tensor with one value per row")
-    floor = _number("floor", given["floor"], "a number in (0, 1]")
+        threshold = checks.number("confidence_threshold", threshold, "a number or a tensor with one value per row")
+    floor = checks.number("floor", given["floor"], "a number in (0, 1]")
     if not 0 < floor <= 1:
         raise ValueError(f"floor must be in (0, 1], got {floor}")
     min_margin = given["min_margin"]
     if min_margin is not None:
-        min_margin = _number("min_margin", min_margin, "a number or None")
+        min_margin = checks.number("min_margin", min_margin, "a number or None")
     confidence_temperature = given["confidence_temperature"]
     if confidence_temperature is not None:
-        confidence_temperature = _positive("confidence_temperature", confidence_temperature)
+        confidence_temperature = checks.positive_number("confidence_temperature", confidence_temperature)
 
     row = RowParameters(
         temperature=temperature,

@@ -1,14 +1,17 @@
 """Other losses as arguments of this one: each returns keyword arguments for `cw_loss` and its other forms.
 
+A wrong argument raises TypeError or ValueError, which names it.
+
 >>> cw_loss(pos_scores, neg_scores, **presets.infonce(temperature=0.1))
 >>> CWLoss(**presets.dcl(temperature=0.1, prior=0.05), reduction="sum")
 """
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import TypedDict, TypeVar, cast
 
-from cw_ext.parameters import Surrogate, Weighting
+from cw_ext import checks
+from cw_ext.parameters import LossArguments, Surrogate, Weighting, resolve
 
 # What each preset sets, and no more, so that a type checker lets the rest be given beside it.
 
@@ -49,14 +52,24 @@ class CWArguments(SLArguments):
     confidence_temperature: float | None
 
 
+_Arguments = TypeVar("_Arguments", bound=SLArguments)
+
+
+def _checked(arguments: _Arguments) -> _Arguments:
+    resolve(cast(LossArguments, arguments))
+    return arguments
+
+
 def sl(temperature: float = 0.1) -> SLArguments:
     """Sampled softmax: log Σ_j exp(d_j/τ) (the softmax loss, SL; Wu et al., 2022, arXiv 2201.02327)."""
-    return {"weighting": "none", "temperature": temperature}
+    arguments: SLArguments = {"weighting": "none", "temperature": temperature}
+    return _checked(arguments)
 
 
 def infonce(temperature: float = 0.1) -> InfoNCEArguments:
     """InfoNCE: −log e^{s⁺/τ} / (e^{s⁺/τ} + Σ_j e^{s_j/τ}) (van den Oord et al., 2018, arXiv 1807.03748)."""
-    return {"weighting": "none", "temperature": temperature, "include_positive": True}
+    arguments: InfoNCEArguments = {"weighting": "none", "temperature": temperature, "include_positive": True}
+    return _checked(arguments)
 
 
 def dcl(temperature: float = 0.1, prior: float = 0.1, min_margin: float | None = -1.0) -> DCLArguments:
@@ -71,13 +84,14 @@ def dcl(temperature: float = 0.1, prior: float = 0.1, min_margin: float | None =
             half cosine, −2 for the cosine. The paper's floor, e^{−1/τ} on the scale of the scores, is this one for a
             positive with the highest possible score. None: the relative floor of this package.
     """
-    return {
+    arguments: DCLArguments = {
         "weighting": "none",
         "temperature": temperature,
         "prior": prior,
         "min_margin": min_margin,
         "include_positive": True,
     }
+    return _checked(arguments)
 
 
 def pucl(temperature: float = 0.1, prior: float = 0.1, label_frequency: float = 0.5) -> PUCLArguments:
@@ -91,16 +105,17 @@ def pucl(temperature: float = 0.1, prior: float = 0.1, label_frequency: float = 
         prior: α in [0, 1), the share of positives among all samples.
         label_frequency: c in [0, 1], the probability that a positive is labeled.
     """
-    if not 0 <= prior < 1:
+    if not 0 <= checks.number("prior", prior, "a number in [0, 1)") < 1:
         raise ValueError(f"prior must be in [0, 1), got {prior}")
-    if not 0 <= label_frequency <= 1:
+    if not 0 <= checks.number("label_frequency", label_frequency, "a number in [0, 1]") <= 1:
         raise ValueError(f"label_frequency must be in [0, 1], got {label_frequency}")
-    return {
+    arguments: PUCLArguments = {
         "weighting": "none",
         "temperature": temperature,
         "prior": prior * (1 - label_frequency) / (1 - prior * label_frequency),
         "include_positive": True,
     }
+    return _checked(arguments)
 
 
 def hcl(
@@ -117,21 +132,23 @@ def hcl(
         concentration: β > 0: negatives are weighted by exp(β·s_j/τ), so harder ones count more.
         min_margin: as in :func:`dcl`.
     """
-    if concentration <= 0:
+    if checks.number("concentration", concentration, "a number > 0 (0 is dcl)") <= 0:
         raise ValueError(f"concentration must be > 0 (0 is dcl), got {concentration}")
-    return {
+    arguments: HCLArguments = {
         **dcl(temperature, prior, min_margin),
         "weighting": "exponential",
         "weight_temperature": -temperature / concentration,
         "detach_weights": False,
         "normalize_weights": True,
     }
+    return _checked(arguments)
 
 
 def psl(temperature: float = 0.1, surrogate: Surrogate = "tanh") -> PSLArguments:
     """Pairwise softmax loss: log Σ_j σ(d_j)^{1/τ}, σ in tanh d + 1, atan d + 1, relu(d + 1) (Yang et al., 2024,
     arXiv 2411.00163). Its margins are those of the half cosine."""
-    return {"weighting": "none", "temperature": temperature, "surrogate": surrogate}
+    arguments: PSLArguments = {"weighting": "none", "temperature": temperature, "surrogate": surrogate}
+    return _checked(arguments)
 
 
 def bsl(negative_temperature: float = 0.1) -> SLArguments:
@@ -140,6 +157,7 @@ def bsl(negative_temperature: float = 0.1) -> SLArguments:
     There it is (τ₂/τ₁)·SL(τ₂), with τ₂ the temperature of the negatives: this preset is SL(τ₂), and the constant
     τ₂/τ₁, which only scales the learning rate, is the caller's to multiply by.
     """
+    checks.positive_number("negative_temperature", negative_temperature)
     return sl(negative_temperature)
 
 
@@ -153,6 +171,7 @@ def slk(temperature: float = 0.1, quantile_temperature: float = 1.25) -> SLKArgu
         temperature: τ.
         quantile_temperature: τ_w, on the scale of the scores, so half of a value published for the cosine.
     """
+    checks.positive_number("quantile_temperature", quantile_temperature)
     return {**sl(temperature), "confidence_temperature": quantile_temperature}
 
 
@@ -162,9 +181,10 @@ def cw(
     confidence_temperature: float | None = None,
 ) -> CWArguments:
     """The CW loss with its correction switched on (sigmoid weights, ρ = τ; arXiv 2601.04291)."""
-    return {
+    arguments: CWArguments = {
         "weighting": "sigmoid",
         "temperature": temperature,
         "prior": prior,
         "confidence_temperature": confidence_temperature,
     }
+    return _checked(arguments)

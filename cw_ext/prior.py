@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cw_ext import checks
+
 # By how much the paper's selection overstates the sampling error, its γ.
 _MARGIN = 0.01
 
@@ -103,7 +105,10 @@ def estimate_prior(positive_scores: Scores, unlabeled_scores: Scores, *, confide
 
 def _sorted(name: str, scores: Scores) -> Tensor:
     """All scores in increasing order, fp64, in which every narrower dtype keeps its order and its ties."""
-    if not isinstance(scores, Tensor):
+    if isinstance(scores, Tensor):
+        checks.is_tensor(name, scores)
+        checks.has_values(name, scores)
+    else:
         try:
             scores = np.asarray(scores)
         except ValueError:  # numpy's word for lists of different lengths

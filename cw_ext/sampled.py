@@ -13,7 +13,7 @@ from cw_ext.inputs import without_autocast
 from cw_ext.interactions import Interactions
 from cw_ext.parameters import LossArguments, documents_loss_arguments
 from cw_ext.reference_draws import History, history_of
-from cw_ext.sampling import Distribution, check_interactions, check_query_ids, draw, draws_of
+from cw_ext.sampling import Distribution, check_interactions, check_query_ids, check_seed, draw, draws_of
 
 
 @documents_loss_arguments
@@ -49,7 +49,7 @@ def sampled_cw_loss(
         query_ids: [B], int32 or int64, rows of `interactions`: whose known positives are no negatives of a row.
         pos_ids: [B], int32 or int64, rows of `items`. −1 is padding: the row is left out.
         interactions: the known positives, on the device of `queries`.
-        num_negatives: N ≥ 1, draws per row, with replacement.
+        num_negatives: N in [1, 2^32], draws per row, with replacement.
         seed: an integer in [0, 2^63), or an int64 tensor without dimensions on the device of `queries`; the same seed
             gives the same negatives everywhere. None takes one from torch's generator, so that torch.manual_seed()
             reproduces a run; in a captured CUDA graph each replay draws anew.
@@ -79,8 +79,7 @@ def sampled_cw_loss(
         RuntimeError: backend="fused" where the kernels cannot run.
     """
     batch = embedding_batch(queries, items, pos_ids, extra_pos_ids, row_weights, similarity, loss)
-    for name, value in (("log_q_correction", log_q_correction), ("shared", shared), ("recompute", recompute)):
-        checks.flag(name, value)
+    checks.flags(log_q_correction=log_q_correction, shared=shared, sparse_grad=sparse_grad, recompute=recompute)
     with without_autocast(batch.device):
         check_interactions(interactions, "queries", batch.queries)
         _check_item_count(batch, interactions)
@@ -140,9 +139,10 @@ def cw_loss_in_batch(
         pos_ids: [B], int32 or int64, rows of `items`. −1 is padding: the row is left out, and is no negative.
         query_ids: [B], int32 or int64, rows of `interactions` (to be given too), whose known positives are left out.
         interactions: the known positives; without query_ids only their item counts are used.
-        item_counts: [I], how often each item is a positive, to correct for; default: interactions.item_counts.
+        item_counts: [I], finite and ≥ 0, how often each item is a positive, to correct for; default:
+            interactions.item_counts. The values are checked on the CPU outside torch.compile.
         log_q_correction: needs one of item_counts and interactions.
-        num_negatives: K ≥ 0, uniform negatives to mix in, the same for all rows.
+        num_negatives: K in [0, 2^32], uniform negatives to mix in, the same for all rows.
         seed: of those; as in :func:`cw_ext.sampled_cw_loss`.
         extra_pos_ids: [B, M], further positives of the same query for the correction. −1 is padding.
         row_weights: [B], multiplies the rows.
@@ -157,11 +157,14 @@ def cw_loss_in_batch(
         TypeError, ValueError, IndexError, RuntimeError: as :func:`cw_ext.sampled_cw_loss`.
     """
     batch = embedding_batch(queries, items, pos_ids, extra_pos_ids, row_weights, similarity, loss)
-    checks.flag("log_q_correction", log_q_correction)
-    checks.whole_number("num_negatives", num_negatives, 0)
+    checks.flags(log_q_correction=log_q_correction, sparse_grad=sparse_grad)
+    checks.num_negatives(num_negatives, 0)
     with without_autocast(batch.device):
+        check_seed(seed, batch.queries.device)
+        if item_counts is not None:
+            checks.item_counts(item_counts, "queries", batch.queries, batch.items.shape[0])
         history = _history(batch, query_ids, interactions)
-        counts = _item_counts(batch, interactions, item_counts) if log_q_correction else None
+        counts = _item_counts(interactions, item_counts) if log_q_correction else None
         checks.ids_in_range("pos_ids", pos_ids, batch.items.shape[0])
         if batch.rows + num_negatives == 0:  # nothing to lose
             return loss_of_ids(batch, pos_ids.new_full((1,), -1), None, sparse_grad=sparse_grad)
@@ -248,18 +251,15 @@ def _history(batch: EmbeddingBatch, query_ids: Tensor | None, interactions: Inte
     return history_of(query_ids, interactions)
 
 
-def _item_counts(batch: EmbeddingBatch, interactions: Interactions | None, item_counts: Tensor | None) -> Tensor:
-    if item_counts is None:
-        if interactions is None:
-            raise ValueError(
-                "log_q_correction=True needs to know how popular the items are: give interactions or item_counts, or "
-                "switch it off with log_q_correction=False"
-            )
-        return interactions.item_counts
-    checks.has_dtype("item_counts", item_counts, checks.INTEGER + checks.FLOATING)
-    checks.matches("item_counts", item_counts, "queries", batch.queries, dtype=False)
-    checks.has_shape("item_counts", item_counts, (batch.items.shape[0],), "one count per row of items")
-    return item_counts
+def _item_counts(interactions: Interactions | None, item_counts: Tensor | None) -> Tensor:
+    if item_counts is not None:
+        return item_counts
+    if interactions is None:
+        raise ValueError(
+            "log_q_correction=True needs to know how popular the items are: give interactions or item_counts, or "
+            "switch it off with log_q_correction=False"
+        )
+    return interactions.item_counts
 
 
 def _mixture_log_weights(neg_ids: Tensor, item_counts: Tensor, batch: EmbeddingBatch, uniform: int) -> Tensor:

@@ -30,7 +30,7 @@ def draw_negatives(
         query_ids: [B], int32 or int64, rows of `interactions`; known positives of a row's query are rejected by drawing
             again. None: one set for all rows, from which nothing is rejected.
         interactions: the known positives.
-        num_negatives: N ≥ 1, draws per row, with replacement.
+        num_negatives: N in [1, 2^32], draws per row, with replacement.
         seed: an integer in [0, 2^63), or an int64 tensor without dimensions on the device of `interactions`. The same
             seed gives the same negatives on any device and any number of threads: draw j of row b is the same whatever
             B and N are. None takes one from torch's generator (of the device), so that torch.manual_seed() reproduces
@@ -71,9 +71,8 @@ def draws_of(
     Log weights come where a dtype is given. Without query ids, a tensor on the device can stand for the interactions of
     uniform draws.
     """
-    checks.whole_number("num_negatives", num_negatives, 1)
-    if distribution not in DISTRIBUTIONS:
-        raise ValueError(f"distribution must be one of 'uniform', 'popularity', got {distribution!r}")
+    check_draws(num_negatives, distribution, popularity_exponent)
+    check_seed(seed, interactions.device)
     history: tuple[Tensor | None, Tensor | None, Tensor | None] = (None, None, None)
     tables = history
     log_weights = None
@@ -83,12 +82,18 @@ def draws_of(
             known.check_has_negatives(query_ids, distribution)
         history = history_of(query_ids, known)
     if distribution == "popularity":
-        checks.non_negative_number("popularity_exponent", popularity_exponent)
         table = known.popularity(popularity_exponent)
         tables = (table.thresholds, table.aliases, table.masses)
         if log_weights_dtype is not None:
             log_weights = table.log_weights.to(log_weights_dtype)
     return Draws(*history, seed_tensor(seed, interactions.device), num_negatives, *tables, log_weights)
+
+
+def check_draws(num_negatives: int, distribution: str, popularity_exponent: float) -> None:
+    """How many negatives to draw, and from what."""
+    checks.num_negatives(num_negatives)
+    checks.choice("distribution", distribution, DISTRIBUTIONS)
+    checks.non_negative_number("popularity_exponent", popularity_exponent)
 
 
 def check_interactions(interactions: Interactions, like_name: str, like: Tensor | None) -> None:
@@ -114,17 +119,22 @@ def check_query_ids(query_ids: Tensor, interactions: Interactions, rows: int | N
     checks.ids_in_range("query_ids", query_ids, interactions.num_queries, padding=False)
 
 
-def seed_tensor(seed: int | Tensor | None, device: torch.device) -> Tensor:
-    """int64 [] on the device, without waiting for it."""
-    if seed is None:
-        return torch.randint(MAX_SEED, (), dtype=torch.int64, device=device)
+def check_seed(seed: int | Tensor | None, device: torch.device) -> None:
     if isinstance(seed, Tensor):
         checks.has_dtype("seed", seed, (torch.int64,))
         if seed.dim() or seed.device != device:
             got = f"shape {tuple(seed.shape)} on {seed.device}"
             raise ValueError(f"seed must be a number, or a tensor of shape () on {device}, got {got}")
+    elif seed is not None:
+        checks.whole_number("seed", seed, 0, MAX_SEED)
+
+
+def seed_tensor(seed: int | Tensor | None, device: torch.device) -> Tensor:
+    """int64 [] on the device, without waiting for it."""
+    if seed is None:
+        return torch.randint(MAX_SEED, (), dtype=torch.int64, device=device)
+    if isinstance(seed, Tensor):
         return seed
-    checks.whole_number("seed", seed, 0, MAX_SEED)
     return torch.full((), seed, dtype=torch.int64, device=device)
 
 

@@ -6,16 +6,37 @@ import math
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from cases import assert_near, child_environment, make_embeddings
+from drawing import make_interactions
 from torch import Tensor
 
 import cw_ext
-from cw_ext import CWEmbeddingLoss, CWLoss, cw_loss, cw_loss_from_embeddings
+from cw_ext import (
+    CWEmbeddingLoss,
+    CWFullLoss,
+    CWInBatchLoss,
+    CWLoss,
+    CWSampledLoss,
+    Interactions,
+    cw_loss,
+    cw_loss_from_embeddings,
+    cw_loss_full,
+    cw_loss_in_batch,
+    draw_negatives,
+    presets,
+    sampled_cw_loss,
+)
+from cw_ext.alias import popularity_table
+from cw_ext.prior import estimate_prior
 
 INF, NAN = math.inf, math.nan
 POS, NEG = torch.zeros(3), torch.zeros(3, 4)
@@ -108,6 +129,15 @@ LOSS_ARGUMENTS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"neg_log_weights": 0.0}, TypeError, r"neg_log_weights .*Tensor.*got float"),
     ({"neg_log_weights": torch.zeros(3, 4, device=META)}, ValueError, r"neg_log_weights .*device.*got meta"),
     ({"tau": 0.1}, TypeError, r"'tau'.*temperature, prior"),
+    # Beyond every float.
+    ({"temperature": 10**400}, ValueError, r"temperature must be a number > 0 that a float can hold, got 10{400}"),
+    ({"prior": -(10**400)}, ValueError, r"prior .*\[0, 1\).* got -10{400}"),
+    ({"min_margin": Fraction(10**400)}, ValueError, r"min_margin must be a number or None .*got 10{400}"),
+    # What is equal to a choice, or has no hash.
+    ({"weighting": ["none"]}, ValueError, r"weighting .*'none', 'sigmoid'.*got \['none'\]"),
+    ({"reduction": np.array(["mean"])}, ValueError, r"reduction .*'mean', 'sum'.*got array\(\['mean'\]"),
+    ({"surrogate": np.array(["exp", "tanh"])}, ValueError, r"surrogate .*'exp', 'tanh'.*got array"),
+    ({"backend": {}}, ValueError, r"backend .*'auto', 'fused'.*got \{\}"),
 ]
 
 
@@ -199,7 +229,9 @@ def test_scores(nothing_runs: None, arguments: dict[str, Any], error: type[Excep
             ValueError,
             r"similarity .*'half_cosine', 'cosine', 'dot', got 'cosinus'",
         ),
+        ({"similarity": ["cosine"]}, ValueError, r"similarity .*'half_cosine', .*got \['cosine'\]"),
         ({"sparse_grad": 1}, TypeError, r"sparse_grad must be True or False, got 1"),
+        ({"pos_ids": None}, TypeError, r"pos_ids must be a torch.Tensor, got NoneType"),
     ],
 )
 def test_embeddings(nothing_runs: None, arguments: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -280,3 +312,201 @@ def test_a_prior_out_of_range_in_compiled_code_is_nan() -> None:
     compiled = torch.compile(lambda prior: cw_loss(POS, NEG, prior=prior, reduction="none"), backend="eager")
     loss = compiled(torch.tensor([0.1, 1.5, -0.5]))
     assert loss.isfinite().tolist() == [True, False, False] and loss[1:].isnan().all()
+
+
+# ---- every function ----------------------------------------------------------------------------------------
+
+KNOWN = make_interactions(5, 5, 6)
+QUERY_IDS = torch.tensor([0, 2, 3])
+BATCH = {"queries": QUERIES, "items": ITEMS, "pos_ids": POS_IDS, "row_weights": torch.ones(3)}
+BATCH |= {"extra_pos_ids": NEG_IDS, "prior": torch.zeros(3), "confidence_threshold": torch.zeros(3)}
+WHO = {"query_ids": QUERY_IDS, "interactions": KNOWN}
+GOOD: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+    "cw_loss": (cw_loss, {"pos_scores": POS, "neg_scores": NEG, "extra_pos_scores": NEG, "neg_log_weights": NEG}),
+    "cw_loss_from_embeddings": (cw_loss_from_embeddings, BATCH | {"neg_ids": NEG_IDS, "neg_log_weights": NEG}),
+    "sampled_cw_loss": (sampled_cw_loss, BATCH | WHO | {"num_negatives": 3, "seed": torch.tensor(1)}),
+    "cw_loss_in_batch": (cw_loss_in_batch, BATCH | WHO | {"item_counts": torch.ones(5)}),
+    "cw_loss_full": (cw_loss_full, BATCH | WHO),
+    "draw_negatives": (draw_negatives, WHO | {"num_negatives": 3, "seed": torch.tensor(1)}),
+    "Interactions": (
+        Interactions,
+        {"query_ids": QUERY_IDS, "item_ids": QUERY_IDS, "num_queries": 5, "num_items": 5},
+    ),
+    "check_has_negatives": (KNOWN.check_has_negatives, {"query_ids": QUERY_IDS, "distribution": "uniform"}),
+    "estimate_prior": (estimate_prior, {"positive_scores": POS, "unlabeled_scores": POS}),
+    "popularity_table": (popularity_table, {"weights": torch.ones(3, dtype=torch.float64)}),
+}
+TENSORS = [(call, name) for call, (_, given) in GOOD.items() for name, v in given.items() if isinstance(v, Tensor)]
+
+
+def _prototype(make: Callable[[], Tensor]) -> Tensor:
+    """Without torch's warnings that it is one."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return make()
+
+
+@pytest.mark.parametrize(("call", "name"), TENSORS, ids=[f"{call}-{name}" for call, name in TENSORS])
+def test_layouts(call: str, name: str) -> None:
+    """Tensors that are not dense, which operations deep inside would refuse in words of their own."""
+    function, good = GOOD[call]
+    function(**good)
+    dense = good[name]
+    bad = {
+        "layout torch.sparse_coo": dense.to_sparse(),
+        "a nested tensor": _prototype(lambda: torch.nested.nested_tensor([dense, dense])),
+    }
+    if dense.dim() == 2:
+        bad["layout torch.sparse_csr"] = _prototype(dense.to_sparse_csr)
+    if torch.backends.mkldnn.is_available() and dense.dtype == torch.float32:
+        bad["layout torch._mkldnn"] = dense.to_mkldnn()
+    for got, value in bad.items():
+        message = rf"^{name} must be a dense \(strided\) tensor, got {got}$"
+        _raises(TypeError, message, lambda value=value: function(**good | {name: value}))  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("call", "arguments", "error", "message"),
+    [
+        ("sampled_cw_loss", {"sparse_grad": None}, TypeError, "sparse_grad must be True or False, got None"),
+        ("sampled_cw_loss", {"num_negatives": 2**63}, ValueError, r"num_negatives must be at most 2\*\*32, got 9223"),
+        ("cw_loss_in_batch", {"num_negatives": 2**40}, ValueError, r"num_negatives must be at most 2\*\*32, got 1099"),
+        ("draw_negatives", {"num_negatives": 10**30}, ValueError, r"num_negatives must be at most 2\*\*32, got 1000"),
+        # What this call makes no use of.
+        (
+            "sampled_cw_loss",
+            {"popularity_exponent": "1"},
+            TypeError,
+            "popularity_exponent must be a number ≥ 0, got str",
+        ),
+        ("cw_loss_in_batch", {"seed": -1}, ValueError, "seed must be an integer in .* got -1"),
+        (
+            "cw_loss_in_batch",
+            {"log_q_correction": False, "item_counts": torch.ones(4)},
+            ValueError,
+            r"item_counts .*\(5,\).* got \(4,\)",
+        ),
+        (
+            "cw_loss_in_batch",
+            {"item_counts": -torch.arange(5)},
+            ValueError,
+            "item_counts must be finite and ≥ 0, got -4",
+        ),
+        ("cw_loss_in_batch", {"item_counts": torch.full((5,), NAN)}, ValueError, "item_counts .*≥ 0, got nan"),
+        ("cw_loss_in_batch", {"item_counts": torch.full((5,), INF)}, ValueError, "item_counts .*≥ 0, got inf"),
+        ("draw_negatives", {"distribution": ["uniform"]}, ValueError, r"distribution .*got \['uniform'\]"),
+        (
+            "cw_loss_full",
+            {"row_weights": _prototype(lambda: torch.quantize_per_tensor(POS, 0.1, 0, torch.qint8))},
+            TypeError,
+            "row_weights must be real, got qint8",
+        ),
+        ("Interactions", {"query_ids": QUERY_IDS.to(META)}, ValueError, "item_ids must be on the device of query_ids"),
+        (
+            "Interactions",
+            {"query_ids": QUERY_IDS.to(META), "item_ids": QUERY_IDS.to(META)},
+            ValueError,
+            "query_ids must hold values, got a tensor on the device meta",
+        ),
+        ("estimate_prior", {"positive_scores": POS.to(META)}, ValueError, "positive_scores must hold values"),
+        ("popularity_table", {"weights": [1.0]}, TypeError, "weights must be a torch.Tensor, got list"),
+        ("check_has_negatives", {"query_ids": [0]}, TypeError, "query_ids must be a torch.Tensor, got list"),
+        ("check_has_negatives", {"query_ids": POS}, TypeError, "query_ids must have dtype int32, int64, got float32"),
+    ],
+)
+def test_further_arguments(call: str, arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+    function, good = GOOD[call]
+    _raises(error, message, lambda: function(**good | arguments))
+
+
+def test_queries_that_are_looked_at_are_in_range() -> None:
+    """Not so a negative id, which would be another query."""
+    full = make_interactions(5, 5, 6, full=True)
+    for bad in (5, -1):
+        message = rf"query_ids must be in \[0, 5\), got {bad}"
+        _raises(IndexError, message, lambda bad=bad: full.check_has_negatives(torch.tensor([0, bad]), "uniform"))
+
+
+@pytest.mark.parametrize(
+    ("device", "error"),
+    [(torch.float32, TypeError), (POS, TypeError), (None, TypeError), (True, TypeError), ("nowhere", ValueError)],
+)
+def test_interactions_move_to_devices_only(device: Any, error: type[Exception]) -> None:
+    """A tensor's to() takes a dtype, too, and would make ids of another one."""
+    _raises(error, "device must be a .*, got", lambda: KNOWN.to(device))
+
+
+@pytest.mark.parametrize("path", [None, 3, b"pairs.tsv"])
+def test_a_path_that_is_none(path: Any) -> None:
+    _raises(TypeError, "path must be a str or os.PathLike, got", lambda: Interactions.from_file(path))
+    with pytest.raises(FileNotFoundError):
+        Interactions.from_file(Path("nothing"))
+
+
+# ---- modules and presets -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "error", "message"),
+    [
+        (CWEmbeddingLoss, {"similarity": "l2"}, ValueError, "similarity must be one of .*got 'l2'"),
+        (CWEmbeddingLoss, {"sparse_grad": None}, TypeError, "sparse_grad must be True or False, got None"),
+        *(
+            (CWSampledLoss, {"interactions": KNOWN, "num_negatives": 3} | bad, error, message)
+            for bad, error, message in (
+                ({"interactions": None}, TypeError, "interactions must be cw_ext.Interactions, got NoneType"),
+                ({"interactions": None, "distribution": "popularity"}, TypeError, "interactions must be .*NoneType"),
+                ({"num_negatives": 0}, ValueError, "num_negatives must be an integer ≥ 1, got 0"),
+                ({"distribution": "zipf"}, ValueError, "distribution must be one of .*got 'zipf'"),
+                ({"popularity_exponent": -1}, ValueError, "popularity_exponent must be .*got -1"),
+                ({"similarity": None}, ValueError, "similarity must be one of .*got None"),
+                ({"shared": 1}, TypeError, "shared must be True or False, got 1"),
+                ({"recompute": "no"}, TypeError, "recompute must be True or False, got 'no'"),
+                ({"log_q_correction": 0}, TypeError, "log_q_correction must be True or False, got 0"),
+                ({"sparse_grad": 0}, TypeError, "sparse_grad must be True or False, got 0"),
+            )
+        ),
+        (CWInBatchLoss, {"interactions": {}}, TypeError, "interactions must be cw_ext.Interactions, got dict"),
+        (CWInBatchLoss, {"num_negatives": -1}, ValueError, "num_negatives must be an integer ≥ 0, got -1"),
+        (CWInBatchLoss, {"similarity": 1}, ValueError, "similarity must be one of .*got 1"),
+        (CWInBatchLoss, {"log_q_correction": None}, TypeError, "log_q_correction must be True or False, got None"),
+        (CWInBatchLoss, {"sparse_grad": 2}, TypeError, "sparse_grad must be True or False, got 2"),
+        (CWFullLoss, {"similarity": "cosinus"}, ValueError, "similarity must be one of .*got 'cosinus'"),
+    ],
+)
+def test_modules_check_their_settings_when_they_are_made(
+    module: Any, arguments: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    _raises(error, message, lambda: module(**arguments))
+
+
+@pytest.mark.parametrize("queries", [QUERIES.to(META), QUERIES.long().to(META)], ids=["beside others", "wrong itself"])
+def test_modules_survive_a_batch_on_meta(queries: Tensor) -> None:
+    """Their known positives move to where the queries are; from there they could not come back."""
+    module = CWSampledLoss(KNOWN, 3)
+    expected = module(QUERIES, ITEMS, QUERY_IDS, POS_IDS, seed=1)
+    with pytest.raises((TypeError, ValueError), match="queries"):
+        module(queries, ITEMS, QUERY_IDS, POS_IDS, seed=1)
+    assert torch.equal(module(QUERIES, ITEMS, QUERY_IDS, POS_IDS, seed=1), expected)
+
+
+@pytest.mark.parametrize(
+    ("preset", "arguments", "error", "message"),
+    [
+        (presets.sl, {"temperature": "0.1"}, TypeError, "temperature must be a number > 0, got str"),
+        (presets.infonce, {"temperature": 0}, ValueError, "temperature must be > 0, got 0"),
+        (presets.dcl, {"prior": 1.0}, ValueError, r"prior must be in \[0, 1\), got 1.0"),
+        (presets.dcl, {"min_margin": NAN}, ValueError, "min_margin must be a number or None, got nan"),
+        (presets.pucl, {"prior": POS}, TypeError, r"prior must be a number in \[0, 1\), got Tensor"),
+        (presets.pucl, {"label_frequency": None}, TypeError, r"label_frequency must be a number in .* got NoneType"),
+        (presets.hcl, {"concentration": "1"}, TypeError, "concentration must be a number > 0 .*got str"),
+        (presets.hcl, {"temperature": [1]}, TypeError, "temperature must be a number > 0, got list"),
+        (presets.psl, {"surrogate": "sigmoid"}, ValueError, "surrogate must be one of .*got 'sigmoid'"),
+        (presets.bsl, {"negative_temperature": -1}, ValueError, "negative_temperature must be > 0, got -1"),
+        (presets.slk, {"quantile_temperature": INF}, ValueError, "quantile_temperature must be .*got inf"),
+        (presets.cw, {"confidence_temperature": True}, TypeError, "confidence_temperature must be .*got bool"),
+    ],
+)
+def test_presets(preset: Any, arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+    """Where they are called, in their own words."""
+    _raises(error, rf"^{message}", lambda: preset(**arguments))

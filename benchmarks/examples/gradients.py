@@ -166,7 +166,7 @@ def draw(path: Path) -> None:
         part.legend(*on_negative.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
         if title == "the weights":  # six decades
             on_negative.set(yscale="log", ylim=(1e-5, 20))
-    figure.savefig(path, dpi=150)
+    reporting.save_figure(figure, path)
 
 
 # %% The command line

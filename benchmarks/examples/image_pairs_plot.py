@@ -11,6 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from benchmarks import reporting
+
 # Okabe and Ito's palette, as in plots.py.
 _STYLES = {
     "infonce": ("#000000", "X"),
@@ -70,7 +72,7 @@ def plot_accuracy(report: Mapping[str, Any], path: Path) -> None:
         axes.set_axisbelow(True)
     _draw_search(search, report, max(planted))
     figure.legend(*absolute.get_legend_handles_labels(), loc="outside lower center", ncols=8, frameon=False)
-    figure.savefig(path, dpi=150)
+    reporting.save_figure(figure, path)
 
 
 def _draw(axes: Axes, values: Mapping[float | None, Sequence[float]], name: str, label: str, shift: float) -> None:

@@ -69,8 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return reporting.INTERRUPTED
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except reporting.ERRORS as error:
+        print(f"error: {reporting.first_line(error)}", file=sys.stderr)
         return 2
     return 0
 

@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from benchmarks import effectiveness
+from benchmarks import effectiveness, reporting
 from benchmarks.study import grids, parts
 from benchmarks.study.published import HEALTH, SHORT_NAMES, published
 from benchmarks.study.runs import Store
@@ -48,9 +48,7 @@ def _finish(axes: Axes) -> None:
 
 
 def _save(figure: Figure, path: Path) -> bool:
-    unfinished = path.with_name("unfinished-" + path.name)
-    figure.savefig(unfinished, dpi=150)
-    unfinished.replace(path)
+    reporting.save_figure(figure, path)
     return True
 
 

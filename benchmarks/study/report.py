@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks import reporting
 from benchmarks.study import grids, parts, plots
 from benchmarks.study.published import SHORT_NAMES, published
 from benchmarks.study.runs import Store
@@ -26,9 +27,8 @@ def write_report(store: Store, directory: Path) -> list[Path]:
     sections = [section(store) for section in parts_of_report]
     text = "# Results of the study\n\n" + "\n".join(section for section in sections if section)
     tables = directory / TABLES_FILE
-    unfinished = tables.with_name(TABLES_FILE + ".tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(tables)
+    with reporting.written_whole(tables) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
     drawn = [directory / f"{name}.png" for name, draw in plots.PLOTS.items() if draw(store, directory / f"{name}.png")]
     return [tables, *drawn]
 
