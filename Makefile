@@ -17,13 +17,15 @@ DATA_NEEDS := recbole==1.2.1
 
 SOURCES := setup.py $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp)
 
-.PHONY: help venv build test demo clean
+.PHONY: help venv build test fuzz sanitize demo clean
 
 help:
-	@echo "make demo    train on MovieLens-100K with BPR, SL and CW; table, JSON and plot under runs/"
-	@echo "make test    run the test suite"
-	@echo "make build   build the extension in place"
-	@echo "make clean   remove builds and the virtual environment"
+	@echo "make demo      train on MovieLens-100K with BPR, SL and CW; table, JSON and plot under runs/"
+	@echo "make test      run the test suite"
+	@echo "make fuzz      random calls of every level against the reference, and random wrong ones"
+	@echo "make sanitize  run the tests of the CPU kernels under the compiler's sanitizers"
+	@echo "make build     build the extension in place"
+	@echo "make clean     remove builds and the virtual environment"
 
 venv: $(VENV)/.installed
 build: $(VENV)/.built
@@ -47,6 +49,18 @@ $(VENV)/.built: $(VENV)/.installed $(SOURCES)
 
 test: build
 	@$(PY) -m pytest
+
+# How many calls, in the place of the few hundred that `make test` draws, and other ones each time: examples for each
+# of the tests, and wrong calls in all.
+FUZZ_EXAMPLES ?= 2000
+FUZZ_BAD_CALLS ?= 6000
+FUZZ_SEED := $(shell date +%s)
+fuzz: build
+	@CW_EXT_TEST_EXAMPLES=$(FUZZ_EXAMPLES) $(PY) -m pytest tests/test_fuzz.py
+	@$(PY) tests/bad_calls.py $(FUZZ_BAD_CALLS) $(FUZZ_SEED)
+
+sanitize: build
+	@$(PY) .ci/sanitize
 
 demo: build
 	@$(PY) -m benchmarks.demo

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +22,8 @@ from cases import (
     generator,
     make_embeddings,
 )
+
+from cw_ext import cw_loss_from_embeddings
 
 SIMILARITIES = ("half_cosine", "cosine", "dot")
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
@@ -337,3 +340,24 @@ def test_items_that_no_id_names_get_no_gradient(backend: str, device: torch.devi
     others[named] = False
     assert not gradient[others].any()
     assert gradient[case.pos_ids].any(-1).all()
+
+
+@each_similarity
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_shared_negative_that_all_rows_mask_out_may_hold_anything(
+    backend: str, device: torch.device, similarity: str, value: float
+) -> None:
+    items = torch.randn(6, 4, generator=generator(91))
+    items[5] = value
+    items = items.to(device).requires_grad_()
+    queries = torch.randn(3, 4, generator=generator(92)).to(device)
+    masked = torch.tensor([0.0, 0.0, -math.inf], device=device)
+    pos_ids, neg_ids = torch.tensor([0, 1, 2], device=device), torch.tensor([3, 4, 5], device=device)
+    arguments = {"similarity": similarity, "backend": backend}
+    loss = cw_loss_from_embeddings(queries, items, pos_ids, neg_ids, neg_log_weights=masked, **arguments)
+    (found,) = torch.autograd.grad(loss, items)
+    without = cw_loss_from_embeddings(queries, items, pos_ids, neg_ids[:2], **arguments)
+    (expected,) = torch.autograd.grad(without, items)
+    assert_near(loss, without, torch.float32)
+    assert_near(found, expected, torch.float32)
+    assert not found[5].any()

@@ -11,7 +11,7 @@ import pytest
 import torch
 from cases import VARIANTS, Scores, assert_near, evaluate, exact, generator, make_scores, tolerance
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from strategies import loss_arguments, oracle_rows
 
 from cw_ext import cw_loss
 
@@ -177,55 +177,10 @@ _random = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture],  # the fixtures hold nothing to reset
 )
 
-# Scores on a grid and ρ a power of two, so that margins and d/ρ are exact in both dtypes: whether a linear
-# weight is zero is then a fact and not a rounding.
-_score = st.integers(-256, 256).map(lambda k: k / 64)
-_power_of_two = st.integers(-4, 3).map(lambda k: 2.0**k)
-
-
-@st.composite
-def _arguments(draw: st.DrawFn) -> dict[str, Any]:
-    weighting = draw(st.sampled_from(["none", "sigmoid", "exponential", "linear"]))
-    hard = weighting == "exponential" and draw(st.booleans())
-    return {
-        "temperature": draw(st.one_of(_power_of_two, st.floats(1e-3, 2.0))),
-        "weighting": weighting,
-        "weight_temperature": draw(st.one_of(st.none(), _power_of_two)) if not hard else -draw(_power_of_two),
-        "detach_weights": draw(st.booleans()),
-        "normalize_weights": draw(st.booleans()),
-        "floor": draw(st.floats(0.01, 1.0)),
-        "min_margin": draw(st.one_of(st.none(), _score)),
-        "confidence_temperature": draw(st.one_of(st.none(), st.floats(0.1, 3.0))),
-        "confidence_threshold": draw(_score),
-        "include_positive": draw(st.booleans()),
-        "surrogate": draw(st.sampled_from(["exp", "tanh", "atan", "relu"])),
-    }
-
-
-@st.composite
-def _rows(draw: st.DrawFn) -> list[oracle.Inputs]:
-    n, m = draw(st.integers(1, 9)), draw(st.integers(0, 3))
-    absent = st.just(-math.inf)
-
-    def values(size: int, value: st.SearchStrategy[float]) -> list[float]:
-        return draw(st.lists(value, min_size=size, max_size=size))
-
-    log_q = st.one_of(st.integers(-12, 12).map(lambda k: k / 4), absent)
-    return [
-        oracle.Inputs(
-            pos=draw(_score),
-            negatives=values(n, st.one_of(_score, _score, _score, absent)),
-            extras=values(m, st.one_of(_score, _score, _score, absent)),
-            log_q=values(n, log_q),
-            prior=draw(st.integers(0, 60).map(lambda k: k / 64)),
-        )
-        for _ in range(draw(st.integers(1, 3)))
-    ]
-
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["fp64", "fp32"])
 @_random
-@given(rows=_rows(), arguments=_arguments())
+@given(rows=oracle_rows(), arguments=loss_arguments())
 def test_random_rows(backend: str, dtype: torch.dtype, rows: list[oracle.Inputs], arguments: dict[str, Any]) -> None:
     threshold = arguments.pop("confidence_threshold")
     tensor = lambda name: torch.tensor([getattr(r, name) for r in rows], dtype=dtype)  # noqa: E731
@@ -249,7 +204,7 @@ def test_random_rows(backend: str, dtype: torch.dtype, rows: list[oracle.Inputs]
 
 
 @_random
-@given(rows=_rows(), arguments=_arguments())
+@given(rows=oracle_rows(), arguments=loss_arguments())
 def test_random_gradients(kernels: None, rows: list[oracle.Inputs], arguments: dict[str, Any]) -> None:
     """The kernels' against the reference's, kinks of ω, of the surrogates and of the floor included."""
     tensor = lambda name: exact([getattr(r, name) for r in rows])  # noqa: E731

@@ -26,10 +26,9 @@ COMPARED: dict[tuple[str, str], tuple[tuple[str, ...], int]] = {
 }
 # Where a search would take too long: for SL and SL@20 what was published as best (SL@K paper; but for SL@20 on Gowalla,
 # which has SL's learning rate and Health's T here, since .01 takes several times the epochs), for PSL and BSL SL's
-# temperature, for BPR and CW what is good on Health (on Gowalla with τ_c halved along with τ, as it is their ratio that
+# temperature, for CW what is good on Health (on Gowalla with τ_c halved along with τ, as it is their ratio that
 # counts in the gradient of the positive).
 _GIVEN: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = {
-    (ELECTRONIC, "bpr"): ({}, {"lr": 0.001, "weight_decay": 1e-4}),
     (ELECTRONIC, "sl"): ({"temperature": 0.1}, {}),
     (ELECTRONIC, "bsl"): ({"temperature": 0.1, "positive_temperature": 0.2}, {}),
     (ELECTRONIC, "psl-tanh"): ({"temperature": 0.1}, {}),

@@ -113,12 +113,13 @@ void backward(const cw_ext::ItemGradientCall& call) {
     const int64_t width = coefficients.size(1);
     at::Tensor pos_ids = call.pos_ids, extra_ids = call.extra_ids, unsorted = coefficients;
     if (shared > 0) {
-      // The shared negatives are rows of their own, with one pair of weight 1.
+      // The shared negatives are rows of their own, with one pair of weight 1, or 0 where all rows leave them out:
+      // these may hold anything, which the normalization would look at.
       pos_ids = at::cat({pos_ids, call.shared_ids});
       extra_ids = at::cat({extra_ids, at::full({shared, width - 1}, -1, extra_ids.options())});
-      at::Tensor ones = at::zeros({shared, width}, coefficients.options());
-      ones.select(1, 0).fill_(1);
-      unsorted = at::cat({coefficients, ones});
+      at::Tensor weights = at::zeros({shared, width}, coefficients.options());
+      weights.select(1, 0).copy_(sources.narrow(0, rows, shared).narrow(1, 0, dim).ne(0).any(1));
+      unsorted = at::cat({coefficients, weights});
     }
     task.grid = pair_grid(rows + shared, width, num_items);
     coefficients = at::empty_like(unsorted);

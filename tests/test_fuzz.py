@@ -1,0 +1,466 @@
+"""Random valid calls of every function: the kernels against the fp64 reference, and rows against what others hold.
+
+A result may be off by its dtype's tolerance. Where it is off by more, the call may be an ill-conditioned one: A − πC of
+nearly nothing, a floor about to bind, a negative at a kink. What the numbers' own roundings do to the truth is then
+found by moving them: the reference on inputs that are off by a few roundings of the type computed in, several times.
+The furthest of those results says what can be asked of any.
+
+More examples than the suite's few: CW_EXT_TEST_EXAMPLES, as in strategies.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import pytest
+import torch
+from cases import Embeddings, Result, Scores, generator, loss_dtype, tolerance
+from drawing import Drawn, histories
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import Call, WithoutHistory, drawn_calls, embedding_calls, fuzzing, score_calls
+from torch import Tensor
+
+from cw_ext import draw_negatives, reference
+from cw_ext.parameters import DEFAULTS, LossArguments, RowParameters, resolve
+
+# By how many roundings the numbers are moved. The tolerance says how many there may be in a result.
+_MOVES = (2, 2, 4, 4, 8, 8, 16, 16, 32, 32)
+
+
+# ---- calls and results ---------------------------------------------------------------------------------------------
+
+
+def _leaves(case: Any, names: tuple[str, ...]) -> Any:
+    """The case's tensors as leaves with the strides that they have, of which the named ones want gradients."""
+    tensors = {f.name: getattr(case, f.name) for f in fields(case) if isinstance(getattr(case, f.name), Tensor)}
+    return replace(case, **{name: t.detach().requires_grad_(name in names) for name, t in tensors.items()})
+
+
+def _result(call: Call, leaves: Any, loss: Tensor) -> Result:
+    if loss.requires_grad:
+        loss.backward(call.grad_output().to(loss))
+    found = {name: getattr(leaves, name) for name in call.names}
+    return Result(loss.detach(), {n: torch.zeros_like(t) if t.grad is None else t.grad for n, t in found.items()})
+
+
+def _settings(call: Call) -> dict[str, Any]:
+    """Where the arguments of a level beyond the loss's own are."""
+    return call.case.settings if isinstance(call.case, Drawn) else call.arguments
+
+
+def _loss_arguments(call: Call) -> LossArguments:
+    return {name: value for name, value in call.arguments.items() if name in DEFAULTS}  # type: ignore[return-value]
+
+
+def _fused(call: Call, device: torch.device | str = "cpu") -> Result:
+    leaves = _leaves(call.case.to(device=device), call.names)
+    return _result(call, leaves, leaves.loss(backend="fused", **call.arguments))
+
+
+def _truth(call: Call) -> Result:
+    """The fp64 reference on the rounded inputs; of drawn and shared negatives, on ids and weights made by hand."""
+    leaves = _leaves(_by_hand(call.case).to(torch.float64), call.names)
+    arguments = {k: v for k, v in call.arguments.items() if k != "sparse_grad"}
+    if isinstance(call.case, Drawn):
+        arguments["similarity"] = call.case.settings["similarity"]
+    return _result(call, leaves, leaves.loss(backend="reference", **arguments))
+
+
+def _by_hand(case: Scores | Embeddings | Drawn) -> Scores | Embeddings:
+    """Level 2's call with each row's negatives, [B, N], and their log weights; level 1's as it is."""
+    if isinstance(case, Scores):
+        return case
+    rows = len(case.queries)
+    if isinstance(case, Embeddings):
+        return replace(case, neg_ids=case.neg_ids.expand(rows, -1)) if case.neg_ids.dim() == 1 else case
+    ids, log_q = _negatives(case)
+    shared = case.kind != "sampled" or case.settings["shared"]
+    if shared:
+        known = histories(case.interactions)
+        for b, (query, positive) in enumerate(zip(case.query_ids.tolist(), case.pos_ids.tolist())):
+            left_out = {positive} | (set() if isinstance(case, WithoutHistory) else known[query])
+            log_q[b, torch.isin(ids[b], torch.tensor(sorted(left_out)))] = -math.inf
+    rest = (case.extra_ids, log_q, case.prior, case.threshold, case.row_weights)
+    return Embeddings(case.queries, case.items, case.pos_ids, ids, *rest)
+
+
+def _negatives(case: Drawn) -> tuple[Tensor, Tensor]:
+    """Ids and log weights, [B, N] each, before rows leave any out."""
+    rows, given, counts = len(case.queries), case.settings, case.interactions.item_counts.double()
+    if case.kind == "full":
+        ids = torch.arange(len(case.items)).expand(rows, -1)
+        return ids, torch.zeros(ids.shape, dtype=torch.float64)
+    if case.kind == "sampled":
+        of = {name: given[name] for name in ("seed", "distribution", "popularity_exponent")}
+        query_ids = None if given["shared"] else case.query_ids
+        ids = draw_negatives(query_ids, case.interactions, given["num_negatives"], **of).expand(rows, -1)
+        popular = given["distribution"] == "popularity" and given["log_q_correction"]
+        exponent = given["popularity_exponent"] if popular else 0.0
+        return ids, -exponent * counts[ids].clamp(min=1).log()
+    columns, uniform = case.pos_ids.long(), given["num_negatives"]
+    if uniform:
+        drawn = draw_negatives(None, case.interactions, uniform, seed=given["seed"])
+        columns = torch.cat([columns, drawn])
+    elif not rows:  # a table of ids must have a column
+        columns = torch.zeros(1, dtype=torch.int64)
+    log_q = torch.zeros((rows, len(columns)), dtype=torch.float64)
+    if given["log_q_correction"] and rows:
+        found = counts[columns.clamp(min=0)]
+        found[:rows] = found[:rows].clamp(min=1)
+        share = (rows * found / counts.sum().clamp(min=1) + uniform / len(counts)) / len(columns)
+        log_q -= share.log()
+    return columns.expand(rows, -1), log_q
+
+
+# ---- what roundings do to the truth --------------------------------------------------------------------------------
+
+
+def _moved_parameters(p: RowParameters, moved: Callable[[float], float]) -> RowParameters:
+    """τ and ρ are moved together and ρ alone, for the kernels round 1/τ, 1/ρ and 1/τ − 1/ρ."""
+    together = moved(1.0)
+    changes: dict[str, float] = {
+        "temperature": p.temperature * together,
+        "weight_temperature": moved(p.weight_temperature) * together,
+        "floor": min(1.0, moved(p.floor)),
+    }
+    if p.min_margin is not None:  # m/τ is compared with a logarithm, which is off by eps and by eps of its own size
+        changes["min_margin"] = moved(p.min_margin) + (moved(1.0) - 1) * p.temperature
+    if p.confidence_temperature is not None:
+        changes["confidence_temperature"] = moved(p.confidence_temperature)
+    return p._replace(**changes)
+
+
+def _scores_of(case: Embeddings, similarity: str, noise: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
+    """(pos [B], neg [B, N], extra [B, M], log_q [B, N]), each score from numbers with roundings of their own.
+
+    Vectors of norm 1 are moved, not those that were given: the normalization would take that away from the gradient.
+    """
+    ids = [case.pos_ids.unsqueeze(-1), case.neg_ids, *([] if case.extra_ids is None else [case.extra_ids])]
+    together = torch.cat([i.long() for i in ids], -1)  # [B, 1 + N + M]
+    n = case.neg_ids.shape[-1]
+    padding = (case.neg_ids < 0) | (case.pos_ids < 0).unsqueeze(-1)
+    given = torch.zeros(padding.shape, dtype=torch.float64) if case.log_q is None else case.log_q.expand(padding.shape)
+    log_q = given.masked_fill(padding, -math.inf)
+    absent = together < 0
+    absent[:, 1 : n + 1] |= log_q == -math.inf
+
+    def unit(x: Tensor) -> Tensor:
+        size = 1.0 if similarity == "dot" else torch.linalg.vector_norm(x.detach(), dim=-1, keepdim=True)
+        return reference.unit_rows(x, similarity) + noise(x) * (x / size).nan_to_num(0.0)
+
+    copies = unit(case.items[together.clamp(min=0)].masked_fill(absent.unsqueeze(-1), 0.0))
+    queries = unit(case.queries).unsqueeze(1)
+    scores = reference.SCORE_SCALE[similarity] * (queries * copies).sum(-1)
+    pos, neg, extra = scores[:, 0], scores[:, 1 : n + 1], scores[:, n + 1 :]
+    return pos, neg, extra.masked_fill(absent[:, n + 1 :], -math.inf), log_q
+
+
+def _moved_truth(call: Call, roundings: int, seed: int) -> Result:
+    """The reference's formula with all that is rounded in the kernels moved by a few roundings, up or down."""
+    g = generator(seed)
+    eps = roundings * torch.finfo(loss_dtype(call.dtype)).eps
+
+    def noise(x: Tensor) -> Tensor:
+        return eps * (2.0 * torch.randint(2, x.shape, generator=g) - 1)
+
+    leaves = _leaves(_by_hand(call.case).to(torch.float64), call.names)
+    options = resolve(_loss_arguments(call))
+    p = _moved_parameters(options.row, lambda x: x * (1 + float(noise(torch.zeros(())))))
+    if isinstance(leaves, Scores):
+        pos, neg, extra, log_q = leaves.pos, leaves.neg, leaves.extra, leaves.log_q
+    else:
+        pos, neg, extra, log_q = _scores_of(leaves, _settings(call)["similarity"], noise)
+
+    # Margins in the place of scores, which are exact.
+    here = pos.detach()
+
+    def row_noise(x: Tensor) -> Tensor:
+        """Of each element, and of the sum that the row's gradients are."""
+        return noise(x) + noise(x[..., :1])
+
+    def margin(scores: Tensor) -> Tensor:
+        d = scores - here.unsqueeze(-1)
+        return d * (1 + row_noise(d))
+
+    log_q = torch.zeros_like(neg) if log_q is None else log_q.expand(neg.shape)
+    log_q = log_q + (1 + log_q.detach().abs().nan_to_num(posinf=0.0)) * noise(log_q)
+    prior = options.prior if leaves.prior is None else leaves.prior
+    prior = torch.as_tensor(prior, dtype=torch.float64).expand(pos.shape)
+    prior = (prior * (1 + noise(prior))).clamp(0.0, 1 - eps)
+    threshold = options.confidence_threshold if leaves.threshold is None else leaves.threshold
+    threshold = torch.as_tensor(threshold, dtype=torch.float64).expand(pos.shape)
+    above = threshold - here
+    above = above * (1 + noise(above)) + noise(above) * threshold.detach()
+
+    exact, weights_of = reference.log_surrogate, iter((log_q, torch.zeros(())))
+
+    def log_surrogate(d: Tensor, p: RowParameters) -> Tensor:
+        """φ(d) of the negatives, then of the further positives, off by roundings of what it is added to, too, and of
+        the 1 that a surrogate adds. The gradient of log q is a difference of shares, one of which has those of φ."""
+        through = next(weights_of)
+        through = (through - through.detach()).nan_to_num(0.0)
+        size = torch.full_like(d, 1.0 if p.surrogate == "exp" else 1 + 1 / p.temperature)
+        if p.normalize_weights:  # ω is in numerator and denominator, whose roundings are not the same
+            log_omega = reference.log_weight(d.detach() if p.detach_weights else d, p)
+            size = size + log_omega.abs().nan_to_num(posinf=0.0)
+        return exact(d, p) + (size + through) * row_noise(d)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reference, "log_surrogate", log_surrogate)
+        further = None if extra is None else margin(extra)
+        rows, live = reference.rows(pos - here, margin(neg), further, log_q, prior, above, p)
+    rows = rows + (1 + rows.abs()) * noise(rows) * live
+    return _result(call, leaves, _reduced(rows, live, leaves.row_weights, options.reduction, noise))
+
+
+def _reduced(
+    rows: Tensor, live: Tensor, weights: Tensor | None, reduction: str, noise: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """A weighted mean's sums of weights and of weighted losses have roundings of their own."""
+    if weights is None or reduction != "mean":
+        return reference.reduce(rows, live, weights, reduction)
+    above, below = (weights + noise(rows) * weights.detach() for _ in range(2))
+    total, weight = reference.reduce(rows, live, above, "sum"), torch.where(live, below, 0.0).sum()
+    return total / torch.where(weight == 0, 1, weight)
+
+
+# ---- comparisons ---------------------------------------------------------------------------------------------------
+
+
+def _by_row(x: Tensor, lead: int) -> Tensor:
+    """[rows, what a row has]: an item's gradient, a row's loss. A tensor for all rows is one row."""
+    x = x.detach().double()
+    if x.dim() < lead or x.numel() == 0:
+        return x.reshape(1, -1)
+    return x.reshape(math.prod(x.shape[:lead]), -1) if lead else x.reshape(1, -1)
+
+
+def _largest(x: Tensor) -> Tensor:
+    return x.abs().nan_to_num(nan=0.0, posinf=math.inf).amax(1)
+
+
+class _Moved:
+    """How far the moved truths are from the truth, and so a result may be: found when it is asked for."""
+
+    def __init__(self, call: Call, truth: Result) -> None:
+        self.call, self.truth, self.results = call, truth, list[Result]()
+
+    def distance(self, of: Callable[[Result], Tensor], lead: int) -> Tensor:
+        """By row."""
+        if not self.results:
+            self.results = [_moved_truth(self.call, roundings, seed) for seed, roundings in enumerate(_MOVES)]
+        dtype = loss_dtype(self.call.dtype)
+        truth = _by_row(of(self.truth), lead)
+        # Or as many as a sum has terms, whose roundings add up where the terms are the same.
+        allowed = max(tolerance(dtype) / torch.finfo(dtype).eps, self.call.terms)
+        distances = (_largest(_by_row(of(moved), lead) - truth) for moved in self.results)
+        return torch.stack([d * (allowed / roundings) for d, roundings in zip(distances, _MOVES)]).amax(0)
+
+
+@dataclass(frozen=True)
+class _OwnErrors:
+    """What is lost on either side, whatever the conditioning."""
+
+    relative: float
+    absolute: float
+
+    @classmethod
+    def of(cls, call: Call, loss: Tensor) -> _OwnErrors:
+        p = resolve(_loss_arguments(call)).row
+        slope = 1 + 1 / p.temperature + 1 / abs(p.weight_temperature)
+        rounding = torch.finfo(torch.float64).eps
+        # The truth's logsumexp rounds the sum's logarithm, which its gradient takes the exponential of.
+        relative = 4 * rounding * slope * _largest_score(call.case)
+        # A negative's share of the row may be below the smallest number; it comes times a slope and at most 1/ε.
+        absolute = 4 * torch.finfo(loss_dtype(call.dtype)).smallest_normal * slope / p.floor
+        if p.confidence_temperature is not None and loss.numel():
+            # The truth takes 1 − σ for the slope of a confidence σ.
+            absolute += 32 * rounding * (1 + _largest(loss.reshape(1, -1)).item()) / p.confidence_temperature
+        return cls(relative, absolute)
+
+
+def _largest_score(case: Scores | Embeddings | Drawn) -> float:
+    """Of those that are finite, or what bounds them."""
+
+    def largest(x: Tensor | None) -> float:
+        return 0.0 if x is None or not x.numel() else x.double().nan_to_num(0.0, 0.0, 0.0).abs().max().item()
+
+    if isinstance(case, Scores):
+        return max(map(largest, (case.pos, case.neg, case.extra)))
+    return 1 + case.queries.shape[1] * largest(case.queries) * largest(case.items)
+
+
+def _assert_near(
+    what: str,
+    found: Tensor,
+    expected: Tensor,
+    smallest: float,
+    own: _OwnErrors,
+    distance: Callable[[], Tensor],
+    lead: int,
+) -> None:
+    """Row by row, in units of the row's largest value, or of `smallest` where that is more."""
+    dtype = found.dtype
+    assert found.shape == expected.shape, f"{what}: shape {tuple(found.shape)}, expected {tuple(expected.shape)}"
+    if not found.numel():
+        return
+    limit = torch.finfo(dtype).max  # beyond it lies what the dtype has no number for
+    found, expected = (_by_row(x, lead).clamp(-limit, limit) for x in (found, expected))
+    assert torch.equal(found.isnan(), expected.isnan()), f"{what}: NaN in other places than expected"
+    error = _largest(found - expected)
+    info = torch.finfo(dtype)
+    allowed = (tolerance(dtype) + own.relative) * _largest(expected).clamp(min=smallest)
+    allowed += info.smallest_normal * info.eps + own.absolute
+    if (error <= allowed).all():
+        return
+    allowed = allowed + distance()
+    worst = int((error - allowed).argmax())
+    assert (error <= allowed).all(), (
+        f"{what}, row {worst}: error {error[worst]:.3g}, allowed {allowed[worst]:.3g}\n"
+        f"found {found[worst]}\nexpected {expected[worst]}"
+    )
+
+
+def _assert_right(call: Call, found: Result, of: Tensor | None = None) -> None:
+    """The result against the truth: values, and dtypes, shapes and layouts. `of`: the rows to look at, else all."""
+    truth = _truth(call)
+    moved = _Moved(call, truth)
+    lead = len(call.row_shape)
+    assert found.loss.dtype == loss_dtype(call.dtype)
+    of_loss = lead if call.arguments["reduction"] == "none" else 0
+    own = _OwnErrors.of(call, truth.loss)
+    _assert_near("loss", found.loss, truth.loss, 1.0, own, lambda: moved.distance(lambda r: r.loss, of_loss), of_loss)
+    assert found.gradients.keys() == truth.gradients.keys()
+    for name, gradient in found.gradients.items():
+        given = getattr(call.case, name)
+        assert gradient.dtype == given.dtype, f"{name}'s gradient has dtype {gradient.dtype}"
+        sparse = name == "items" and _settings(call).get("sparse_grad", False)
+        assert gradient.is_sparse == sparse, f"{name}'s gradient has layout {gradient.layout}"
+        if sparse:
+            assert gradient.is_coalesced()
+            gradient = gradient.to_dense()
+
+        def distance(name: str = name) -> Tensor:
+            return moved.distance(lambda r: r.gradients[name], lead)
+
+        _assert_near(f"gradient of {name}", gradient.cpu(), truth.gradients[name], 0.0, own, distance, lead)
+
+
+# ---- values --------------------------------------------------------------------------------------------------------
+
+each_negatives = pytest.mark.parametrize("shared", [False, True], ids=["per-row", "shared"])
+each_kind = pytest.mark.parametrize("kind", ["sampled", "in_batch", "full"])
+
+
+@fuzzing(60)
+@given(call=score_calls())
+def test_scores(kernels: None, device: torch.device, call: Call) -> None:
+    _assert_right(call, _fused(call, device))
+
+
+@each_negatives
+@fuzzing(40)
+@given(data=st.data())
+def test_embeddings(kernels: None, device: torch.device, shared: bool, data: st.DataObject) -> None:
+    call = data.draw(embedding_calls(shared=shared))
+    _assert_right(call, _fused(call, device))
+
+
+@each_kind
+@fuzzing(40)
+@given(data=st.data())
+def test_found_negatives(kernels: None, device: torch.device, kind: str, data: st.DataObject) -> None:
+    call = data.draw(drawn_calls(kind))
+    _assert_right(call, _fused(call, device))
+
+
+# ---- what a row holds is nothing to the others ---------------------------------------------------------------------
+
+
+def _extremes(dtype: torch.dtype) -> st.SearchStrategy[float]:
+    """Numbers, and what is none. What overflows the dtype is infinite in it."""
+    info = torch.finfo(dtype)
+    numbers = [0.0, info.smallest_normal / 4, info.smallest_normal, 1e4, 1e30, info.max]
+    return st.sampled_from([math.nan, math.inf, -math.inf, *numbers, *(-x for x in numbers)])
+
+
+def _plant(call: Call, name: str, place: tuple[int, ...], value: float) -> Call:
+    tensor = getattr(call.case, name).clone()
+    tensor[place] = value
+    return replace(call, case=replace(call.case, **{name: tensor}))
+
+
+def _assert_same_rows(before: Result, after: Result, same: Tensor) -> None:
+    """Bit for bit, in the loss and in gradients that have these rows."""
+    assert torch.equal(after.loss[same], before.loss[same])
+    for name in after.gradients.keys() - {"items"}:
+        found, expected = after.gradients[name], before.gradients[name]
+        if found.shape[:1] == same.shape and (name != "log_q" or found.dim() == 2):
+            assert torch.equal(found[same], expected[same]), name
+
+
+@fuzzing(60)
+@given(data=st.data())
+def test_extreme_scores_in_a_row(kernels: None, device: torch.device, data: st.DataObject) -> None:
+    call = data.draw(score_calls(planted=True))
+    names = [name for name in ("pos", "neg", "extra") if (t := getattr(call.case, name)) is not None and t.numel()]
+    name = data.draw(st.sampled_from(names))
+    place = tuple(data.draw(st.integers(0, size - 1)) for size in getattr(call.case, name).shape)
+    planted = _plant(call, name, place, data.draw(_extremes(call.dtype)))
+    before, after = _fused(call, device), _fused(planted, device)
+    row = torch.arange(len(call.case.pos)) == place[0]
+    _assert_same_rows(before, after, ~row)
+    # The row itself, where its scores are of a size that the contract speaks of.
+    value = getattr(planted.case, name)[place].item()
+    if math.isfinite(value) and abs(value) > 1e4:
+        return
+    expected = _truth(planted).loss
+    assert torch.equal(after.loss.isnan(), expected.isnan())
+    if not expected.isnan().any():
+        _assert_right(planted, after)
+
+
+def _touched(call: Call, name: str, at: int) -> tuple[Tensor, Tensor]:
+    """The rows [B] that read row `at` of a tensor, and the items [I] that one of those rows names."""
+    case = _by_hand(call.case)
+    live = case.pos_ids >= 0
+    ids = [case.pos_ids.unsqueeze(-1), case.neg_ids] + ([] if case.extra_ids is None else [case.extra_ids])
+    if name == "queries":
+        rows = torch.arange(len(live)) == at
+    else:
+        negative = case.neg_ids == at
+        if case.log_q is not None:
+            negative &= case.log_q.expand(negative.shape) > -math.inf
+        rows = (case.pos_ids == at) | negative.any(1)
+        if case.extra_ids is not None:
+            rows |= (case.extra_ids == at).any(1)
+    items = torch.zeros(len(case.items), dtype=torch.bool)
+    named = torch.cat([i.long() for i in ids], 1)[rows & live].flatten()
+    items[named[named >= 0]] = True
+    return rows & live, items
+
+
+@pytest.mark.parametrize("kind", ["per-row", "shared", "sampled", "in_batch", "full"])
+@fuzzing(25)
+@given(data=st.data())
+def test_extreme_embeddings_in_a_row(kernels: None, device: torch.device, kind: str, data: st.DataObject) -> None:
+    """A query's are its own row's; an item's are those rows' that have it as more than a masked negative."""
+    level_2 = kind in ("per-row", "shared")
+    calls = embedding_calls(shared=kind == "shared", planted=True) if level_2 else drawn_calls(kind, planted=True)
+    call = data.draw(calls)
+    name = data.draw(st.sampled_from(["queries", "items"]))
+    place = tuple(data.draw(st.integers(0, size - 1)) for size in getattr(call.case, name).shape)
+    planted = _plant(call, name, place, data.draw(_extremes(call.dtype)))
+    before, after = _fused(call, device), _fused(planted, device)
+    rows, items = _touched(call, name, place[0])
+    _assert_same_rows(before, after, ~rows)
+    if "items" in call.names:
+        found, expected = (r.gradients["items"].to_dense()[~items] for r in (after, before))
+        assert torch.equal(found, expected)
+    if math.isnan(getattr(planted.case, name)[place].item()):
+        truth = _truth(planted).loss
+        assert torch.equal(after.loss.isnan(), truth.isnan())
