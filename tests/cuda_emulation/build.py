@@ -6,17 +6,18 @@ Ninja compiles what has changed; CXX names another compiler, MAX_JOBS limits its
 
 from __future__ import annotations
 
-import fcntl
-import os
 import platform
-import shutil
-import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).absolute().parent.parent))
+
+from native_build import ROOT, RULES, bring_up_to_date, compiler, runtime, torch_flags, torch_libraries
+
+__all__ = ["OUT", "ROOT", "build", "runtime", "why_not"]
+
 HERE = Path(__file__).absolute().parent
-ROOT = HERE.parent.parent
 OUT = ROOT / "build" / "cuda_emulation"
 
 # -O1: with more, the compiler takes longer than the tests save.
@@ -28,10 +29,6 @@ KINDS = {
     "address": "-fsanitize=address,alignment,bounds -fno-sanitize-recover=all -g1",
     "thread": "-fsanitize=thread -g1",
 }
-
-
-def compiler() -> str | None:
-    return shutil.which(os.environ.get("CXX", "g++"))
 
 
 def why_not() -> str | None:
@@ -57,30 +54,16 @@ def kernels() -> list[Path]:
 
 
 def ninja_file() -> str:
-    import torch
-    from torch.utils.cpp_extension import include_paths
-
-    names = {"CW_CUDA_VERSION": "emulated", "CW_CUDA_ARCHS": "", "CW_TORCH_VERSION": torch.__version__}
-    torch_flags = [f"-isystem{path}" for path in (*include_paths(), sysconfig.get_paths()["include"])]
-    torch_flags += ["-DCW_CUDA_EMULATION", "-DCW_WITH_CUDA"]
-    torch_flags += [f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}"]
-    torch_flags += [f"'-D{name}=\"{value}\"'" for name, value in names.items()]
-    libraries = f"-L{Path(torch.__file__).parent / 'lib'} -lc10 -ltorch -ltorch_cpu -ltorch_python"
+    with_torch_flags = ["-DCW_CUDA_EMULATION", "-DCW_WITH_CUDA"]
+    with_torch_flags += torch_flags(CW_CUDA_VERSION="emulated", CW_CUDA_ARCHS="")
     lines = [
         f"cxx = {compiler()}",
         f"common = {COMMON} {contraction()} -I{HERE / 'include'}",
-        "rule compile",
-        "  command = $cxx $common $flags -MMD -MF $out.d -x c++ -c $in -o $out",
-        "  depfile = $out.d",
-        "  deps = gcc",
-        "  description = $out",
+        *RULES,
         # All variables of a kernel's file are shared memory. In a section whose name is an identifier the linker says
         # where they begin and end. (GCC's attribute for it counts for nothing in a template.)
         "rule bring_together",
         "  command = objcopy --rename-section .bss=cw_shared $in $out",
-        "  description = $out",
-        "rule link",
-        "  command = $cxx $in $flags -o $out",
         "  description = $out",
     ]
 
@@ -98,35 +81,18 @@ def ninja_file() -> str:
 
     emulation = compiled(HERE / "emulation.cpp", "emulation", "-O2")
     with_torch = [*sorted((ROOT / "csrc").glob("*.cpp")), *sorted((ROOT / "csrc" / "cuda").glob("*.cpp"))]
-    common = [compiled(source, "torch", " ".join(torch_flags)) for source in with_torch] + [emulation]
+    common = [compiled(source, "torch", " ".join(with_torch_flags)) for source in with_torch] + [emulation]
     # Undefined symbols show when the library is loaded, not when a test happens to call them.
     for kind, flags in KINDS.items():
         own = [compiled(source, kind, flags) for source in kernels()]
-        linked(f"{kind}/_C.so", [*common, *own], f"-shared -Wl,-z,now {flags} {libraries}")
+        linked(f"{kind}/_C.so", [*common, *own], f"-shared -Wl,-z,now {flags} {torch_libraries()}")
         linked(f"{kind}/planted", [compiled(HERE / "planted.cu", kind, flags), emulation], flags)
     return "\n".join([*lines, ""])
 
 
 def build(*targets: str) -> None:
     """Brings KIND/_C.so, the library, or KIND/planted up to date."""
-    try:
-        import ninja
-
-        program = str(Path(ninja.BIN_DIR) / "ninja")
-    except ImportError:
-        program = "ninja"
-    OUT.mkdir(parents=True, exist_ok=True)
-    jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
-    with (OUT / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        (OUT / "build.ninja").write_text(ninja_file())
-        subprocess.run([program, "-C", str(OUT), "-j", jobs, "--quiet", *targets], check=True)
-
-
-def runtime(library: str) -> Path | None:
-    """A sanitizer's library, where the compiler has it."""
-    path = Path(subprocess.check_output([str(compiler()), f"-print-file-name={library}"], text=True).strip())
-    return path if path.is_absolute() else None
+    bring_up_to_date(OUT, ninja_file(), targets)
 
 
 if __name__ == "__main__":

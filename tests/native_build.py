@@ -1,0 +1,68 @@
+"""What cuda_emulation/build.py and sanitizers/build.py have in common: ninja builds with flags of the tests' own."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+ROOT = Path(__file__).absolute().parent.parent
+
+# $flags and $common are the file's that includes it.
+RULES = [
+    "rule compile",
+    "  command = $cxx $common $flags -MMD -MF $out.d -x c++ -c $in -o $out",
+    "  depfile = $out.d",
+    "  deps = gcc",
+    "  description = $out",
+    "rule link",
+    "  command = $cxx $in $flags -o $out",
+    "  description = $out",
+]
+
+
+def compiler() -> str | None:
+    return shutil.which(os.environ.get("CXX", "g++"))
+
+
+def torch_flags(**strings: str) -> list[str]:
+    """What compiles sources that include torch's headers; `strings` are macros to define as text."""
+    import torch
+    from torch.utils.cpp_extension import include_paths
+
+    flags = [f"-isystem{path}" for path in (*include_paths(), sysconfig.get_paths()["include"])]
+    flags += [f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}"]
+    strings = {"CW_TORCH_VERSION": torch.__version__, **strings}
+    return flags + [f"'-D{name}=\"{value}\"'" for name, value in strings.items()]
+
+
+def torch_libraries() -> str:
+    import torch
+
+    folder = Path(torch.__file__).parent / "lib"
+    return f"-L{folder} -Wl,-rpath,{folder} -lc10 -ltorch -ltorch_cpu -ltorch_python"
+
+
+def bring_up_to_date(folder: Path, rules: str, targets: tuple[str, ...]) -> None:
+    """Makes the targets of a ninja file in `folder`, one caller at a time."""
+    try:
+        import ninja
+
+        program = str(Path(ninja.BIN_DIR) / "ninja")
+    except ImportError:
+        program = "ninja"
+    folder.mkdir(parents=True, exist_ok=True)
+    jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (folder / "build.ninja").write_text(rules)
+        subprocess.run([program, "-C", str(folder), "-j", jobs, "--quiet", *targets], check=True)
+
+
+def runtime(library: str) -> Path | None:
+    """A library that comes with the compiler, a sanitizer's for example, where it has it."""
+    path = Path(subprocess.check_output([str(compiler()), f"-print-file-name={library}"], text=True).strip())
+    return path if path.is_absolute() else None
