@@ -17,7 +17,8 @@ class _RowsWithSparseGradient(torch.autograd.Function):
     def forward(ctx: Any, table: Tensor, unique_ids: Tensor) -> Tensor:
         ctx.save_for_backward(unique_ids)
         ctx.shape = table.shape
-        return table[unique_ids]
+        # Where all ids are padding: the kernels take no table without a row.
+        return table[unique_ids] if unique_ids.numel() else table[:1].clone()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -26,7 +27,7 @@ class _RowsWithSparseGradient(torch.autograd.Function):
         # unique_ids is sorted and has no duplicates, which is what "coalesced" says. The extra reference keeps the
         # flag: a gradient that nobody else holds is taken over by its tensor's .grad without it.
         ctx.result = torch.sparse_coo_tensor(
-            unique_ids.unsqueeze(0), grad, ctx.shape, check_invariants=False, is_coalesced=True
+            unique_ids.unsqueeze(0), grad[: unique_ids.numel()], ctx.shape, check_invariants=False, is_coalesced=True
         )
         return ctx.result, None
 
@@ -40,7 +41,7 @@ def compact_table(table: Tensor, ids: _Ids) -> tuple[Tensor, _Ids]:
 
     Returns:
         (compact [U, D], remapped ids): the rows in increasing order of id, and each id tensor with the ids' places in
-        them (−1 stays −1). The gradient to `table` is a coalesced sparse tensor.
+        them (−1 stays −1); any row where there are none. The gradient to `table` is a coalesced sparse tensor.
     """
     present = [t.reshape(-1) for t in ids if t is not None]
     # A flag per table row: for the usual batch, where ids outnumber rows, an order of magnitude below a sort. The

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from cases import Embeddings, assert_near, evaluate, exact, make_embeddings
@@ -77,6 +79,18 @@ def test_no_rows(backend: str) -> None:
     assert loss.item() == 0
     loss.backward()
     assert leaves.items.grad.shape == (5, 2) and not leaves.items.grad.to_dense().any()
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["own", "shared"])
+def test_nothing_but_padding(backend: str, shared: bool) -> None:
+    case = make_embeddings(3, 4, 5, 9, 2, shared=shared)
+    padded = replace(
+        case, **{name: torch.full_like(getattr(case, name), -1) for name in ("pos_ids", "neg_ids", "extra_ids")}
+    )
+    result = evaluate(padded, sparse_grad=True, backend=backend)
+    assert result.loss.item() == 0 and not result.gradients["queries"].any()
+    assert result.gradients["items"].is_coalesced() and result.gradients["items"]._nnz() == 0
+    assert result.gradients["items"].shape == case.items.shape
 
 
 def test_double_backward_says_no(backend: str) -> None:
