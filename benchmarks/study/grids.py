@@ -24,7 +24,6 @@ NEGATIVES = Negatives("uniform", 1000)
 # On Health the search takes all items as negatives: some 1,200 for each row instead of 1,000 drawn from these, in a
 # third of the time.
 _SEARCH_NEGATIVES = {HEALTH: Negatives("full", None)}
-SEARCHED = tuple(_SEARCH_NEGATIVES)
 SEARCH_SEED = 0
 # The others take to graphs what is best for them on MF; with BPR's learning rate and weight decay that went badly.
 SEARCHED_ON_EACH_MODEL = ("bpr",)

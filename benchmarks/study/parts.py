@@ -42,9 +42,14 @@ _GIVEN: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
+def is_searched(dataset: str, loss: str) -> bool:
+    """Whether a loss's hyper-parameters for a data set are chosen here."""
+    return (dataset, loss) not in _GIVEN
+
+
 def best_run(store: Store, dataset: str, loss: str, model: str = "mf") -> Run | None:
     """Return the run, seed 0, with a loss's hyper-parameters for a data set; None until they are known."""
-    if (dataset, loss) not in _GIVEN:
+    if is_searched(dataset, loss):
         return chosen(store, dataset, loss, model)
     options, changes = _GIVEN[dataset, loss]
     return Run(
@@ -88,7 +93,7 @@ def searches(store: Store) -> list[Run]:
     runs = []
     for (dataset, model), (losses, _) in COMPARED.items():
         for loss in losses:
-            if (dataset, loss) not in _GIVEN:
+            if is_searched(dataset, loss):
                 runs += search_runs(dataset, loss, model)
         if model == "xsimgcl":
             runs += weight_runs(store, dataset)

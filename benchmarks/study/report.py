@@ -82,7 +82,7 @@ def _search(store: Store) -> str:
     rows = []
     for (dataset, model), (losses, _) in parts.COMPARED.items():
         for loss in losses if model == "mf" else grids.SEARCHED_ON_EACH_MODEL:
-            if dataset not in grids.SEARCHED or loss not in losses:
+            if not parts.is_searched(dataset, loss) or loss not in losses:
                 continue
             runs = [run for run in grids.search_runs(dataset, loss, model) if run in store]
             best = parts.best_run(store, dataset, loss, model)
