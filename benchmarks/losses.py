@@ -214,8 +214,8 @@ def _thresholds(k: int | None, options: LossOptions) -> Thresholds | None:
 
 
 def _slk(options: LossOptions) -> RankingLoss:
-    if options.confidence_temperature is None:
-        raise ValueError("confidence_temperature of slk must be > 0, got None")
+    if options.confidence_temperature is None or not options.confidence_temperature > 0:
+        raise ValueError(f"confidence_temperature of slk must be > 0, got {options.confidence_temperature}")
     k = DEFAULT_TOP_K if options.confidence_top_k is None else options.confidence_top_k
     arguments = presets.slk(options.temperature, options.confidence_temperature)
     return _softmax_family("slk", arguments, options, thresholds=_thresholds(k, options))

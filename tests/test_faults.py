@@ -223,7 +223,14 @@ def test_a_signal_ends_the_program_itself(tmp_path: Path, plots: None) -> None:
     program = [sys.executable, "-m", "benchmarks.training", *arguments, "--out", str(out)]
     root = Path(benchmarks.__file__).parents[1]
     with subprocess.Popen(
-        program, cwd=root, env=child_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        program,
+        cwd=root,
+        env=child_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell has what it runs in the background ignore Ctrl-C, and what that starts too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         try:
             deadline = time.monotonic() + 120

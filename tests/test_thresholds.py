@@ -142,7 +142,7 @@ def test_estimates_leave_a_model_in_training_mode(blocks):
         ("cw", {"confidence_top_k": -2}, "confidence_top_k must be at least 1, got -2"),
         ("slk", {"refresh_epochs": 0}, "refresh_epochs must be at least 1, got 0"),
         ("slk", {"confidence_temperature": None}, "confidence_temperature of slk must be > 0, got None"),
-        ("slk", {"confidence_temperature": -1.0}, "confidence_temperature must be > 0, got -1.0"),
+        ("slk", {"confidence_temperature": -1.0}, "confidence_temperature of slk must be > 0, got -1.0"),
         ("cw", {"confidence_top_k": 5, "confidence_temperature": None}, "confidence_temperature must be > 0 where"),
     ],
 )
