@@ -14,7 +14,7 @@ from benchmarks.losses import LossOptions
 from benchmarks.negatives import Negatives
 from benchmarks.study import __main__ as study
 from benchmarks.study import grids, parts, published, report, workers
-from benchmarks.study.published import HEALTH
+from benchmarks.study.published import GOWALLA, HEALTH
 from benchmarks.study.runs import Run, Store
 from benchmarks.study.summary import difference, summarise
 from benchmarks.trainer import Trainer, TrainingConfig
@@ -140,21 +140,34 @@ def test_the_best_validation_is_chosen_when_all_is_known(tmp_path):
     assert grids.chosen(store, HEALTH, "sl").options.temperature != chosen.options.temperature
 
 
-def test_the_contrastive_weight_is_what_is_best_for_sl(tmp_path):
-    store = Store(tmp_path)
+def test_one_setting_needs_no_search_and_two_do(tmp_path):
+    store, tries = Store(tmp_path), grids.search_runs(GOWALLA, "cw")
+    (given,) = grids.search_runs(GOWALLA, "sl")
+    assert grids.chosen(store, GOWALLA, "sl") == given
+    assert len(tries) == 2 and grids.chosen(store, GOWALLA, "cw") is None
+    searched = {run.key for run in parts.searches(store)}
+    assert {run.key for run in tries} <= searched and given.key not in searched
+    for run in tries:
+        store.add(run, result_of(run, validation=0.3 if run.options.prior == 0 else 0.1))
+    assert grids.chosen(store, GOWALLA, "cw") == next(run for run in tries if run.options.prior == 0)
+
+
+@pytest.mark.parametrize(("dataset", "model"), list(parts.MODEL_TRIES))
+def test_a_models_own_settings_are_what_is_best_for_sl(tmp_path, dataset, model):
+    store, tries = Store(tmp_path), parts.MODEL_TRIES[dataset, model]
     for loss in ("sl", "cw"):
-        for run in grids.search_runs(HEALTH, loss):
+        for run in grids.search_runs(dataset, loss):
             store.add(run, result_of(run))
-    runs = parts.weight_runs(store, HEALTH)
-    assert [run.config.contrastive_weight for run in runs] == list(parts.CONTRASTIVE_WEIGHTS)
-    for run in runs:
-        assert parts.compared_runs(store, HEALTH, "xsimgcl", "cw") == []
-        best = run.config.contrastive_weight == 0.2
-        store.add(run, result_of(run, validation=0.2 if best else 0.1))
+    runs = parts.model_tries(store, dataset, model)
+    assert len(runs) == len(tries) > 1
+    for run, changes in zip(runs, tries, strict=True):
+        assert run.config == replace(run.config, model=model, **changes)
+        assert parts.compared_runs(store, dataset, model, "cw") == []
+        store.add(run, result_of(run, validation=0.2 if changes == tries[-1] else 0.1))
     for loss in ("sl", "cw"):
-        found = parts.compared_runs(store, HEALTH, "xsimgcl", loss)
-        assert {run.config.contrastive_weight for run in found} == {0.2} and len(found) == 5
-        assert {run.config.model for run in found} == {"xsimgcl"}
+        found = parts.compared_runs(store, dataset, model, loss)
+        assert [run.config.seed for run in found] == list(range(parts.COMPARED[dataset, model][1]))
+        assert all(run.config == replace(run.config, model=model, **tries[-1]) for run in found)
 
 
 def test_every_part_lists_runs_that_can_be(tmp_path):

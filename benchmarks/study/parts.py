@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.losses import DEFAULT_TOP_K, LossOptions
 from benchmarks.negatives import Negatives
 from benchmarks.study import grids
-from benchmarks.study.grids import NEGATIVES, chosen, config, search_runs
+from benchmarks.study.grids import chosen, config, search_runs
 from benchmarks.study.published import ELECTRONIC, GOWALLA, HEALTH
 from benchmarks.study.runs import Run, Store
 
@@ -24,68 +24,39 @@ COMPARED: dict[tuple[str, str], tuple[tuple[str, ...], int]] = {
     (ELECTRONIC, "lightgcn"): (("sl", "psl-tanh", "slk", "cw"), 3),
     (GOWALLA, "mf"): (("sl", "slk", "cw"), 1),
 }
-# An epoch of Gowalla takes 40 seconds of a core.
-_SHORT = {"epochs": 50}
-# Where a search would take too long: for SL and SL@20 what was published as best (SL@K paper; but for SL@20 on Gowalla,
-# which has SL's learning rate and Health's T here, since .01 takes several times the epochs), for PSL and BSL SL's
-# temperature, for CW what is good on Health (on Gowalla with τ_c halved along with τ, as it is their ratio that
-# counts in the gradient of the positive).
-_GIVEN: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = {
-    (ELECTRONIC, "sl"): ({"temperature": 0.1}, {}),
-    (ELECTRONIC, "bsl"): ({"temperature": 0.1, "positive_temperature": 0.2}, {}),
-    (ELECTRONIC, "psl-tanh"): ({"temperature": 0.1}, {}),
-    (ELECTRONIC, "slk"): ({"temperature": 0.1, "confidence_temperature": 1.125, "refresh_epochs": 20}, {}),
-    (ELECTRONIC, "cw"): ({"temperature": 0.1, "confidence_temperature": 1.25}, {}),
-    (GOWALLA, "sl"): ({"temperature": 0.05}, _SHORT),
-    (GOWALLA, "slk"): ({"temperature": 0.05, "confidence_temperature": 0.5}, _SHORT),
-    (GOWALLA, "cw"): ({"temperature": 0.05, "confidence_temperature": 0.625}, _SHORT),
+
+# What else a model has to choose on a data set: what is best for SL, for all losses alike.
+MODEL_TRIES: dict[tuple[str, str], tuple[dict[str, Any], ...]] = {
+    (HEALTH, "xsimgcl"): tuple({"contrastive_weight": weight} for weight in (0.05, 0.1, 0.2)),
+    (ELECTRONIC, "lightgcn"): tuple({"lr": lr} for lr in (0.01, 0.1)),
 }
 
 
-def is_searched(dataset: str, loss: str) -> bool:
-    """Whether a loss's hyper-parameters for a data set are chosen here."""
-    return (dataset, loss) not in _GIVEN
-
-
-def best_run(store: Store, dataset: str, loss: str, model: str = "mf") -> Run | None:
-    """Return the run, seed 0, with a loss's hyper-parameters for a data set; None until they are known."""
-    if is_searched(dataset, loss):
-        return chosen(store, dataset, loss, model)
-    options, changes = _GIVEN[dataset, loss]
-    return Run(
-        dataset, loss, replace(LossOptions(negatives=NEGATIVES), **options), config(dataset, model, seed=0, **changes)
-    )
-
-
-# XSimGCL's own loss is weighed by what is best for SL, for all losses alike.
-CONTRASTIVE_WEIGHTS = (0.05, 0.1, 0.2)
-
-
-def weight_runs(store: Store, dataset: str) -> list[Run]:
-    """Return SL's runs on XSimGCL with each weight of its contrastive loss; none until SL's settings are known."""
-    best = best_run(store, dataset, "sl", "xsimgcl")
+def model_tries(store: Store, dataset: str, model: str) -> list[Run]:
+    """Return SL's runs with each of a model's settings to choose from; none until SL's own are known."""
+    best = chosen(store, dataset, "sl", model)
     if best is None:
         return []
-    return [replace(best, config=replace(best.config, contrastive_weight=weight)) for weight in CONTRASTIVE_WEIGHTS]
+    return [replace(best, config=replace(best.config, **changes)) for changes in MODEL_TRIES.get((dataset, model), ())]
 
 
-def chosen_weight(store: Store, dataset: str) -> float | None:
-    """Return the weight of the best validation NDCG@20; None until all are done."""
-    runs = weight_runs(store, dataset)
+def model_settings(store: Store, dataset: str, model: str) -> dict[str, Any] | None:
+    """Return a model's settings of the best validation NDCG@20; None until all are done."""
+    if (dataset, model) not in MODEL_TRIES:
+        return {}
+    runs = model_tries(store, dataset, model)
     if not runs or not all(run in store for run in runs):
         return None
-    return grids.best_of(store, runs).config.contrastive_weight
+    return MODEL_TRIES[dataset, model][runs.index(grids.best_of(store, runs))]
 
 
 def compared_runs(store: Store, dataset: str, model: str, loss: str) -> list[Run]:
     """Return a loss's runs, one per seed, with its hyper-parameters for the data set; none until they are known."""
-    best = best_run(store, dataset, loss, model)
-    if best is not None and model == "xsimgcl":
-        weight = chosen_weight(store, dataset)
-        if weight is None:
-            return []
-        best = replace(best, config=replace(best.config, contrastive_weight=weight))
-    return [] if best is None else [best.with_seed(seed) for seed in range(COMPARED[dataset, model][1])]
+    best, settings = chosen(store, dataset, loss, model), model_settings(store, dataset, model)
+    if best is None or settings is None:
+        return []
+    best = replace(best, config=replace(best.config, **settings))
+    return [best.with_seed(seed) for seed in range(COMPARED[dataset, model][1])]
 
 
 def searches(store: Store) -> list[Run]:
@@ -93,10 +64,9 @@ def searches(store: Store) -> list[Run]:
     runs = []
     for (dataset, model), (losses, _) in COMPARED.items():
         for loss in losses:
-            if is_searched(dataset, loss):
-                runs += search_runs(dataset, loss, model)
-        if model == "xsimgcl":
-            runs += weight_runs(store, dataset)
+            tries = search_runs(dataset, loss, model)
+            runs += tries if len(tries) > 1 else []
+        runs += model_tries(store, dataset, model)
     return runs
 
 
@@ -194,7 +164,7 @@ COMBINED_DATASETS = (HEALTH, ELECTRONIC, GOWALLA)
 
 def combination_runs(store: Store, dataset: str, name: str) -> list[Run]:
     """Return the run, seed 0, of one of :data:`COMBINATIONS`; none until SL@20's hyper-parameters are known."""
-    best = best_run(store, dataset, "slk")
+    best = chosen(store, dataset, "slk")
     if best is None:
         return []
     added = {"confidence_top_k": DEFAULT_TOP_K, "prior": 0.0, "extra_positives": 0} | COMBINATIONS[name]
@@ -220,7 +190,7 @@ def noise_runs(store: Store, loss: str, share: float) -> list[Run]:
 
     "cw-known-prior" is CW with that share as its prior, the others have the same hyper-parameters for all shares.
     """
-    best = best_run(store, HEALTH, loss.removesuffix("-known-prior"))
+    best = chosen(store, HEALTH, loss.removesuffix("-known-prior"))
     if best is None:
         return []
     options = best.options
@@ -249,7 +219,7 @@ _LARGEST_NUMBER = {HEALTH: 4000, ELECTRONIC: 1000}
 
 def number_runs(store: Store, dataset: str, loss: str, number: int) -> list[Run]:
     """Return a loss's runs with so many negatives, one per seed; none until its hyper-parameters are known."""
-    best = best_run(store, dataset, loss)
+    best = chosen(store, dataset, loss)
     if best is None or number > _LARGEST_NUMBER[dataset]:
         return []
     run = grids.with_negatives(best, Negatives("uniform", number))
@@ -274,7 +244,7 @@ _PRIOR_SEEDS = (0, 1, 2)
 
 def prior_runs(store: Store, prior: Any) -> list[Run]:
     """Return CW's runs on Health with this prior, or "auto", one per seed; none until the others are known."""
-    best = best_run(store, HEALTH, "cw")
+    best = chosen(store, HEALTH, "cw")
     if best is None:
         return []
     run = replace(best, options=replace(best.options, prior=prior, extra_positives=5))

@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter
 
 from benchmarks import effectiveness, reporting
 from benchmarks.study import grids, parts
-from benchmarks.study.published import HEALTH, SHORT_NAMES, published
+from benchmarks.study.published import HEALTH, LOSS_NAMES, SHORT_NAMES, published
 from benchmarks.study.runs import Store
 from benchmarks.study.summary import Summary, summarise
 
@@ -23,10 +23,10 @@ _BLUE, _ORANGE, _GREEN, _RED, _PINK, _SKY, _BLACK = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000"
 )  # fmt: skip
 _LOSS_STYLES = {
-    "sl": (_ORANGE, "s", "SL"),
-    "psl-tanh": (_GREEN, "^", "PSL (tanh)"),
-    "slk": (_RED, "D", "SL@20"),
-    "cw": (_BLUE, "o", "CW"),
+    "sl": (_ORANGE, "s", LOSS_NAMES["sl"]),
+    "psl-tanh": (_GREEN, "^", LOSS_NAMES["psl-tanh"]),
+    "slk": (_RED, "D", LOSS_NAMES["slk"]),
+    "cw": (_BLUE, "o", LOSS_NAMES["cw"]),
     "cw-known-prior": (_SKY, "P", "CW, π = the share"),
 }
 _MODEL_STYLES = {"mf": (_BLUE, "o", "MF"), "lightgcn": (_ORANGE, "s", "LightGCN"), "xsimgcl": (_GREEN, "^", "XSimGCL")}
@@ -105,7 +105,7 @@ def plot_comparison(store: Store, path: Path) -> bool:
                 [value for _, value in known], [y for y, _ in known], "|", color=colour, markersize=11,
                 markeredgewidth=1.5, label=f"{name}, published",
             )  # fmt: skip
-        column.set_yticks(range(len(losses)), losses)
+        column.set_yticks(range(len(losses)), [LOSS_NAMES[loss] for loss in losses])
         column.invert_yaxis()
         column.set(xlabel="test NDCG@20, mean ± deviation over seeds", title=SHORT_NAMES[panels[panel]])
         _finish(column)
@@ -195,7 +195,7 @@ def _predict(axes: Axes, summaries: Sequence[Summary | None]) -> None:
             label=f"π = {prior:g}, best N = {best}",
         )
     axes.set(ylabel="estimated effectiveness", ylim=(-1, 1))
-    axes.legend(frameon=False, loc="lower left")
+    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.18))
 
 
 def plot_numbers(store: Store, path: Path) -> bool:

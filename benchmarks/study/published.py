@@ -8,6 +8,11 @@ from __future__ import annotations
 HEALTH, ELECTRONIC, GOWALLA = "amazon2014-health", "amazon2014-electronic", "gowalla"
 DATASETS = (HEALTH, ELECTRONIC, GOWALLA)
 SHORT_NAMES = {HEALTH: "Health", ELECTRONIC: "Electronic", GOWALLA: "Gowalla"}
+LOSS_NAMES = {
+    "bpr": "BPR", "llpauc": "LLPAUC", "sl": "SL", "infonce": "InfoNCE", "dcl": "DCL", "advinfonce": "AdvInfoNCE",
+    "bsl": "BSL", "psl-tanh": "PSL (tanh)", "psl-atan": "PSL (atan)", "psl-relu": "PSL (relu)", "slk": "SL@20",
+    "cw": "CW",
+}  # fmt: skip
 
 # (model, loss): (Recall@20, NDCG@20) on Health, Electronic, Gowalla. Which of its surrogates PSL had is not said; its
 # numbers stand beside psl-tanh here.

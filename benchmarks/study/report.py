@@ -22,7 +22,7 @@ def write_report(store: Store, directory: Path) -> list[Path]:
         store: what has been found. What is missing is left out.
         directory: an existing, writable directory.
     """
-    parts_of_report = (_comparison, _search, _weights, _stages, _mechanisms, _sweeps, _combinations)
+    parts_of_report = (_comparison, _search, _models, _stages, _mechanisms, _sweeps, _combinations)
     parts_of_report += (_noise, _numbers, _priors)
     sections = [section(store) for section in parts_of_report]
     text = "# Results of the study\n\n" + "\n".join(section for section in sections if section)
@@ -72,8 +72,8 @@ def _comparison(store: Store) -> str:
         header = ["loss", "seeds", "Recall@20", "NDCG@20", "NDCG@20, validation masked", "NDCG against SL"]
         header += ["published", "NDCG against it", "s/epoch", "settings", "lr / weight decay"]
         title = f"{SHORT_NAMES[dataset]}, {model}"
-        if model == "xsimgcl":
-            title += f", contrastive weight {parts.chosen_weight(store, dataset)}"
+        settings = parts.model_settings(store, dataset, model)
+        title += "".join(f", {_setting(name, value)}" for name, value in (settings or {}).items())
         text.append(_section(title, "Test, mean ± standard deviation over the seeds.", header, rows))
     return "\n".join(section for section in text if section)
 
@@ -82,10 +82,11 @@ def _search(store: Store) -> str:
     rows = []
     for (dataset, model), (losses, _) in parts.COMPARED.items():
         for loss in losses if model == "mf" else grids.SEARCHED_ON_EACH_MODEL:
-            if not parts.is_searched(dataset, loss) or loss not in losses:
+            tries = grids.search_runs(dataset, loss, model)
+            if loss not in losses or len(tries) == 1:
                 continue
-            runs = [run for run in grids.search_runs(dataset, loss, model) if run in store]
-            best = parts.best_run(store, dataset, loss, model)
+            runs = [run for run in tries if run in store]
+            best = grids.chosen(store, dataset, loss, model)
             for run in runs:
                 result = store[run]
                 is_best = best is not None and run == grids.with_negatives(best, run.options.negatives)
@@ -104,22 +105,27 @@ def _search(store: Store) -> str:
     return _section("The search", f"Seed {grids.SEARCH_SEED}; bold is what was taken.", header, rows)
 
 
-def _weights(store: Store) -> str:
+def _setting(name: str, value: float) -> str:
+    return f"{name.replace('_', ' ')} {value:g}"
+
+
+def _models(store: Store) -> str:
     rows = []
-    for dataset in dict.fromkeys(dataset for dataset, model in parts.COMPARED if model == "xsimgcl"):
-        for run in parts.weight_runs(store, dataset):
-            if run in store:
-                result = store[run]
-                if "diverged" in result:
-                    rows.append([f"{SHORT_NAMES[dataset]}, {run.config.contrastive_weight:g}", "diverged", "", "", ""])
-                    continue
-                validation, test = result["best_validation"]["ndcg"], result["test"]
-                known = published(dataset, "xsimgcl", "sl")
-                shown = [f"{value:.4f}" for value in (validation, test["recall"], test["ndcg"])]
-                name = f"{SHORT_NAMES[dataset]}, {run.config.contrastive_weight:g}"
-                rows.append([name, *shown, difference(test["ndcg"], known[1]) if known else ""])
-    header = ["weight", "validation NDCG@20", "Recall@20", "NDCG@20", "NDCG against the published one"]
-    return _section("XSimGCL's contrastive weight", f"SL, seed {grids.SEARCH_SEED}.", header, rows)
+    for (dataset, model), tries in parts.MODEL_TRIES.items():
+        known = published(dataset, model, "sl")
+        for run, changes in zip(parts.model_tries(store, dataset, model), tries, strict=False):
+            if run not in store:
+                continue
+            result = store[run]
+            name = ", ".join([SHORT_NAMES[dataset], model, *(_setting(*change) for change in changes.items())])
+            if "diverged" in result:
+                rows.append([name, "diverged", "", "", ""])
+                continue
+            validation, test = result["best_validation"]["ndcg"], result["test"]
+            shown = [f"{value:.4f}" for value in (validation, test["recall"], test["ndcg"])]
+            rows.append([name, *shown, difference(test["ndcg"], known[1]) if known else ""])
+    header = ["", "validation NDCG@20", "Recall@20", "NDCG@20", "NDCG against the published one"]
+    return _section("What is chosen for all losses alike", f"SL, seed {grids.SEARCH_SEED}.", header, rows)
 
 
 def _stages(store: Store) -> str:
