@@ -81,12 +81,11 @@ GRIDS: Mapping[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {
 # An epoch of Gowalla takes 40 seconds of a core.
 _SHORT = {"epochs": 50}
 # Where a search like that would take too long: for SL and SL@20 what was published as best (SL@K paper; but for SL@20
-# on Gowalla, which has SL's learning rate and Health's T here, since .01 takes several times the epochs), for PSL and
-# BSL SL's temperature, for CW what is good on Health (on Gowalla with τ_c halved along with τ, as it is their ratio
+# on Gowalla, which has SL's learning rate and Health's T here, since .01 takes several times the epochs), for PSL
+# SL's temperature, for CW what is good on Health (on Gowalla with τ_c halved along with τ, as it is their ratio
 # that counts in the gradient of the positive), with correction and without. One of a kind is taken without a try.
 _OF_THEIR_OWN: Mapping[tuple[str, str], list[tuple[dict[str, Any], dict[str, Any]]]] = {
     (ELECTRONIC, "sl"): [({"temperature": 0.1}, {})],
-    (ELECTRONIC, "bsl"): [({"temperature": 0.1, "positive_temperature": 0.2}, {})],
     (ELECTRONIC, "psl-tanh"): [({"temperature": 0.1}, {})],
     (ELECTRONIC, "slk"): [({"temperature": 0.1, "confidence_temperature": 1.125, "refresh_epochs": 20}, {})],
     (ELECTRONIC, "cw"): [
