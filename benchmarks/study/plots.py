@@ -205,8 +205,10 @@ def plot_numbers(store: Store, path: Path) -> bool:
         for dataset in parts.NUMBER_DATASETS
         for loss in parts.NUMBER_LOSSES
     }
-    datasets = [
-        dataset for dataset in parts.NUMBER_DATASETS if any(any(found[dataset, loss]) for loss in parts.NUMBER_LOSSES)
+    datasets = [  # the protocol's number alone is no curve
+        dataset
+        for dataset in parts.NUMBER_DATASETS
+        if any(len([summary for summary in found[dataset, loss] if summary]) > 1 for loss in parts.NUMBER_LOSSES)
     ]
     if not datasets:
         return False
