@@ -38,9 +38,10 @@ def _options(**changes: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     return changes, {}
 
 
+_UNCORRECTED = {"prior": 0.0, "extra_positives": 0}
+
 # Eight of each: (changes of the options, changes of the configuration). With one positive per row BSL's τ₁ only scales
 # the loss, so that there is nothing but τ₂ to search.
-_UNCORRECTED = {"prior": 0.0, "extra_positives": 0}
 _SOFTMAX = [_options(temperature=tau) for tau in (0.05, 0.075, 0.09, 0.1, 0.11, 0.125, 0.15, 0.2)]
 GRIDS: Mapping[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {
     "bpr": [({}, {"lr": lr, "weight_decay": decay}) for lr in (0.01, 0.001) for decay in (0.0, 1e-5, 1e-4, 2e-4)],
