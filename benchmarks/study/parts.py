@@ -137,10 +137,10 @@ MECHANISMS: dict[str, tuple[str, ...]] = {
 
 def mechanism_runs(dataset: str, name: str) -> list[Run]:
     """Return the runs, one per seed, of one of the data set's :data:`MECHANISMS`."""
-    options = dict(_MECHANISMS[name])
-    loss = options.pop("loss", "cw")
+    changes = dict(_MECHANISMS[name])
+    loss = changes.pop("loss", "cw")
     negatives, seeds = (_SWEEP_NEGATIVES, _SWEEP_SEEDS) if dataset == HEALTH else (grids.NEGATIVES, (0,))
-    options = replace(_SWEEP_BASE, negatives=negatives, **options)
+    options = replace(_SWEEP_BASE, negatives=negatives, **changes)
     return [Run(dataset, loss, options, config(dataset, seed=seed)) for seed in seeds]
 
 
