@@ -44,7 +44,12 @@ _UNCORRECTED = {"prior": 0.0, "extra_positives": 0}
 # the loss, so that there is nothing but τ₂ to search.
 _SOFTMAX = [_options(temperature=tau) for tau in (0.05, 0.075, 0.09, 0.1, 0.11, 0.125, 0.15, 0.2)]
 GRIDS: Mapping[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {
-    "bpr": [({}, {"lr": lr, "weight_decay": decay}) for lr in (0.01, 0.001) for decay in (0.0, 1e-5, 1e-4, 2e-4)],
+    # With one negative per step it rises late, after longer halts than the patience: it goes through all epochs.
+    "bpr": [
+        ({}, {"lr": lr, "weight_decay": decay, "patience": None})
+        for lr in (0.01, 0.001)
+        for decay in (0.0, 1e-5, 1e-4, 2e-4)
+    ],
     "llpauc": [
         ({"top_positives": alpha, "top_negatives": beta}, {"lr": 0.01, "weight_decay": decay})
         for alpha, beta, decay in (
