@@ -25,8 +25,8 @@ NEGATIVES = Negatives("uniform", 1000)
 # third of the time.
 _SEARCH_NEGATIVES = {HEALTH: Negatives("full", None)}
 SEARCH_SEED = 0
-# The others take to graphs what is best for them on MF; with BPR's learning rate and weight decay that went badly.
-SEARCHED_ON_EACH_MODEL = ("bpr",)
+# The others take to graphs what is best for them on MF; with the weight decay of these that went badly.
+SEARCHED_ON_EACH_MODEL = ("bpr", "llpauc")
 
 
 def config(dataset: str, model: str = "mf", **changes: Any) -> TrainingConfig:
