@@ -25,8 +25,8 @@ NEGATIVES = Negatives("uniform", 1000)
 # third of the time.
 _SEARCH_NEGATIVES = {HEALTH: Negatives("full", None)}
 SEARCH_SEED = 0
-# The others take to graphs what is best for them on MF; with the weight decay of these that went badly.
-SEARCHED_ON_EACH_MODEL = ("bpr", "llpauc")
+# The others take to graphs what is best for them on MF.
+SEARCHED_ON_EACH_MODEL: Mapping[str, tuple[str, ...]] = {HEALTH: ("bpr", "llpauc", "sl", "slk", "cw")}
 
 
 def config(dataset: str, model: str = "mf", **changes: Any) -> TrainingConfig:
@@ -107,8 +107,8 @@ _OF_THEIR_OWN: Mapping[tuple[str, str], list[tuple[dict[str, Any], dict[str, Any
 
 
 def search_runs(dataset: str, loss: str, model: str = "mf") -> list[Run]:
-    """Return the runs that a loss's hyper-parameters are chosen from, on MF for most losses whatever the model."""
-    model = model if loss in SEARCHED_ON_EACH_MODEL else "mf"
+    """Return the runs that a loss's hyper-parameters are chosen from, on MF for many losses whatever the model."""
+    model = model if loss in SEARCHED_ON_EACH_MODEL.get(dataset, ()) else "mf"
     negatives = NEGATIVES
     if loss not in ("bpr", "llpauc", "advinfonce"):
         negatives = _SEARCH_NEGATIVES.get(dataset, NEGATIVES)

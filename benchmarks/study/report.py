@@ -81,7 +81,7 @@ def _comparison(store: Store) -> str:
 def _search(store: Store) -> str:
     rows = []
     for (dataset, model), (losses, _) in parts.COMPARED.items():
-        for loss in losses if model == "mf" else grids.SEARCHED_ON_EACH_MODEL:
+        for loss in losses if model == "mf" else grids.SEARCHED_ON_EACH_MODEL.get(dataset, ()):
             tries = grids.search_runs(dataset, loss, model)
             if loss not in losses or len(tries) == 1:
                 continue
