@@ -129,15 +129,26 @@ def test_all_losses_are_searched_alike():
 
 
 def test_the_best_validation_is_chosen_when_all_is_known(tmp_path):
-    store, runs = Store(tmp_path), grids.search_runs(HEALTH, "sl")
+    store, runs = Store(tmp_path), grids.search_runs(HEALTH, "infonce")
     for index, run in enumerate(runs):
-        assert grids.chosen(store, HEALTH, "sl") is None
+        assert grids.chosen(store, HEALTH, "infonce") is None
         store.add(run, result_of(run, validation=0.3 if index == 2 else 0.1))
-    chosen = grids.chosen(store, HEALTH, "sl")
+    chosen = grids.chosen(store, HEALTH, "infonce")
     assert chosen == grids.with_negatives(runs[2], Negatives("uniform", 1000))
-    assert grids.chosen(store, HEALTH, "sl", "lightgcn").config == replace(chosen.config, model="lightgcn")
-    store.add(runs[2], {"loss": "sl", "loss_settings": {}, "diverged": "NaN"})
-    assert grids.chosen(store, HEALTH, "sl").options.temperature != chosen.options.temperature
+    assert grids.chosen(store, HEALTH, "infonce", "lightgcn").config == replace(chosen.config, model="lightgcn")
+    store.add(runs[2], {"loss": "infonce", "loss_settings": {}, "diverged": "NaN"})
+    assert grids.chosen(store, HEALTH, "infonce").options.temperature != chosen.options.temperature
+
+
+def test_a_loss_searched_on_each_model_does_not_take_what_is_best_on_mf(tmp_path):
+    store = Store(tmp_path)
+    for model, best in (("mf", 2), ("lightgcn", 5)):
+        assert grids.chosen(store, HEALTH, "sl", model) is None
+        for index, run in enumerate(grids.search_runs(HEALTH, "sl", model)):
+            store.add(run, result_of(run, validation=0.3 if index == best else 0.1))
+        expected = grids.with_negatives(grids.search_runs(HEALTH, "sl", model)[best], Negatives("uniform", 1000))
+        assert grids.chosen(store, HEALTH, "sl", model) == expected
+        assert expected.config.model == model
 
 
 def test_one_setting_needs_no_search_and_two_do(tmp_path):
@@ -156,7 +167,7 @@ def test_one_setting_needs_no_search_and_two_do(tmp_path):
 def test_a_models_own_settings_are_what_is_best_for_sl(tmp_path, dataset, model):
     store, tries = Store(tmp_path), parts.MODEL_TRIES[dataset, model]
     for loss in ("sl", "cw"):
-        for run in grids.search_runs(dataset, loss):
+        for run in grids.search_runs(dataset, loss, model):
             store.add(run, result_of(run))
     runs = parts.model_tries(store, dataset, model)
     assert len(runs) == len(tries) > 1
