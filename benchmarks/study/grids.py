@@ -38,7 +38,8 @@ def _options(**changes: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     return changes, {}
 
 
-_UNCORRECTED = {"prior": 0.0, "extra_positives": 0}
+# No prior, so none of the draws that only its correction looks at.
+UNCORRECTED: Mapping[str, Any] = {"prior": 0.0, "extra_positives": 0}
 
 # Eight of each: (changes of the options, changes of the configuration). With one positive per row BSL's τ₁ only scales
 # the loss, so that there is nothing but τ₂ to search.
@@ -80,7 +81,7 @@ GRIDS: Mapping[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {
     "cw": [
         _options(temperature=tau, confidence_temperature=other, **correction)
         for tau, other in ((0.075, 1.25), (0.1, 1.25), (0.125, 1.75), (0.125, 2.5))
-        for correction in (_UNCORRECTED, {"prior": 0.05})
+        for correction in (UNCORRECTED, {"prior": 0.05})
     ],
 }  # fmt: skip
 
@@ -95,13 +96,13 @@ _OF_THEIR_OWN: Mapping[tuple[str, str], list[tuple[dict[str, Any], dict[str, Any
     (ELECTRONIC, "psl-tanh"): [({"temperature": 0.1}, {})],
     (ELECTRONIC, "slk"): [({"temperature": 0.1, "confidence_temperature": 1.125, "refresh_epochs": 20}, {})],
     (ELECTRONIC, "cw"): [
-        ({"temperature": 0.1, "confidence_temperature": 1.25, **correction}, {}) for correction in ({}, _UNCORRECTED)
+        ({"temperature": 0.1, "confidence_temperature": 1.25, **correction}, {}) for correction in ({}, UNCORRECTED)
     ],
     (GOWALLA, "sl"): [({"temperature": 0.05}, _SHORT)],
     (GOWALLA, "slk"): [({"temperature": 0.05, "confidence_temperature": 0.5}, _SHORT)],
     (GOWALLA, "cw"): [
         ({"temperature": 0.05, "confidence_temperature": 0.625, **correction}, _SHORT)
-        for correction in ({}, _UNCORRECTED)
+        for correction in ({}, UNCORRECTED)
     ],
 }
 

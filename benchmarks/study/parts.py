@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -86,7 +86,7 @@ def comparison(store: Store) -> list[Run]:
 _SWEEP_NEGATIVES = Negatives("full", None)
 _SWEEP_SEEDS = (0, 1, 2)
 WEIGHTINGS = ("none", "sigmoid", "exponential", "linear")
-CORRECTIONS: dict[str, dict[str, Any]] = {"no": {"prior": 0.0, "extra_positives": 0}, "yes": {"prior": 0.05}}
+CORRECTIONS: dict[str, Mapping[str, Any]] = {"no": grids.UNCORRECTED, "yes": {"prior": 0.05}}
 CONFIDENCES: dict[str, dict[str, Any]] = {
     "none": {"confidence_temperature": None},
     "from 0": {"confidence_temperature": 1.25},
@@ -120,10 +120,8 @@ def sweep_runs(name: str, value: Any) -> list[Run]:
 # What the confidence does: as a constant in the gradient, and in its place a weaker pull on the positive.
 _MECHANISMS: dict[str, dict[str, Any]] = {
     "SL": {"loss": "sl"},
-    "SL, confidence": {"weighting": "none", "prior": 0.0, "extra_positives": 0},
-    "SL, confidence without gradient": {
-        "weighting": "none", "prior": 0.0, "extra_positives": 0, "confidence_detached": True
-    },
+    "SL, confidence": {"weighting": "none", **grids.UNCORRECTED},
+    "SL, confidence without gradient": {"weighting": "none", **grids.UNCORRECTED, "confidence_detached": True},
     "SL, pull of the positive × 0.9": {"loss": "two-tau", "positive_temperature": 0.1 / 0.9},
     "SL, pull of the positive × 0.8": {"loss": "two-tau", "positive_temperature": 0.1 / 0.8},
     "SL, pull of the positive × 0.7": {"loss": "two-tau", "positive_temperature": 0.1 / 0.7},
@@ -175,7 +173,7 @@ def combination_runs(store: Store, dataset: str, name: str) -> list[Run]:
     best = chosen(store, dataset, "slk")
     if best is None:
         return []
-    added = {"confidence_top_k": DEFAULT_TOP_K, "prior": 0.0, "extra_positives": 0} | COMBINATIONS[name]
+    added = {"confidence_top_k": DEFAULT_TOP_K, **grids.UNCORRECTED, **COMBINATIONS[name]}
     return [replace(best, loss="cw", options=replace(best.options, **added))]
 
 
