@@ -96,13 +96,14 @@ _OF_THEIR_OWN: Mapping[tuple[str, str], list[tuple[dict[str, Any], dict[str, Any
     (ELECTRONIC, "psl-tanh"): [({"temperature": 0.1}, {})],
     (ELECTRONIC, "slk"): [({"temperature": 0.1, "confidence_temperature": 1.125, "refresh_epochs": 20}, {})],
     (ELECTRONIC, "cw"): [
-        ({"temperature": 0.1, "confidence_temperature": 1.25, **correction}, {}) for correction in ({}, UNCORRECTED)
+        ({"temperature": 0.1, "confidence_temperature": other, **correction}, {})
+        for other, correction in ((1.25, {}), (1.25, UNCORRECTED), (1.0, UNCORRECTED))
     ],
     (GOWALLA, "sl"): [({"temperature": 0.05}, _SHORT)],
     (GOWALLA, "slk"): [({"temperature": 0.05, "confidence_temperature": 0.5}, _SHORT)],
     (GOWALLA, "cw"): [
-        ({"temperature": 0.05, "confidence_temperature": 0.625, **correction}, _SHORT)
-        for correction in ({}, UNCORRECTED)
+        ({"temperature": 0.05, "confidence_temperature": other, **correction}, _SHORT)
+        for other, correction in ((0.625, {}), (0.625, UNCORRECTED), (0.4, UNCORRECTED))
     ],
 }
 
