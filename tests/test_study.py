@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from benchmarks import reporting
 from benchmarks.losses import LossOptions
 from benchmarks.negatives import Negatives
 from benchmarks.study import __main__ as study
-from benchmarks.study import grids, parts, published, report, workers
-from benchmarks.study.published import GOWALLA, HEALTH
+from benchmarks.study import grids, parts, published, report, step_times, workers
+from benchmarks.study.published import ELECTRONIC, GOWALLA, HEALTH
 from benchmarks.study.runs import Run, Store
 from benchmarks.study.summary import difference, summarise
 from benchmarks.trainer import Trainer, TrainingConfig
@@ -267,6 +270,60 @@ def test_published_numbers_are_found_by_data_model_and_loss():
     assert published.published("gowalla", "lightgcn", "slk") == (0.2128, 0.1729)
     assert published.published("gowalla", "mf", "cw") is None
     assert published.published("other", "mf", "sl") is None
+
+
+# --- times of steps ---
+
+
+def test_steps_are_timed_by_loss_and_number_and_shown(small, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    store = Store(out)
+    monkeypatch.setattr(parts, "NUMBERS", (2, 8))
+    monkeypatch.setattr(parts, "NUMBER_DATASETS", (HEALTH,))
+    fill(store, parts.searches(store))
+    fill(
+        store,
+        [run for loss in parts.NUMBER_LOSSES for n in (2, 8) for run in parts.number_runs(store, HEALTH, loss, n)],
+    )
+    steps = []
+    train_step = Trainer.train_step
+
+    def counted(trainer, batch):
+        steps.append((trainer.loss.name, trainer.loss.negatives.number, torch.get_num_threads()))
+        return train_step(trainer, batch)
+
+    monkeypatch.setattr(Trainer, "train_step", counted)
+    threads = torch.get_num_threads()
+    arguments = [*small[:4], "--rounds", "3"]
+    assert step_times.main(arguments) == 0
+    expected = {(loss, number) for loss in parts.NUMBER_LOSSES for number in (2, 8)}
+    assert Counter(steps) == {(*pair, 1): 2 * 3 for pair in expected}  # one before each that is timed
+    assert torch.get_num_threads() == threads
+    times = step_times.read(out)
+    assert {(loss, int(number)) for loss, of_loss in times[HEALTH].items() for number in of_loss} == expected
+    for seconds in (seconds for of_loss in times[HEALTH].values() for seconds in of_loss.values()):
+        assert 0 < seconds["q20"] <= seconds["median"] <= seconds["q80"]
+    times[HEALTH]["cw"]["8"] = {"q20": 0.0011, "median": 0.0022, "q80": 0.0033}
+    reporting.write_json(out / step_times.TIMES_FILE, {"datasets": times})
+    report.write_report(store, out)
+    assert "| 2.2 (1.1 to 3.3) |" in (out / "tables.md").read_text(encoding="utf-8")
+
+
+def test_times_need_hyper_parameters_and_data(small, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert step_times.main(small[:4]) == 2
+    assert f"search of sl's hyper-parameters on {HEALTH}" in capsys.readouterr().err
+    fill(Store(out), parts.searches(Store(out)))
+    assert step_times.main(small[:4]) == 2
+    assert str(tmp_path / "data" / ELECTRONIC) in capsys.readouterr().err
+    assert not (out / step_times.TIMES_FILE).exists()
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}"])
+def test_what_is_no_times_is_refused(tmp_path, content):
+    (tmp_path / step_times.TIMES_FILE).write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=step_times.TIMES_FILE):
+        step_times.read(tmp_path)
 
 
 # --- training ---

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from benchmarks import effectiveness, reporting
-from benchmarks.study import grids, parts
+from benchmarks.study import parts, step_times
 from benchmarks.study.published import HEALTH, LOSS_NAMES, SHORT_NAMES, published
 from benchmarks.study.runs import Store
 from benchmarks.study.summary import Summary, summarise
@@ -173,10 +173,25 @@ def plot_noise(store: Store, path: Path) -> bool:
     return _save(figure, path)
 
 
-def _predict(axes: Axes, summaries: Sequence[Summary | None]) -> None:
-    """Draw how effective each number of negatives should be, by SL's run with the protocol's number."""
-    summary = summaries[parts.NUMBERS.index(grids.NEGATIVES.number)]
-    known = [result["shares_below"] for result in summary.results if "shares_below" in result] if summary else []
+def _draw_times(axes: Axes, times: dict[str, dict[str, float]], colour: str, marker: str, label: str) -> None:
+    """Draw medians of milliseconds, with bars from the 20 % to the 80 % quantile, against the number of negatives."""
+    if not times:
+        axes.set_axis_off()
+        return
+    low, middle, high = (
+        1e3 * np.array([seconds[quantile] for seconds in times.values()]) for quantile in ("q20", "median", "q80")
+    )
+    bars = (middle - low, high - middle)
+    axes.errorbar([int(number) for number in times], middle, bars, color=colour, marker=marker, label=label, capsize=2)
+    axes.set_yscale("log")
+    for formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        formatter(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "125" else ""))
+
+
+def _predict(axes: Axes, store: Store, dataset: str) -> None:
+    """Draw how effective each number of negatives should be, by SL's runs with the protocol's number."""
+    runs = [run for run in parts.compared_runs(store, dataset, "mf", "sl") if run in store]
+    known = [shares for run in runs if (shares := store[run].get("shares_below"))]
     if not known:
         axes.set_axis_off()
         return
@@ -195,7 +210,7 @@ def _predict(axes: Axes, summaries: Sequence[Summary | None]) -> None:
             label=f"π = {prior:g}, best N = {best}",
         )
     axes.set(ylabel="estimated effectiveness", ylim=(-1, 1))
-    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.18))
+    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.28))
 
 
 def plot_numbers(store: Store, path: Path) -> bool:
@@ -212,33 +227,22 @@ def plot_numbers(store: Store, path: Path) -> bool:
     ]
     if not datasets:
         return False
-    figure = _figure(4.8 * (len(datasets) + 1), 7.5)
-    rows = figure.subplots(2, len(datasets) + 1, height_ratios=(3, 2))
-    *quality, cost = rows[0]
-    *predictions, nothing = rows[1]
-    nothing.set_axis_off()
-    for axes, dataset in zip(predictions, datasets, strict=True):
-        _predict(axes, found[dataset, "sl"])
-    for axes, dataset in zip(quality, datasets, strict=True):
+    times = step_times.read(store.directory)
+    figure = _figure(4.8 * len(datasets), 9.5)
+    rows = figure.subplots(3, len(datasets), height_ratios=(3, 2, 2), squeeze=False)
+    for dataset, (quality, cost, prediction) in zip(datasets, rows.T, strict=True):
         for loss in parts.NUMBER_LOSSES:
             colour, marker, name = _LOSS_STYLES[loss]
-            summaries = found[dataset, loss]
-            _line(axes, parts.NUMBERS, summaries, colour, marker, label=name)
-            known = [(n, 1e3 * s.seconds_per_step) for n, s in zip(parts.NUMBERS, summaries, strict=True) if s]
-            style = "-" if dataset == datasets[0] else ":"
-            label = f"{name}, {SHORT_NAMES[dataset]}" if known else None
-            cost.plot([n for n, _ in known], [ms for _, ms in known], style, color=colour, marker=marker, label=label)
-        axes.set(ylabel="test NDCG@20, mean ± deviation over seeds", title=SHORT_NAMES[dataset])
-        axes.legend(frameon=False)
-    cost.set(ylabel="ms per training step, one thread", title="Cost")
-    cost.set_yscale("log")
-    for formatter in (cost.yaxis.set_major_formatter, cost.yaxis.set_minor_formatter):
-        formatter(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "125" else ""))
-    cost.legend(frameon=False)
-    for axes in (*quality, *predictions, cost):
-        _plain_log_axis(axes)
-        axes.set_xlabel("N, negatives per positive")
-        _finish(axes)
+            _line(quality, parts.NUMBERS, found[dataset, loss], colour, marker, label=name)
+            _draw_times(cost, times.get(dataset, {}).get(loss, {}), colour, marker, name)
+        quality.set(ylabel="test NDCG@20", title=f"{SHORT_NAMES[dataset]}, MF")
+        cost.set(ylabel="ms per training step, one thread")
+        _predict(prediction, store, dataset)
+        for axes in (quality, cost, prediction):
+            _plain_log_axis(axes)
+            axes.set(xlabel="N, negatives per positive", xlim=(0.8, 1.25 * parts.NUMBERS[-1]))
+            _finish(axes)
+        quality.legend(frameon=False)
     return _save(figure, path)
 
 

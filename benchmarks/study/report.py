@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import reporting
-from benchmarks.study import grids, parts, plots
+from benchmarks.study import grids, parts, plots, step_times
 from benchmarks.study.published import SHORT_NAMES, published
 from benchmarks.study.runs import Store
 from benchmarks.study.summary import Summary, difference, diverged, summarise
@@ -201,16 +201,23 @@ def _noise(store: Store) -> str:
 
 
 def _numbers(store: Store) -> str:
-    rows = []
+    rows, times = [], step_times.read(store.directory)
     for dataset in parts.NUMBER_DATASETS:
         for loss in parts.NUMBER_LOSSES:
             for number in parts.NUMBERS:
                 summary = summarise(store, parts.number_runs(store, dataset, loss, number))
                 if summary:
-                    milliseconds = f"{1e3 * summary.seconds_per_step:.1f}"
+                    seconds = times.get(dataset, {}).get(loss, {}).get(str(number))
+                    time = (
+                        "{median:.1f} ({q20:.1f} to {q80:.1f})".format(
+                            **{quantile: 1e3 * value for quantile, value in seconds.items()}
+                        )
+                        if seconds
+                        else ""
+                    )
                     name = f"{SHORT_NAMES[dataset]}, {loss}"
-                    rows.append([name, str(number), summary.text("recall"), summary.text("ndcg"), milliseconds])
-    text = "Test, MF; the time of a whole training step on one thread, with other runs beside it."
+                    rows.append([name, str(number), summary.text("recall"), summary.text("ndcg"), time])
+    text = "Test, MF; a whole training step's median time on one thread (20 to 80 %), all of a data set in turns."
     return _section("How many negatives", text, ["", "N", "Recall@20", "NDCG@20", "ms per step"], rows)
 
 

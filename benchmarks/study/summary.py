@@ -37,11 +37,6 @@ class Summary(NamedTuple):
         return f"{self.mean(metric, part):.4f}{deviation}"
 
     @property
-    def seconds_per_step(self) -> float:
-        """The mean over the seeds."""
-        return mean(result["seconds"]["per_epoch"] / result["steps_per_epoch"] for result in self.results)
-
-    @property
     def seconds_per_epoch(self) -> float:
         """The mean over the seeds."""
         return mean(result["seconds"]["per_epoch"] for result in self.results)

@@ -1,0 +1,117 @@
+"""How long a step of training takes with so many negatives: all losses and numbers in turns, in one process."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks import data, reporting
+from benchmarks.arguments import positive_int
+from benchmarks.study import parts
+from benchmarks.study.runs import Run, Store
+from benchmarks.timing import Plan, alternate, quantiles
+from benchmarks.trainer import Trainer
+
+TIMES_FILE = "step_times.json"
+
+# Seconds of a step by loss and number of negatives, the latter as JSON's keys are: {"q20", "median", "q80"}.
+Times = dict[str, dict[str, dict[str, float]]]
+
+
+def measure(dataset: data.InteractionData, runs: Sequence[Run], rounds: int) -> Times:
+    """Time whole training steps (sampling, loss, backward, optimizer) on one thread, a step of each run per round.
+
+    Args:
+        dataset: training interactions.
+        runs: no two with the same loss and number of negatives.
+        rounds: timed steps per run, at least 1.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        steps = {str(index): _step(Trainer(dataset, run.ranking_loss, run.config)) for index, run in enumerate(runs)}
+        plan = Plan(rounds, repetitions=1, warm_up=True)
+        seconds = alternate(steps, dict.fromkeys(steps, plan), synchronize=lambda: None)
+    finally:
+        torch.set_num_threads(threads)
+    times: Times = {run.loss: {} for run in runs}
+    for run, samples in zip(runs, seconds.values(), strict=True):
+        times[run.loss][str(run.options.negatives.number)] = quantiles(samples)
+    return times
+
+
+def _step(trainer: Trainer) -> Callable[[], object]:
+    batches = trainer.shuffled_batches()
+    full = itertools.cycle(batches[:-1] or batches)
+    return lambda: trainer.train_step(next(full))
+
+
+def _runs(store: Store, dataset: str) -> list[Run]:
+    runs = []
+    for loss in parts.NUMBER_LOSSES:
+        of_loss = [run for number in parts.NUMBERS for run in parts.number_runs(store, dataset, loss, number)[:1]]
+        if not of_loss:
+            raise ValueError(
+                f"{store.directory}: expected the study's search of {loss}'s hyper-parameters on {dataset}, got none"
+            )
+        runs += of_loss
+    return runs
+
+
+def read(directory: Path) -> dict[str, Times]:
+    """Return the times that were measured, by data set; none where nothing was.
+
+    Raises:
+        ValueError: the file is not one of times; the message names it.
+    """
+    path = directory / TIMES_FILE
+    if not path.exists():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["datasets"]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{path}: expected times of steps, got something else; measure them again") from None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.study.step_times",
+        description=__doc__,
+        epilog="Exit status: 0 done, 2 bad arguments or data, 130 ended by Ctrl-C (nothing is written).",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--data", type=Path, metavar="DIR", default=Path("data"), help="as the study's")
+    parser.add_argument("--out", type=Path, metavar="DIR", default=Path("runs/study"), help="the study's results")
+    parser.add_argument("--rounds", type=positive_int, default=40, help="timed steps per loss and number")
+    arguments = parser.parse_args(argv)
+
+    try:
+        store = Store(arguments.out)
+        runs = {name: _runs(store, name) for name in parts.NUMBER_DATASETS}
+        loaded = {name: data.load_split_directory(arguments.data / name) for name in runs}
+        datasets = {name: measure(loaded[name], runs[name], arguments.rounds) for name in runs}
+        report = {
+            "environment": reporting.environment(),
+            "rounds": arguments.rounds,
+            "threads": 1,
+            "datasets": datasets,
+        }
+        reporting.write_json(arguments.out / TIMES_FILE, report)
+        print(arguments.out / TIMES_FILE)
+    except KeyboardInterrupt:
+        return reporting.INTERRUPTED
+    except reporting.ERRORS as error:
+        print(f"error: {reporting.first_line(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
