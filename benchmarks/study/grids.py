@@ -85,26 +85,32 @@ GRIDS: Mapping[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {
     ],
 }  # fmt: skip
 
+
+def _cw_tries(confidence_temperature: float, lower: float) -> list[dict[str, Any]]:
+    uncorrected = {"confidence_temperature": confidence_temperature, **UNCORRECTED}
+    return [
+        {"confidence_temperature": confidence_temperature},
+        uncorrected,
+        {**uncorrected, "confidence_temperature": lower},
+        {**uncorrected, "weighting": "linear"},
+    ]
+
+
 # An epoch of Gowalla takes 40 seconds of a core.
 _SHORT = {"epochs": 50}
 # Where a search like that would take too long: for SL and SL@20 what was published as best (SL@K paper; but for SL@20
 # on Gowalla, which has SL's learning rate and Health's T here, since .01 takes several times the epochs), for PSL
 # SL's temperature, for CW what is good on Health (on Gowalla with τ_c halved along with τ, as it is their ratio
-# that counts in the gradient of the positive), with correction and without. One of a kind is taken without a try.
+# that counts in the gradient of the positive), with correction and without, and from there a lower τ_c and other
+# weights. One of a kind is taken without a try.
 _OF_THEIR_OWN: Mapping[tuple[str, str], list[tuple[dict[str, Any], dict[str, Any]]]] = {
     (ELECTRONIC, "sl"): [({"temperature": 0.1}, {})],
     (ELECTRONIC, "psl-tanh"): [({"temperature": 0.1}, {})],
     (ELECTRONIC, "slk"): [({"temperature": 0.1, "confidence_temperature": 1.125, "refresh_epochs": 20}, {})],
-    (ELECTRONIC, "cw"): [
-        ({"temperature": 0.1, "confidence_temperature": other, **correction}, {})
-        for other, correction in ((1.25, {}), (1.25, UNCORRECTED), (1.0, UNCORRECTED))
-    ],
+    (ELECTRONIC, "cw"): [({"temperature": 0.1, **changes}, {}) for changes in _cw_tries(1.25, lower=1.0)],
     (GOWALLA, "sl"): [({"temperature": 0.05}, _SHORT)],
     (GOWALLA, "slk"): [({"temperature": 0.05, "confidence_temperature": 0.5}, _SHORT)],
-    (GOWALLA, "cw"): [
-        ({"temperature": 0.05, "confidence_temperature": other, **correction}, _SHORT)
-        for other, correction in ((0.625, {}), (0.625, UNCORRECTED), (0.4, UNCORRECTED))
-    ],
+    (GOWALLA, "cw"): [({"temperature": 0.05, **changes}, _SHORT) for changes in _cw_tries(0.625, lower=0.4)],
 }
 
 

@@ -236,7 +236,7 @@ def plot_numbers(store: Store, path: Path) -> bool:
             _line(quality, parts.NUMBERS, found[dataset, loss], colour, marker, label=name)
             _draw_times(cost, times.get(dataset, {}).get(loss, {}), colour, marker, name)
         quality.set(ylabel="test NDCG@20", title=f"{SHORT_NAMES[dataset]}, MF")
-        cost.set(ylabel="ms per training step, one thread")
+        cost.set(ylabel="ms per step, one thread")
         _predict(prediction, store, dataset)
         for axes in (quality, cost, prediction):
             _plain_log_axis(axes)
