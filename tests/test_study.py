@@ -269,6 +269,8 @@ def test_all_plots_and_tables_of_a_whole_study(tmp_path):
 def test_published_numbers_are_found_by_data_model_and_loss():
     assert published.published("gowalla", "lightgcn", "slk") == (0.2128, 0.1729)
     assert published.published("gowalla", "mf", "cw") is None
+    assert published.published("gowalla", "mf", "psl-tanh") == (0.2088, 0.1646)
+    assert published.published("amazon2014-health", "mf", "psl-tanh") is None
     assert published.published("other", "mf", "sl") is None
 
 

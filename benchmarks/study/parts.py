@@ -21,8 +21,8 @@ COMPARED: dict[tuple[str, str], tuple[tuple[str, ...], int]] = {
     (HEALTH, "mf"): (grids.LOSSES, 5),
     (HEALTH, "lightgcn"): (grids.LOSSES, 5),
     (HEALTH, "xsimgcl"): (grids.LOSSES, 5),
-    (ELECTRONIC, "mf"): (("bpr", "sl", "psl-tanh", "slk", "cw"), 3),
-    (ELECTRONIC, "lightgcn"): (("sl", "psl-tanh", "slk", "cw"), 3),
+    (ELECTRONIC, "mf"): (("bpr", "sl", "psl-tanh", "psl-relu", "slk", "cw"), 3),
+    (ELECTRONIC, "lightgcn"): (("sl", "psl-tanh", "psl-relu", "slk", "cw"), 3),
     (GOWALLA, "mf"): (("sl", "slk", "cw"), 1),
 }
 
