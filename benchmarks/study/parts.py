@@ -16,8 +16,7 @@ from benchmarks.study.runs import Run, Store
 # --- which loss ranks best ---
 
 # (data set, model): the losses compared there, and with how many seeds. BSL, with one positive per row, is SL times a
-# constant, which Adam undoes: on Health with MF it comes out as SL does, and on Electronic it is SL with another
-# learning rate.
+# constant, which Adam undoes: with the same learning rate and temperature it comes out as SL does.
 COMPARED: dict[tuple[str, str], tuple[tuple[str, ...], int]] = {
     (HEALTH, "mf"): (grids.LOSSES, 5),
     (HEALTH, "lightgcn"): (grids.LOSSES, 5),
