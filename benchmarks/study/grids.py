@@ -100,12 +100,12 @@ def _cw_tries(confidence_temperature: float, lower: float) -> list[dict[str, Any
 _SHORT = {"epochs": 50}
 # Where a search like that would take too long: for SL, BSL, PSL and SL@20 what was published as best (PSL and SL@K
 # papers; but for SL@20 on Gowalla, which has SL's learning rate and Health's T here, since .01 takes several times
-# the epochs), for BSL SL's learning rate too, for CW what is good on Health (on Gowalla with τ_c halved along with τ,
-# as it is their ratio that counts in the gradient of the positive), with correction and without, and from there a
-# lower τ_c and other weights. One of a kind is taken without a try.
+# the epochs), for CW what is good on Health (on Gowalla with τ_c halved along with τ, as it is their ratio that
+# counts in the gradient of the positive), with correction and without, and from there a lower τ_c and other weights.
+# One of a kind is taken without a try.
 _OF_THEIR_OWN: Mapping[tuple[str, str], list[tuple[dict[str, Any], dict[str, Any]]]] = {
     (ELECTRONIC, "sl"): [({"temperature": 0.1}, {})],
-    (ELECTRONIC, "bsl"): [({"temperature": 0.1}, {"lr": lr}) for lr in (0.1, 0.01)],
+    (ELECTRONIC, "bsl"): [({"temperature": 0.1}, {"lr": 0.1})],
     (ELECTRONIC, "psl-tanh"): [({"temperature": 0.1}, {})],
     (ELECTRONIC, "psl-relu"): [({"temperature": 0.1}, {})],
     (ELECTRONIC, "slk"): [({"temperature": 0.1, "confidence_temperature": 1.125, "refresh_epochs": 20}, {})],
