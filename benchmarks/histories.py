@@ -48,4 +48,6 @@ def history(path: str | None, num_users: int, num_items: int) -> Interactions:
         items = rng.permutation(num_items)[np.minimum(ranks, num_items - 1)]
         users = np.concatenate([users, rng.integers(num_users, size=num_items)])
         items = np.concatenate([items, np.arange(num_items)])
+        # Each pair once, as in a data set.
+        users, items = np.divmod(np.unique(users * num_items + items), num_items)
     return Interactions(users, items, num_queries=num_users, num_items=num_items)

@@ -64,7 +64,7 @@ class Training:
     def make_interactions(self) -> Interactions:
         pairs = self.random.randint(1, 1000)
         ids = (torch.randint(n, (pairs,), generator=self.generator, device=self.device) for n in (QUERIES, ITEMS - 1))
-        return Interactions(*ids, num_queries=QUERIES, num_items=ITEMS)
+        return Interactions(*ids, num_queries=QUERIES, num_items=ITEMS, keep_counts=True)
 
     def step(self) -> None:
         """One step, of a kind that the seed decides."""

@@ -94,9 +94,25 @@ def loss_of_ids(
     exclude: bool = False,
     history: History | None = None,
 ) -> Tensor:
-    """The loss with these negatives, [B, N] or shared [N], and their log weights [B, N] or None.
+    """The loss with these negatives; the arguments are those of :func:`rows_of_ids`."""
+    return reduced(batch, rows_of_ids(batch, neg_ids, log_q, sparse_grad=sparse_grad, exclude=exclude, history=history))
+
+
+def rows_of_ids(
+    batch: EmbeddingBatch,
+    neg_ids: Tensor,
+    log_q: Tensor | None,
+    *,
+    sparse_grad: bool,
+    exclude: bool = False,
+    history: History | None = None,
+) -> Callable[[str], tuple[Tensor, Tensor]]:
+    """The rows' losses with these negatives, [B, N] or shared [N], and their log weights [B, N] or None.
 
     With `exclude`, each row leaves out the shared negatives that are its positive, or known in `history`.
+
+    Returns:
+        A function of the reduction. Its results are (loss [B], or reduced; live [B]), without the row weights.
     """
     table, ids = batch.items, (batch.pos_ids, neg_ids, batch.extra_ids)
     if sparse_grad or not batch.fused:
@@ -108,13 +124,18 @@ def loss_of_ids(
     if sparse_grad:
         table, ids = compact_table(table, ids)
     arguments = (batch.queries, table, *ids, log_q, batch.prior, batch.threshold, batch.similarity, batch.options.row)
-    if not batch.fused:
-        return reference.reduce(*reference.embedding_rows(*arguments), batch.row_weights, batch.options.reduction)
-    return reduced(batch, lambda reduction: autograd.embedding_rows(*arguments, reduction, exclude, history))
+    if batch.fused:
+        return lambda reduction: autograd.embedding_rows(*arguments, reduction, exclude, history)
+
+    def rows(reduction: str) -> tuple[Tensor, Tensor]:
+        loss, live = reference.embedding_rows(*arguments)
+        return reference.reduce(loss, live, None, reduction), live
+
+    return rows
 
 
 def reduced(batch: EmbeddingBatch, rows: Callable[[str], tuple[Tensor, Tensor]]) -> Tensor:
-    """The loss from kernels that reduce it themselves, but for row weights: rows(reduction) is (loss, live)."""
+    """The loss from rows(reduction) = (loss, live), which does all of the reduction but the row weights."""
     if batch.row_weights is None:
         return rows(batch.options.reduction)[0]
     return reference.reduce(*rows("none"), batch.row_weights, batch.options.reduction)

@@ -39,7 +39,9 @@ class Interactions:
         num_queries, num_items: ids lie in [0, num_queries) and [0, num_items).
         starts: int64 [num_queries + 1]; query q's items are items[starts[q]:starts[q + 1]].
         items: int32 [number of distinct pairs], increasing within each query.
-        item_counts: int64 [num_items], how many queries each item occurs with.
+        item_counts: int64 [num_items], how many queries each item occurs with; with keep_counts, in how many events.
+        num_events: how many pairs were given, repeated ones counted each time.
+        keep_counts: whether item_counts counts events.
         most_per_query: the length of the longest history, 0 if there is none.
         num_occurring: how many items occur at all.
     """
@@ -49,16 +51,22 @@ class Interactions:
     starts: Tensor
     items: Tensor
     item_counts: Tensor
+    num_events: int
+    keep_counts: bool
     most_per_query: int
     num_occurring: int
 
-    def __init__(self, query_ids: Ids, item_ids: Ids, *, num_queries: int, num_items: int) -> None:
-        """Sort the pairs by query and item; what occurs twice is kept once.
+    def __init__(
+        self, query_ids: Ids, item_ids: Ids, *, num_queries: int, num_items: int, keep_counts: bool = False
+    ) -> None:
+        """Sort the pairs by query and item; a pair that occurs twice is kept once.
 
         Args:
             query_ids, item_ids: [P] each, P ≥ 0: tensors of any integer dtype, numpy arrays or lists; pair k is
                 (query_ids[k], item_ids[k]), in any order.
             num_queries, num_items: the ranges of the ids, at least 1; num_items at most 2³¹ − 1.
+            keep_counts: count a pair in item_counts as often as it occurs, for training on plays or purchases that
+                repeat. Popularity draws and the log-Q correction of in-batch negatives then follow events, not pairs.
 
         The result lies on the device of `query_ids` where that is a tensor, else on the CPU.
 
@@ -66,6 +74,8 @@ class Interactions:
             TypeError, ValueError: the message names the argument, what was expected and what came.
             IndexError: an id out of range, with its position.
         """
+        checks.flags(keep_counts=keep_counts)
+        self.keep_counts = keep_counts
         self.num_queries = _size("num_queries", num_queries)
         self.num_items = _size("num_items", num_items)
         if self.num_items > _LARGEST_ITEM_COUNT:
@@ -82,10 +92,12 @@ class Interactions:
         queries = _in_range("query_ids", query_ids, self.num_queries).to(device)
         items = _in_range("item_ids", item_ids, self.num_items).to(device)
 
+        self.num_events = len(queries)
+        events = items
         pairs = torch.unique(queries * self.num_items + items)  # sorted, too
         queries, items = pairs // self.num_items, pairs % self.num_items
         self.items = items.int()
-        self.item_counts = torch.bincount(items, minlength=self.num_items)
+        self.item_counts = torch.bincount(events if keep_counts else items, minlength=self.num_items)
         lengths = torch.bincount(queries, minlength=self.num_queries)
         self.starts = torch.zeros(self.num_queries + 1, dtype=torch.int64, device=device)
         torch.cumsum(lengths, 0, out=self.starts[1:])

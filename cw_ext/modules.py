@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from cw_ext import checks
 from cw_ext.embedding_batch import Similarity, check_similarity
+from cw_ext.estimate_full import check_estimate_full
 from cw_ext.functional import cw_loss, cw_loss_from_embeddings
 from cw_ext.interactions import Interactions
 from cw_ext.parameters import LossArguments, documents_loss_arguments, resolve
@@ -237,6 +238,7 @@ class CWInBatchLoss(_InteractionsLoss):
         interactions: Interactions | None = None,
         *,
         log_q_correction: bool = True,
+        estimate_full: bool = False,
         num_negatives: int = 0,
         similarity: Similarity = "half_cosine",
         sparse_grad: bool = False,
@@ -246,9 +248,11 @@ class CWInBatchLoss(_InteractionsLoss):
         super().__init__(interactions, **loss)
         checks.num_negatives(num_negatives, 0)
         check_similarity(similarity)
-        checks.flags(log_q_correction=log_q_correction, sparse_grad=sparse_grad)
+        checks.flags(log_q_correction=log_q_correction, estimate_full=estimate_full, sparse_grad=sparse_grad)
+        check_estimate_full(estimate_full, resolve(loss).row, log_q_correction)
         self.settings = {
             "log_q_correction": log_q_correction,
+            "estimate_full": estimate_full,
             "num_negatives": num_negatives,
             "similarity": similarity,
             "sparse_grad": sparse_grad,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Unpack
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from cw_ext import autograd_sampled, checks, reference
 from cw_ext.embedding_batch import EmbeddingBatch, Similarity, embedding_batch, loss_of_ids, reduced
+from cw_ext.estimate_full import check_estimate_full, loss_over_all_items
 from cw_ext.inputs import without_autocast
 from cw_ext.interactions import Interactions
 from cw_ext.parameters import LossArguments, documents_loss_arguments
@@ -116,6 +118,7 @@ def cw_loss_in_batch(
     interactions: Interactions | None = None,
     item_counts: Tensor | None = None,
     log_q_correction: bool = True,
+    estimate_full: bool = False,
     num_negatives: int = 0,
     seed: int | Tensor | None = None,
     extra_pos_ids: Tensor | None = None,
@@ -138,10 +141,19 @@ def cw_loss_in_batch(
             items passes distinct ones, and as pos_ids the inverse of torch.unique(item_ids, return_inverse=True).
         pos_ids: [B], int32 or int64, rows of `items`. −1 is padding: the row is left out, and is no negative.
         query_ids: [B], int32 or int64, rows of `interactions` (to be given too), whose known positives are left out.
-        interactions: the known positives; without query_ids only their item counts are used.
-        item_counts: [I], finite and ≥ 0, how often each item is a positive, to correct for; default:
-            interactions.item_counts. The values are checked on the CPU outside torch.compile.
-        log_q_correction: needs one of item_counts and interactions.
+        interactions: the known positives. Without query_ids nothing is left out, only the item counts are used, and a
+            warning says so; item_counts=interactions.item_counts does the same without one.
+        item_counts: [I], finite and ≥ 0, how often each item is a positive of the batches; default:
+            interactions.item_counts. The counts must follow what the batches are drawn from. If pairs repeat and the
+            batches repeat them, make the interactions with keep_counts=True. If the batches have each pair once, pass
+            the counts of distinct pairs. The values are checked on the CPU outside torch.compile.
+        log_q_correction: needs item_counts or interactions.
+        estimate_full: estimate the softmax over all items, that is :func:`cw_loss_full` with include_positive=True:
+            log(1 + I′·G), where I′ is the number of items that the row does not leave out, in place of the number of
+            negatives. The gradient is the one of Khrylchenko et al., "Correcting the LogQ Correction" (RecSys 2025,
+            arXiv 2507.09331): that of the loss without the positive, times 1 − P(positive). The positive is in the
+            sum with certainty, so it is not corrected. Needs include_positive=True and log_q_correction=True, has no
+            confidence, and `items` must be the whole catalogue.
         num_negatives: K in [0, 2^32], uniform negatives to mix in, the same for all rows.
         seed: of those; as in :func:`cw_ext.sampled_cw_loss`.
         extra_pos_ids: [B, M], further positives of the same query for the correction. −1 is padding.
@@ -157,13 +169,20 @@ def cw_loss_in_batch(
         TypeError, ValueError, IndexError, RuntimeError: as :func:`cw_ext.sampled_cw_loss`.
     """
     batch = embedding_batch(queries, items, pos_ids, extra_pos_ids, row_weights, similarity, loss)
-    checks.flags(log_q_correction=log_q_correction, sparse_grad=sparse_grad)
+    checks.flags(log_q_correction=log_q_correction, estimate_full=estimate_full, sparse_grad=sparse_grad)
     checks.num_negatives(num_negatives, 0)
+    check_estimate_full(estimate_full, batch.options.row, log_q_correction)
     with without_autocast(batch.device):
         check_seed(seed, batch.queries.device)
         if item_counts is not None:
             checks.item_counts(item_counts, "queries", batch.queries, batch.items.shape[0])
         history = _history(batch, query_ids, interactions)
+        if interactions is not None and query_ids is None and not torch.compiler.is_compiling():
+            warnings.warn(
+                "interactions without query_ids leave no known positives out of the negatives. Give query_ids, or say "
+                "that only the counts are meant with item_counts=interactions.item_counts instead of interactions",
+                stacklevel=2,
+            )
         counts = _item_counts(interactions, item_counts) if log_q_correction else None
         checks.ids_in_range("pos_ids", pos_ids, batch.items.shape[0])
         if batch.rows + num_negatives == 0:  # nothing to lose
@@ -175,6 +194,8 @@ def cw_loss_in_batch(
         log_q = None
         if counts is not None:
             log_q = _mixture_log_weights(neg_ids, counts, batch, num_negatives).expand(batch.rows, -1)
+        if estimate_full and log_q is not None:
+            return loss_over_all_items(batch, neg_ids, log_q, history, interactions, sparse_grad=sparse_grad)
         return loss_of_ids(batch, neg_ids, log_q, sparse_grad=sparse_grad, exclude=True, history=history)
 
 
@@ -258,6 +279,13 @@ def _item_counts(interactions: Interactions | None, item_counts: Tensor | None) 
         raise ValueError(
             "log_q_correction=True needs to know how popular the items are: give interactions or item_counts, or "
             "switch it off with log_q_correction=False"
+        )
+    if interactions.num_events != len(interactions) and not interactions.keep_counts:
+        raise ValueError(
+            "interactions must tell what the batches follow for the log-Q correction, got "
+            f"{interactions.num_events} pairs of which {len(interactions)} are distinct. If the batches repeat pairs "
+            "as they came, make the interactions with keep_counts=True. If they have each pair once, pass "
+            "item_counts=interactions.item_counts"
         )
     return interactions.item_counts
 

@@ -331,6 +331,7 @@ NO_DRAWS: dict[str, list[Mutation]] = {
     "distribution": NO_CHOICES,
     "popularity_exponent": [*values(-0.1, -1), *NO_FINITE, *NO_NUMBERS, *NO_NUMBER_BUT_TENSOR],
     "log_q_correction": NO_FLAGS,
+    "estimate_full": NO_FLAGS,
     "shared": NO_FLAGS,
     "recompute": NO_FLAGS,
     "similarity": NO_CHOICES,
@@ -515,7 +516,8 @@ def pairs(rng: random.Random) -> dict[str, Any]:
         return rng.choice([ids, np.array(ids), torch.tensor(ids), torch.tensor(ids, dtype=torch.uint8)])
 
     # At least one id that a size of 1 does not cover.
-    return {"query_ids": form(), "item_ids": form(), "num_queries": 4, "num_items": rng.choice([4, 9])}
+    sizes = {"num_queries": 4, "num_items": rng.choice([4, 9])}
+    return {"query_ids": form(), "item_ids": form(), **sizes, "keep_counts": rng.random() < 0.5}
 
 
 _FOLDER = tempfile.TemporaryDirectory()
@@ -549,7 +551,7 @@ def batch(function: Callable[..., Any], rng: random.Random) -> dict[str, Any]:
     if function is cw_ext.sampled_cw_loss:
         return loss | on_embeddings(rng, ids=False) | known(rng) | draw_settings(rng) | seed(rng)
     if function is cw_ext.cw_loss_in_batch:
-        mixed = {"num_negatives": rng.choice([0, 3])}
+        mixed = {"num_negatives": rng.choice([0, 3]), "estimate_full": False}
         return loss | sparse | on_embeddings(rng, ids=False) | in_batch_history(rng) | mixed | seed(rng)
     return loss | on_embeddings(rng, ids=False) | rng.choice([known(rng), {}])
 
@@ -617,7 +619,10 @@ def interactions(rng: random.Random) -> Made:
     sizes = {"num_queries": NO_SIZES + TOO_FEW, "num_items": NO_SIZES + TOO_FEW + values(2**31)}
     return rng.choice(
         [
-            (Call("Interactions", Interactions, pairs(rng)), {"query_ids": NO_PAIRS, "item_ids": NO_PAIRS} | sizes),
+            (
+                Call("Interactions", Interactions, pairs(rng)),
+                {"query_ids": NO_PAIRS, "item_ids": NO_PAIRS, "keep_counts": NO_FLAGS} | sizes,
+            ),
             (
                 Call("Interactions.from_scipy", Interactions.from_scipy, {"matrix": scipy.sparse.eye(4)}),
                 {"matrix": NO_MATRICES},

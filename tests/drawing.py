@@ -21,6 +21,7 @@ def make_interactions(
     items = (num_items * torch.rand(pairs, generator=g) ** 2).long()
     long = torch.arange(num_items if full else num_items - 2)
     queries, items = torch.cat([queries, torch.ones_like(long)]), torch.cat([items, long])
+    queries, items = torch.stack([queries, items]).unique(dim=1)  # each pair once, as the batches of these tests follow
     return Interactions(queries, items, num_queries=num_queries, num_items=num_items)
 
 

@@ -7,6 +7,7 @@ import math
 import pickle
 import random
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from cases import saved_and_loaded
+from drawing import histories
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -106,6 +108,22 @@ def test_sequences(form: Any) -> None:
     made = Interactions(form([q for q, _ in PAIRS]), form([i for _, i in PAIRS]), **SIZES)
     _assert_holds(made, PAIRS, **SIZES)
     assert made.device == torch.device("cpu")
+
+
+@pytest.mark.parametrize("device_first", [True, False], ids=["tensor", "list"])
+def test_events_are_counted_on_request(device: torch.device, device_first: bool) -> None:
+    queries, items = [0, 0, 0, 1, 1, 2], [3, 3, 1, 3, 3, 5]
+    given = torch.tensor(queries, device=device) if device_first else queries
+    by_event = Interactions(given, items, **SIZES, keep_counts=True)
+    by_pair = Interactions(given, items, **SIZES)
+    for made in (by_event, by_pair):
+        assert made.num_events == 6 and len(made) == 4
+        assert histories(made)[:3] == [{1, 3}, {3}, {5}]
+    occurrences = Counter(items)
+    assert by_event.item_counts.tolist() == [occurrences[i] for i in range(SIZES["num_items"])]
+    distinct = Counter(i for _, i in set(zip(queries, items, strict=True)))
+    assert by_pair.item_counts.tolist() == [distinct[i] for i in range(SIZES["num_items"])]
+    assert by_event.to(device).keep_counts and pickle.loads(pickle.dumps(by_event)).num_events == 6
 
 
 @pytest.mark.parametrize("empty", [[], np.empty(0, np.int32), torch.empty(0, dtype=torch.int64)])

@@ -83,7 +83,7 @@ with warnings.catch_warnings(record=True) as caught:
         cw_ext.cw_loss(pos, neg),
         cw_ext.cw_loss_from_embeddings(queries, items, ids, cw_ext.draw_negatives(ids, known, 5)),
         cw_ext.sampled_cw_loss(queries, items, ids, ids, known, 5, seed=1),
-        cw_ext.cw_loss_in_batch(queries, items, ids, interactions=known),
+        cw_ext.cw_loss_in_batch(queries, items, ids, query_ids=ids, interactions=known),
         cw_ext.cw_loss_full(queries, items, ids),
     ]
     sum(losses).backward()

@@ -17,6 +17,7 @@ from torch import Tensor
 from cw_ext import (
     CWFullLoss,
     CWInBatchLoss,
+    Interactions,
     cw_loss,
     cw_loss_full,
     cw_loss_in_batch,
@@ -337,6 +338,26 @@ WHO = {"query_ids": torch.tensor([2, 3, 4]), "interactions": INTERACTIONS}
     ("function", "arguments", "error", "message"),
     [
         (cw_loss_in_batch, {}, ValueError, "log_q_correction=True needs to know how popular the items are"),
+        (cw_loss_in_batch, WHO | {"estimate_full": 1}, TypeError, "estimate_full must be True or False, got 1"),
+        (cw_loss_in_batch, WHO | {"estimate_full": True}, ValueError, "estimate_full=True needs include_positive=True"),
+        (
+            cw_loss_in_batch,
+            WHO | {"estimate_full": True, "include_positive": True, "log_q_correction": False},
+            ValueError,
+            "got include_positive=True and log_q_correction=False",
+        ),
+        (
+            cw_loss_in_batch,
+            WHO | {"estimate_full": True, "include_positive": True, "confidence_temperature": 2.0},
+            ValueError,
+            "estimate_full=True needs confidence_temperature=None, got 2.0",
+        ),
+        (
+            cw_loss_in_batch,
+            WHO | {"interactions": Interactions([0, 0, 1], [2, 2, 3], num_queries=20, num_items=50)},
+            ValueError,
+            "interactions must tell what the batches follow .* got 3 pairs of which 2 are distinct",
+        ),
         (cw_loss_in_batch, {"item_counts": torch.ones(49)}, ValueError, r"item_counts must have shape \(50,\)"),
         (cw_loss_in_batch, {"item_counts": [1] * 50}, TypeError, "item_counts must be a torch.Tensor, got list"),
         (cw_loss_in_batch, {"query_ids": WHO["query_ids"]}, ValueError, "interactions must be given with query_ids"),

@@ -1,0 +1,83 @@
+"""The softmax over all items, estimated from the negatives of a batch."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cw_ext import reference
+from cw_ext.embedding_batch import EmbeddingBatch, rows_of_ids
+from cw_ext.interactions import Interactions
+from cw_ext.parameters import RowParameters, resolve
+from cw_ext.reference_draws import History
+
+
+def check_estimate_full(estimate_full: bool, row: RowParameters, log_q_correction: bool) -> None:
+    """Refuse settings with which a row is not a part of the softmax over all items."""
+    if estimate_full and not (row.include_positive and log_q_correction):
+        raise ValueError(
+            "estimate_full=True needs include_positive=True and log_q_correction=True, got "
+            f"include_positive={row.include_positive} and log_q_correction={log_q_correction}"
+        )
+    if estimate_full and row.confidence_temperature is not None:
+        raise ValueError(f"estimate_full=True needs confidence_temperature=None, got {row.confidence_temperature}")
+
+
+def loss_over_all_items(
+    batch: EmbeddingBatch,
+    neg_ids: Tensor,
+    log_q: Tensor,
+    history: History | None,
+    interactions: Interactions | None,
+    *,
+    sparse_grad: bool,
+) -> Tensor:
+    """log(1 + I′·G) per row, reduced; see `estimate_full` of :func:`cw_ext.cw_loss_in_batch`.
+
+    A row without the positive is log(N_eff·G), so the wanted one is softplus of it plus log(I′ / N_eff). The gradient
+    of softplus is the weight 1 − P(positive).
+    """
+    row = batch.options.row._replace(include_positive=False)
+    negatives = batch._replace(options=batch.options._replace(row=row))
+    rows = rows_of_ids(negatives, neg_ids, log_q, sparse_grad=sparse_grad, exclude=True, history=history)
+    loss, live = rows("none")
+    num_negatives = _count_negatives(batch, neg_ids, log_q, history)
+    left = _count_items_left(batch, history, interactions)
+    scale = torch.where(live, left / torch.where(live, num_negatives, 1), 1).log()
+    loss = torch.where(live, F.softplus(loss + scale), 0.0)
+    return reference.reduce(loss, live, batch.row_weights, batch.options.reduction)
+
+
+def _count_negatives(batch: EmbeddingBatch, neg_ids: Tensor, log_q: Tensor, history: History | None) -> Tensor:
+    """N_eff [B], counted by the loss itself: with all scores 0 a row is log(1 + N_eff)."""
+    zeros = batch._replace(
+        queries=torch.zeros(batch.rows, 1, dtype=batch.dtype, device=batch.queries.device),
+        items=torch.zeros(batch.items.shape[0], 1, dtype=batch.dtype, device=batch.items.device),
+        extra_ids=None,
+        prior=0.0,
+        threshold=0.0,
+        similarity="dot",
+        options=resolve({"weighting": "none", "include_positive": True}),
+    )
+    loss, _ = rows_of_ids(zeros, neg_ids, log_q, sparse_grad=False, exclude=True, history=history)("none")
+    return loss.expm1()
+
+
+def _count_items_left(batch: EmbeddingBatch, history: History | None, interactions: Interactions | None) -> Tensor:
+    """I′ [B]: the items that are not the row's positive and not known positives of its query."""
+    num_items = batch.items.shape[0]
+    if history is None or interactions is None:
+        return torch.full_like(batch.pos_ids, num_items - 1)
+    queries, positives = history.query_ids.long(), batch.pos_ids
+    first, end = history.starts[queries], history.starts[queries + 1]
+    left, place = num_items - (end - first), first
+    last = history.known.shape[0] - 1
+    if last < 0:
+        return left - 1
+    for step in reversed(range(interactions.most_per_query.bit_length())):  # binary search in every row at once
+        ahead = place + (1 << step)
+        smaller = (ahead <= end) & (history.known[(ahead - 1).clamp(max=last)] < positives)
+        place = torch.where(smaller, ahead, place)
+    is_known = (place < end) & (history.known[place.clamp(max=last)] == positives)
+    return left - (~is_known).long()
