@@ -99,7 +99,7 @@ class CWEmbeddingLoss(_Loss):
     def forward(
         self,
         queries: Tensor,
-        items: Tensor,
+        items: Tensor | nn.Embedding,
         pos_ids: Tensor,
         neg_ids: Tensor,
         *,
@@ -195,7 +195,7 @@ class CWSampledLoss(_InteractionsLoss):
     def forward(
         self,
         queries: Tensor,
-        items: Tensor,
+        items: Tensor | nn.Embedding,
         query_ids: Tensor,
         pos_ids: Tensor,
         *,
@@ -257,7 +257,7 @@ class CWInBatchLoss(_InteractionsLoss):
     def forward(
         self,
         queries: Tensor,
-        items: Tensor,
+        items: Tensor | nn.Embedding,
         pos_ids: Tensor,
         *,
         query_ids: Tensor | None = None,
@@ -311,7 +311,7 @@ class CWFullLoss(_InteractionsLoss):
     def forward(
         self,
         queries: Tensor,
-        items: Tensor,
+        items: Tensor | nn.Embedding,
         pos_ids: Tensor,
         *,
         query_ids: Tensor | None = None,
