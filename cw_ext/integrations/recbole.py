@@ -47,8 +47,8 @@ class CWSampled(nn.Module):
     ...         return self.cw(self.user_embedding(interaction[self.USER_ID]), self.item_embedding, interaction)
 
     RecBole's own negatives, which nobody reads then, are switched off by `train_neg_sample_args: ~` in YAML, or None in
-    a dict. (In YAML, `None` is a string, which RecBole refuses.) RecBole looks for a model's own settings under the name
-    of its class, so one that is derived must be given them: `embedding_size`, and for LightGCN `n_layers`.
+    a dict. (In YAML, `None` is a string, which RecBole refuses.) RecBole looks for a model's own settings under the
+    name of its class, so one that is derived must be given them: `embedding_size`, and for LightGCN `n_layers`.
 
     A row whose label is not above 0, as `threshold: {rating: 4}` makes them of low ratings, is no positive: it is
     neither trained on nor kept out of the negatives. RecBole's own losses and full ranking metrics do not read the
