@@ -373,6 +373,7 @@ def on_ids(seed: Tensor) -> list[Tensor]:
     draws = (queries, items, ids, ids, known, 5)
     return [
         cw_loss_from_embeddings(queries, items, ids, drawn, similarity="dot", sparse_grad=True, prior=0.1),
+        cw_loss_from_embeddings(queries, torch.nn.Embedding(9, 3), ids, drawn, **presets.sl(5.0, similarity="dot")),
         sampled_cw_loss(*draws, seed=seed, shared=True, recompute=False, **presets.cw(prior=0.02)),
         cw_loss_in_batch(queries, items, ids, query_ids=ids, interactions=known, num_negatives=3),
         cw_loss_full(queries, items, ids, extra_pos_ids=None, weighting="none", include_positive=True),
@@ -416,6 +417,8 @@ CWLoss(detach_weights="no")
 CWLoss()(x, x, priors=0.1)
 CWSampledLoss(None, 5)
 presets.psl(surrogate="exponential")
+presets.sl(similarity="euclidean")
+cw_loss_from_embeddings(x, torch.nn.Linear(3, 9), ids, ids)
 int(cw_loss(x, x).mean)
 """.strip().splitlines()
 
