@@ -27,6 +27,7 @@ class Batch(Protocol):
 class Dataset(Protocol):
     """What is read of RecBole's Dataset, as a model gets it: the training split."""
 
+    config: Any
     inter_feat: Batch
     uid_field: str
     iid_field: str
@@ -71,9 +72,16 @@ class CWSampled(nn.Module):
             **loss: see below.
 
         Raises:
-            TypeError, ValueError: the message names the argument, what was expected and what came.
+            TypeError, ValueError: the message names the argument, what was expected and what came; also for a pointwise
+                model with RecBole's own negatives, which give every row of the data the label 1.
         """
         super().__init__()
+        negatives = dataset.config["train_neg_sample_args"]
+        if dataset.config["MODEL_INPUT_TYPE"].name == "POINTWISE" and negatives["distribution"] != "none":
+            raise ValueError(
+                "train_neg_sample_args must be None (in YAML ~) for a pointwise model, as RecBole's own negatives set "
+                f"every label to 1, got {negatives}"
+            )
         self.fields = (dataset.uid_field, dataset.iid_field, dataset.label_field)
         self.criterion = CWSampledLoss(known_positives(dataset), num_negatives, similarity=similarity, **loss)
 

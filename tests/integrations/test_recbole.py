@@ -18,7 +18,7 @@ from recbole.config import Config  # noqa: E402
 from recbole.data import create_dataset, data_preparation  # noqa: E402
 from recbole.model.general_recommender import BPR, LightGCN  # noqa: E402
 from recbole.trainer import Trainer  # noqa: E402
-from recbole.utils import init_seed  # noqa: E402
+from recbole.utils import InputType, init_seed  # noqa: E402
 
 from benchmarks.data import movielens_100k_file  # noqa: E402
 from cw_ext import draw_negatives, presets  # noqa: E402
@@ -171,6 +171,21 @@ def test_none_in_yaml_is_a_string(ratings: dict[tuple[str, str], int], folder: P
     """Why the documentation says `~`."""
     with pytest.raises(ValueError, match=r"train_neg_sample_args:\[None\] should be a dict"):
         prepared(CWMF, "toy", folder, "train_neg_sample_args: None")
+
+
+class Pointwise(CWMF):
+    input_type = InputType.POINTWISE
+
+
+def test_labels_that_recbole_overwrites(ratings: dict[tuple[str, str], int], folder: Path) -> None:
+    """Its own negatives for a pointwise model, which make a 1 of every label, are refused."""
+    config, train, _, _ = prepared(Pointwise, "toy", folder, THRESHOLD, "train_neg_sample_args: {sample_num: 1}")
+    rows = len(train.dataset.inter_feat)
+    assert (next(iter(train))["label"][:rows] == 1).all() and not (train.dataset.inter_feat["label"] == 1).all()
+    with pytest.raises(ValueError, match=r"train_neg_sample_args must be None \(in YAML ~\).*got .*uniform"):
+        Pointwise(config, train.dataset)
+    config, train, _, _ = prepared(Pointwise, "toy", folder, THRESHOLD)
+    assert Pointwise(config, train.dataset).calculate_loss(next(iter(train))).isfinite()
 
 
 @pytest.mark.parametrize(
