@@ -6,11 +6,12 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cw_ext import autograd, checks, extension, reference
 from cw_ext.compact import compact_table
 from cw_ext.inputs import floating_input, per_row, without_autocast
+from cw_ext.item_table import item_table
 from cw_ext.parameters import LossArguments, LossOptions, resolve
 from cw_ext.reference_draws import History
 
@@ -34,6 +35,7 @@ class EmbeddingBatch(NamedTuple):
     similarity: str
     options: LossOptions
     fused: bool
+    sparse_items: bool  # an embedding asks for a sparse gradient
 
     @property
     def rows(self) -> int:
@@ -51,7 +53,7 @@ class EmbeddingBatch(NamedTuple):
 
 def embedding_batch(
     queries: Tensor,
-    items: Tensor,
+    items: Tensor | nn.Embedding,
     pos_ids: Tensor,
     extra_ids: Tensor | None,
     row_weights: Tensor | None,
@@ -61,7 +63,8 @@ def embedding_batch(
     """Checks what comes from a user. What of it is computed with autocast off is computed so here too."""
     options = resolve(loss)
     check_similarity(similarity)
-    queries, items = floating_input("queries", queries), floating_input("items", items)
+    table, sparse_items = item_table(items)
+    queries, items = floating_input("queries", queries), floating_input("items", table)
     device = queries.device.type
     with without_autocast(device):
         checks.embeddings(queries, items, pos_ids, extra_ids)
@@ -82,6 +85,7 @@ def embedding_batch(
             similarity,
             options,
             extension.use_kernels(options.backend, device),
+            sparse_items,
         )
 
 

@@ -4,22 +4,34 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
 
-BUILD = "pip install --no-build-isolation -e ."
+PACKAGE = Path(__file__).resolve().parent
+BUILD = "pip install --no-build-isolation " + ("." if "site-packages" in PACKAGE.parts else "-e .")
 _warned = False
+
+
+def built_elsewhere() -> Path | None:
+    """Another copy of the package with compiled kernels, further down Python's path: its folder."""
+    for entry in sys.path:
+        folder = Path(entry, "cw_ext").resolve()
+        if folder != PACKAGE and any(folder.glob("_C.*")):
+            return folder
+    return None
 
 
 def _load() -> tuple[Any, str]:
     """(the extension module or None, why not)."""
     if importlib.util.find_spec("cw_ext._C") is None:
-        return (
-            None,
-            f"the compiled kernels of cw_ext are not here; in its source tree, build them with: {BUILD}",
-        )
+        why_not = f"the compiled kernels of cw_ext are not in {PACKAGE}, the copy that was imported"
+        if other := built_elsewhere():
+            return None, f"{why_not}, but they are in {other}: to use that copy, start Python in another folder"
+        return None, f"{why_not}; in its source tree, build them with: {BUILD}"
     # Looked at before loading: a library built for another torch may crash in place of failing.
     try:
         built_for = importlib.import_module("cw_ext._built_for").TORCH_VERSION

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Unpack
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cw_ext import autograd, checks, extension, reference
 from cw_ext.embedding_batch import Similarity, embedding_batch, loss_of_ids
@@ -85,7 +85,7 @@ def cw_loss(
 @documents_loss_arguments
 def cw_loss_from_embeddings(
     queries: Tensor,
-    items: Tensor,
+    items: Tensor | nn.Embedding,
     pos_ids: Tensor,
     neg_ids: Tensor,
     *,
@@ -103,7 +103,11 @@ def cw_loss_from_embeddings(
 
     Args:
         queries: [B, D], one row per positive, already gathered; fp16, bf16, fp32 or fp64.
-        items: [I, D], any table, in the dtype of `queries`.
+        items: [I, D], any table, in the dtype of `queries`, or the nn.Embedding that holds it. A tensor, such as
+            `embedding.weight`, knows nothing of the embedding's options. The module keeps them as in `items(ids)`:
+            a row at `padding_idx` is used as it is and gets no gradient (what masks is −1), and `sparse=True` is
+            sparse_grad=True; `max_norm`, `scale_grad_by_freq` and a forward of its own are refused. Its hooks are
+            not run.
         pos_ids: [B], int32 or int64, rows of `items`. −1 is padding: the row is left out.
         neg_ids: [B, N], or [N] where all rows share the negatives. −1 is padding: the negative is masked out.
         extra_pos_ids: [B, M], further positives of the same query for the correction. −1 is padding.
@@ -126,6 +130,7 @@ def cw_loss_from_embeddings(
     """
     batch = embedding_batch(queries, items, pos_ids, extra_pos_ids, row_weights, similarity, loss)
     checks.flag("sparse_grad", sparse_grad)
+    sparse_grad = sparse_grad or batch.sparse_items
     with without_autocast(batch.device):
         checks.negative_ids(neg_ids, batch.queries)
         shape = (batch.rows, neg_ids.shape[-1])

@@ -100,7 +100,7 @@ class CWEmbeddingLoss(_Loss):
     def forward(
         self,
         queries: Tensor,
-        items: Tensor,
+        items: Tensor | nn.Embedding,
         pos_ids: Tensor,
         neg_ids: Tensor,
         *,
@@ -196,7 +196,7 @@ class CWSampledLoss(_InteractionsLoss):
     def forward(
         self,
         queries: Tensor,
-        items: Tensor,
+        items: Tensor | nn.Embedding,
         query_ids: Tensor,
         pos_ids: Tensor,
         *,
@@ -261,7 +261,7 @@ class CWInBatchLoss(_InteractionsLoss):
     def forward(
         self,
         queries: Tensor,
-        items: Tensor,
+        items: Tensor | nn.Embedding,
         pos_ids: Tensor,
         *,
         query_ids: Tensor | None = None,
@@ -315,7 +315,7 @@ class CWFullLoss(_InteractionsLoss):
     def forward(
         self,
         queries: Tensor,
-        items: Tensor,
+        items: Tensor | nn.Embedding,
         pos_ids: Tensor,
         *,
         query_ids: Tensor | None = None,

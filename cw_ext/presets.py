@@ -4,16 +4,25 @@ A wrong argument raises TypeError or ValueError, which names it.
 
 >>> cw_loss(pos_scores, neg_scores, **presets.infonce(temperature=0.1))
 >>> CWLoss(**presets.dcl(temperature=0.1, prior=0.05), reduction="sum")
+
+A loss is the same as before only on the same scores. Where the scores are computed here, from embeddings, a preset
+carries how: `similarity`, "half_cosine" (their default), "cosine" or "dot". The temperature is on its scale.
+
+>>> cw_loss_from_embeddings(queries, items, pos_ids, neg_ids, **presets.sl(5.0, similarity="dot"))
 """
 
 from __future__ import annotations
 
-from typing import TypedDict, TypeVar, cast
+from typing import Literal, TypedDict, TypeVar, cast
 
 from cw_ext import checks
+from cw_ext.embedding_batch import Similarity, check_similarity
 from cw_ext.parameters import LossArguments, Surrogate, Weighting, resolve
 
-# What each preset sets, and no more, so that a type checker lets the rest be given beside it.
+Margin = float | Literal["lowest"] | None
+
+# What each preset sets, and no more, so that a type checker lets the rest be given beside it. A similarity is not among
+# it, as the loss on scores has none.
 
 
 class SLArguments(TypedDict):
@@ -55,24 +64,43 @@ class CWArguments(SLArguments):
 _Arguments = TypeVar("_Arguments", bound=SLArguments)
 
 
-def _checked(arguments: _Arguments) -> _Arguments:
+def _checked(arguments: _Arguments, similarity: Similarity | None = None) -> _Arguments:
     resolve(cast(LossArguments, arguments))
-    return arguments
+    if similarity is None:
+        return arguments
+    check_similarity(similarity)
+    return cast(_Arguments, {**arguments, "similarity": similarity})
 
 
-def sl(temperature: float = 0.1) -> SLArguments:
+def _lowest_margin(min_margin: Margin, similarity: Similarity | None) -> float | None:
+    if not isinstance(min_margin, str) or min_margin != "lowest":
+        return min_margin  # whatever else it is, resolve() looks at it
+    if similarity == "dot":
+        raise ValueError(
+            "min_margin must be a number or None with similarity='dot', whose margins have no lowest, got 'lowest'"
+        )
+    return -2.0 if similarity == "cosine" else -1.0
+
+
+def sl(temperature: float = 0.1, *, similarity: Similarity | None = None) -> SLArguments:
     """Sampled softmax: log Σ_j exp(d_j/τ) (the softmax loss, SL; Wu et al., 2022, arXiv 2201.02327)."""
     arguments: SLArguments = {"weighting": "none", "temperature": temperature}
-    return _checked(arguments)
+    return _checked(arguments, similarity)
 
 
-def infonce(temperature: float = 0.1) -> InfoNCEArguments:
+def infonce(temperature: float = 0.1, *, similarity: Similarity | None = None) -> InfoNCEArguments:
     """InfoNCE: −log e^{s⁺/τ} / (e^{s⁺/τ} + Σ_j e^{s_j/τ}) (van den Oord et al., 2018, arXiv 1807.03748)."""
     arguments: InfoNCEArguments = {"weighting": "none", "temperature": temperature, "include_positive": True}
-    return _checked(arguments)
+    return _checked(arguments, similarity)
 
 
-def dcl(temperature: float = 0.1, prior: float = 0.1, min_margin: float | None = -1.0) -> DCLArguments:
+def dcl(
+    temperature: float = 0.1,
+    prior: float = 0.1,
+    min_margin: Margin = "lowest",
+    *,
+    similarity: Similarity | None = None,
+) -> DCLArguments:
     """Debiased contrastive loss (Chuang et al., 2020, arXiv 2007.00224, eq. 8).
 
     Without further positives the anchor's own positive stands for E_{p⁺}, the paper's M = 1.
@@ -80,21 +108,25 @@ def dcl(temperature: float = 0.1, prior: float = 0.1, min_margin: float | None =
     Args:
         temperature: τ.
         prior: τ⁺.
-        min_margin: the smallest margin that the scores allow, where the paper floors the corrected mass: −1 for the
-            half cosine, −2 for the cosine. The paper's floor, e^{−1/τ} on the scale of the scores, is this one for a
-            positive with the highest possible score. None: the relative floor of this package.
+        min_margin: where the paper floors the corrected mass. "lowest": at the smallest margin that the scores allow,
+            −1 for the half cosine (and where no similarity is given), −2 for the cosine, none for "dot". The paper's
+            floor, e^{−1/τ} on the scale of the scores, is this one for a positive with the highest possible score.
+            None: the relative floor of this package.
+        similarity: see above.
     """
     arguments: DCLArguments = {
         "weighting": "none",
         "temperature": temperature,
         "prior": prior,
-        "min_margin": min_margin,
+        "min_margin": _lowest_margin(min_margin, similarity),
         "include_positive": True,
     }
-    return _checked(arguments)
+    return _checked(arguments, similarity)
 
 
-def pucl(temperature: float = 0.1, prior: float = 0.1, label_frequency: float = 0.5) -> PUCLArguments:
+def pucl(
+    temperature: float = 0.1, prior: float = 0.1, label_frequency: float = 0.5, *, similarity: Similarity | None = None
+) -> PUCLArguments:
     """Positive-unlabeled contrastive loss (Wang et al., 2024, arXiv 2401.08690).
 
     The unlabeled samples are what is left after the labeled positives were taken out, so positives are the share
@@ -104,6 +136,7 @@ def pucl(temperature: float = 0.1, prior: float = 0.1, label_frequency: float = 
         temperature: τ.
         prior: α in [0, 1), the share of positives among all samples.
         label_frequency: c in [0, 1], the probability that a positive is labeled.
+        similarity: see above.
     """
     if not 0 <= checks.number("prior", prior, "a number in [0, 1)") < 1:
         raise ValueError(f"prior must be in [0, 1), got {prior}")
@@ -115,14 +148,16 @@ def pucl(temperature: float = 0.1, prior: float = 0.1, label_frequency: float = 
         "prior": prior * (1 - label_frequency) / (1 - prior * label_frequency),
         "include_positive": True,
     }
-    return _checked(arguments)
+    return _checked(arguments, similarity)
 
 
 def hcl(
     temperature: float = 0.1,
     prior: float = 0.1,
     concentration: float = 1.0,
-    min_margin: float | None = -1.0,
+    min_margin: Margin = "lowest",
+    *,
+    similarity: Similarity | None = None,
 ) -> HCLArguments:
     """Hard-negative contrastive loss (Robinson et al., 2021, arXiv 2010.04592, eq. 4 and 5).
 
@@ -131,17 +166,18 @@ def hcl(
         prior: τ⁺.
         concentration: β > 0: negatives are weighted by exp(β·s_j/τ), so harder ones count more.
         min_margin: as in :func:`dcl`.
+        similarity: see above.
     """
     if checks.number("concentration", concentration, "a number > 0 (0 is dcl)") <= 0:
         raise ValueError(f"concentration must be > 0 (0 is dcl), got {concentration}")
     arguments: HCLArguments = {
-        **dcl(temperature, prior, min_margin),
+        **dcl(temperature, prior, _lowest_margin(min_margin, similarity)),
         "weighting": "exponential",
         "weight_temperature": -temperature / concentration,
         "detach_weights": False,
         "normalize_weights": True,
     }
-    return _checked(arguments)
+    return _checked(arguments, similarity)
 
 
 def psl(temperature: float = 0.1, surrogate: Surrogate = "tanh") -> PSLArguments:
@@ -151,17 +187,19 @@ def psl(temperature: float = 0.1, surrogate: Surrogate = "tanh") -> PSLArguments
     return _checked(arguments)
 
 
-def bsl(negative_temperature: float = 0.1) -> SLArguments:
+def bsl(negative_temperature: float = 0.1, *, similarity: Similarity | None = None) -> SLArguments:
     """Bilateral softmax loss (Wu et al., 2024, arXiv 2312.12882) with one positive per row.
 
     There it is (τ₂/τ₁)·SL(τ₂), with τ₂ the temperature of the negatives: this preset is SL(τ₂), and the constant
     τ₂/τ₁, which only scales the learning rate, is the caller's to multiply by.
     """
     checks.positive_number("negative_temperature", negative_temperature)
-    return sl(negative_temperature)
+    return sl(negative_temperature, similarity=similarity)
 
 
-def slk(temperature: float = 0.1, quantile_temperature: float = 1.25) -> SLKArguments:
+def slk(
+    temperature: float = 0.1, quantile_temperature: float = 1.25, *, similarity: Similarity | None = None
+) -> SLKArguments:
     """SL@K: σ((s⁺ − β)/τ_w)·SL(τ) (Yang et al., KDD 2025, arXiv 2508.05673), up to the factor 2 of this package's
     confidence, which only scales the learning rate.
 
@@ -170,15 +208,19 @@ def slk(temperature: float = 0.1, quantile_temperature: float = 1.25) -> SLKArgu
     Args:
         temperature: τ.
         quantile_temperature: τ_w, on the scale of the scores, so half of a value published for the cosine.
+        similarity: see above.
     """
     checks.positive_number("quantile_temperature", quantile_temperature)
-    return {**sl(temperature), "confidence_temperature": quantile_temperature}
+    arguments: SLKArguments = {**sl(temperature), "confidence_temperature": quantile_temperature}
+    return _checked(arguments, similarity)
 
 
 def cw(
     temperature: float = 0.1,
     prior: float = 0.05,
     confidence_temperature: float | None = None,
+    *,
+    similarity: Similarity | None = None,
 ) -> CWArguments:
     """The CW loss with its correction switched on (sigmoid weights, ρ = τ; arXiv 2601.04291)."""
     arguments: CWArguments = {
@@ -187,4 +229,4 @@ def cw(
         "prior": prior,
         "confidence_temperature": confidence_temperature,
     }
-    return _checked(arguments)
+    return _checked(arguments, similarity)

@@ -6,7 +6,7 @@ import warnings
 from typing import Unpack
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cw_ext import autograd_sampled, checks, reference
 from cw_ext.embedding_batch import EmbeddingBatch, Similarity, embedding_batch, loss_of_ids, reduced
@@ -21,7 +21,7 @@ from cw_ext.sampling import Distribution, check_interactions, check_query_ids, c
 @documents_loss_arguments
 def sampled_cw_loss(
     queries: Tensor,
-    items: Tensor,
+    items: Tensor | nn.Embedding,
     query_ids: Tensor,
     pos_ids: Tensor,
     interactions: Interactions,
@@ -47,7 +47,8 @@ def sampled_cw_loss(
 
     Args:
         queries: [B, D], one row per positive, already gathered; fp16, bf16, fp32 or fp64.
-        items: [I, D], one row per item of `interactions`, in the dtype of `queries`.
+        items: [I, D], one row per item of `interactions`, in the dtype of `queries`; or an nn.Embedding, as in
+            :func:`cw_ext.cw_loss_from_embeddings`.
         query_ids: [B], int32 or int64, rows of `interactions`: whose known positives are no negatives of a row.
         pos_ids: [B], int32 or int64, rows of `items`. −1 is padding: the row is left out.
         interactions: the known positives, on the device of `queries`.
@@ -82,6 +83,7 @@ def sampled_cw_loss(
     """
     batch = embedding_batch(queries, items, pos_ids, extra_pos_ids, row_weights, similarity, loss)
     checks.flags(log_q_correction=log_q_correction, shared=shared, sparse_grad=sparse_grad, recompute=recompute)
+    sparse_grad = sparse_grad or batch.sparse_items
     with without_autocast(batch.device):
         check_interactions(interactions, "queries", batch.queries)
         _check_item_count(batch, interactions)
@@ -111,7 +113,7 @@ def sampled_cw_loss(
 @documents_loss_arguments
 def cw_loss_in_batch(
     queries: Tensor,
-    items: Tensor,
+    items: Tensor | nn.Embedding,
     pos_ids: Tensor,
     *,
     query_ids: Tensor | None = None,
@@ -137,8 +139,9 @@ def cw_loss_in_batch(
 
     Args:
         queries: [B, D], one row per positive; fp16, bf16, fp32 or fp64.
-        items: [I, D], any table that `pos_ids` point into, in the dtype of `queries`. A model that encodes the batch's
-            items passes distinct ones, and as pos_ids the inverse of torch.unique(item_ids, return_inverse=True).
+        items: [I, D], any table that `pos_ids` point into, in the dtype of `queries`, or an nn.Embedding. A model that
+            encodes the batch's items passes distinct ones, and as pos_ids the inverse of
+            torch.unique(item_ids, return_inverse=True).
         pos_ids: [B], int32 or int64, rows of `items`. −1 is padding: the row is left out, and is no negative.
         query_ids: [B], int32 or int64, rows of `interactions` (to be given too), whose known positives are left out.
         interactions: the known positives. Without query_ids nothing is left out, only the item counts are used, and a
@@ -170,6 +173,7 @@ def cw_loss_in_batch(
     """
     batch = embedding_batch(queries, items, pos_ids, extra_pos_ids, row_weights, similarity, loss)
     checks.flags(log_q_correction=log_q_correction, estimate_full=estimate_full, sparse_grad=sparse_grad)
+    sparse_grad = sparse_grad or batch.sparse_items
     checks.num_negatives(num_negatives, 0)
     check_estimate_full(estimate_full, batch.options.row, log_q_correction)
     with without_autocast(batch.device):
@@ -202,7 +206,7 @@ def cw_loss_in_batch(
 @documents_loss_arguments
 def cw_loss_full(
     queries: Tensor,
-    items: Tensor,
+    items: Tensor | nn.Embedding,
     pos_ids: Tensor,
     *,
     query_ids: Tensor | None = None,
@@ -220,7 +224,7 @@ def cw_loss_full(
 
     Args:
         queries: [B, D], one row per positive; fp16, bf16, fp32 or fp64.
-        items: [I, D], the catalogue, in the dtype of `queries`.
+        items: [I, D], the catalogue, in the dtype of `queries`, or an nn.Embedding that is not sparse.
         pos_ids: [B], int32 or int64, rows of `items`. −1 is padding: the row is left out.
         query_ids: [B], int32 or int64, rows of `interactions`; both are given, or none.
         interactions: the known positives, on the device of `queries`.
@@ -237,6 +241,8 @@ def cw_loss_full(
         TypeError, ValueError, IndexError, RuntimeError: as :func:`cw_ext.sampled_cw_loss`.
     """
     batch = embedding_batch(queries, items, pos_ids, extra_pos_ids, row_weights, similarity, loss)
+    if batch.sparse_items:
+        raise ValueError("items must be dense here, as every row gets a gradient, got an nn.Embedding with sparse=True")
     with without_autocast(batch.device):
         if interactions is not None and query_ids is None:
             raise ValueError("query_ids must be given with interactions, one row of them per row of queries, got None")

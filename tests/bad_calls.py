@@ -397,6 +397,7 @@ NO_PRESETS = {
     "label_frequency": [*values(1.01, 2), *NO_PROBABILITIES, *NO_NUMBER_BUT_TENSOR],
     "min_margin": [*NO_FINITE, *NO_NUMBERS, *NO_NUMBER_BUT_TENSOR],
     "surrogate": NO_CHOICES,
+    "similarity": NO_CHOICES,
 }
 
 
@@ -507,6 +508,7 @@ def presets_call(rng: random.Random) -> tuple[str, Callable[..., Any], dict[str,
     function = getattr(presets, name)
     given = {p: NO_PRESETS[p] for p in inspect.signature(function).parameters}
     good = {"prior": [0.0, 0.2], "label_frequency": [0, 1.0], "min_margin": [None, -2], "surrogate": ["tanh", "exp"]}
+    good["similarity"] = ["half_cosine", "cosine"]
     return f"presets.{name}", function, {p: rng.choice(good.get(p, [0.3, 2])) for p in given if rng.random() < 0.7}
 
 

@@ -199,7 +199,7 @@ def test_scores(nothing_runs: None, arguments: dict[str, Any], error: type[Excep
     ("arguments", "error", "message"),
     [
         ({"queries": [[1.0]]}, TypeError, r"queries must be a torch.Tensor, got list"),
-        ({"items": None}, TypeError, r"items must be a torch.Tensor, got NoneType"),
+        ({"items": None}, TypeError, r"items must be a torch.Tensor or a torch.nn.Embedding, got NoneType"),
         ({"queries": QUERIES.long()}, TypeError, r"queries .*got int64"),
         ({"items": ITEMS.double()}, TypeError, r"items .*queries, float32, got float64"),
         ({"items": ITEMS.to(META)}, ValueError, r"items .*device of queries, cpu, got meta"),

@@ -103,7 +103,7 @@ print(reason)
 @pytest.mark.parametrize(
     ("library", "built_for", "why"),
     [
-        (None, None, "are not here; in its source tree, build them with: pip install"),
+        (None, None, r"are not in \S+, the copy that was imported; in its source tree, build them with: pip install"),
         (
             "",
             OTHER_TORCH,
@@ -125,6 +125,79 @@ def test_a_copy_without_usable_kernels_warns_once(
     done = run("-c", USE_WITHOUT_KERNELS, cwd=tmp_path, PYTHONPATH=str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert re.search(f"^the compiled kernels of cw_ext .*{why}", done.stdout), done.stdout
+
+
+# --- two copies ---
+
+
+@pytest.fixture
+def clone(tmp_path: Path, checkout: Path) -> Path:
+    """A checkout whose cw_ext is not built."""
+    copy = tmp_path / "clone"
+    for name in ("cw_ext", "benchmarks"):
+        shutil.copytree(checkout / name, copy / name, ignore=BUILT)
+    shutil.copy(checkout / "pyproject.toml", copy)
+    return copy
+
+
+@pytest.fixture
+def installed(tmp_path: Path, kernels: None) -> Path:
+    """The folder of an installed copy, with kernels."""
+    folder = tmp_path / "installed"
+    shutil.copytree(PACKAGE, folder / "cw_ext", ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+WHICH = "import benchmarks, cw_ext; print(cw_ext.build_config()['available'], cw_ext.__file__, cw_ext.presets.__file__)"
+
+
+def test_benchmarks_use_the_copy_that_is_built(clone: Path, installed: Path) -> None:
+    done = run("-c", WHICH, cwd=clone, PYTHONPATH=str(installed))
+    package, module = installed / "cw_ext" / "__init__.py", installed / "cw_ext" / "presets.py"
+    assert done.stdout.split() == ["True", str(package), str(module)], done.stderr
+    line = f"using the installed cw_ext, in {installed / 'cw_ext'}: the one in {clone / 'cw_ext'} is not built\n"
+    assert done.stderr == line
+    # Nothing is said, or done, where there is no choice.
+    done = run("-c", WHICH, cwd=clone, PYTHONPATH="")
+    assert done.stdout.startswith(f"False {clone}") and not done.stderr
+
+
+def test_benchmarks_stop_at_a_built_copy_of_another_version(clone: Path, installed: Path) -> None:
+    (installed / "cw_ext" / "version.py").write_text('__version__ = "9.9"\n')
+    done = run("-m", "benchmarks.training", "--help", cwd=clone, PYTHONPATH=str(installed))
+    assert done.returncode != 0 and not done.stdout
+    assert re.fullmatch(r"cw_ext \S+ in \S+ is not built, and \S+ has version 9.9; .*: pip install.*\n", done.stderr)
+
+
+def test_the_warning_tells_which_copy_and_which_one_is_built(clone: Path, installed: Path) -> None:
+    script = "import cw_ext; print(cw_ext.build_config()['reason'])"
+    done = run("-c", script, cwd=clone, PYTHONPATH=str(installed))
+    assert f"not in {clone / 'cw_ext'}, the copy that was imported" in done.stdout
+    assert f"they are in {installed / 'cw_ext'}: to use that copy" in done.stdout
+
+
+# --- missing extras ---
+
+
+@pytest.mark.parametrize(
+    ("module", "package", "extra"),
+    [
+        ("training", "matplotlib", "benchmarks"),
+        ("demo", "tqdm", "benchmarks"),
+        ("study", "tqdm", "benchmarks"),
+        ("examples.lightning_mf", "lightning", "examples"),
+    ],
+)
+def test_a_missing_extra_is_told_in_a_line(
+    tmp_path: Path, checkout: Path, module: str, package: str, extra: str
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules[{package!r}] = None\n")
+    done = run("-m", f"benchmarks.{module}", "--help", cwd=checkout, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 1 and not done.stdout
+    assert done.stderr == (
+        f'benchmarks needs {package}, of the extra "{extra}"; in the source tree, run: '
+        f"pip install --no-build-isolation -e '.[{extra}]'\n"
+    )
 
 
 # --- builds ---
@@ -300,6 +373,7 @@ def on_ids(seed: Tensor) -> list[Tensor]:
     draws = (queries, items, ids, ids, known, 5)
     return [
         cw_loss_from_embeddings(queries, items, ids, drawn, similarity="dot", sparse_grad=True, prior=0.1),
+        cw_loss_from_embeddings(queries, torch.nn.Embedding(9, 3), ids, drawn, **presets.sl(5.0, similarity="dot")),
         sampled_cw_loss(*draws, seed=seed, shared=True, recompute=False, **presets.cw(prior=0.02)),
         cw_loss_in_batch(queries, items, ids, query_ids=ids, interactions=known, num_negatives=3),
         cw_loss_full(queries, items, ids, extra_pos_ids=None, weighting="none", include_positive=True),
@@ -343,6 +417,8 @@ CWLoss(detach_weights="no")
 CWLoss()(x, x, priors=0.1)
 CWSampledLoss(None, 5)
 presets.psl(surrogate="exponential")
+presets.sl(similarity="euclidean")
+cw_loss_from_embeddings(x, torch.nn.Linear(3, 9), ids, ids)
 int(cw_loss(x, x).mean)
 """.strip().splitlines()
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from cases import assert_near, exact, generator
 from torch import Tensor
 
-from cw_ext import CWEmbeddingLoss, CWLoss, cw_loss, presets
+from cw_ext import CWEmbeddingLoss, CWLoss, cw_loss, cw_loss_from_embeddings, presets
 
 TAU = 0.2
 N = 12
@@ -231,9 +231,63 @@ def test_presets_fit_the_modules(backend: str) -> None:
         CWEmbeddingLoss(**preset)
 
 
+SCORES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "half_cosine": lambda q, x: F.cosine_similarity(q, x, dim=-1) / 2,
+    "cosine": lambda q, x: F.cosine_similarity(q, x, dim=-1),
+    "dot": lambda q, x: (q * x).sum(-1),
+}
+
+
+@pytest.mark.parametrize("similarity", SCORES)
+@pytest.mark.parametrize(
+    "preset",
+    [
+        presets.sl,
+        presets.infonce,
+        lambda **s: presets.dcl(prior=0.002, min_margin=-0.7, **s),
+        presets.pucl,
+        lambda **s: presets.hcl(prior=0.002, min_margin=-0.7, **s),
+        presets.bsl,
+        presets.slk,
+        presets.cw,
+    ],
+    ids=["sl", "infonce", "dcl", "pucl", "hcl", "bsl", "slk", "cw"],
+)
+def test_a_similarity_makes_it_the_loss_on_those_scores(
+    backend: str, preset: Callable[..., dict[str, Any]], similarity: str
+) -> None:
+    """And with the default's, of which nothing need be said, it is another loss."""
+    g = generator(33)
+    q, items = (torch.randn(size, 5, generator=g, dtype=torch.float64) for size in (6, 20))
+    pos_ids, neg_ids = torch.randint(20, (6,), generator=g), torch.randint(20, (6, N), generator=g)
+    score = SCORES[similarity]
+    expected = cw_loss(score(q, items[pos_ids]), score(q.unsqueeze(1), items[neg_ids]), backend="reference", **preset())
+    batch = (q, items, pos_ids, neg_ids)
+    found = cw_loss_from_embeddings(*batch, backend=backend, **preset(similarity=similarity))
+    assert_near(found, expected, torch.float64)
+    without = cw_loss_from_embeddings(*batch, backend=backend, **preset())
+    assert torch.allclose(without, expected) == (similarity == "half_cosine")
+
+
+@pytest.mark.parametrize("preset", [presets.dcl, presets.hcl])
+def test_the_lowest_margin_goes_by_the_similarity(preset: Callable[..., dict[str, Any]]) -> None:
+    assert preset()["min_margin"] == preset(similarity="half_cosine")["min_margin"] == -1
+    assert preset(similarity="cosine")["min_margin"] == -2
+    assert preset(similarity="dot", min_margin=None)["min_margin"] is None
+    with pytest.raises(ValueError, match="min_margin must be a number or None with similarity='dot'.*got 'lowest'"):
+        preset(similarity="dot")
+
+
+def test_scores_have_no_similarity() -> None:
+    pos, neg, _ = _cosines()
+    with pytest.raises(TypeError, match="unknown loss argument 'similarity'"):
+        cw_loss(pos, neg, **presets.sl(similarity="dot"))
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: presets.sl(similarity="euclidean"), "similarity must be one of 'half_cosine', .*got 'euclidean'"),
         (lambda: presets.pucl(prior=1.0), r"prior must be in \[0, 1\), got 1.0"),
         (lambda: presets.pucl(label_frequency=1.5), r"label_frequency must be in \[0, 1\], got 1.5"),
         (lambda: presets.hcl(concentration=0.0), r"concentration must be > 0 .*got 0.0"),

@@ -23,7 +23,7 @@ from replay.nn.lightning import LightningModule  # noqa: E402
 from replay.nn.lightning.callback import ComputeMetricsCallback  # noqa: E402
 from replay.nn.lightning.optimizer import OptimizerFactory  # noqa: E402
 from replay.nn.lightning.postprocessor import SeenItemsFilter  # noqa: E402
-from replay.nn.loss import CESampled, CESampledWeighted  # noqa: E402
+from replay.nn.loss import CESampled, CESampledWeighted, GroupedCESampled  # noqa: E402
 from replay.nn.sequential import SasRec, TwoTower  # noqa: E402
 from replay.nn.transform import UniformNegativeSamplingTransform  # noqa: E402
 from replay.nn.transform.template import make_default_sasrec_transforms  # noqa: E402
@@ -124,6 +124,25 @@ def test_infonce_is_the_sampled_cross_entropy(
     assert (batch["positive_labels"].unsqueeze(-1) == own_negatives).any(), "no negative is a positive of its position"
     losses = [model.train()(**batch)["loss"] for model in (adapted, own)]
     assert_same_loss((losses[0], adapted), (losses[1], own))
+
+
+@pytest.mark.parametrize("table", [True, False], ids=["table", "logits"])
+def test_grouped_pools_are_negatives_per_session(table: bool) -> None:
+    """GroupedCESampled's mean of the groups' means: that over all targets, as each group has as many of them here."""
+    torch.manual_seed(0)
+    group = 2
+    own, adapted = model_of("SasRec"), model_of("SasRec")
+    adapted.load_state_dict(own.state_dict())
+    with_loss(own, GroupedCESampled(group))
+    with_loss(adapted, CWSampled(item_weights_of(adapted) if table else None, **presets.infonce(temperature=1.0)))
+    batch = batch_of((20,))
+    batch["target_padding_mask"] = torch.zeros(BATCH, LENGTH, 1, dtype=torch.bool)
+    batch["target_padding_mask"][:, -1] = True  # the one place that no session pads
+    batch["positive_labels"] %= ITEMS  # of what was no target before, too
+    pools = torch.stack([torch.randperm(ITEMS, generator=generator(g))[:20] for g in range(BATCH // group)])
+    expected = own.train()(**batch | {"negative_labels": pools})["loss"]
+    found = adapted.train()(**batch | {"negative_labels": pools.repeat_interleave(group, 0)})["loss"]
+    assert_same_loss((found, adapted), (expected, own))
 
 
 def test_table_and_logits_agree() -> None:

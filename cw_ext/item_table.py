@@ -1,0 +1,69 @@
+"""The table of items that a user hands over: a tensor, or an nn.Embedding with its options."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cw_ext.autograd import may_overwrite
+
+
+class _NoGradientAt(torch.autograd.Function):
+    """The table, whose gradient has zeros in one row; a sparse gradient leaves the row out."""
+
+    @staticmethod
+    def forward(table: Tensor, row: int) -> Tensor:
+        return table.view_as(table)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
+        _, ctx.row = inputs
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        if not grad.is_sparse:
+            row = torch.full((1,), ctx.row, device=grad.device)  # filled there: nothing waits for the device
+            # In place: nobody else sees this gradient, and a copy of the table takes a while.
+            own = may_overwrite() and not grad.requires_grad
+            return (grad.index_fill_ if own else grad.index_fill)(0, row, 0), None
+        ids, values = grad._indices(), grad._values()  # coalesced, as cw_ext.compact makes them
+        kept = ids[0] != ctx.row
+        # The reference in ctx keeps the gradient coalesced, as in cw_ext.compact.
+        ctx.result = torch.sparse_coo_tensor(
+            ids[:, kept], values[kept], grad.shape, check_invariants=False, is_coalesced=True
+        )
+        return ctx.result, None
+
+
+def item_table(items: Tensor | nn.Embedding) -> tuple[Tensor, bool]:
+    """(the table [I, D], whether its gradient is to be sparse), with an embedding's options as in `items(ids)`.
+
+    Raises:
+        TypeError: neither a tensor nor an nn.Embedding, or one that computes something else than nn.Embedding does.
+        ValueError: an option that the loss does not have.
+    """
+    if isinstance(items, Tensor):
+        return items, False
+    if not isinstance(items, nn.Embedding):
+        raise TypeError(f"items must be a torch.Tensor or a torch.nn.Embedding, got {type(items).__name__}")
+    if type(items).forward is not nn.Embedding.forward:
+        raise TypeError(
+            f"items must look up as torch.nn.Embedding does, got {type(items).__name__}, which has a forward of its "
+            "own; give the table that it stands for"
+        )
+    if items.max_norm is not None:
+        raise ValueError(
+            f"items must have no max_norm, which rescales rows in place as they are looked up, got {items.max_norm}; "
+            "rescale the rows yourself, and give items.weight"
+        )
+    if items.scale_grad_by_freq:
+        raise ValueError(
+            "items must have scale_grad_by_freq=False, since the loss does not divide gradients by how often an id "
+            "occurs, got True; items.weight has the gradient without it"
+        )
+    if items.padding_idx is None:
+        return items.weight, items.sparse
+    table: Tensor = _NoGradientAt.apply(items.weight, items.padding_idx)  # type: ignore[no-untyped-call]
+    return table, items.sparse

@@ -1,0 +1,60 @@
+"""What the README has users paste."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from cases import assert_near, generator
+from torch import nn
+
+
+def blocks(checkout: Path, heading: str) -> list[str]:
+    """The Python blocks of a section."""
+    text = (checkout / "README.md").read_text(encoding="utf-8")
+    section = re.split(r"(?m)^## ", text.split(f"\n## {heading}\n")[1])[0]
+    return re.findall(r"(?s)```python\n(.*?)```", section)
+
+
+def names() -> dict[str, Any]:
+    """What the reader has: two layers and a batch of ids."""
+    g = generator(51)
+    users, items = nn.Embedding(7, 5, dtype=torch.float64), nn.Embedding(20, 5, dtype=torch.float64)
+    for layer in (users, items):
+        nn.init.normal_(layer.weight, generator=g)
+    u, i, neg = (torch.randint(n, size, generator=g) for n, size in ((7, (6,)), (20, (6,)), (20, (6, 9))))
+    return {"users": users, "items": items, "u": u, "i": i, "neg": neg}
+
+
+def test_drop_in(checkout: Path) -> None:
+    """Before and after are one loss, with one gradient."""
+    results = []
+    for block in blocks(checkout, "Drop in")[:2]:
+        found = names()
+        exec(block, found)
+        found["loss"].backward()
+        results.append((found["loss"], found["users"].weight.grad, found["items"].weight.grad))
+    assert len(results) == 2
+    for after, before in zip(results[1], results[0], strict=True):
+        assert_near(after, before, torch.float64)
+
+
+def test_drop_in_on_scores(checkout: Path) -> None:
+    found = {"pos_scores": torch.rand(4), "neg_scores": torch.rand(4, 9)}
+    exec(blocks(checkout, "Drop in")[2], found)
+    assert found["criterion"](found["pos_scores"], found["neg_scores"]).isfinite() and found["loss"].isfinite()
+
+
+def test_half_of_a_temperature_on_the_half_cosine(checkout: Path) -> None:
+    """As the text below the blocks says: sl(0.1) is the loss of sl(0.2, similarity="cosine")."""
+    (_, after, *_) = blocks(checkout, "Drop in")
+    halved = after.replace('presets.sl(0.2, similarity="cosine")', "presets.sl(0.1)")
+    assert halved != after
+    results = []
+    for block in (after, halved):
+        found = names()
+        exec(block, found)
+        results.append(found["loss"])
+    assert_near(results[1], results[0], torch.float64)
