@@ -41,8 +41,8 @@ def recommend(
 
     Yields:
         A table of at least one user with the columns user, item (own ids), rank (from 1) and score, always k rows for
-        a user; where there is nothing left to rank, item and score are null. Equal scores: the item that stands first in
-        the model comes first.
+        a user (or one for each item there is, if fewer); where nothing is left to rank, item and score are null. Of
+        equal scores the item that stands first in the model comes first.
     """
     blocks = top_k(model.users, model.items, min(k, len(model.items)), left_out, rows)
     yield from _tables(blocks, ("user", "item"), model.user_ids, model.item_ids)
@@ -200,8 +200,8 @@ def rows_of(path: Path, column: str, known_ids: pl.Series) -> torch.Tensor:
     if unknown:
         shown = ", ".join(map(repr, unknown[:_SHOWN])) + (", ..." if len(unknown) > _SHOWN else "")
         raise ValueError(
-            f"{path}: expected ids of {column}s that the model was trained on, got {len(unknown)} unknown of {len(ids)}: "
-            f"{shown}"
+            f"{path}: expected ids of {column}s that the model was trained on, got {len(unknown)} unknown ones "
+            f"of {len(ids)}: {shown}"
         )
     return torch.tensor([rows[name] for name in ids])
 
@@ -315,15 +315,15 @@ def _write_rankings(model: SavedModel, arguments: argparse.Namespace) -> None:
             known, left_out = model.known_with_test, "left out: all items that a user has in the data"
         tables, kind = recommend(model, rows, arguments.k, known), "user"
     queries = len(rows) if rows is not None else len(model.users if kind == "user" else model.items)
-    count = write(arguments.out, _with_progress(tables, queries, kind))
+    with tqdm(total=queries, unit=kind, mininterval=0.5) as progress:
+        count = write(arguments.out, _counted(tables, progress))
     print(f"{arguments.out}: {count} items for {queries} {kind}s, at most {arguments.k} each; {left_out}")
 
 
-def _with_progress(tables: Iterator[pl.DataFrame], queries: int, kind: str) -> Iterator[pl.DataFrame]:
-    with tqdm(total=queries, unit=kind, mininterval=0.5) as progress:
-        for table in tables:
-            yield table
-            progress.update(table[:, 0].n_unique())
+def _counted(tables: Iterator[pl.DataFrame], progress: tqdm) -> Iterator[pl.DataFrame]:
+    for table in tables:
+        yield table
+        progress.update(table[:, 0].n_unique())
 
 
 if __name__ == "__main__":

@@ -209,9 +209,9 @@ def _load_vectors(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
     if tables.keys() != {"users", "items"}:
         raise _damaged(path, f"expected the tensors users and items, got {sorted(tables)}")
     users, items = tables["users"], tables["items"]
-    for name, table in tables.items():
-        if table.dtype != torch.float32 or table.dim() != 2 or table.shape[1] != users.shape[-1]:
-            raise _damaged(path, f"expected float32 {name} [rows, {users.shape[-1]}], got {table.dtype} {table.shape}")
+    for name, table in (("users", users), ("items", items)):
+        if table.dtype != torch.float32 or table.dim() != 2 or table.shape[1] != users.shape[1]:
+            raise _damaged(path, f"expected float32 {name} [rows, D], got {table.dtype} {list(table.shape)}")
         if not table.isfinite().all():
             raise _damaged(path, f"expected finite {name}, got infinite ones or NaN")
     return users, items
