@@ -1,4 +1,4 @@
-"""Matrix factorisation on MovieLens-100K with BPR, SL and CW at one budget, then the cost of a CW step."""
+"""Matrix factorisation on MovieLens-100K with BPR, SL and CW at one budget: metrics, recommendations, a step's cost."""
 
 from __future__ import annotations
 
@@ -65,19 +65,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
             for name, (options, optimizer) in SETTINGS.items()
         ]
-        report, interrupted = compare(cases, arguments.out)
+        model = arguments.out / "model"
+        report, interrupted = compare(cases, arguments.out, save={len(cases) - 1: model})
         if interrupted:
             raise KeyboardInterrupt
         report["step_cost"] = step_cost.measure(step_cost.StepShape(items=dataset.num_items), repeats=5)
         reporting.write_json(arguments.out / "results.json", report)
         _print_summary(dataset, cases[0].config, negatives, report, build)
+        if dataset.item_ids is not None:
+            _print_recommendations(model)
     except KeyboardInterrupt:
         print(f"interrupted; the losses finished before are in {arguments.out}", file=sys.stderr)
         return reporting.INTERRUPTED
     except reporting.ERRORS as error:
         print(f"error: {reporting.first_line(error)}", file=sys.stderr)
         return 2
-    print(f"\nresults: {arguments.out / 'results.json'}, {arguments.out / 'results.png'}")
+    print(f"\nresults: {arguments.out / 'results.json'}, {arguments.out / 'results.png'}; the CW model: {model}")
     return 0
 
 
@@ -98,6 +101,14 @@ def _print_summary(
     if not build["available"]:
         print(f"trained on the reference backend, and therefore with N={negatives.number}: {build['reason']}")
     print(f"\n{step_cost.describe(report['step_cost'])}")
+
+
+def _print_recommendations(directory: Path) -> None:
+    from benchmarks import films, saved  # need polars and safetensors
+
+    print("\nWhat the CW model recommends to five users (✓: a film that the user has in the test set)\n")
+    print(films.describe(saved.load(directory), films.titles()))
+    print(f"\nall users: python -m benchmarks.recommend --model {directory} --k 5 --out recommendations.csv")
 
 
 if __name__ == "__main__":

@@ -169,6 +169,13 @@ class Trainer:
         """The entry of the curve with the highest validation NDCG@K."""
         return max(self.curve, key=lambda point: point["ndcg"])
 
+    @property
+    def best_tables(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Vectors of the users [num_users, D] and of the items [num_items, D] at that epoch, after the graph
+        convolutions if there are any; their inner products are the scores, and for cosines they have length 1."""
+        assert self._best_tables is not None, "nothing was validated"
+        return self._best_tables
+
     def identity(self) -> dict[str, Any]:
         """What makes this run this run: data, loss and configuration."""
         return identity(self.dataset, self.loss, self.config)
@@ -389,6 +396,7 @@ def train(
     config: TrainingConfig,
     show_progress: bool = True,
     checkpoint: Path | None = None,
+    save: Path | None = None,
 ) -> dict[str, Any]:
     """Train with one loss, test once, and return all that a result file says about the run.
 
@@ -399,6 +407,7 @@ def train(
         show_progress: whether there is a bar on stderr.
         checkpoint: file to go on from if it is there, and to write after each validation. It stays: whoever keeps the
             result removes it then.
+        save: directory to write the epoch that validated best to, as :func:`benchmarks.saved.save`.
 
     Returns:
         A JSON-ready dict: settings, validation curve, test metrics, why training ended, and seconds.
@@ -407,6 +416,7 @@ def train(
         TrainingError: the loss became infinite or NaN.
         CheckpointError: the checkpoint is not one of this run.
         ValueError: there is nothing to validate on, or nothing to draw for a user.
+        OSError: the model or the checkpoint cannot be written; the message names the file.
         KeyboardInterrupt: Ctrl-C before the first validation.
     """
     trainer = Trainer(dataset, loss, config)
@@ -414,7 +424,7 @@ def train(
     metrics = trainer.test()
     seconds = trainer.stopwatch.seconds
     training = sum(seconds[part] for part in STEP_PARTS)
-    return {
+    run = {
         "loss": loss.name,
         "loss_settings": loss.settings,
         "k": config.k,
@@ -437,3 +447,8 @@ def train(
             "evaluation": seconds["evaluation"],
         },
     }
+    if save is not None:
+        from benchmarks import saved  # needs polars and safetensors
+
+        saved.save(save, dataset, trainer.best_tables, loss.similarity, run)
+    return run

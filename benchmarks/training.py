@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import mean, stdev
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from benchmarks import checkpoints, data, gpu, reporting
@@ -89,7 +90,9 @@ def describe_settings(settings: dict[str, Any]) -> str:
     return " ".join(shown) or "-"
 
 
-def compare(cases: Sequence[Case], directory: Path, resume: bool = False) -> tuple[dict[str, Any], bool]:
+def compare(
+    cases: Sequence[Case], directory: Path, resume: bool = False, save: Mapping[int, Path] = MappingProxyType({})
+) -> tuple[dict[str, Any], bool]:
     """Do one training run after another; after each, write results.json and results.png to the directory.
 
     Args:
@@ -97,6 +100,7 @@ def compare(cases: Sequence[Case], directory: Path, resume: bool = False) -> tup
         directory: an existing, writable directory.
         resume: whether to go on where an earlier call with the same directory was interrupted: finished runs are
             kept, the unfinished one goes on from its last validation.
+        save: the directories that models are saved to, by the number of their case.
 
     Returns:
         ``(report, interrupted)``: what results.json holds, with one entry in ``report["runs"]`` per run that
@@ -104,11 +108,14 @@ def compare(cases: Sequence[Case], directory: Path, resume: bool = False) -> tup
 
     Raises:
         TrainingError: as :func:`train`; the runs before it are on disk.
-        ValueError: what is to be resumed is not of these cases.
+        ValueError: what is to be resumed is not of these cases; a directory in `save` holds something else than a saved
+            model, or not that of a run that is finished.
         OSError: a file cannot be written; the message names it.
     """
     results, checkpoint = directory / "results.json", directory / "checkpoint.pt"
     runs = _finished_runs(results, cases) if resume else {}
+    if save:
+        _check_saved(runs, save)
     # Also that of a run that was interrupted, or killed, just after its result was written.
     if not resume or checkpoints.is_of_any(checkpoint, [identity(*cases[number]) for number in runs]):
         checkpoint.unlink(missing_ok=True)
@@ -122,7 +129,7 @@ def compare(cases: Sequence[Case], directory: Path, resume: bool = False) -> tup
         for number, case in enumerate(cases):
             if number in runs:
                 continue
-            run = runs[number] = train(*case, checkpoint=checkpoint)
+            run = runs[number] = train(*case, checkpoint=checkpoint, save=save.get(number))
             # With those that come later but were finished earlier.
             report["runs"] = [runs[number] for number in sorted(runs)]
             reporting.write_json(results, report)
@@ -159,6 +166,32 @@ def _finished_runs(results: Path, cases: Sequence[Case]) -> dict[int, dict[str, 
             )
     finished = {known.index(of_run): run for of_run, run in zip(settings, runs, strict=True)}
     return dict(sorted(finished.items()))
+
+
+def _check_saved(finished: dict[int, dict[str, Any]], save: Mapping[int, Path]) -> None:
+    """Refuse directories that cannot be saved to, and finished runs whose models are not in theirs."""
+    from benchmarks import saved  # needs polars and safetensors
+
+    for number, directory in save.items():
+        saved.check_target(directory)
+        if number in finished and saved.run_of(directory) != finished[number]:
+            run = finished[number]
+            raise ValueError(
+                f"{directory}: expected the model of the finished run of {run['loss']} (seed {run['config']['seed']}), "
+                "got none or another; without --resume it is trained again"
+            )
+
+
+def _save_directories(cases: Sequence[Case], directory: Path | None) -> dict[int, Path]:
+    """Where the model of each case is saved: the directory, or a folder in it for each if there are several."""
+    if directory is None:
+        return {}
+    if len(cases) == 1:
+        return {0: directory}
+    if (directory / "config.json").exists():
+        raise ValueError(f"{directory}: expected a directory for {len(cases)} models, got a saved model")
+    names = [f"{case.loss.name}-seed{case.config.seed}" for case in cases]
+    return {number: directory / name for number, name in enumerate(names)}
 
 
 def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -307,6 +340,13 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--out", type=Path, metavar="DIR", help="where results go; a new folder under runs/ if not given"
     )
     parser.add_argument(
+        "--save",
+        type=Path,
+        metavar="DIR",
+        help="keep the model that validates best, for benchmarks.recommend; with several losses or seeds each in "
+        "DIR/LOSS-seedSEED",
+    )
+    parser.add_argument(
         "--resume",
         action="store_true",
         help="go on where the comparison with this --out was interrupted: what is finished is kept",
@@ -314,6 +354,8 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.resume and arguments.out is None:
         parser.error("--resume needs the --out of the comparison to go on with")
+    if arguments.save is not None and arguments.out is not None and arguments.save.resolve() == arguments.out.resolve():
+        parser.error("--save and --out must be different directories")
     return arguments
 
 
@@ -371,10 +413,13 @@ def _run(arguments: argparse.Namespace) -> int:
     cases = [Case(datasets[seed], loss, replace(config, seed=seed)) for loss in losses for seed in seeds]
     directory = arguments.out or reporting.default_directory(f"{cases[0].dataset.name}-{config.model}")
     reporting.make_writable_directory(directory)
-    report, interrupted = compare(cases, directory, arguments.resume)
+    save = _save_directories(cases, arguments.save)
+    report, interrupted = compare(cases, directory, arguments.resume, save)
     if report["runs"]:
         print(describe_runs(report["runs"]))
         print(f"results: {directory / 'results.json'}, {directory / 'results.png'}")
+        if arguments.save is not None:
+            print(f"saved: {arguments.save}")
     if interrupted:
         finished = ", ".join(f"{run['loss']} (seed {run['config']['seed']})" for run in report["runs"]) or "none"
         print(f"interrupted; runs written: {finished}", file=sys.stderr)
