@@ -37,7 +37,7 @@ from benchmarks.study import __main__ as study
 from benchmarks.trainer import Trainer, TrainingConfig
 from cw_ext import Interactions
 
-HEADER = data.SPLIT_HEADER + "\n"
+HEADER = "user_procid\titem_procid\n"
 
 # --- memory ---
 

@@ -155,13 +155,13 @@ def _behaviors(path: Path, layout: Layout, encoding: str | None) -> Iterator[pl.
             return table.select("line", "user", item=words).explode("item").filter(pl.col("item") != "")
 
         yield exploded("history").with_columns(label=pl.lit("1"))
-        shown = exploded("shown")
-        parts = shown["item"].str.extract_groups(r"^(?<item>.+)-(?<label>[01])$").struct.unnest()
+        impressions = exploded("shown")
+        parts = impressions["item"].str.extract_groups(r"^(?<item>.+)-(?<label>[01])$").struct.unnest()
         wrong = parts["item"].is_null()
         if wrong.any():
-            line, _, impression = shown.row(wrong.arg_true()[0])
+            line, _, impression = impressions.row(wrong.arg_true()[0])
             fail(path, line, "impressions with a label, such as N1-0 or N2-1", shown(impression))
-        yield shown.with_columns(parts)
+        yield impressions.with_columns(parts)
 
 
 def _json(path: Path, layout: Layout, encoding: str | None) -> Iterator[pl.DataFrame]:
