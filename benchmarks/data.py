@@ -251,8 +251,14 @@ def _split_at_random(path: Path, users: np.ndarray, items: np.ndarray, seed: int
     rng = np.random.default_rng(seed)
     test = _choose_per_user(users, TEST_FRACTION, rng)
     test[_one_of_each_cold_item(items, test)] = False
-    if not test.any():
-        raise DataError(f"{path}: expected a user with at least 2 interactions to draw test items from, got none")
+    if not test.any():  # in small data every item drawn may be one that occurs once
+        drawable = np.flatnonzero((np.bincount(users)[users] > 1) & (np.bincount(items)[items] > 1))
+        if not len(drawable):
+            raise DataError(
+                f"{path}: expected a user with at least 2 interactions to draw test items from, one of them with an "
+                f"item that others have too, got none in {len(users)} pairs"
+            )
+        test[rng.choice(drawable)] = True
     return _interaction_data(
         (users[~test], items[~test]), (users[test], items[test]), int(users.max()) + 1, int(items.max()) + 1, name
     )

@@ -374,7 +374,7 @@ def _rows(kind: str, ids: Any, labels: np.ndarray | None, size: int) -> Tensor:
     missing = labels[rows] != wanted
     if missing.any():
         raise KeyError(f"no {kind} has the id {wanted[missing].tolist()[0]!r}")
-    return torch.from_numpy(rows)
+    return torch.from_numpy(np.asarray(rows))
 
 
 def _nonzeros(matrix: Any) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:

@@ -80,15 +80,17 @@ def _split(path: Path, layout: Layout, block: pl.DataFrame) -> pl.DataFrame:
     if wrong.any():
         number, line = block.row(wrong.arg_true()[0])
         _fail_width(path, layout, number, lines[int(wrong.arg_true()[0])].count(separator) + 1, line)
+    # The line put before is no interaction, and no text that polars takes for a compressed one, as it does "x^".
+    before = separator * (layout.num_columns - 1) + "\n"
     table = pl.read_csv(
-        lines.str.join("\n").item().encode(),
+        (before + lines.str.join("\n").item()).encode(),
         has_header=False,
         separator=separator,
         quote_char=None,
         schema={str(index): pl.String for index in range(layout.num_columns)},
         columns=sorted(layout.columns.values()),
     )
-    return table.with_columns(line=block["number"])
+    return table[1:].with_columns(line=block["number"])
 
 
 def _quoted(path: Path, layout: Layout, remaining: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:

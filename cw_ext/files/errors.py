@@ -24,4 +24,7 @@ def fail(path: Path, line: int | None, expected: str, got: str, unit: str = "lin
 
 def shown(value: str) -> str:
     """Quote a piece of a file for a message of one line; what is long is cut."""
-    return repr(value if len(value) <= _LONGEST_SHOWN else value[: _LONGEST_SHOWN - 3] + "...")
+    quoted = repr(value[: 2 * _LONGEST_SHOWN])
+    if len(value) <= _LONGEST_SHOWN and len(quoted) <= 2 * _LONGEST_SHOWN:
+        return quoted
+    return f"{quoted[: _LONGEST_SHOWN - 2]}...{quoted[0]}"

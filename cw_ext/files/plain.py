@@ -43,8 +43,8 @@ def read_pairs(path: Path, reading: Reading) -> tuple[np.ndarray, np.ndarray, np
                     continue
                 pair = _PAIR.fullmatch(line)
                 if first and pair is None and not any(map(str.isdecimal, line)):
-                    names = [name.strip() for name in re.split(r"[\t,;]|\s+", line.strip())]
-                    if len(names) != 2:
+                    names = columns.header_names(re.split(r"\s*[\t,;]\s*|\s+", line.strip()), [], reading)
+                    if names is None or len(names) != 2:
                         _refuse(path, number, line)
                     user = columns.choose(path, number, names, 2, reading)["user"]
                     source, first = f"columns {names[user]} and {names[1 - user]}", False
