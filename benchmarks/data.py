@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
-from array import array
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Any
 
 import numpy as np
 import torch
 
-SPLIT_HEADER = "user_procid\titem_procid"
+from cw_ext import files
+
 DEFAULT_CORE = 10
 DEFAULT_MIN_RATING = 3.0
 TEST_FRACTION = 0.2
-
-# First-column names that mark the first line of a plain file as a header even if its ids are strings.
-_USER_COLUMN_NAMES = {"user", "users", "user_id", "userid", "uid", "user_procid", "reviewerid", "reviewer_id"}
-_RECBOLE_TYPES = {"token", "token_seq", "float", "float_seq"}
-# Split files carry 0-based ids. Ids this many times more spread out than there are distinct ones are raw ids
-# (hashes, catalogue numbers), and an embedding table over their range would be almost all unused rows.
-_MAX_ID_SPREAD = 100
 
 
 class DataError(ValueError):
@@ -40,6 +35,7 @@ class InteractionData:
         name: what to call the data set in tables and plots.
         user_ids, item_ids: the file's own id of each user [num_users] and item [num_items], integers or strings; None
             where they are the numbers from 0.
+        notes: what was read and what was kept of it, a line each.
     """
 
     train_users: torch.Tensor
@@ -51,6 +47,7 @@ class InteractionData:
     name: str
     user_ids: np.ndarray | None = None
     item_ids: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
 
     def sizes(self) -> dict[str, str | int]:
         """Return what a result file says about the data: its name, and how many users, items and interactions."""
@@ -68,120 +65,95 @@ class InteractionData:
         return replace(self, **{name: getattr(self, name).to(device) for name in pairs})
 
 
-def load(
-    path: str | Path | None = None,
-    *,
-    seed: int = 0,
-    core: int = DEFAULT_CORE,
-    min_rating: float = DEFAULT_MIN_RATING,
-) -> InteractionData:
-    """Load a split directory, an interaction file, or (``path`` None) MovieLens-100K.
+def load(path: str | Path | None = None, *, seed: int = 0, core: int | None = None, **reading: Any) -> InteractionData:
+    """Load a file or a directory of interactions, or (``path`` None) MovieLens-100K.
+
+    A directory's training and test files are kept as they are (:func:`load_split_directory`), and so is the split of a
+    file that has a column ``split``, in which what is for validation joins the training set. Any other file is filtered
+    to its k-core and split 80/20 per user: the 20 % are rounded down, but at least one interaction, and never a user's
+    only one; every test item also occurs in training. Repeated pairs count once.
 
     Args:
-        path: directory with train.tsv and test.tsv, or one file; None for the default data set.
-        seed: seed of the 80/20 split; unused for a directory, whose split is kept.
-        core: k of the k-core filter; unused for a directory.
-        min_rating: ratings below it are dropped; used only where a typed header names a rating column.
+        path: the directory or the file, of any kind that :meth:`cw_ext.Interactions.from_file` knows.
+        seed: of the 80/20 split.
+        core: every user and item kept has at least this many interactions, at least 1; 10 if None. Only for what is
+            split here.
+        reading: columns, ``format``, ``encoding`` and ``min_rating`` as for :class:`cw_ext.files.Reading`; where there
+            are ratings and no ``min_rating``, those below 3 are dropped.
 
     Raises:
-        DataError: the input is missing, malformed, or empty after filtering.
+        DataError: the input is missing, malformed, or empty after filtering, or an argument cannot act on it.
     """
-    if path is None:
-        return load_movielens_100k(seed=seed, core=core, min_rating=min_rating)
-    path = Path(path)
-    if path.is_dir():
-        return load_split_directory(path)
-    return load_interaction_file(path, seed=seed, core=core, min_rating=min_rating)
+    return load_seeds(path, [seed], core=core, **reading)[seed]
 
 
-def load_split_directory(path: str | Path) -> InteractionData:
-    """Load ``train.tsv`` and ``test.tsv`` (header ``user_procid<TAB>item_procid``, 0-based ids) as they are.
-
-    Only repeated pairs within a file are dropped. The training file sets the number of users and items.
-
-    Raises:
-        DataError: a file is missing or malformed, or a test id lies outside the training file's range.
-    """
-    path = Path(path)
-    train_users, train_items = _read_split_file(path / "train.tsv")
-    num_users = _count_ids(train_users, path / "train.tsv", "user")
-    num_items = _count_ids(train_items, path / "train.tsv", "item")
-    test_users, test_items = _read_split_file(path / "test.tsv", num_users, num_items)
-    return _interaction_data(
-        _distinct_pairs(train_users, train_items),
-        _distinct_pairs(test_users, test_items),
-        num_users,
-        num_items,
-        path.resolve().name,
-    )
+def load_seeds(
+    path: str | Path | None, seeds: Sequence[int], *, core: int | None = None, **reading: Any
+) -> dict[int, InteractionData]:
+    """Load the data once, and split it with each seed; otherwise as :func:`load`."""
+    with _as_data_errors(path):
+        how = files.Reading(**reading)
+        if path is None:
+            return _load_file(movielens_100k_file(), seeds, core, how, "ml-100k")
+        path = Path(path)
+        if not path.is_dir():
+            packed = path.suffix in (".gz", ".bz2", ".xz")
+            return _load_file(path, seeds, core, how, path.with_suffix("").stem if packed else path.stem)
+        if core is not None:
+            raise DataError(f"{path}: core (--core) cannot act on a directory, whose split is kept")
+        return dict.fromkeys(seeds, load_split_directory(path, how))
 
 
-def load_interaction_file(
-    path: str | Path,
-    *,
-    seed: int = 0,
-    core: int = DEFAULT_CORE,
-    min_rating: float = DEFAULT_MIN_RATING,
-    name: str | None = None,
-) -> InteractionData:
-    """Load one file of interactions, filter it to its k-core and split it 80/20 per user.
-
-    The 20 % are rounded down, but at least one interaction, and never a user's only one.
-
-    Two formats, told apart by the first line:
-
-    - plain: ``user item`` and any further columns, which are ignored, separated by tabs, commas or blanks;
-      a header line is recognised by its column names, or by words above a line of integers;
-    - RecBole ``.inter``: tab-separated with a typed header, ``user_id:token``, ``item_id:token`` and
-      optionally ``rating:float`` in any order; ratings below ``min_rating`` are dropped.
-
-    Ids may be any strings; they are renumbered from 0. Repeated pairs count once. Every test item also
-    occurs in training.
-
-    Args:
-        path: the file.
-        seed: seed of the split.
-        core: every user and item kept has at least this many interactions, at least 1.
-        min_rating: see above.
-        name: name of the data set; the file's stem if None.
-
-    Raises:
-        DataError: the file is missing or malformed, or no interaction is left after filtering.
-    """
-    path = Path(path)
-    if core < 1:
-        raise DataError(f"core must be at least 1, got {core}")
-    users, items = _distinct_pairs(*_read_interactions(path, min_rating))
-    users, items = _k_core(users, items, core)
-    if len(users) == 0:
-        raise DataError(f"{path}: expected interactions left after the {core}-core filter, got none; lower the core")
-    user_ids, users = np.unique(users, return_inverse=True)
-    item_ids, items = np.unique(items, return_inverse=True)
-
-    rng = np.random.default_rng(seed)
-    test = _choose_per_user(users, TEST_FRACTION, rng)
-    test[_one_of_each_cold_item(items, test)] = False
-    if not test.any():
-        raise DataError(f"{path}: expected a user with at least 2 interactions to draw test items from, got none")
-    return _interaction_data(
-        (users[~test], items[~test]),
-        (users[test], items[test]),
-        len(user_ids),
-        len(item_ids),
-        path.stem if name is None else name,
-    )
+@contextmanager
+def _as_data_errors(path: str | Path | None) -> Iterator[None]:
+    """Raise what goes wrong in reading as DataError."""
+    try:
+        yield
+    except DataError:
+        raise
+    except FileNotFoundError as error:
+        raise DataError(f"{error.filename}: expected an interaction file, got nothing there") from None
+    except OSError as error:
+        raise DataError(f"{error.filename or path}: expected a readable file, got: {error.strerror}") from None
+    except (ValueError, ImportError) as error:
+        raise DataError(str(error)) from None
 
 
-def load_movielens_100k(
-    *, seed: int = 0, core: int = DEFAULT_CORE, min_rating: float = DEFAULT_MIN_RATING
-) -> InteractionData:
+def load_movielens_100k(*, seed: int = 0, core: int | None = None, **reading: Any) -> InteractionData:
     """Load MovieLens-100K from the installed ``recbole`` package.
 
     Raises:
         DataError: ``recbole`` or its example file is not installed.
     """
-    path = movielens_100k_file()
-    return load_interaction_file(path, seed=seed, core=core, min_rating=min_rating, name="ml-100k")
+    return load(None, seed=seed, core=core, **reading)
+
+
+def load_split_directory(path: str | Path, reading: files.Reading | None = None) -> InteractionData:
+    """Load the files ``train.*`` and ``test.*`` of a directory, or ``*.train.inter`` and ``*.test.inter``.
+
+    Pairs of ``valid.*`` join the training set. Integer ids without large gaps are kept as they are, and the training
+    file then sets their range; others are numbered in the order in which they occur there. Test pairs that stand in
+    training, and those of users and items that do not occur there, are left out and counted on stderr.
+
+    Raises:
+        DataError: a file is missing or malformed, or no test pair is left.
+    """
+    path = Path(path)
+    reading = files.Reading() if reading is None else reading
+    parts = {name: _split_file(path, name) for name in files.SPLITS}
+    with _as_data_errors(path):
+        tables = {
+            name: files.read_interactions(part, reading, default_min_rating=DEFAULT_MIN_RATING)
+            for name, part in parts.items()
+            if part is not None
+        }
+    for name, table in tables.items():
+        if not len(table.lines):
+            raise DataError(f"{parts[name]}: expected interactions, got {table.summary}")
+    notes = [f"{parts[name].name}: {table.summary}" for name, table in tables.items()]  # type: ignore[union-attr]
+    test = tables.pop("test")
+    train = [np.concatenate(ids) for ids in zip(*(_own_ids(table) for table in tables.values()), strict=True)]
+    return _as_split(path, (train[0], train[1]), _own_ids(test), path.resolve().name, notes)
 
 
 def movielens_100k_file() -> Path:
@@ -226,135 +198,136 @@ def split_validation(
     return fit, data.train_users[chosen], data.train_items[chosen]
 
 
-def _fail(path: Path, line_number: int, expected: str, got: str) -> NoReturn:
-    shown = got if len(got) <= 60 else got[:57] + "..."
-    raise DataError(f"{path}, line {line_number}: expected {expected}, got {shown!r}")
+def _load_file(
+    path: Path, seeds: Sequence[int], core: int | None, reading: files.Reading, name: str
+) -> dict[int, InteractionData]:
+    if core is not None and core < 1:
+        raise DataError(f"core must be at least 1, got {core}")
+    table = files.read_interactions(path, reading, default_min_rating=DEFAULT_MIN_RATING)
+    if not len(table.lines):
+        raise DataError(f"{path}: expected interactions, got {table.summary}")
+    notes = [f"{path.name}: {table.summary}"]
+    if table.split is not None:
+        if core is not None:
+            raise DataError(f"{path}: core (--core) cannot act on a file with a column split, which is kept")
+        is_test = table.split == files.SPLITS.index("test")
+        users, items = _own_ids(table)
+        train, test = (users[~is_test], items[~is_test]), (users[is_test], items[is_test])
+        if not len(train[0]) or not len(test[0]):
+            missing = "train" if len(test[0]) else "test"
+            raise DataError(f"{path}: expected rows of the split {missing}, got none")
+        return dict.fromkeys(seeds, _as_split(path, train, test, name, notes))
 
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield (1-based line number, line without its end) of every line that is not blank."""
-    line_number = 0
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            for line_number, line in enumerate(file, 1):
-                if not line.isspace():
-                    yield line_number, line.rstrip("\n")
-    except FileNotFoundError:
-        raise DataError(f"{path}: expected an interaction file, got nothing there") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{path}, after line {line_number}: expected UTF-8 text, got other bytes") from None
-    except OSError as error:
-        raise DataError(f"{path}: expected a readable file, got: {error.strerror}") from None
-
-
-def _read_split_file(
-    path: Path, num_users: int | None = None, num_items: int | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Read the integer ids of a split file; with the counts given, ids must lie below them."""
-    columns = (array("q"), array("q"))
-    limits = (("user", num_users), ("item", num_items))
-    lines = _lines(path)
-    header_number, header = next(lines, (1, ""))
-    if header.strip() != SPLIT_HEADER:
-        _fail(path, header_number, f"the header {SPLIT_HEADER!r}", header)
-    for line_number, line in lines:
-        tokens = line.split("\t")
-        if len(tokens) != 2:
-            _fail(path, line_number, f"2 tab-separated columns (there are {len(tokens)})", line)
-        for token, column, (kind, limit) in zip(tokens, columns, limits, strict=True):
-            if not (token.isascii() and token.isdecimal()):
-                _fail(path, line_number, f"the {kind} id to be a non-negative integer", token)
-            # Python refuses to read numbers of thousands of digits.
-            number = int(token) if len(token) <= 19 else 2**63
-            if number >= 2**63:
-                _fail(path, line_number, f"the {kind} id to be below 2**63", token)
-            if limit is not None and number >= limit:
-                _fail(path, line_number, f"the {kind} id to be below {limit}, the range of train.tsv", token)
-            column.append(number)
-    if not columns[0]:
-        raise DataError(f"{path}: expected interactions after the header, got none")
-    return np.asarray(columns[0]), np.asarray(columns[1])
-
-
-def _count_ids(ids: np.ndarray, path: Path, kind: str) -> int:
-    """Return the size of the range of 0-based ids, refusing ids so sparse that they cannot be 0-based."""
-    count = int(ids.max()) + 1
-    distinct = len(np.unique(ids))
-    if count > _MAX_ID_SPREAD * distinct:
+    core = DEFAULT_CORE if core is None else core
+    users, items = _distinct_pairs(table.users.codes, table.items.codes)
+    before = (len(np.unique(users)), len(np.unique(items)))
+    notes.append(f"{len(table.lines)} rows: {len(users)} distinct pairs of {before[0]} users and {before[1]} items")
+    users, items = _k_core(users, items, core)
+    if len(users) == 0:
         raise DataError(
-            f"{path}: expected 0-based {kind} ids without large gaps, got a largest id of {count - 1} "
-            f"with {distinct} distinct ids; give a plain file with --data to have ids renumbered"
+            f"{path}: expected interactions left after the {core}-core filter (--core {core}), got none of "
+            f"{notes[-1].partition(': ')[2]}; lower --core"
         )
-    return count
+    kept_users, users = np.unique(users, return_inverse=True)
+    kept_items, items = np.unique(items, return_inverse=True)
+    if core > 1:
+        left_out = (before[0] - len(kept_users), before[1] - len(kept_items))
+        notes.append(
+            f"{core}-core (--core {core}): {len(users)} pairs of {len(kept_users)} users and {len(kept_items)} items "
+            f"kept; {left_out[0]} users and {left_out[1]} items with fewer than {core} left out"
+        )
+    return {
+        seed: replace(
+            _split_at_random(path, users, items, seed, name),
+            user_ids=table.users.values[kept_users],
+            item_ids=table.items.values[kept_items],
+            notes=tuple(notes),
+        )
+        for seed in seeds
+    }
 
 
-def _read_interactions(path: Path, min_rating: float) -> tuple[np.ndarray, np.ndarray]:
-    """Read a plain or RecBole file; ids are numbered in the order in which they first occur."""
-    lines = _lines(path)
-    first_number, first_line = next(lines, (0, ""))
-    if first_number == 0:
-        raise DataError(f"{path}: expected interactions, got an empty file")
-    separator = "\t" if "\t" in first_line else "," if "," in first_line else None
-    separator_name = {"\t": "tabs", ",": "commas", None: "blanks"}[separator]
-    first_tokens = [token.strip() for token in first_line.split(separator)]
-    num_columns = len(first_tokens)
-    if num_columns < 2:
-        _fail(path, first_number, "a user and an item, separated by a tab, a comma or blanks", first_line)
+def _split_at_random(path: Path, users: np.ndarray, items: np.ndarray, seed: int, name: str) -> InteractionData:
+    rng = np.random.default_rng(seed)
+    test = _choose_per_user(users, TEST_FRACTION, rng)
+    test[_one_of_each_cold_item(items, test)] = False
+    if not test.any():  # in small data every item drawn may be one that occurs once
+        drawable = np.flatnonzero((np.bincount(users)[users] > 1) & (np.bincount(items)[items] > 1))
+        if not len(drawable):
+            raise DataError(
+                f"{path}: expected a user with at least 2 interactions to draw test items from, one of them with an "
+                f"item that others have too, got none in {len(users)} pairs"
+            )
+        test[rng.choice(drawable)] = True
+    return _interaction_data(
+        (users[~test], items[~test]), (users[test], items[test]), int(users.max()) + 1, int(items.max()) + 1, name
+    )
 
-    user_column, item_column, rating_column = 0, 1, None
-    pending: list[tuple[int, str]] = []
-    if all(token.rpartition(":")[2] in _RECBOLE_TYPES for token in first_tokens):
-        names = [token.rpartition(":")[0] for token in first_tokens]
-        if "user_id" not in names or "item_id" not in names:
-            _fail(path, first_number, "columns user_id and item_id in the typed header", first_line)
-        user_column, item_column = names.index("user_id"), names.index("item_id")
-        rating_column = names.index("rating") if "rating" in names else None
+
+def _split_file(directory: Path, name: str) -> Path | None:
+    """The one file of that part of a split; None where there is no validation part."""
+    found = sorted({*directory.glob(f"{name}.*"), *directory.glob(f"*.{name}.inter"), *directory.glob(f"*.{name}.csv")})
+    if len(found) > 1:
+        names = ", ".join(part.name for part in found)
+        raise DataError(f"{directory}: expected one file of the part {name}, got {names}")
+    if found:
+        return found[0]
+    if name == "valid":
+        return None
+    raise DataError(f"{directory / name}.tsv: expected an interaction file, got nothing there")
+
+
+def _own_ids(table: files.InteractionTable) -> tuple[np.ndarray, np.ndarray]:
+    return table.users.of_rows, table.items.of_rows
+
+
+def _as_split(
+    path: Path, train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray], name: str, notes: list[str]
+) -> InteractionData:
+    """Number the ids of a split by its training part, and leave out of the test part what cannot be a hit."""
+    users, test_users, num_users, user_ids = _numbered(train[0], test[0])
+    items, test_items, num_items, item_ids = _numbered(train[1], test[1])
+    users, items = _distinct_pairs(users, items)
+    test_users, test_items = _distinct_pairs(test_users, test_items)
+    unknown_user, unknown_item = test_users < 0, test_items < 0
+    in_training = np.isin(test_users * num_items + test_items, users * num_items + items)
+    in_training &= ~unknown_user & ~unknown_item
+    kept = ~(in_training | unknown_user | unknown_item)
+    if not kept.all():
+        reasons = (
+            f"{np.count_nonzero(in_training)} stand in training, {np.count_nonzero(unknown_user)} are of users and "
+            f"{np.count_nonzero(unknown_item)} of items that do not occur in training"
+        )
+        counted = f"of {len(kept)} distinct test pairs, {reasons}"
+        if not kept.any():
+            raise DataError(f"{path}: expected test pairs of known users and items that are not in training, {counted}")
+        print(f"warning: {path}: {counted}; left out, {np.count_nonzero(kept)} are tested", file=sys.stderr)
+    dataset = _interaction_data((users, items), (test_users[kept], test_items[kept]), num_users, num_items, name)
+    return replace(dataset, user_ids=user_ids, item_ids=item_ids, notes=tuple(notes))
+
+
+def _numbered(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray, int, np.ndarray | None]:
+    """Number the ids of one side of a split.
+
+    Returns:
+        Rows of the training ids; rows of the test ids, with a negative number of its own for each that does not occur
+        in training; the number of rows; the own id of each row, or None where ids are rows as they are.
+    """
+    if train.dtype != test.dtype:  # integers in one file only
+        train, test = train.astype(str).astype(object), test.astype(str).astype(object)
+    values, first, codes = np.unique(train, return_index=True, return_inverse=True)
+    test_values, test_codes = np.unique(test, return_inverse=True)
+    if train.dtype != object and values[0] >= 0 and not files.is_sparse(values, largest_unquestioned=0):
+        test_rows = np.where(np.isin(test_values, values), test_values, -1)
+        rows, count, own = train, int(values[-1]) + 1, None
     else:
-        pending = [(first_number, first_line)]
-        second = next(lines, None)
-        if second is not None:
-            pending.append(second)
-        if _is_header(first_tokens, second[1].split(separator) if second else None):
-            del pending[0]
-
-    codes: tuple[dict[str, int], dict[str, int]] = ({}, {})
-    columns = (array("q"), array("q"))
-    for source in (pending, lines):
-        for line_number, line in source:
-            tokens = line.split(separator)
-            if len(tokens) != num_columns:
-                expected = f"{num_columns} columns separated by {separator_name}, as in line {first_number}"
-                _fail(path, line_number, f"{expected} (there are {len(tokens)})", line)
-            user, item = tokens[user_column].strip(), tokens[item_column].strip()
-            if not user or not item:
-                _fail(path, line_number, "a user id and an item id that are not empty", line)
-            if rating_column is not None:
-                try:
-                    rating = float(tokens[rating_column])
-                except ValueError:
-                    _fail(path, line_number, "a number as rating", tokens[rating_column])
-                if not rating >= min_rating:
-                    continue
-            columns[0].append(codes[0].setdefault(user, len(codes[0])))
-            columns[1].append(codes[1].setdefault(item, len(codes[1])))
-    if not columns[0]:
-        kept = "" if rating_column is None else f" with a rating of at least {min_rating:g}"
-        raise DataError(f"{path}: expected interactions{kept}, got none")
-    return np.asarray(columns[0]), np.asarray(columns[1])
-
-
-def _is_header(first: list[str], second: list[str] | None) -> bool:
-    """Whether the first line of a plain file names columns; a wrong guess costs a single interaction."""
-    if first[0].lower() in _USER_COLUMN_NAMES:
-        return True
-    if second is None:
-        return False
-    return not any(map(_is_integer, first[:2])) and all(map(_is_integer, second[:2]))
-
-
-def _is_integer(token: str) -> bool:
-    token = token.strip()
-    return token.removeprefix("-").isdecimal()
+        order = np.argsort(first)  # of first occurrence
+        rank = np.empty(len(order), np.int64)
+        rank[order] = np.arange(len(order))
+        rows, count, own = rank[codes.reshape(-1)], len(values), values[order]
+        test_rows = files.places(test_values, own)
+    test_rows = np.where(test_rows < 0, -1 - np.arange(len(test_rows)), test_rows)
+    return rows, test_rows[test_codes.reshape(-1)], count, own
 
 
 def _distinct_pairs(users: np.ndarray, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ from statistics import mean, stdev
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from benchmarks import checkpoints, data, gpu, reporting
+from benchmarks import checkpoints, data, data_arguments, gpu, id_maps, reporting
 from benchmarks.arguments import negatives, non_negative_float, non_negative_int, positive_int, prior, share
 from benchmarks.losses import LOSSES, LossOptions, RankingLoss, build_loss
 from benchmarks.models import MODELS
@@ -206,17 +206,11 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--data",
         metavar="DIR|FILE",
-        help="directory with train.tsv and test.tsv (header user_procid<TAB>item_procid, 0-based ids), kept "
-        "as split; or a file with a user and an item per line, or a RecBole .inter file, filtered and split "
-        "80/20; MovieLens-100K if not given",
+        help="directory with train.* and test.*, kept as split; or a file, filtered and split 80/20 (or by its column "
+        "split): a table, RecBole .inter, LightGCN lists, MovieLens, MIND, SNAP check-ins, JSON lines or parquet; "
+        "MovieLens-100K if not given",
     )
-    parser.add_argument("--core", type=positive_int, default=data.DEFAULT_CORE, help="k of the k-core filter of a file")
-    parser.add_argument(
-        "--min-rating",
-        type=float,
-        default=data.DEFAULT_MIN_RATING,
-        help="lowest rating that counts as positive, for .inter files with ratings",
-    )
+    data_arguments.add(parser)
     parser.add_argument("--loss", nargs="+", choices=LOSSES, default=["sl", "cw"], help="losses to compare")
     parser.add_argument("--model", choices=MODELS, default=defaults.model, help="the model to train")
     parser.add_argument("--dim", type=positive_int, default=defaults.dim, help="length of an embedding")
@@ -407,13 +401,15 @@ def _run(arguments: argparse.Namespace) -> int:
     )
     gpu.require(arguments.device)
     losses = [build_loss(name, options) for name in dict.fromkeys(arguments.loss)]
-    source = {"core": arguments.core, "min_rating": arguments.min_rating}
-    seeds = dict.fromkeys(arguments.seed)
-    datasets = {seed: data.load(arguments.data, seed=seed, **source) for seed in seeds}
+    seeds = list(dict.fromkeys(arguments.seed))
+    datasets = data.load_seeds(arguments.data, seeds, **data_arguments.chosen(arguments))
     cases = [Case(datasets[seed], loss, replace(config, seed=seed)) for loss in losses for seed in seeds]
     directory = arguments.out or reporting.default_directory(f"{cases[0].dataset.name}-{config.model}")
     reporting.make_writable_directory(directory)
     save = _save_directories(cases, arguments.save)
+    for note in cases[0].dataset.notes:
+        print(note)
+    id_maps.write(cases[0].dataset, directory)
     report, interrupted = compare(cases, directory, arguments.resume, save)
     if report["runs"]:
         print(describe_runs(report["runs"]))

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import copy
-import itertools
+import logging
 import os
-import re
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from numbers import Integral
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cw_ext import checks
+from cw_ext import checks, files
 from cw_ext.alias import Popularity, popularity_table
 
 DISTRIBUTIONS = ("uniform", "popularity")
@@ -27,7 +25,7 @@ _INTEGER = {
 _LARGEST_ITEM_COUNT = 2**31 - 1
 # Below this a weight's logarithm is cut off, so that an item that occurs has a mass whatever the exponent.
 _SMALLEST_LOG_WEIGHT = -700.0
-_FIRST_ID = re.compile(r"\s*[+-]?[0-9]+ *([\t,;]?)")
+_LOG = logging.getLogger("cw_ext")
 
 Ids = Tensor | np.ndarray | Sequence[int]
 
@@ -44,6 +42,9 @@ class Interactions:
         keep_counts: whether item_counts counts events.
         most_per_query: the length of the longest history, 0 if there is none.
         num_occurring: how many items occur at all.
+        query_labels, item_labels: numpy arrays [num_queries] and [num_items], sorted: the own id of each row, where a
+            file's ids were numbered anew. None where ids are rows as they are.
+        source: for interactions of a file, one line that tells what was taken from it and what was left out.
     """
 
     num_queries: int
@@ -55,6 +56,9 @@ class Interactions:
     keep_counts: bool
     most_per_query: int
     num_occurring: int
+    query_labels: np.ndarray | None = None
+    item_labels: np.ndarray | None = None
+    source: str | None = None
 
     def __init__(
         self, query_ids: Ids, item_ids: Ids, *, num_queries: int, num_items: int, keep_counts: bool = False
@@ -122,41 +126,105 @@ class Interactions:
 
     @classmethod
     def from_file(
-        cls, path: str | os.PathLike[str], *, num_queries: int | None = None, num_items: int | None = None
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        num_queries: int | None = None,
+        num_items: int | None = None,
+        user_column: str | int | None = None,
+        item_column: str | int | None = None,
+        rating_column: str | int | None = None,
+        label_column: str | int | None = None,
+        split_column: str | int | None = None,
+        format: files.Format | None = None,
+        encoding: str | None = None,
+        min_rating: float | None = None,
+        renumber: bool | None = None,
     ) -> Interactions:
-        """Read pairs from a text file, or from an .npz that scipy.sparse.save_npz wrote.
+        """Read the positives of a file: the users are the queries.
+
+        Which file it is shows by its content: a table with a header (columns by their usual names, whatever their
+        order, or RecBole's `user_id:token`); a table of two columns without a header, or of more where their numbers
+        are given; MovieLens' ratings; LightGCN's lists; SNAP's check-ins; MIND's behaviors.tsv (the clicks of
+        impressions and of histories); JSON lines; parquet; or an .npz that scipy.sparse.save_npz wrote. Columns are
+        separated by tabs, commas, semicolons, bars, `::` or blanks; text may be compressed by gzip, bzip2 or xz; lines
+        at the top that begin with `# ` are skipped. All but two columns of integers needs polars, `cw_ext[files]`
+        (and an .npz scipy).
+
+        An integer id is a row as it is. Ids are numbered anew, in their sorted order, where they are strings, or where
+        the largest integer is beyond 2²⁰ with more than 100 rows per distinct id; `query_labels` and `item_labels`
+        then hold the file's ids, and `query_rows` and `item_rows` give the row of an id.
 
         Args:
-            path: a text file (UTF-8) with a query id and an item id per line, both from 0, separated by a tab, a
-                comma, a semicolon or blanks, as in its first pair. Further columns and empty lines are ignored, and
-                so is a first line that does not begin with an integer. Or an .npz (which needs scipy).
-            num_queries, num_items: the ranges of the ids; by default the largest id + 1, or the matrix's shape.
+            path: the file.
+            num_queries, num_items: the ranges of the ids, which then are rows as they are; by default the largest
+                id + 1, the number of distinct ids where they are numbered anew, or the matrix's shape.
+            user_column, item_column: the name of the column, or its number from 0.
+            rating_column: by default the column with a usual name; used only with `min_rating`.
+            label_column: by default a column such as `label` or `is_click`; only rows above 0 are positives.
+            split_column: by default a column `split`, of train, valid and test; only rows of train are taken.
+            format: "table" or "lightgcn", for files that could be both.
+            encoding: of a text, such as "latin-1"; UTF-8 if None.
+            min_rating: lower ratings are no positives; None keeps every rating.
+            renumber: True numbers all ids anew, False never does; None as above.
 
         Raises:
             OSError: the file cannot be read; FileNotFoundError if it is not there.
-            ValueError: the content is not as above (the message names file and line), or there is no pair and no
-                number of queries and items either, or an id is beyond 2³¹ − 2 without such a number.
+            ValueError: the content is not as above (the message gives file, line or columns), or an argument cannot
+                act on this file, or there is no pair and no number of queries and items either.
             IndexError: an id beyond `num_queries` or `num_items`.
+            ImportError: polars or scipy is needed and not installed.
         """
         if not isinstance(path, (str, os.PathLike)):
             raise TypeError(f"path must be a str or os.PathLike, got {type(path).__name__}")
+        if renumber is not None and not isinstance(renumber, bool):
+            raise TypeError(f"renumber must be True, False or None, got {type(renumber).__name__}")
+        for name, size in (("num_queries", num_queries), ("num_items", num_items)):
+            if size is not None:
+                _size(name, size)
         path = Path(path)
-        shape: tuple[int, ...]
-        if path.suffix == ".npz":
-            query_ids, item_ids, shape = _load_npz(path)
-        else:
-            query_ids, item_ids = _read_pairs(path)
-            if len(query_ids) == 0 and (num_queries is None or num_items is None):
-                raise ValueError(f"{path}: expected a pair of ids, or num_queries and num_items, got an empty file")
-            _check_below(path, "queries", query_ids, num_queries)
-            _check_below(path, "items", item_ids, num_items)
-            shape = tuple(int(ids.max(initial=0)) + 1 for ids in (query_ids, item_ids))
-        return cls(
-            query_ids,
-            item_ids,
-            num_queries=shape[0] if num_queries is None else num_queries,
-            num_items=shape[1] if num_items is None else num_items,
+        reading = files.Reading(
+            user_column, item_column, rating_column, label_column, split_column, format, encoding, min_rating
         )
+        if path.suffix == ".npz":
+            reading.refuse_all(path, "an .npz")
+            if renumber:
+                raise ValueError(f"{path}: renumber=True cannot act on an .npz, whose ids are rows")
+            query_ids, item_ids, shape = _load_npz(path)
+            queries, items = (
+                files.Rows(query_ids, shape[0] if num_queries is None else num_queries, None),
+                files.Rows(item_ids, shape[1] if num_items is None else num_items, None),
+            )
+            source = f"{len(query_ids)} positives of a matrix {shape}"
+        else:
+            table = files.read_interactions(path, reading).training_part()
+            if not len(table.lines) and (num_queries is None or num_items is None):
+                raise ValueError(f"{path}: expected interactions, or num_queries and num_items, got {table.summary}")
+            queries = files.number(path, table, table.users, "query", num_queries, renumber)
+            items = files.number(path, table, table.items, "item", num_items, renumber)
+            source = table.summary
+        made = cls(queries.rows, items.rows, num_queries=queries.size, num_items=items.size)
+        made.query_labels, made.item_labels, made.source = queries.labels, items.labels, source
+        _LOG.info("%s: %s", path, source)
+        return made
+
+    def query_rows(self, ids: Any) -> Tensor:
+        """The rows of queries by the ids that the file has for them.
+
+        Args:
+            ids: a sequence or an array of integers or strings, as in the file.
+
+        Returns:
+            int64, of the shape of `ids`, on the CPU.
+
+        Raises:
+            KeyError: an id that there is no query for.
+        """
+        return _rows("query", ids, self.query_labels, self.num_queries)
+
+    def item_rows(self, ids: Any) -> Tensor:
+        """The rows of items by the ids that the file has for them; otherwise as `query_rows`."""
+        return _rows("item", ids, self.item_labels, self.num_items)
 
     @property
     def device(self) -> torch.device:
@@ -303,6 +371,24 @@ def _in_range(name: str, ids: Tensor | np.ndarray, size: int) -> Tensor:
     return wide
 
 
+def _rows(kind: str, ids: Any, labels: np.ndarray | None, size: int) -> Tensor:
+    if isinstance(ids, Tensor):
+        ids = ids.cpu().numpy()
+    wanted = np.asarray(ids)
+    if labels is None:
+        labels = np.arange(size)
+    if wanted.size == 0:
+        return torch.zeros(wanted.shape, dtype=torch.int64)
+    if (wanted.dtype.kind in "iu") != (labels.dtype.kind in "iu"):
+        held = "integers" if labels.dtype.kind in "iu" else "strings"
+        raise KeyError(f"no {kind} has the id {wanted.reshape(-1)[0]!r}: these ids are {held}")
+    rows = np.searchsorted(labels, wanted.astype(labels.dtype)).clip(max=len(labels) - 1)
+    missing = labels[rows] != wanted
+    if missing.any():
+        raise KeyError(f"no {kind} has the id {wanted[missing].tolist()[0]!r}")
+    return torch.from_numpy(np.asarray(rows))
+
+
 def _nonzeros(matrix: Any) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
     """(query ids, item ids, shape) of a scipy.sparse matrix."""
     if not hasattr(matrix, "tocsr"):
@@ -333,93 +419,3 @@ def _load_npz(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path}: expected an .npz that scipy.sparse.save_npz wrote, got: {reason}") from None
-
-
-def _read_pairs(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Query and item ids of a text file, int64 [P] each."""
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            # Filtered here, since for numpy a line of blanks between commas is no empty line.
-            lines = filter(str.strip, file)
-            first = next(lines, None)
-            if first is not None and not _FIRST_ID.match(first):
-                first = next(lines, None)
-            if first is None:
-                return np.empty(0, np.int64), np.empty(0, np.int64)
-            separator = _separator(first)
-            with warnings.catch_warnings():
-                # Older versions of numpy warn and go on where 1.5 is to be an integer.
-                warnings.simplefilter("error", DeprecationWarning)
-                pairs = np.loadtxt(
-                    itertools.chain([first], lines),
-                    dtype=np.int64,
-                    delimiter=separator,
-                    comments=None,
-                    usecols=(0, 1),
-                    ndmin=2,
-                )
-    except UnicodeDecodeError:
-        raise ValueError(f"{path}: expected UTF-8 text, got other bytes in line {_undecodable_line(path)}") from None
-    except (ValueError, DeprecationWarning) as error:
-        _blame_line(path, error)
-    if pairs.min() < 0:
-        _blame_line(path)
-    return pairs[:, 0], pairs[:, 1]
-
-
-def _separator(first: str) -> str | None:
-    """What separates the columns, from the first pair; None for blanks."""
-    match = _FIRST_ID.match(first)
-    return (match[1] or None) if match else None
-
-
-def _undecodable_line(path: Path) -> int:
-    """The number of the first line that is no UTF-8."""
-    number = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                line.decode()
-            except UnicodeDecodeError:
-                break
-    return number
-
-
-def _check_below(path: Path, kind: str, ids: np.ndarray, size: int | None) -> None:
-    """Refuse an id that is too large, with its line, before anything is made of the size of its range."""
-    limit = _LARGEST_ITEM_COUNT if size is None else _size(f"num_{kind}", size)
-    outside = np.flatnonzero(ids >= limit)
-    if not outside.size:
-        return
-    position = int(outside[0])
-    with path.open(encoding="utf-8-sig") as file:
-        lines = ((n, line) for n, line in enumerate(file, 1) if line.strip())
-        number, first = next(lines)
-        for number, _ in itertools.islice(lines, position - bool(_FIRST_ID.match(first)) + 1):
-            pass
-    name = "query_ids" if kind == "queries" else "item_ids"
-    got = f"got {ids[position]} at position {position}"
-    if size is None:
-        raise ValueError(f"{path}, line {number}: {name} must be below 2**31 - 1 where num_{kind} is not given, {got}")
-    raise IndexError(f"{path}, line {number}: {name} must be in [0, {limit}), {got}")
-
-
-def _blame_line(path: Path, error: Exception | None = None) -> NoReturn:
-    """Raise for the first line of the file that is no pair of ids."""
-    with path.open(encoding="utf-8-sig") as file:
-        lines: Iterator[tuple[int, str]] = ((n, line.rstrip("\n")) for n, line in enumerate(file, 1) if line.strip())
-        number, line = next(lines)
-        if not _FIRST_ID.match(line):
-            number, line = next(lines)
-        separator = _separator(line)
-        for number, line in itertools.chain([(number, line)], lines):
-            ids = [token.strip() for token in line.split(separator)[:2]]
-            if len(ids) == 2 and all(re.fullmatch(r"\+?[0-9]{1,19}", i) and int(i) < 2**63 for i in ids):
-                continue
-            name = {"\t": "a tab", ",": "a comma", ";": "a semicolon", None: "blanks"}[separator]
-            shown = line if len(line) <= 60 else line[:57] + "..."
-            raise ValueError(
-                f"{path}, line {number}: expected a query id and an item id, integers from 0, separated by {name}, "
-                f"got {shown!r}"
-            )
-    raise ValueError(f"{path}: expected two ids per line, got: {error}")

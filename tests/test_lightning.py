@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from training_cases import load_blocks
 
-from benchmarks.data import SPLIT_HEADER, InteractionData
+from benchmarks.data import InteractionData
 
 lightning = pytest.importorskip("lightning", reason="the example of Lightning needs the package lightning")
 
@@ -29,7 +29,7 @@ class _Losses(lightning.Callback):
 def _write_split(directory: Path, dataset: InteractionData) -> None:
     for name in ("train", "test"):
         users, items = (getattr(dataset, f"{name}_{kind}").tolist() for kind in ("users", "items"))
-        lines = [SPLIT_HEADER, *(f"{user}\t{item}" for user, item in zip(users, items, strict=True))]
+        lines = ["user_procid\titem_procid", *(f"{user}\t{item}" for user, item in zip(users, items, strict=True))]
         (directory / f"{name}.tsv").write_text("\n".join(lines) + "\n")
 
 

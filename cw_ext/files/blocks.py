@@ -1,0 +1,205 @@
+"""The interactions of a file as they stand there, a block at a time, whatever the file's kind."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cw_ext.files import text
+from cw_ext.files.errors import fail, shown
+from cw_ext.files.layout import SEPARATORS, Layout, quote_pattern
+
+if TYPE_CHECKING:
+    import polars as pl
+
+# No text has it, so it stands for separators that are longer than a character.
+_UNIT_SEPARATOR = "\x1f"
+_QUOTED_ROWS = 200_000
+
+
+def blocks(path: Path, layout: Layout, encoding: str | None) -> Iterator[pl.DataFrame]:
+    """The rows of the file, in order.
+
+    Yields:
+        Frames with the columns "line" (its number, or the row's, from 1) and those of layout.columns by their roles,
+        as strings (in a parquet file as they are). In LightGCN lists the item of a user without any is null.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: a line is not of the layout.
+    """
+    readers: dict[str, Callable[[Path, Layout, str | None], Iterator[pl.DataFrame]]] = {
+        "table": _table,
+        "lightgcn": _lists,
+        "mind": _behaviors,
+        "json": _json,
+        "parquet": _parquet,
+    }
+    return readers[layout.kind](path, layout, encoding)
+
+
+def _lines(path: Path, layout: Layout, encoding: str | None) -> Iterator[pl.DataFrame]:
+    import polars as pl
+
+    for block in text.lines(path, encoding):
+        block = block.filter(pl.col("number") >= layout.first_line)
+        if block.height:
+            yield block
+
+
+def _table(path: Path, layout: Layout, encoding: str | None) -> Iterator[pl.DataFrame]:
+    remaining = _lines(path, layout, encoding)
+    for block in remaining:
+        if layout.separator not in (None, "::"):
+            quotes = block["text"].str.contains('"', literal=True)
+            if quotes.any() and block["text"].filter(quotes).str.contains(quote_pattern(str(layout.separator))).any():
+                # A quoted field may go on beyond the end of a line, and of the block.
+                yield from _quoted(path, layout, chain([block], remaining))
+                return
+        yield _split(path, layout, block).rename({str(index): role for role, index in layout.columns.items()})
+
+
+def _split(path: Path, layout: Layout, block: pl.DataFrame) -> pl.DataFrame:
+    """The columns that are asked for, by their numbers, of lines without quotes."""
+    import polars as pl
+
+    lines, separator = block["text"], layout.separator
+    if separator is None:
+        lines = lines.str.strip_chars().str.replace_all(r"\s+", _UNIT_SEPARATOR)
+    elif len(separator) > 1:
+        lines = lines.str.replace_all(separator, _UNIT_SEPARATOR, literal=True)
+    if separator is None or len(separator) > 1:
+        separator = _UNIT_SEPARATOR
+    # polars itself takes a line with too few fields without a word.
+    wrong = lines.str.count_matches(separator, literal=True) != layout.num_columns - 1
+    if wrong.any():
+        number, line = block.row(wrong.arg_true()[0])
+        _fail_width(path, layout, number, lines[int(wrong.arg_true()[0])].count(separator) + 1, line)
+    # The line put before is no interaction, and no text that polars takes for a compressed one, as it does "x^".
+    before = separator * (layout.num_columns - 1) + "\n"
+    table = pl.read_csv(
+        (before + lines.str.join("\n").item()).encode(),
+        has_header=False,
+        separator=separator,
+        quote_char=None,
+        schema={str(index): pl.String for index in range(layout.num_columns)},
+        columns=sorted(layout.columns.values()),
+    )
+    return table[1:].with_columns(line=block["number"])
+
+
+def _quoted(path: Path, layout: Layout, remaining: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+    """The same of lines with quotes, which polars takes or refuses by other rules than RFC 4180's."""
+    import polars as pl
+
+    number = 0
+
+    def feed() -> Iterator[str]:
+        nonlocal number
+        for block in remaining:
+            for number, line in block.iter_rows():  # noqa: B007
+                yield line + "\n"
+
+    wanted = [*layout.columns.items()]
+    columns: dict[str, list[str | int]] = {role: [] for role in ("line", *layout.columns)}
+    rows = csv.reader(feed(), delimiter=str(layout.separator), skipinitialspace=True, strict=True)
+    while True:
+        try:
+            row = next(rows, None)
+        except csv.Error as error:
+            fail(path, number, f"fields separated by {SEPARATORS[layout.separator]}, quoted or not", str(error))
+        if row is None or len(columns["line"]) == _QUOTED_ROWS:
+            if columns["line"]:
+                yield pl.DataFrame(columns)
+            columns = {role: [] for role in columns}
+        if row is None:
+            return
+        if len(row) != layout.num_columns:
+            _fail_width(path, layout, number, len(row), str(layout.separator).join(row))
+        columns["line"].append(number)
+        for role, index in wanted:
+            columns[role].append(row[index])
+
+
+def _fail_width(path: Path, layout: Layout, number: int, width: int, line: str) -> None:
+    separated = f"separated by {SEPARATORS[layout.separator]}, as in the first line"
+    fail(path, number, f"{layout.num_columns} columns {separated} (there are {width})", shown(line))
+
+
+def _lists(path: Path, layout: Layout, encoding: str | None) -> Iterator[pl.DataFrame]:
+    import polars as pl
+
+    for block in _lines(path, layout, encoding):
+        words = pl.col("text").str.strip_chars().str.replace_all(r"\s+", " ").str.split(" ")
+        lists = block.select(line="number", words=words).select(
+            "line", user=pl.col("words").list.first(), item=pl.col("words").list.slice(1)
+        )
+        empty = pl.col("item").list.len() == 0
+        yield lists.filter(~empty).explode("item")
+        yield lists.filter(empty).with_columns(item=pl.lit(None, pl.String))
+
+
+def _behaviors(path: Path, layout: Layout, encoding: str | None) -> Iterator[pl.DataFrame]:
+    """The clicks of a user's history, and what was shown with its label."""
+    import polars as pl
+
+    fields = Layout("table", {"user": 1, "history": 3, "shown": 4}, None, 5, "\t", layout.first_line)
+    for block in _lines(path, fields, encoding):
+        table = _split(path, fields, block).rename({str(index): name for name, index in fields.columns.items()})
+
+        def exploded(column: str, table: pl.DataFrame = table) -> pl.DataFrame:
+            words = pl.col(column).fill_null("").str.strip_chars().str.split(" ")
+            return table.select("line", "user", item=words).explode("item").filter(pl.col("item") != "")
+
+        yield exploded("history").with_columns(label=pl.lit("1"))
+        impressions = exploded("shown")
+        parts = impressions["item"].str.extract_groups(r"^(?<item>.+)-(?<label>[01])$").struct.unnest()
+        wrong = parts["item"].is_null()
+        if wrong.any():
+            line, _, impression = impressions.row(wrong.arg_true()[0])
+            fail(path, line, "impressions with a label, such as N1-0 or N2-1", shown(impression))
+        yield impressions.with_columns(parts)
+
+
+def _json(path: Path, layout: Layout, encoding: str | None) -> Iterator[pl.DataFrame]:
+    import polars as pl
+
+    assert layout.names is not None
+    names = {role: layout.names[index] for role, index in layout.columns.items()}
+    schema = {name: pl.String for name in names.values()}
+    for block in _lines(path, layout, encoding):
+        try:
+            table = pl.read_ndjson(io.BytesIO(block["text"].str.join("\n").item().encode()), schema=schema)
+        except pl.exceptions.PolarsError as error:
+            table, reason = None, str(error).splitlines()[0]
+        if table is None or table.height != block.height:
+            for number, line in block.iter_rows():
+                if not _is_object(line):
+                    fail(path, number, "a JSON object per line", shown(line))
+            fail(path, None, f"strings or numbers in {' and '.join(schema)}", reason)
+        yield table.select(**{role: pl.col(name) for role, name in names.items()}).with_columns(line=block["number"])
+
+
+def _is_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
+
+
+def _parquet(path: Path, layout: Layout, encoding: str | None) -> Iterator[pl.DataFrame]:
+    import polars as pl
+
+    assert layout.names is not None
+    names = {role: layout.names[index] for role, index in layout.columns.items()}
+    try:
+        table = pl.read_parquet(path, columns=[*names.values()])
+    except pl.exceptions.PolarsError as error:
+        fail(path, None, "a whole parquet file", str(error).splitlines()[0])
+    table = table.select(**{role: pl.col(name) for role, name in names.items()})
+    yield table.with_columns(line=pl.int_range(1, table.height + 1))

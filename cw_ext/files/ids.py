@@ -1,0 +1,137 @@
+"""Ids of any kind as numbers from 0."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cw_ext.files.errors import fail
+from cw_ext.files.layout import Layout
+
+if TYPE_CHECKING:
+    import polars as pl
+
+# As Python writes an integer: 007 is an id of its own. Integers beyond int64 are strings.
+_INTEGER = r"^(0|-?[1-9][0-9]{0,18})$"
+
+
+@dataclass(frozen=True)
+class Ids:
+    """The users or the items of a file's interactions.
+
+    Attributes:
+        codes: int64 [P], the place in `values` of every interaction's id.
+        values: the file's own ids, each once, in the order in which they first occur; int64 where all are integers,
+            else strings (an object array). There may be ids without an interaction at the end.
+        odd: (line, id) of the first that is no integer; None where all are integers.
+        integers: the number of interactions whose id is an integer.
+        begins_with_integer: whether the first id is one.
+    """
+
+    codes: np.ndarray
+    values: np.ndarray
+    odd: tuple[int, str] | None
+    integers: int
+    begins_with_integer: bool
+
+    @property
+    def of_rows(self) -> np.ndarray:
+        """The own id of every interaction, [P]."""
+        chosen: np.ndarray = self.values[self.codes]
+        return chosen
+
+
+class IdColumn:
+    """Gathers a column of ids block by block; integers are kept as such from the start, as they take less memory."""
+
+    def __init__(self, path: Path, layout: Layout, role: str) -> None:
+        self._path, self._layout, self._role = path, layout, role
+        self._parts: list[pl.Series] = []
+        self._alone: list[pl.Series] = []
+        self._odd: tuple[int, str] | None = None
+        self._integers = 0
+        self._begins_with_integer = False
+
+    def add(self, ids: pl.Series, lines: pl.Series) -> None:
+        """Append the ids of some interactions, which stand in these lines.
+
+        Raises:
+            ValueError: one is empty, or the column holds something else than integers and strings.
+        """
+        import polars as pl
+
+        unit = self._layout.unit
+        if ids.dtype.is_integer():
+            whole = ids.cast(pl.Int64, strict=False)
+            ids = whole if whole.null_count() == ids.null_count() else ids.cast(pl.String)
+        elif ids.dtype in (pl.String, pl.Categorical, pl.Enum):
+            ids = ids.cast(pl.String).str.strip_chars()
+        elif ids.dtype != pl.Null:
+            fail(self._path, None, f"integers or strings as {self._role} ids", f"the column type {ids.dtype}")
+        empty = ids.is_null() if ids.dtype != pl.String else (ids.fill_null("") == "")
+        if empty.any():
+            place = lines[int(empty.arg_true()[0])]
+            fail(self._path, place, "a user id and an item id that are not empty", f"no {self._role} id", unit)
+        self._parts.append(self._as_integers(ids, lines))
+
+    def add_alone(self, ids: pl.Series) -> None:
+        """Note ids without an interaction."""
+        self._alone.append(ids)
+
+    def _as_integers(self, ids: pl.Series, lines: pl.Series) -> pl.Series:
+        import polars as pl
+
+        if not self._parts and len(ids):
+            self._begins_with_integer = ids.dtype == pl.Int64 or ids[:1].str.contains(_INTEGER).all()
+        if ids.dtype == pl.Int64:
+            self._integers += len(ids)
+            return ids
+        integer = ids.str.contains(_INTEGER)
+        if integer.all():
+            whole = ids.cast(pl.Int64, strict=False)
+            integer = whole.is_not_null()
+            if integer.all():
+                self._integers += len(ids)
+                return whole
+        self._integers += int(integer.sum())
+        if self._odd is None:
+            place = int((~integer).arg_true()[0])
+            self._odd = (int(lines[place]), str(ids[place]))
+        return ids
+
+    def finish(self) -> Ids:
+        """Number what was added."""
+        import polars as pl
+
+        parts, self._parts = self._parts, []
+        if any(part.dtype == pl.String for part in parts):
+            parts = [part.cast(pl.String) for part in parts]
+        ids = pl.concat(parts) if parts else pl.Series([], dtype=pl.Int64)
+        del parts
+        known = pl.concat([ids, *(part.cast(ids.dtype, strict=False) for part in self._alone)])
+        values = known.unique(maintain_order=True)
+        return Ids(places(ids, values), _array(values), self._odd, self._integers, self._begins_with_integer)
+
+
+def places(ids: Any, values: Any) -> np.ndarray:
+    """Where each id stands among values that are each there once: int64, −1 for what is not there.
+
+    Args:
+        ids, values: series or arrays of integers, or of strings.
+    """
+    import polars as pl
+
+    values = pl.Series("id", values)
+    ids = pl.Series("id", ids, dtype=values.dtype)
+    table = pl.DataFrame(values).with_columns(place=pl.int_range(len(values)))
+    found = pl.DataFrame(ids).join(table, on="id", how="left", maintain_order="left")
+    numbers: np.ndarray = found["place"].fill_null(-1).to_numpy(writable=True)
+    return numbers
+
+
+def _array(values: pl.Series) -> np.ndarray:
+    array: np.ndarray = values.to_numpy(writable=True)
+    return array

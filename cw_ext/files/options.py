@@ -1,0 +1,94 @@
+"""What a caller can say about a file of interactions."""
+
+from __future__ import annotations
+
+import codecs
+import math
+from dataclasses import dataclass, fields
+from numbers import Real
+from pathlib import Path
+from typing import Literal, get_args
+
+Format = Literal["table", "lightgcn"]
+FORMATS: tuple[str, ...] = get_args(Format)
+ROLES = ("user", "item", "rating", "label", "split")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How to read a file of interactions; None leaves it to what the file shows.
+
+    Attributes:
+        user_column, item_column, rating_column, label_column, split_column: the name of a column in the header, or its
+            number from 0 (the way to choose in a table without header).
+        format: "table", or "lightgcn" for lines of one user and all of its items, separated by blanks.
+        encoding: of a text file; UTF-8 if None.
+        min_rating: ratings below it are no positives; None keeps every rating.
+
+    Raises:
+        TypeError, ValueError: the message names the argument, what was expected and what came.
+    """
+
+    user_column: str | int | None = None
+    item_column: str | int | None = None
+    rating_column: str | int | None = None
+    label_column: str | int | None = None
+    split_column: str | int | None = None
+    format: Format | None = None
+    encoding: str | None = None
+    min_rating: float | None = None
+
+    def __post_init__(self) -> None:
+        for role in ROLES:
+            column = self.column(role)
+            if isinstance(column, bool) or not isinstance(column, (str, int, type(None))):
+                raise TypeError(f"{role}_column must be a column's name or number, got {type(column).__name__}")
+            if isinstance(column, int) and column < 0:
+                raise ValueError(f"{role}_column must be a column's name or a number from 0, got {column}")
+        if self.format is not None and self.format not in FORMATS:
+            raise ValueError(f"format must be one of {', '.join(map(repr, FORMATS))}, got {self.format!r}")
+        if self.encoding is not None:
+            _check_encoding(self.encoding)
+        if self.min_rating is not None:
+            if isinstance(self.min_rating, bool) or not isinstance(self.min_rating, Real):
+                raise TypeError(f"min_rating must be a number, got {type(self.min_rating).__name__}")
+            if not math.isfinite(self.min_rating):
+                raise ValueError(f"min_rating must be a finite number, got {self.min_rating}")
+
+    def column(self, role: str) -> str | int | None:
+        """The column that was named for the role, one of ROLES."""
+        column: str | int | None = getattr(self, f"{role}_column")
+        return column
+
+    def refuse(self, path: Path, kind: str, *names: str) -> None:
+        """Raise where one of the named switches is given, as it cannot act on a file of this kind.
+
+        Raises:
+            ValueError: names the switch.
+        """
+        for field in fields(self):
+            if field.name in names and getattr(self, field.name) is not None:
+                raise ValueError(f"{path}: {option(field.name)} cannot act on {kind}")
+
+    def refuse_all(self, path: Path, kind: str) -> None:
+        """Raise where any switch is given."""
+        self.refuse(path, kind, *(field.name for field in fields(self)))
+
+
+COLUMN_OPTIONS = tuple(f"{role}_column" for role in ROLES)
+
+
+def option(name: str) -> str:
+    """An argument's name, and that of the command line's switch."""
+    return f"{name} (--{name.replace('_', '-')})"
+
+
+def _check_encoding(encoding: object) -> None:
+    if not isinstance(encoding, str):
+        raise TypeError(f"encoding must be the name of an encoding, got {type(encoding).__name__}")
+    try:
+        is_text = codecs.lookup(encoding)._is_text_encoding
+    except LookupError:
+        is_text = False
+    if not is_text:
+        raise ValueError(f"encoding must be the name of a text encoding, such as 'latin-1', got {encoding!r}")

@@ -1,0 +1,123 @@
+"""The lines of a text file, a block at a time: decompressed, decoded, with their numbers."""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import gzip
+import lzma
+import zlib
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, NoReturn
+
+from cw_ext.files.errors import fail
+from cw_ext.files.options import option
+
+if TYPE_CHECKING:
+    import polars as pl
+
+_BLOCK = 1 << 24
+_OPENERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
+# What else a first look recognises.
+_NO_TEXT = {b"\x28\xb5\x2f\xfd": "a zstd-compressed file", b"PK\x03\x04": "a zip archive"}
+
+
+def first_bytes(path: Path, count: int = 8) -> bytes:
+    """The first bytes of the file as it is."""
+    with path.open("rb") as file:
+        return file.read(count)
+
+
+def lines(path: Path, encoding: str | None) -> Iterator[pl.DataFrame]:
+    """The lines that are not blank, in blocks: number (from 1), text (without its end).
+
+    Args:
+        path: text, or text compressed by gzip, bzip2 or xz.
+        encoding: UTF-8 if None.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: what it holds cannot be decompressed or decoded.
+    """
+    import polars as pl
+
+    number = 1
+    for block in _blocks(path, encoding):
+        try:
+            # The line put before keeps polars from taking a block that begins with "x^" for a compressed one.
+            text = pl.read_lines(b"\n" + block).to_series()[1:]
+        except pl.exceptions.ComputeError:
+            _fail_at_bytes(path, number, block, "utf-8")
+        frame = pl.DataFrame({"number": pl.int_range(number, number + len(text), eager=True), "text": text})
+        number += len(text)
+        frame = frame.filter(pl.col("text").str.contains(r"\S"))
+        if frame.height:
+            yield frame
+
+
+def head(path: Path, encoding: str | None, count: int = 100) -> list[tuple[int, str]]:
+    """The first lines that are not blank, as (number, text)."""
+    frame = next(lines(path, encoding), None)
+    return [] if frame is None else list(islice(frame.iter_rows(), count))
+
+
+def _blocks(path: Path, encoding: str | None) -> Iterator[bytes]:
+    """Whole lines in UTF-8, about 16 MB at a time."""
+    decoder = None if encoding is None else codecs.getincrementaldecoder(encoding)()
+    number, rest, at_start, ended = 1, b"", True, False
+    with _opened(path) as file:
+        while not ended:
+            block = _read(path, file)
+            ended = not block
+            if decoder is not None:
+                try:
+                    block = decoder.decode(block, final=ended).encode()
+                except UnicodeDecodeError as error:
+                    _fail_at_bytes(path, number, rest + error.object[: error.start + 1], str(encoding))
+            if at_start:
+                block, at_start = block.removeprefix(codecs.BOM_UTF8), False
+            whole, end, beyond = (rest + block).rpartition(b"\n")
+            if end:
+                yield whole + end
+                number += whole.count(b"\n") + 1
+            rest = beyond
+    if rest:
+        yield rest
+
+
+def _opened(path: Path) -> IO[bytes]:
+    start = first_bytes(path)
+    for magic, kind in _NO_TEXT.items():
+        if start.startswith(magic):
+            fail(path, None, "text, plain or compressed by gzip, bzip2 or xz, or parquet", kind)
+    for magic, opener in _OPENERS.items():
+        if start.startswith(magic):
+            return opener(path, "rb")  # type: ignore[no-any-return, operator]
+    return path.open("rb")
+
+
+def _read(path: Path, file: IO[bytes]) -> bytes:
+    try:
+        return file.read(_BLOCK)
+    except (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError) as error:
+        fail(path, None, "a whole compressed file", str(error))
+    except OSError as error:
+        if error.errno is None:  # bzip2's own word for a damaged file
+            fail(path, None, "a whole compressed file", str(error))
+        raise
+
+
+def _fail_at_bytes(path: Path, number: int, block: bytes, encoding: str) -> NoReturn:
+    """Refuse the line at which decoding fails; `number` is that of the block's first line."""
+    place = len(block) - 1
+    hint = ""
+    if encoding == "utf-8":
+        hint = f"; for a file in another encoding give it as {option('encoding')}, such as latin-1"
+        try:
+            block.decode()
+        except UnicodeDecodeError as error:
+            place = error.start
+    line = number + block.count(b"\n", 0, place)
+    fail(path, line, f"{encoding.upper()} text{hint}", f"the byte {block[place]:#04x}")

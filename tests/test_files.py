@@ -1,0 +1,624 @@
+"""The reader of interactions: each kind of file against pairs written down or counted here, and what it refuses."""
+
+from __future__ import annotations
+
+import bz2
+import copy
+import csv
+import gzip
+import io
+import json
+import logging
+import lzma
+import pickle
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmarks import data, training
+from cw_ext import Interactions, draw_negatives
+from cw_ext.files import InteractionTable, Reading, blocks, read_interactions, text
+
+Pair = tuple[Any, Any]
+
+
+def _write(folder: Path, content: str | bytes, name: str = "file.txt") -> Path:
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def _table_pairs(table: InteractionTable) -> list[Pair]:
+    return list(zip(table.users.of_rows.tolist(), table.items.of_rows.tolist(), strict=True))
+
+
+def _read(path: Path, **reading: Any) -> list[Pair]:
+    """Every interaction, in the file's own ids and in its order."""
+    return _table_pairs(read_interactions(path, Reading(**reading)))
+
+
+def _known(known: Interactions) -> set[Pair]:
+    """The pairs of a CSR, in the file's own ids."""
+    queries = torch.arange(known.num_queries).repeat_interleave(known.starts.diff()).numpy()
+    items = known.items.numpy()
+    if known.query_labels is not None:
+        queries = known.query_labels[queries]
+    if known.item_labels is not None:
+        items = known.item_labels[items]
+    return set(zip(queries.tolist(), items.tolist(), strict=True))
+
+
+def _loaded(dataset: data.InteractionData) -> set[Pair]:
+    """The pairs of training and test, in the file's own ids."""
+    users = torch.cat([dataset.train_users, dataset.test_users]).numpy()
+    items = torch.cat([dataset.train_items, dataset.test_items]).numpy()
+    own_users = users if dataset.user_ids is None else dataset.user_ids[users]
+    own_items = items if dataset.item_ids is None else dataset.item_ids[items]
+    return set(zip(own_users.tolist(), own_items.tolist(), strict=True))
+
+
+# --- what users met ---
+
+
+def test_lightgcn_lists_hold_all_their_pairs(tmp_path: Path) -> None:
+    path = _write(tmp_path, "0 1 2 3\n1 2 4\n2 5\n")
+    known = Interactions.from_file(path)
+    assert (len(known), known.num_queries, known.num_items) == (6, 3, 6)
+    assert _known(known) == {(0, 1), (0, 2), (0, 3), (1, 2), (1, 4), (2, 5)}
+    assert known.query_labels is None and known.item_labels is None
+    drawn = draw_negatives(torch.tensor([0]), known, 400, seed=0).unique()
+    assert drawn.tolist() == [0, 4, 5]
+
+
+def test_labels_of_zero_are_no_positives(tmp_path: Path) -> None:
+    content = "user_id:token\titem_id:token\tlabel:float\nu\tx\t1\nu\ty\t0\nv\tx\t1\nv\ty\t0\n"
+    table = read_interactions(_write(tmp_path, content, "b.inter"))
+    assert _table_pairs(table) == [("u", "x"), ("v", "x")]
+    assert table.summary == (
+        "2 positives of 2 users and 1 items: columns user_id and item_id; label = 1 kept, 2 rows left out"
+    )
+
+
+def test_check_ins_of_snap(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = "".join(f"{u}\t2010-10-1{d}T2{u}:00:00Z\t30.2\t-97.7\t{d}\n" for u in (0, 1) for d in (7, 8))
+    path = _write(tmp_path, content + "1\t2010-10-12T21:00:00Z\t0.0\t0.0\t\n")
+    assert _loaded(data.load(path, core=1)) == {(0, 7), (0, 8), (1, 7), (1, 8)}
+    assert "columns 0 and 4 of SNAP check-ins; 1 rows without an item left out" in Interactions.from_file(path).source
+    with pytest.raises(data.DataError, match=r"10-core filter \(--core 10\), got none of 4 distinct pairs of 2 users"):
+        data.load(path)
+    with pytest.raises(ValueError, match="5 columns without a header"):
+        Interactions.from_file(_write(tmp_path, content.replace("T", " ")))
+    assert len(Interactions.from_file(tmp_path / "file.txt", user_column=0, item_column=4)) == 4
+
+
+def _ranked(train: set[Pair], test: set[Pair], scores: np.ndarray, k: int) -> float:
+    """Mean over users of hits / test items, known items left out."""
+    recalls = []
+    for user in sorted({user for user, _ in test}):
+        order = [item for item in np.argsort(-scores[user]).tolist() if (user, item) not in train]
+        targets = {item for other, item in test if other == user}
+        recalls.append(len(targets & set(order[:k])) / len(targets))
+    return float(np.mean(recalls))
+
+
+def test_test_pairs_of_training_do_not_lower_recall(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With two items left for each user, of which one is in the test set, Recall@2 is 1 for any model."""
+    train = {(u, i) for u in (0, 1) for i in range(5)} | {(0, 5), (1, 6)}
+    test = {(0, 0), (0, 1), (0, 6), (1, 2), (1, 3), (1, 5)}
+    for name, pairs in (("train", train), ("test", test)):
+        lines = "".join(f"{u}\t{i}\n" for u, i in sorted(pairs))
+        _write(tmp_path, f"user_procid\titem_procid\n{lines}", f"{name}.tsv")
+    scores = np.random.default_rng(0).normal(size=(2, 7))
+    assert _ranked(train, test - train, scores, 2) == 1.0 and _ranked(train, test, scores, 2) < 0.5
+    arguments = ["--data", str(tmp_path), "--loss", "sl", "--epochs", "1", "--eval-every", "1", "--negatives", "1"]
+    assert training.main([*arguments, "--k", "2", "--dim", "2", "--out", str(tmp_path / "out")]) == 0
+    run = json.loads((tmp_path / "out" / "results.json").read_text())["runs"][0]
+    assert run["test_validation_masked"]["recall"] == 1.0
+    assert "warning: " in (said := capsys.readouterr().err) and "6 distinct test pairs, 4 stand in training" in said
+
+
+def test_movielens_and_book_crossing(tmp_path: Path) -> None:
+    path = _write(tmp_path, "1::10::5::978300760\n1::11::3::978302109\n2::10::4::978301968\n2::12::2::978301968\n")
+    assert _read(path) == [(1, 10), (1, 11), (2, 10), (2, 12)]
+    assert _read(path, min_rating=4) == [(1, 10), (2, 10)]
+    assert _loaded(data.load(path, core=1)) == {(1, 10), (1, 11), (2, 10)}  # from 3 by default
+    path = _write(tmp_path, "1\t10\t5\t978300760\n1\t11\t2\t978302109\n")
+    assert _read(path, min_rating=3) == [(1, 10)]
+    books = (
+        '"User-ID";"ISBN";"Book-Rating"\n"276725";"034545104X";"0"\n"276726";"0155061224";"5"\n"276726";"é;""1";"7"\n'
+    )
+    path = _write(tmp_path, books.encode("latin-1"))
+    with pytest.raises(
+        ValueError, match=r"file.txt, line 4: expected UTF-8 text; .*encoding \(--encoding\), such as lat"
+    ):
+        Interactions.from_file(path)
+    expected = [(276725, "034545104X"), (276726, "0155061224"), (276726, 'é;"1')]
+    assert _read(path, encoding="latin-1") == expected
+    assert _read(path, encoding="latin-1", min_rating=1) == expected[1:]
+    known = Interactions.from_file(path, encoding="latin-1")
+    assert _known(known) == set(expected)
+
+
+def test_a_header_is_no_customer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(0)
+    rows = [
+        (f"c{c}", f"s{s}", n) for n, (c, s) in enumerate((rng.random((400, 2)) ** 2 * [60, 40]).astype(int).tolist())
+    ]
+    content = "customer,sku,ts,qty\n" + "".join(f"{c},{s},{ts},1\n" for c, s, ts in rows)
+    path = _write(tmp_path, content, "orders.csv")
+    pairs = {(c, s) for c, s, _ in rows}
+    assert _loaded(data.load(path, core=1)) == pairs
+    dataset = data.load(path, core=4)
+    kept = _loaded(dataset)
+    assert 0 < len(kept) < len(pairs)
+    users, items = (len({pair[side] for pair in pairs}) for side in (0, 1))
+    left = (users - dataset.num_users, items - dataset.num_items)
+    assert dataset.notes[1:] == (
+        f"400 rows: {len(pairs)} distinct pairs of {users} users and {items} items",
+        f"4-core (--core 4): {len(kept)} pairs of {dataset.num_users} users and {dataset.num_items} items kept; "
+        f"{left[0]} users and {left[1]} items with fewer than 4 left out",
+    )
+    out = tmp_path / "out"
+    arguments = ["--data", str(path), "--core", "4", "--loss", "sl", "--epochs", "1", "--negatives", "2", "--dim", "2"]
+    assert training.main([*arguments, "--eval-every", "1", "--out", str(out)]) == 0
+    assert capsys.readouterr().out.startswith("\n".join(dataset.notes))
+    for side, ids in (("user", dataset.user_ids), ("item", dataset.item_ids)):
+        table = pl.read_parquet(out / f"{side}_ids.parquet")
+        assert table["row"].to_list() == list(range(len(ids))) and table["id"].to_list() == list(ids)
+
+
+def test_ids_with_gaps_make_a_compact_table(tmp_path: Path) -> None:
+    path = _write(tmp_path, "0 2000000000\n2000000000 0\n5 7\n")
+    known = Interactions.from_file(path)
+    assert (known.num_queries, known.num_items) == (3, 3)
+    assert known.query_labels.tolist() == [0, 5, 2 * 10**9] and known.item_labels.tolist() == [0, 7, 2 * 10**9]
+    assert _known(known) == {(0, 2 * 10**9), (2 * 10**9, 0), (5, 7)}
+
+
+# --- kinds of files ---
+
+PAIRS = [("u1", "i 9"), ("u2", "i3"), ("u1", "i3"), ("ü", "☂")]
+HEADERS = [
+    ("user_id", "item_id"),
+    ("userId", "movieId"),
+    ("USERID", "ASIN"),
+    ("user_procid", "item_procid"),
+    ("customer", "sku"),
+    ("Customer ID", "StockCode"),
+    ("reviewerID", "asin"),
+    ("user_id", "parent_asin"),
+    ("visitorid", "itemid"),
+    ("session_id", "item_id"),
+    ("uid", "iid"),
+    ("user", "business_id"),
+    ("userID", "artistID"),
+    ("users", "track_id"),
+    ("user_id:token", "item_id:token"),
+    ("User-ID", "ISBN"),
+    ("user", "location_id"),
+    ("msg.user_id", "news_id"),
+]
+
+
+@pytest.mark.parametrize("header", HEADERS[:-1], ids=" ".join)
+@pytest.mark.parametrize("separator", ["\t", ",", ";", "|"], ids=["tab", "comma", "semicolon", "bar"])
+def test_columns_are_found_by_name_whatever_their_order(
+    tmp_path: Path, header: tuple[str, str], separator: str
+) -> None:
+    noise = ("time:float", "note:token") if ":" in header[0] else ("timestamp", "note")
+    for order in ((0, 1, 2, 3), (3, 1, 2, 0), (1, 0, 3, 2)):
+        lines = [separator.join([(*header, *noise)[k] for k in order])]
+        lines += [separator.join([(*pair, "7", "x")[k] for k in order]) for pair in PAIRS]
+        assert _read(_write(tmp_path, "\n".join(lines))) == PAIRS
+
+
+def test_more_than_one_column_of_a_name(tmp_path: Path) -> None:
+    for line, got in (("user,movie,track", "movie and track"), ("customer,client,item", "customer and client")):
+        path = _write(tmp_path, f"{line}\n1,2,3\n")
+        with pytest.raises(ValueError, match=rf"line 1: expected one column of .*_column.*, got {got}$"):
+            _read(path)
+    assert _read(path, user_column="Client") == [(2, 3)]
+    assert _read(_write(tmp_path, "user,asin,parent_asin\na,b,c\n")) == [("a", "c")]
+    assert _read(_write(tmp_path, "session_id,user_id,item\n1,2,3\n")) == [(2, 3)]
+
+
+@pytest.mark.parametrize(
+    ("content", "reading", "complaint"),
+    [
+        (
+            "kunde,artikel\n1,2\n",
+            {},
+            "line 1: expected a column of users with a usual name, .* got columns kunde, artikel",
+        ),
+        ("kunde,artikel\nk1,a2\n", {}, "line 1: expected a column of users .* got columns kunde, artikel"),
+        (
+            "user,artikel\n1,2\n",
+            {},
+            r"expected a column of items .* by item_column \(--item-column\), got columns user, a",
+        ),
+        ("user,x\n1,2\n", {"item_column": "y"}, r"expected one column 'y', as item_column .*, got columns user, x"),
+        ("1,2\n3,4\n", {"item_column": "y"}, "got a table without header"),
+        ("1,2,3\n", {"user_column": 0, "item_column": 3}, "expected a column of number 3 .*, got 3 columns"),
+        ("1,2,3\n", {"user_column": 1, "item_column": 1}, "expected different columns for user and item, got column 1"),
+        ("1,2,3\n", {"user_column": 1}, "got 3 columns without a header"),
+        (
+            "user,item\n1,2\n",
+            {"min_rating": 3},
+            r"expected a column of ratings for min_rating .* got columns user, item",
+        ),
+        ("1 2 3\n2 4\n", {"min_rating": 3}, r"min_rating \(--min-rating\) cannot act on LightGCN lists"),
+        ("1 2 3\n2 4\n", {"format": "lightgcn", "item_column": 1}, "item_column .* cannot act on LightGCN lists"),
+        ('{"user": 1, "item": 2}\n', {"format": "table"}, r"format \(--format\) cannot act on JSON lines"),
+        ('{"user": 1, "thing": 2}\n', {}, "line 1: expected a column of items .*, got columns user, thing"),
+        ('{"user": 1, "item": 2}\n\n{"user": 1,\n', {}, "line 3: expected a JSON object per line, got '{\"user\": 1,'"),
+        ('[{"user": 1}]\n', {}, "line 1: expected a JSON object per line"),
+        ("user,item,rating\n1,2,3\n1,3,good\n", {"min_rating": 1}, "line 3: expected a number as rating, got 'good'"),
+        ("user,item,label\n1,2,1\n1,3,\n", {}, "line 3: expected a number as label, got ''"),
+        ("user,item,split\n1,2,train\n1,3,tset\n", {}, "line 3: expected train, valid or test as split, got 'tset'"),
+        ("user,item\n1,2\n\n ,3\n", {}, "line 4: expected a user id and an item id that are not empty, got no user id"),
+        (
+            "user,item,x\n1,2,3\n4,5\n",
+            {},
+            r"line 3: expected 3 columns separated by commas.*\(there are 2\), got '4,5'",
+        ),
+        ('user,item\n"1","2"\n"3"\n', {}, r"line 3: expected 2 columns .*\(there are 1\), got '3'"),
+        ('user,item\n"1"x,2\n', {}, "line 2: expected fields separated by commas, quoted or not, got"),
+        ("1\t2 3 4\n2\t5\n", {}, r"line 1: expected one item per line; .* format \(--format\) lightgcn, got '2 3 4'"),
+        (
+            "1 2 3\n2 4 5\n",
+            {},
+            r"expected a table or LightGCN lists, told by format \(--format\) table or lightgcn, got 3",
+        ),
+        ("1 2\n2\n3 4\n", {}, "expected a table or LightGCN lists, .*got 1 to 2 integers per line"),
+        ("1 2 3\n1 4 5\n", {}, "got 3 columns without a header"),
+        ("1 2\n1 3\n2\n", {}, r"line 3: expected 2 columns separated by blanks.*\(there are 1\)"),
+        (b"PK\x03\x04rest", {}, "expected text, plain or compressed .*, got a zip archive"),
+        (gzip.compress(b"1,2\n" * 1000)[:-20], {}, "expected a whole compressed file, got"),
+        (b"PAR1rest", {}, "expected a whole parquet file, got"),
+        ("1,2\n3,4\n".encode("utf-16"), {}, r"line 1: expected UTF-8 text; .*\(--encoding\)"),
+        (b"1,2\n\x813,4\n", {"encoding": "cp1252"}, "line 2: expected CP1252 text, got the byte 0x"),
+    ],
+)
+def test_what_cannot_be_read_is_one_line(
+    tmp_path: Path, content: str | bytes, reading: dict[str, Any], complaint: str
+) -> None:
+    path = _write(tmp_path, content)
+    with pytest.raises(ValueError, match=complaint) as caught:
+        Interactions.from_file(path, **reading)
+    assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
+    with pytest.raises(data.DataError, match=complaint):
+        data.load(path, core=1, **reading)
+
+
+@pytest.mark.parametrize(
+    ("reading", "error", "complaint"),
+    [
+        ({"user_column": -1}, ValueError, "user_column must be a column's name or a number from 0, got -1"),
+        ({"item_column": 1.0}, TypeError, "item_column must be a column's name or number, got float"),
+        ({"format": "csv"}, ValueError, "format must be one of 'table', 'lightgcn', got 'csv'"),
+        ({"encoding": "latin-99"}, ValueError, "encoding must be the name of a text encoding, .* got 'latin-99'"),
+        ({"encoding": "base64"}, ValueError, "encoding must be the name of a text encoding"),
+        ({"encoding": 3}, TypeError, "encoding must be the name of an encoding, got int"),
+        ({"min_rating": "3"}, TypeError, "min_rating must be a number, got str"),
+        ({"min_rating": float("nan")}, ValueError, "min_rating must be a finite number, got nan"),
+        ({"renumber": 1}, TypeError, "renumber must be True, False or None, got int"),
+        ({"renumber": True, "num_items": 9}, ValueError, "num_items must not be given with renumber=True"),
+    ],
+)
+def test_arguments_are_checked(tmp_path: Path, reading: dict[str, Any], error: type[Exception], complaint: str) -> None:
+    with pytest.raises(error, match=complaint):
+        Interactions.from_file(_write(tmp_path, "1,2\n"), **reading)
+
+
+def test_switches_that_cannot_act(tmp_path: Path) -> None:
+    path = tmp_path / "file.parquet"
+    pl.DataFrame({"user": [1], "item": [2]}).write_parquet(path)
+    with pytest.raises(ValueError, match=r"encoding \(--encoding\) cannot act on a parquet file"):
+        Interactions.from_file(path, encoding="latin-1")
+    sparse = pytest.importorskip("scipy.sparse")
+    sparse.save_npz(tmp_path / "file.npz", sparse.eye(3).tocsr())
+    with pytest.raises(ValueError, match=r"user_column \(--user-column\) cannot act on an .npz"):
+        Interactions.from_file(tmp_path / "file.npz", user_column=0)
+    split = _write(tmp_path, "user,item,split\n1,2,train\n1,3,train\n1,4,test\n2,4,train\n")
+    with pytest.raises(data.DataError, match=r"core \(--core\) cannot act on a file with a column split"):
+        data.load(split, core=3)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(data.DataError, match=r"core \(--core\) cannot act on a directory"):
+        data.load(tmp_path / "folder", core=3)
+
+
+def test_behaviors_of_mind(tmp_path: Path) -> None:
+    content = (
+        "1\tU13740\t11/11/2019 9:05:58 AM\tN55189 N42782\tN55689-1 N35729-0\n"
+        "2\tU91836\t11/12/2019 6:11:30 PM\t\tN20678-0 N39317-0 N58114-1 N-1-1\n"
+    )
+    table = read_interactions(_write(tmp_path, content, "behaviors.tsv"))
+    expected = {("U13740", item) for item in ("N55189", "N42782", "N55689")}
+    expected |= {("U91836", item) for item in ("N58114", "N-1")}
+    assert set(_table_pairs(table)) == expected and len(table.lines) == 5
+    assert table.summary.endswith("(MIND); label = 1 kept, 3 rows left out")
+    bad = _write(tmp_path, content * 60 + content.replace("-1", ""))
+    with pytest.raises(ValueError, match=r"line 121: expected impressions with a label, such as N1-0.*, got 'N55689'"):
+        read_interactions(bad)
+
+
+def test_json_lines(tmp_path: Path) -> None:
+    records = [
+        {"review_id": "r", "user_id": "a", "business_id": "b", "stars": 4.0, "text": 'x "y", z\n'},
+        {"stars": 2, "user_id": 12, "text": None, "business_id": "☂"},
+    ]
+    path = _write(tmp_path, "".join(json.dumps(record) + "\n\n" for record in records), "review.json")
+    assert _read(path) == [("a", "b"), ("12", "☂")]
+    assert _read(path, min_rating=3) == [("a", "b")]
+    amazon = [("A1", "0001", 5.0), ("A1", "B0", 1.0), ("A2", "0001", 4.0)]
+    lines = [json.dumps({"reviewerID": user, "asin": item, "overall": rating}) for user, item, rating in amazon]
+    path = _write(tmp_path, "\n".join(lines))
+    assert _loaded(data.load(path, core=1, min_rating=0)) == {(user, item) for user, item, _ in amazon}
+    path = _write(tmp_path, '{"user": 1, "item": 2}\n{"user": 1}\n')
+    with pytest.raises(
+        ValueError, match="line 2: expected a user id and an item id that are not empty, got no item id"
+    ):
+        _read(path)
+
+
+def test_parquet(tmp_path: Path) -> None:
+    path = tmp_path / "file.pq"
+    frame = pl.DataFrame(
+        {"t": [1.5, 2.5, 3.5], "movieId": [7, 8, 9], "userId": ["a", "b", "b"], "liked": [True, False, True]},
+        schema_overrides={"movieId": pl.UInt16, "userId": pl.Categorical},
+    )
+    frame.write_parquet(path)
+    assert _read(path) == [("a", 7), ("b", 9)]
+    frame.with_columns(movieId=pl.Series([1, None, 2])).write_parquet(path)
+    with pytest.raises(ValueError, match="file.pq, row 2: expected a user id and an item id .*, got no item id"):
+        _read(path, label_column="t")
+    frame.with_columns(movieId=pl.Series([1.0, 2.0, 3.0])).write_parquet(path)
+    with pytest.raises(ValueError, match="expected integers or strings as item ids, got the column type Float64"):
+        _read(path)
+    pl.DataFrame({"user": [2**64 - 1, 5], "item": [1, 2]}, schema_overrides={"user": pl.UInt64}).write_parquet(path)
+    assert _read(path) == [(str(2**64 - 1), 1), ("5", 2)]
+
+
+PACKERS: dict[str, Callable[[bytes], bytes]] = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}
+
+
+@pytest.mark.parametrize("packer", PACKERS)
+def test_compressed_text(tmp_path: Path, packer: str) -> None:
+    path = _write(tmp_path, PACKERS[packer](b"user,item\n1,2\n3,4\n"), f"orders.csv.{packer}")
+    assert _read(path) == [(1, 2), (3, 4)]
+    path = _write(tmp_path, PACKERS[packer](b"user,item\n1,2\n1,3\n2,2\n"), f"orders.csv.{packer}")
+    assert data.load(path, core=1).name == "orders"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
+def test_encodings(tmp_path: Path, encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text, "_BLOCK", 7)  # so that characters are cut
+    path = _write(tmp_path, "user,item\nü,é\n\nß,é\n".encode(encoding))
+    assert _read(path, encoding=encoding) == [("ü", "é"), ("ß", "é")]
+
+
+def test_a_text_that_begins_as_a_compressed_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """polars takes what begins with "x^" for zlib's, and makes something of it."""
+    monkeypatch.setattr(text, "_BLOCK", 8)
+    assert _read(_write(tmp_path, "x^2,b\n1x,2\nx^3,4\n")) == [("x^2", "b"), ("1x", "2"), ("x^3", "4")]
+
+
+def test_labels_and_ratings_are_of_any_form(tmp_path: Path) -> None:
+    content = "user,item,is_click,rating\n1,2,true,5\n1,3,FALSE,5\n1,4,1.0,nan\n1,5,-1,5\n1,6,3,2.5\n"
+    path = _write(tmp_path, content)
+    table = read_interactions(path)
+    assert _table_pairs(table) == [(1, 2), (1, 4), (1, 6)]
+    assert "label > 0 kept, 2 rows left out; every rating kept" in table.summary
+    assert _read(path, min_rating=2.5) == [(1, 2), (1, 6)]
+    assert _read(path, label_column="user", rating_column="item", min_rating=4, user_column="rating") == [
+        ("nan", 4),
+        ("5", 5),
+        ("2.5", 6),
+    ]
+
+
+def test_comments_at_the_top(tmp_path: Path) -> None:
+    assert _read(_write(tmp_path, "# Directed graph\n# From To\n0\t1\n2\t3\n")) == [(0, 1), (2, 3)]
+    assert _read(_write(tmp_path, "#\nuser,item\n# 1,2\n")) == [("# 1", 2)]
+
+
+def test_quotes_that_are_none(tmp_path: Path) -> None:
+    """Only at the beginning of a field does a quote mean something; then the field may hold separators and lines."""
+    content = 'user,item,title\n1,2,5" disc\n2,3,7" disc\n'
+    assert _read(_write(tmp_path, content)) == [(1, 2), (2, 3)]
+    content += '3,4,"a, b\n""c"\n5,6,x\n'
+    assert _read(_write(tmp_path, content)) == [(1, 2), (2, 3), (3, 4), (5, 6)]
+    assert _read(_write(tmp_path, 'user\titem\n"a\tb\nc"\td"\n')) == [("a\tb\nc", 'd"')]
+
+
+# --- lists ---
+
+
+def test_users_without_items_are_rows(tmp_path: Path) -> None:
+    path = _write(tmp_path, "0 4 1\n1\n2 0 3 4\n5 \n")
+    known = Interactions.from_file(path)
+    assert (known.num_queries, known.num_items) == (6, 5)
+    assert _known(known) == {(0, 4), (0, 1), (2, 0), (2, 3), (2, 4)}
+    dataset = data.load(path, core=1)
+    assert (dataset.num_users, _loaded(dataset)) == (2, _known(known))
+
+
+def test_format_decides(tmp_path: Path) -> None:
+    path = _write(tmp_path, "1 2 3\n2 4 5\n")
+    assert _read(path, format="lightgcn") == [(1, 2), (1, 3), (2, 4), (2, 5)]
+    assert _read(path, user_column=2, item_column=0) == [(3, 1), (5, 2)]
+    assert _read(path, format="table", user_column=2, item_column=0) == [(3, 1), (5, 2)]
+    path = _write(tmp_path, "u1\ta b\nu2\tc\n")
+    assert _read(path, format="lightgcn") == [("u1", "a"), ("u1", "b"), ("u2", "c")]
+
+
+def test_a_directory_of_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _write(tmp_path, "0 1 2 3\n1 0\n2 3 4\n", "train.txt")
+    _write(tmp_path, "0 4 1\n1 9\n2\n3 1\n", "test.txt")
+    dataset = data.load(tmp_path)
+    assert (dataset.num_users, dataset.num_items) == (3, 5)
+    assert (dataset.test_users.tolist(), dataset.test_items.tolist()) == ([0], [4])
+    [line] = capsys.readouterr().err.splitlines()
+    assert "of 4 distinct test pairs, 1 stand in training, 1 are of users and 1 of items that do not" in line
+
+
+def test_a_directory_of_other_files(tmp_path: Path) -> None:
+    for part, pairs in (("train", "a,x\na,y\nb,x\nb,z\n"), ("valid", "b,y\n"), ("test", "b,y\na,z\n")):
+        _write(tmp_path, gzip.compress(f"customer,sku\n{pairs}".encode()), f"{part}.csv.gz")
+    dataset = data.load(tmp_path)
+    assert dataset.user_ids.tolist() == ["a", "b"] and dataset.item_ids.tolist() == ["x", "y", "z"]
+    assert len(dataset.train_users) == 5  # with what is for validation
+    assert (dataset.test_users.tolist(), dataset.test_items.tolist()) == ([0], [2])
+    _write(tmp_path, "1 2\n", "train.txt")
+    with pytest.raises(data.DataError, match="expected one file of the part train, got train.csv.gz, train.txt"):
+        data.load(tmp_path)
+
+
+def test_a_column_of_splits(tmp_path: Path) -> None:
+    content = "user,item,split\na,x,train\na,y,TRAIN\nb,y,valid\nb,x,train\nb,z,train\na,z,test\n"
+    path = _write(tmp_path, content)
+    dataset = data.load(path)
+    assert len(dataset.train_users) == 5 and _loaded(dataset) == {tuple(r.split(",")[:2]) for r in content.split()[1:]}
+    assert dataset.user_ids[dataset.test_users.numpy()].tolist() == ["a"]
+    assert dataset.item_ids[dataset.test_items.numpy()].tolist() == ["z"]
+    known = Interactions.from_file(path)
+    assert _known(known) == {("a", "x"), ("a", "y"), ("b", "x"), ("b", "z")}
+    assert known.source.endswith("split train kept, 2 rows left out")
+
+
+# --- rows and own ids ---
+
+
+def test_strings_are_numbered_in_their_order(tmp_path: Path) -> None:
+    path = _write(tmp_path, "user,item\nzoe,7\nann,0007\nbob,7\nzoe,\u00e9\n")
+    known = Interactions.from_file(path)
+    assert known.query_labels.tolist() == ["ann", "bob", "zoe"] and known.item_labels.tolist() == ["0007", "7", "é"]
+    assert known.query_rows(["zoe", "ann"]).tolist() == [2, 0] and known.item_rows("7").item() == 1
+    assert known.source.startswith("4 positives of 3 users and 3 items: columns user and item")
+    for bad in (["eve"], [3], "zzz"):
+        with pytest.raises(KeyError, match="no query has the id"):
+            known.query_rows(bad)
+    for copied in (copy.copy(known), copy.deepcopy(known), pickle.loads(pickle.dumps(known)), known.to("meta")):
+        assert copied.query_labels.tolist() == known.query_labels.tolist() and copied.source == known.source
+
+
+def test_integers_are_rows_as_they_are(tmp_path: Path) -> None:
+    path = _write(tmp_path, "3,7\n0,2\n")
+    known = Interactions.from_file(path)
+    assert known.query_labels is known.item_labels is None and (known.num_queries, known.num_items) == (4, 8)
+    assert known.item_rows(torch.tensor([7, 2])).tolist() == [7, 2]
+    with pytest.raises(KeyError, match="no item has the id 8"):
+        known.item_rows([2, 8])
+    renumbered = Interactions.from_file(path, renumber=True)
+    assert renumbered.query_labels.tolist() == [0, 3] and renumbered.item_labels.tolist() == [2, 7]
+    for far, size in ((2**20, 2**20 + 1), (2**20 + 1, 2)):  # from there on, with few ids, they are numbered
+        assert Interactions.from_file(_write(tmp_path, f"0,1\n{far},2\n")).num_queries == size
+    assert Interactions.from_file(tmp_path / "file.txt", renumber=False).num_queries == 2**20 + 2
+    assert Interactions.from_file(tmp_path / "file.txt", num_queries=2**21).num_queries == 2**21
+
+
+def test_integers_beyond_what_a_table_can_hold(tmp_path: Path) -> None:
+    path = _write(tmp_path, f"0,1\n\n{2**31},1\n")
+    with pytest.raises(
+        ValueError, match=rf"file.txt, line 3: .*query_ids below 2\*\*31 - 1 .*, got {2**31} at position 1"
+    ):
+        Interactions.from_file(path, renumber=False)
+    hashes = [-(2**62), 2**61, -5]
+    path = _write(tmp_path, "".join(f"{h},{n}\n" for n, h in enumerate(hashes)))
+    assert Interactions.from_file(path).query_labels.tolist() == sorted(hashes)
+
+
+def test_what_was_read_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "cw_ext"):
+        known = Interactions.from_file(_write(tmp_path, "1,2\n"))
+    assert caplog.messages == [f"{tmp_path / 'file.txt'}: {known.source}"]
+    assert Interactions([0], [0], num_queries=1, num_items=1).source is None
+
+
+# --- without polars ---
+
+
+@pytest.fixture
+def no_polars(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "polars", None)
+
+
+@pytest.mark.parametrize("separator", ["\t", ",", ";", " ", "   ", ", "])
+def test_two_columns_of_integers_need_no_polars(no_polars: None, tmp_path: Path, separator: str) -> None:
+    for header in ("", f"user_id{separator}item_id\n", "# pairs\n"):
+        path = _write(tmp_path, f"\n{header}3{separator}4\n\n0{separator}2\r\n3{separator}0")
+        known = Interactions.from_file(path)
+        assert _known(known) == {(3, 4), (0, 2), (3, 0)} and (known.num_queries, known.num_items) == (4, 5)
+    path = _write(tmp_path, f"item{separator}user\n3{separator}4\n")
+    assert _known(Interactions.from_file(path)) == {(4, 3)}
+    path = _write(tmp_path, f"3{separator}{10**10}\n4{separator}1\n")
+    assert Interactions.from_file(path).item_labels.tolist() == [1, 10**10]
+
+
+@pytest.mark.parametrize(
+    "content", ["1,2\n1,2,3\n", "a,b\n", "1::2::3::4\n", "user,item\nx,y\n", '"1","2"\n', "1 2 3\n"]
+)
+def test_the_rest_asks_for_polars(no_polars: None, tmp_path: Path, content: str) -> None:
+    path = _write(tmp_path, content)
+    with pytest.raises(ImportError, match=r'file.txt, line \d: .*run: pip install "cw_ext\[files\]"'):
+        Interactions.from_file(path)
+    with pytest.raises(ImportError, match=r"file.txt: min_rating needs polars"):
+        Interactions.from_file(path, min_rating=3)
+    with pytest.raises(data.DataError, match=r'run: pip install "cw_ext\[files\]"'):
+        data.load(path)
+
+
+# --- there and back ---
+
+WORDS = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), min_size=1, max_size=6)
+IDS = st.one_of(WORDS, st.integers(-(2**70), 2**70).map(str))
+
+
+def _as_csv(pairs: list[tuple[str, str]], delimiter: str, quoting: Any) -> bytes:
+    file = io.StringIO()
+    writer = csv.writer(file, delimiter=delimiter, quoting=quoting, lineterminator="\n")
+    writer.writerows([("item", "x", "user"), *((item, "5,;", user) for user, item in pairs)])
+    return file.getvalue().encode()
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(pairs=st.lists(st.tuples(IDS, IDS), min_size=1, max_size=30), block=st.integers(5, 100))
+def test_random_ids_come_back(
+    tmp_path_factory: pytest.TempPathFactory, pairs: list[tuple[str, str]], block: int
+) -> None:
+    """Whatever the kind of file, and wherever it is cut into blocks."""
+    folder = tmp_path_factory.mktemp("there")
+    names = [{"user": user, "n": [1], "item": item} for user, item in pairs]
+    bare = [(u, i) for u, i in pairs if not {*u, *i} & set('\t,"#')]
+    lists: dict[str, list[str]] = {}
+    for user, item in pairs:
+        lists.setdefault(user, []).append(item)
+    of_lists = [(user, item) for user, items in lists.items() for item in items]
+    frame = pl.DataFrame(pairs, schema=["user", "item"], orient="row")
+    packed = io.BytesIO()
+    frame.write_parquet(packed)
+    contents: list[tuple[bytes, list[tuple[str, str]], dict[str, Any]]] = [
+        (_as_csv(pairs, ",", csv.QUOTE_MINIMAL), pairs, {}),
+        (_as_csv(pairs, ";", csv.QUOTE_ALL), pairs, {}),
+        (_as_csv(pairs, "\t", csv.QUOTE_ALL), pairs, {}),
+        (gzip.compress(_as_csv(pairs, ",", csv.QUOTE_ALL)), pairs, {}),
+        (("user\titem\n" + "".join(f"{u}\t{i}\n" for u, i in bare)).encode(), bare, {}),
+        ("".join(json.dumps(name) + "\n" for name in names).encode(), pairs, {}),
+        (packed.getvalue(), pairs, {}),
+        ("".join(f"{u} {' '.join(i)}\n" for u, i in lists.items()).encode(), of_lists, {"format": "lightgcn"}),
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text, "_BLOCK", block)
+        patch.setattr(blocks, "_QUOTED_ROWS", 7)
+        for content, expected, reading in contents:
+            path = _write(folder, content)
+            found = [(str(user), str(item)) for user, item in _read(path, **reading)]
+            assert found == expected
