@@ -111,18 +111,24 @@ class Interactions:
         self._tables: dict[float, Popularity] = {}
 
     @classmethod
-    def from_scipy(cls, matrix: Any) -> Interactions:
+    def from_scipy(cls, matrix: Any, *, keep_counts: bool = False) -> Interactions:
         """The positions of a sparse matrix's non-zero values.
 
         Args:
             matrix: any scipy.sparse matrix or array [num_queries, num_items]. Only whether a value is zero counts;
                 entries at the same position are summed first, as scipy understands them.
+            keep_counts: take the values, whole numbers ≥ 0, as numbers of events, and count these in item_counts.
 
         Raises:
-            TypeError: no scipy.sparse matrix. ValueError: not two dimensions, or one of them is 0.
+            TypeError: no scipy.sparse matrix. ValueError: not two dimensions, or one of them is 0, or values that
+                cannot be counts.
         """
-        query_ids, item_ids, shape = _nonzeros(matrix)
-        return cls(query_ids, item_ids, num_queries=shape[0], num_items=shape[1])
+        checks.flags(keep_counts=keep_counts)
+        query_ids, item_ids, values, shape = _nonzeros(matrix)
+        made = cls(query_ids, item_ids, num_queries=shape[0], num_items=shape[1], keep_counts=keep_counts)
+        if keep_counts:
+            made._count(item_ids, values)
+        return made
 
     @classmethod
     def from_file(
@@ -140,6 +146,7 @@ class Interactions:
         encoding: str | None = None,
         min_rating: float | None = None,
         renumber: bool | None = None,
+        keep_counts: bool = False,
     ) -> Interactions:
         """Read the positives of a file: the users are the queries.
 
@@ -167,6 +174,7 @@ class Interactions:
             encoding: of a text, such as "latin-1"; UTF-8 if None.
             min_rating: lower ratings are no positives; None keeps every rating.
             renumber: True numbers all ids anew, False never does; None as above.
+            keep_counts: count a pair in item_counts as often as the file has it (for an .npz: see `from_scipy`).
 
         Raises:
             OSError: the file cannot be read; FileNotFoundError if it is not there.
@@ -177,6 +185,7 @@ class Interactions:
         """
         if not isinstance(path, (str, os.PathLike)):
             raise TypeError(f"path must be a str or os.PathLike, got {type(path).__name__}")
+        checks.flags(keep_counts=keep_counts)
         if renumber is not None and not isinstance(renumber, bool):
             raise TypeError(f"renumber must be True, False or None, got {type(renumber).__name__}")
         for name, size in (("num_queries", num_queries), ("num_items", num_items)):
@@ -190,6 +199,8 @@ class Interactions:
             reading.refuse_all(path, "an .npz")
             if renumber:
                 raise ValueError(f"{path}: renumber=True cannot act on an .npz, whose ids are rows")
+            if keep_counts:
+                raise ValueError(f"{path}: keep_counts=True cannot act on an .npz; load the matrix, and use from_scipy")
             query_ids, item_ids, shape = _load_npz(path)
             queries, items = (
                 files.Rows(query_ids, shape[0] if num_queries is None else num_queries, None),
@@ -203,7 +214,7 @@ class Interactions:
             queries = files.number(path, table, table.users, "query", num_queries, renumber)
             items = files.number(path, table, table.items, "item", num_items, renumber)
             source = table.summary
-        made = cls(queries.rows, items.rows, num_queries=queries.size, num_items=items.size)
+        made = cls(queries.rows, items.rows, num_queries=queries.size, num_items=items.size, keep_counts=keep_counts)
         made.query_labels, made.item_labels, made.source = queries.labels, items.labels, source
         _LOG.info("%s: %s", path, source)
         return made
@@ -316,6 +327,15 @@ class Interactions:
         # The tables are quickly made again, on whatever device the copy will be.
         return self.__dict__ | {"_tables": {}}
 
+    def _count(self, item_ids: np.ndarray, values: np.ndarray) -> None:
+        """Take the values of a matrix for numbers of events."""
+        wrong = (values < 0) | (values != np.floor(values)) | (values > 2**53)
+        if wrong.any():
+            raise ValueError(f"matrix must hold whole numbers ≥ 0 with keep_counts=True, got {values[wrong][0]}")
+        counts = np.bincount(item_ids, weights=values, minlength=self.num_items)
+        self.item_counts = torch.from_numpy(counts.astype(np.int64))
+        self.num_events = int(values.sum(dtype=np.float64))
+
     def _check_any_occurs(self) -> None:
         if self.num_occurring == 0:
             raise ValueError("no item occurs in any interaction, so none can be drawn by popularity")
@@ -389,8 +409,8 @@ def _rows(kind: str, ids: Any, labels: np.ndarray | None, size: int) -> Tensor:
     return torch.from_numpy(np.asarray(rows))
 
 
-def _nonzeros(matrix: Any) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
-    """(query ids, item ids, shape) of a scipy.sparse matrix."""
+def _nonzeros(matrix: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[int, int]]:
+    """(query ids, item ids, values, shape) of a scipy.sparse matrix."""
     if not hasattr(matrix, "tocsr"):
         raise TypeError(f"matrix must be a scipy.sparse matrix or array, got {type(matrix).__name__}")
     if len(matrix.shape) != 2:
@@ -399,7 +419,8 @@ def _nonzeros(matrix: Any) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
     csr.sum_duplicates()
     csr.eliminate_zeros()
     num_queries, num_items = map(int, csr.shape)
-    return np.repeat(np.arange(num_queries), np.diff(csr.indptr)), csr.indices, (num_queries, num_items)
+    query_ids = np.repeat(np.arange(num_queries), np.diff(csr.indptr))
+    return query_ids, csr.indices, csr.data, (num_queries, num_items)
 
 
 def _load_npz(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
@@ -413,7 +434,8 @@ def _load_npz(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
         if hasattr(matrix, "check_format"):
             # scipy itself looks at the indices no more than that, and then reads and writes where they point.
             matrix.check_format(full_check=True)
-        return _nonzeros(matrix)
+        query_ids, item_ids, _, shape = _nonzeros(matrix)
+        return query_ids, item_ids, shape
     except Exception as error:  # of many types for a damaged file
         if isinstance(error, OSError) and error.filename is not None:  # not readable at all
             raise

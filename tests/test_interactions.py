@@ -126,6 +126,20 @@ def test_events_are_counted_on_request(device: torch.device, device_first: bool)
     assert by_event.to(device).keep_counts and pickle.loads(pickle.dumps(by_event)).num_events == 6
 
 
+def test_events_of_a_matrix_and_of_a_file(tmp_path: Path) -> None:
+    scipy_sparse = pytest.importorskip("scipy.sparse")
+    plays = np.array([[0, 3, 1], [0, 2, 0]])
+    made = Interactions.from_scipy(scipy_sparse.csr_array(plays), keep_counts=True)
+    assert made.item_counts.tolist() == plays.sum(0).tolist() and made.num_events == 6 and len(made) == 3
+    for value in (-1, 0.5, math.inf):
+        with pytest.raises(ValueError, match="matrix must hold whole numbers ≥ 0 with keep_counts=True, got"):
+            Interactions.from_scipy(scipy_sparse.csr_array([[1.0, value]]), keep_counts=True)
+    file = tmp_path / "plays.tsv"
+    file.write_text("0\t1\n0\t1\n0\t2\n1\t1\n")
+    assert Interactions.from_file(file, keep_counts=True).item_counts.tolist() == [0, 3, 1]
+    assert Interactions.from_file(file).item_counts.tolist() == [0, 2, 1]
+
+
 @pytest.mark.parametrize("empty", [[], np.empty(0, np.int32), torch.empty(0, dtype=torch.int64)])
 def test_no_pairs(empty: Any) -> None:
     _assert_holds(Interactions(empty, empty, **SIZES), [], **SIZES)
