@@ -118,8 +118,10 @@ struct ItemGradientTask {
   int64_t dim;
   int64_t padded_dim;  // round_up_dim(dim)
   bool normalized;
-  const T* before;   // [I, D] sums to add to, or null
-  T* after;          // [I, D] where the sums go, or null: they are the last ones, and the gradient is made of them
+  const T* before_high;  // [I, D] sums to add to, or null
+  const T* before_low;   // [I, D] what was rounded away in them, or null
+  T* after_high;         // [I, D] where the sums go, or null: they are the last ones, and the gradient is made of them
+  T* after_low;          // [I, D]
   const T* sources;  // [rows, padded_dim]
   PairGrid grid;
   const PairKey* keys;
@@ -170,7 +172,7 @@ static inline int64_t shared_step(int64_t n) { return kRowStep * std::max<int64_
 static inline int64_t shared_scratch(int64_t n, int64_t m, int64_t dim) {
   return shared_step(n) * (n + 64 + 2 * (1 + m) + 1 + 2 * round_up_dim(dim)) + 3 * n + (1 + m) + 2 * round_up_dim(dim);
 }
-static inline int64_t item_gradient_scratch(int64_t dim) { return (kItemsPerBucket + 1) * round_up_dim(dim); }
+static inline int64_t item_gradient_scratch(int64_t dim) { return (3 * kItemsPerBucket + 1) * round_up_dim(dim); }
 
 #define CW_DECLARE_KERNELS(NAMESPACE)                                                                                \
   namespace NAMESPACE {                                                                                              \
