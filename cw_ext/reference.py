@@ -191,7 +191,8 @@ def scores_from_embeddings(
         neg_absent = neg_absent | (masked.all(0) if neg_ids.dim() == 1 else masked)
 
     def gathered(ids: Tensor, absent: Tensor) -> Tensor:
-        rows_of_ids = items[ids.clamp(min=0)].to(dtype)
+        # Not items[ids], whose backward pass on several threads adds in an order that differs from run to run.
+        rows_of_ids = items.index_select(0, ids.clamp(min=0).flatten()).reshape(*ids.shape, items.shape[1]).to(dtype)
         # What is masked out may hold NaN, which selecting its score away would not keep from the gradient.
         if torch.compiler.is_compiling() or absent.device.type != "cpu" or absent.any():
             rows_of_ids = torch.where(absent.unsqueeze(-1), 0.0, rows_of_ids)
@@ -268,6 +269,18 @@ def full_rows(
     return embedding_rows(queries, items, *ids, log_q, prior, threshold, similarity, p)
 
 
+# From 32,768 numbers on, torch splits a sum to one number by its threads.
+_SUMMED_AT_ONCE = 1024
+
+
+def _total(x: Tensor) -> Tensor:
+    """The sum of x [B], in an order that the number of threads does not change, as it does that of a long x.sum()."""
+    if torch.compiler.is_compiling() or x.numel() <= _SUMMED_AT_ONCE:
+        return x.sum()
+    x = F.pad(x.flatten(), (0, -x.numel() % _SUMMED_AT_ONCE))
+    return x.unflatten(0, (-1, _SUMMED_AT_ONCE)).sum(-1).sum()
+
+
 def reduce(loss: Tensor, live: Tensor, row_weights: Tensor | None, reduction: str) -> Tensor:
     """Row weights and reduction. The mean runs over the live rows, and is 0 where there is none."""
     if row_weights is not None:
@@ -275,10 +288,10 @@ def reduce(loss: Tensor, live: Tensor, row_weights: Tensor | None, reduction: st
         loss = torch.where(live, loss * row_weights, 0.0)
     if reduction == "none":
         return loss
-    total = loss.sum()
+    total = _total(loss)
     if reduction == "sum":
         return total
     if row_weights is None:
         return total / live.sum().clamp(min=1)
-    weight = torch.where(live, row_weights, 0.0).sum()
+    weight = _total(torch.where(live, row_weights, 0.0))
     return total / torch.where(weight == 0, 1, weight)

@@ -49,7 +49,7 @@ void scores(const ScoresTask<In>& task, int64_t begin, int64_t end, typename Com
     row.extra = in_compute_type(task.extra + b * task.extra_stride, task.m, converted + task.n);
     row.m = task.m;
     row.log_q = task.log_q ? task.log_q + b * task.log_q_stride : nullptr;
-    row.prior = at_row(task.prior, b);
+    row.prior = task.prior.at(b);
     row.threshold = at_row(task.threshold, b);
     RowGradients<T> gradients;
     gradients.wanted = task.d_pos != nullptr;
@@ -107,7 +107,7 @@ template <typename In, typename T>
 CW_INLINE RowResult<T> solve_row(const QueryTask<In>& task, RowKernel<T> kernel, const Parameters<T>& p, int64_t b,
                                  const T* own_scores, const T* neg_scores, int64_t left_out, const T* log_q,
                                  T* own_coefficients, T* neg_coefficients, T* scratch) {
-  const Row<T> row{own_scores[0], neg_scores, task.n, left_out, own_scores + 1, task.m, log_q, at_row(task.prior, b),
+  const Row<T> row{own_scores[0], neg_scores, task.n, left_out, own_scores + 1, task.m, log_q, task.prior.at(b),
                    at_row(task.threshold, b)};
   RowGradients<T> gradients;
   gradients.wanted = task.with_gradients;
@@ -121,6 +121,9 @@ CW_INLINE RowResult<T> solve_row(const QueryTask<In>& task, RowKernel<T> kernel,
   for (int64_t k = 0; k < 1 + task.m; ++k) own_coefficients[k] *= task.scale;
   return result;
 }
+
+// Items whose sum is made before it is added to a query's gradient: what one sum of very many would round away is kept.
+constexpr int64_t kItemsPerSum = 2048;
 
 // coefficients: of rows [begin, end), or null. item_rows: [1 + m + n]. scratch: embeddings_scratch(n, m, dim).
 template <typename In, typename Id>
@@ -143,6 +146,7 @@ void embeddings(const EmbeddingsTask<In, Id>& task, int64_t begin, int64_t end, 
   T* const unit = own_coefficients + width;        // [dim]
   T* const query = unit + round_up_dim(dim);       // [padded_dim], in the order of chunks
   T* const d_query = query + round_up_dim(dim);    // [padded_dim], likewise
+  T* const part = d_query + round_up_dim(dim);     // [padded_dim], likewise
 
   for (int64_t b = begin; b < end; ++b) {
     const int64_t* const pos_id = task.ids.pos + b;
@@ -178,7 +182,12 @@ void embeddings(const EmbeddingsTask<In, Id>& task, int64_t begin, int64_t end, 
     T* const target = task.d_queries + b * dim;
     if (result.live) {
       fill(d_query, padded_dim, T(0));
-      items.add(item_rows, width, row_coefficients, inverse, d_query);
+      for (int64_t j = 0; j < width; j += kItemsPerSum) {
+        const int64_t count = width - j < kItemsPerSum ? width - j : kItemsPerSum;
+        fill(part, padded_dim, T(0));
+        items.add(item_rows + j, count, row_coefficients + j, inverse + j, part);
+        for (int64_t i = 0; i < padded_dim; ++i) d_query[i] += part[i];
+      }
       from_chunks<In>(d_query, dim, target);
       if (task.normalized) through_normalization(target, unit, query_inverse, dim);
     } else {
