@@ -69,8 +69,8 @@ def embedding_batch(
         checks.row_weights(row_weights, "queries", row_like)
         checks.per_row("prior", options.prior, "queries", row_like)
         checks.per_row("confidence_threshold", options.confidence_threshold, "queries", row_like)
-        checks.prior_in_range(options.prior)
         dtype = reference.compute_dtype(queries.dtype)
+        checks.prior_in_range(options.prior, dtype)
         return EmbeddingBatch(
             queries,
             items,

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cw_ext import sums
 from cw_ext.parameters import RowParameters
 from cw_ext.reference_draws import History, is_known
 
@@ -269,18 +270,6 @@ def full_rows(
     return embedding_rows(queries, items, *ids, log_q, prior, threshold, similarity, p)
 
 
-# From 32,768 numbers on, torch splits a sum to one number by its threads.
-_SUMMED_AT_ONCE = 1024
-
-
-def _total(x: Tensor) -> Tensor:
-    """The sum of x [B], in an order that the number of threads does not change, as it does that of a long x.sum()."""
-    if torch.compiler.is_compiling() or x.numel() <= _SUMMED_AT_ONCE:
-        return x.sum()
-    x = F.pad(x.flatten(), (0, -x.numel() % _SUMMED_AT_ONCE))
-    return x.unflatten(0, (-1, _SUMMED_AT_ONCE)).sum(-1).sum()
-
-
 def reduce(loss: Tensor, live: Tensor, row_weights: Tensor | None, reduction: str) -> Tensor:
     """Row weights and reduction. The mean runs over the live rows, and is 0 where there is none."""
     if row_weights is not None:
@@ -288,10 +277,10 @@ def reduce(loss: Tensor, live: Tensor, row_weights: Tensor | None, reduction: st
         loss = torch.where(live, loss * row_weights, 0.0)
     if reduction == "none":
         return loss
-    total = _total(loss)
+    total = sums.total(loss)
     if reduction == "sum":
         return total
     if row_weights is None:
         return total / live.sum().clamp(min=1)
-    weight = _total(torch.where(live, row_weights, 0.0))
+    weight = sums.total(torch.where(live, row_weights, 0.0))
     return total / torch.where(weight == 0, 1, weight)

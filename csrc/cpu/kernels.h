@@ -167,7 +167,7 @@ constexpr int64_t kFilterWords = 4096;
 
 // How many values of the compute type a thread needs as scratch.
 static inline int64_t scores_scratch(int64_t n, int64_t m) { return 3 * (n + m); }
-static inline int64_t embeddings_scratch(int64_t n, int64_t m, int64_t dim) { return 5 * (n + m + 1) + 4 * round_up_dim(dim); }
+static inline int64_t embeddings_scratch(int64_t n, int64_t m, int64_t dim) { return 5 * (n + m + 1) + 5 * round_up_dim(dim); }
 // Rows of the shared negatives' scores in work at a time: they stay in L2.
 static inline int64_t shared_step(int64_t n) { return kRowStep * std::max<int64_t>(1, std::min<int64_t>(4, 5000 / n)); }
 static inline int64_t shared_scratch(int64_t n, int64_t m, int64_t dim) {

@@ -28,6 +28,44 @@ CW_INLINE void write_row(const RowResults<T>& out, int64_t b, const RowResult<T>
   if (out.d_threshold) out.d_threshold[b] = result.by_threshold;
 }
 
+// ---- long sums -----------------------------------------------------------------------------------------------------
+
+// A sum of many terms in three parts, so that small terms are not lost beside a large sum: `sum` of the latest pairs, `high`
+// of those before, and `low` of what was rounded away where `sum` was added to `high` (Knuth's TwoSum).
+template <typename T>
+struct LongSums {
+  T* sum;
+  T* high;
+  T* low;
+};
+
+// Moves `sum` [vectors] into `high` and `low`, which are not set yet where it is the first.
+template <typename T>
+CW_INLINE void carry_over(const LongSums<T>& x, bool first, int vectors) {
+  const Lanes<T> zero = {};
+  for (int v = 0; v < vectors; ++v) {
+    const int64_t place = v * kLanes<T>;
+    const Lanes<T> sum = load_vector<Lanes<T>>(x.sum + place);
+    store_vector(x.sum + place, zero);
+    if (first) {
+      store_vector(x.high + place, sum);
+      store_vector(x.low + place, zero);
+      continue;
+    }
+    const Lanes<T> high = load_vector<Lanes<T>>(x.high + place);
+    const Lanes<T> total = high + sum, added = total - high;
+    const Lanes<T> lost = (high - (total - added)) + (sum - added);
+    store_vector(x.high + place, total);
+    store_vector(x.low + place, load_vector<Lanes<T>>(x.low + place) + lost);
+  }
+}
+
+// `high` [n] and what was rounded away: what was, beside a sum that is not finite, is no number.
+template <typename T>
+CW_INLINE void add_low(const LongSums<T>& x, int64_t n, T* out) {
+  for (int64_t i = 0; i < n; ++i) out[i] = x.high[i] + (is_finite(x.low[i]) ? x.low[i] : T(0));
+}
+
 // ---- level 1 -------------------------------------------------------------------------------------------------------
 
 // scratch: scores_scratch(n, m).
@@ -122,8 +160,8 @@ CW_INLINE RowResult<T> solve_row(const QueryTask<In>& task, RowKernel<T> kernel,
   return result;
 }
 
-// Items whose sum is made before it is added to a query's gradient: what one sum of very many would round away is kept.
-constexpr int64_t kItemsPerSum = 2048;
+// Items whose sum is made before it is added to a query's gradient.
+constexpr int64_t kItemsPerSum = 512;
 
 // coefficients: of rows [begin, end), or null. item_rows: [1 + m + n]. scratch: embeddings_scratch(n, m, dim).
 template <typename In, typename Id>
@@ -145,8 +183,8 @@ void embeddings(const EmbeddingsTask<In, Id>& task, int64_t begin, int64_t end, 
   T* const own_coefficients = row_scratch + width;
   T* const unit = own_coefficients + width;        // [dim]
   T* const query = unit + round_up_dim(dim);       // [padded_dim], in the order of chunks
-  T* const d_query = query + round_up_dim(dim);    // [padded_dim], likewise
-  T* const part = d_query + round_up_dim(dim);     // [padded_dim], likewise
+  T* const d_query = query + round_up_dim(dim);    // 3 times [padded_dim], likewise
+  const LongSums<T> sums{d_query, d_query + round_up_dim(dim), d_query + 2 * round_up_dim(dim)};
 
   for (int64_t b = begin; b < end; ++b) {
     const int64_t* const pos_id = task.ids.pos + b;
@@ -181,14 +219,14 @@ void embeddings(const EmbeddingsTask<In, Id>& task, int64_t begin, int64_t end, 
     if (!task.d_queries) continue;
     T* const target = task.d_queries + b * dim;
     if (result.live) {
-      fill(d_query, padded_dim, T(0));
+      fill(sums.sum, padded_dim, T(0));
       for (int64_t j = 0; j < width; j += kItemsPerSum) {
         const int64_t count = width - j < kItemsPerSum ? width - j : kItemsPerSum;
-        fill(part, padded_dim, T(0));
-        items.add(item_rows + j, count, row_coefficients + j, inverse + j, part);
-        for (int64_t i = 0; i < padded_dim; ++i) d_query[i] += part[i];
+        items.add(item_rows + j, count, row_coefficients + j, inverse + j, sums.sum);
+        carry_over(sums, j == 0, int(padded_dim / kLanes<T>));
       }
-      from_chunks<In>(d_query, dim, target);
+      add_low(sums, padded_dim, sums.sum);
+      from_chunks<In>(sums.sum, dim, target);
       if (task.normalized) through_normalization(target, unit, query_inverse, dim);
     } else {
       fill(target, dim, T(0));
@@ -345,36 +383,6 @@ CW_INLINE void add_scaled(T* to, const T* from, T factor, int vectors) {
   }
 }
 
-// A sum of many terms in three parts, so that small terms are not lost beside a large sum: `sum` of the latest pairs, `high`
-// of those before, and `low` of what was rounded away where `sum` was added to `high` (Knuth's TwoSum).
-template <typename T>
-struct LongSums {
-  T* sum;
-  T* high;
-  T* low;
-};
-
-// Moves `sum` [vectors] into `high` and `low`, which are not set yet where it is the first.
-template <typename T>
-CW_INLINE void carry_over(const LongSums<T>& x, bool first, int vectors) {
-  const Lanes<T> zero = {};
-  for (int v = 0; v < vectors; ++v) {
-    const int64_t place = v * kLanes<T>;
-    const Lanes<T> sum = load_vector<Lanes<T>>(x.sum + place);
-    store_vector(x.sum + place, zero);
-    if (first) {
-      store_vector(x.high + place, sum);
-      store_vector(x.low + place, zero);
-      continue;
-    }
-    const Lanes<T> high = load_vector<Lanes<T>>(x.high + place);
-    const Lanes<T> total = high + sum, added = total - high;
-    const Lanes<T> lost = (high - (total - added)) + (sum - added);
-    store_vector(x.high + place, total);
-    store_vector(x.low + place, load_vector<Lanes<T>>(x.low + place) + lost);
-  }
-}
-
 // A fresh sum is begun after so many pairs of a bucket for each item among them, which bounds the roundings of a sum; and
 // after so many in any case, where one item has most of them.
 constexpr int64_t kPairsPerSum = 256;
@@ -490,8 +498,7 @@ void item_gradient(const ItemGradientTask<In>& task, int64_t begin, int64_t end,
         }
         continue;
       }
-      // What was lost beside a sum that is not finite is no number.
-      for (int64_t d = 0; has_carried && d < dim; ++d) sum[d] = high[d] + (is_finite(low[d]) ? low[d] : T(0));
+      if (has_carried) add_low(LongSums<T>{sum, high, low}, dim, sum);
       if (task.normalized && (weighed >> i & 1)) {
         const In* const item = task.items + place;
         const T inverse = inverse_norm(squared_norm<In, T>(item, dim));

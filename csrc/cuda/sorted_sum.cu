@@ -181,7 +181,7 @@ __global__ void __launch_bounds__(kThreads) carried_sum_kernel(const SortedSumTa
       }
     }
 #pragma unroll
-    for (int v = 0; v < V; ++v) sum[v] += is_finite(lost[v]) ? lost[v] : T(0);
+    for (int v = 0; v < V; ++v) sum[v] += lost[v] - lost[v] == T(0) ? lost[v] : T(0);  // not beside ∞
     write_sum<V>(task, key, chunk, sum);
   }
 }
