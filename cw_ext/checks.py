@@ -133,8 +133,7 @@ def per_row(name: str, value: Tensor | float, like_name: str, like: Tensor) -> N
 
 
 def prior_in_range(prior: Tensor | float, dtype: torch.dtype) -> None:
-    """Values of a tensor prior in the dtype of the computation, where looking at them costs no synchronisation and breaks no
-    graph."""
+    """A tensor's values, rounded to `dtype`, where a look at them costs no synchronisation and breaks no graph."""
     if not isinstance(prior, Tensor) or prior.device.type != "cpu" or torch.compiler.is_compiling():
         return
     prior = torch.func.debug_unwrap(prior)  # torch.func.vmap lets nobody look at a batch, but at all samples at once

@@ -16,6 +16,12 @@ from cw_ext.reference_draws import History
 
 Similarity = Literal["half_cosine", "cosine", "dot"]
 
+# Without fullgraph=True the call runs uncompiled between two graphs.
+_NO_SPARSE_GRAPH = (
+    "sparse_grad=True makes a sparse gradient, which torch.compile cannot capture: "
+    "leave out fullgraph=True, or sparse_grad=True"
+)
+
 
 def check_similarity(similarity: str) -> None:
     checks.choice("similarity", similarity, reference.SCORE_SCALE)
@@ -106,6 +112,8 @@ def loss_of_ids(
             log_q = reference.leave_out(log_q, batch.pos_ids, neg_ids, history, table.shape[0], batch.dtype)
             exclude, history = False, None
     if sparse_grad:
+        if torch.compiler.is_compiling():
+            torch._dynamo.graph_break(msg=_NO_SPARSE_GRAPH)
         table, ids = compact_table(table, ids)
     arguments = (batch.queries, table, *ids, log_q, batch.prior, batch.threshold, batch.similarity, batch.options.row)
     if not batch.fused:

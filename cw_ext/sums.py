@@ -1,5 +1,4 @@
-"""Sums to one number in an order that the number of threads does not change: torch splits those of 32,768 numbers and more by
-its threads."""
+"""Sums to one number, the same for any number of threads: torch splits those of 32,768 numbers and more by threads."""
 
 from __future__ import annotations
 
@@ -19,7 +18,8 @@ def total(x: Tensor) -> Tensor:
     """The sum of x [B]."""
     if not _needs_parts(x.numel()):
         return x.sum()
-    return F.pad(x.flatten(), (0, -x.numel() % _AT_ONCE)).unflatten(0, (-1, _AT_ONCE)).sum(-1).sum()
+    padded = F.pad(x.flatten(), (0, -x.numel() % _AT_ONCE))
+    return padded.reshape(-1, _AT_ONCE).sum(-1).sum()
 
 
 def expanded(value: Tensor, shape: tuple[int, ...]) -> Tensor:

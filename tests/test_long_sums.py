@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import Embeddings, evaluate, generator, largest_error, make_embeddings
+from cases import Embeddings, evaluate, largest_error, make_embeddings
 
 from cw_ext import Interactions, draw_negatives, sampled_cw_loss
 
@@ -27,7 +27,7 @@ def test_a_positive_of_all_rows(kernels: None, items: int, arguments: dict[str, 
     assert fused <= eager + 4 * EPS * truth.abs().max().item()
 
 
-# More terms of one item than a running sum of equal terms can count: it stays where a term is half a unit in the last place.
+# More terms of one item than a running sum of equal terms can count: it stays at 2^24 of them.
 ROWS, NEGATIVES = 3 << 10, 1 << 13
 assert ROWS * NEGATIVES > 1 << 24
 # With these each negative's gradient is 1 / (N·τ), a power of two.

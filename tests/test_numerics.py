@@ -91,9 +91,7 @@ def test_small_temperature(kernels: None, device: torch.device, arguments: dict[
     case = make_scores((6,), 33, 2, seed=62)
     for dtype in (torch.float32, torch.float64):
         # Exponents of the size of 1e3, in gradients of that size: roundings are 1e3 times as large.
-        against_truth(
-            case, dtype, device, torch.ones(6), cancelled=1e4, exponents=1e3, temperature=1e-3, **arguments
-        )
+        against_truth(case, dtype, device, torch.ones(6), cancelled=1e4, exponents=1e3, temperature=1e-3, **arguments)
 
 
 def test_easy_negatives_keep_their_digits(backend: str) -> None:
