@@ -206,6 +206,12 @@ CW_INLINE T log_rest(T x) {
   return x == T(0) ? T(0) : std::log1p(-x);
 }
 
+// log(1 − π)
+template <typename T>
+CW_INLINE T log_of_rest(const cw_ext::Prior<T>& prior) {
+  return prior.rest < T(0.5) ? std::log(prior.rest) : log_rest(prior.value);
+}
+
 // log(1 + e^x)
 template <typename T>
 CW_INLINE T softplus(T x) {
@@ -379,7 +385,7 @@ struct RowSums {
   LogSum<T> denominator; // Σ q, or Σ q ω
   int64_t m;             // further positives
   LogSum<T> positives;   // Σ ω e^φ over them
-  T prior;               // π
+  cw_ext::Prior<T> prior;
   T threshold;           // β
 };
 
@@ -399,7 +405,7 @@ template <typename T>
 CW_INLINE RowResult<T> finish_row(const RowSums<T>& s, const Parameters<T>& p) {
   const T nan = not_a_number<T>();
   if (s.n_eff == 0) return {T(0), false, T(0), T(0), T(0), T(0), T(0)};
-  const bool prior_in_range = s.prior >= T(0) && s.prior < T(1);
+  const bool prior_in_range = s.prior.value >= T(0) && s.prior.rest > T(0);
   if (s.spoiled || !is_finite(s.pos) || !prior_in_range) return {nan, true, nan, nan, nan, nan, nan};
   if (s.negatives.max == -infinity<T>()) return {T(0), false, T(0), T(0), T(0), T(0), T(0)};
 
@@ -415,7 +421,7 @@ CW_INLINE RowResult<T> finish_row(const RowSums<T>& s, const Parameters<T>& p) {
   // With R = πC/A, the mass that the correction leaves is A(1 − R).
   // Clamped: any π that is not 0 has crossed the floor long before, and 0 must not meet ∞.
   const T c_over_a = exp_(log_c - log_a < T(80) ? log_c - log_a : T(80));
-  const T share = s.prior * c_over_a;
+  const T share = s.prior.value * c_over_a;
   const T left = T(1) - share;
   bool binds;
   T log_mass;
@@ -427,7 +433,7 @@ CW_INLINE RowResult<T> finish_row(const RowSums<T>& s, const Parameters<T>& p) {
     binds = left <= p.floor;
     log_mass = log_a + (binds ? p.log_floor : log_rest(share));
   }
-  const T log_ng = log_n + log_mass - log_rest(s.prior);
+  const T log_ng = log_n + log_mass - log_of_rest(s.prior);
 
   const T value = p.include_positive ? softplus(log_ng) : log_ng;
   const T outer = p.include_positive ? sigmoid(log_ng) : T(1);
@@ -443,7 +449,7 @@ CW_INLINE RowResult<T> finish_row(const RowSums<T>& s, const Parameters<T>& p) {
   r.by_log_a = by_log_g * (binds ? (p.has_min_margin ? T(0) : T(1)) : T(1) / left);
   r.by_log_c = binds ? T(0) : -by_log_g * share / left;
   r.by_pos = by_z;
-  r.by_prior = by_log_g * (T(1) / (T(1) - s.prior) - (binds ? T(0) : c_over_a / left));
+  r.by_prior = by_log_g * (T(1) / s.prior.rest - (binds ? T(0) : c_over_a / left));
   r.by_threshold = -by_z;
   return r;
 }

@@ -51,6 +51,30 @@ struct RowValue {
   T value;
 };
 
+// π, and 1 − π. The latter of a float comes from the double that was given: fp32 has no number between 1 − 2^-24 and 1.
+template <typename T>
+struct Prior {
+  T value;
+  T rest;
+};
+
+// One for all (rows == nullptr), or of rows[b·stride].
+template <typename T>
+struct RowPrior {
+  const T* rows;
+  int64_t stride;
+  Prior<T> all;
+
+  CW_INLINE Prior<T> at(int64_t row) const {
+    return rows ? Prior<T>{rows[row * stride], T(1) - rows[row * stride]} : all;
+  }
+};
+
+template <typename T>
+inline RowPrior<T> row_prior(const RowValue<T>& x, double all) {
+  return {x.rows, x.stride, {x.value, T(1 - all)}};
+}
+
 // Where the rows' results go. A null pointer is a result that nobody wants.
 template <typename T>
 struct RowResults {

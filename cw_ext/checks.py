@@ -132,14 +132,16 @@ def per_row(name: str, value: Tensor | float, like_name: str, like: Tensor) -> N
         )
 
 
-def prior_in_range(prior: Tensor | float) -> None:
-    """Values of a tensor prior, where looking at them costs no synchronisation and breaks no graph."""
+def prior_in_range(prior: Tensor | float, dtype: torch.dtype) -> None:
+    """A tensor's values, rounded to `dtype`, where a look at them costs no synchronisation and breaks no graph."""
     if not isinstance(prior, Tensor) or prior.device.type != "cpu" or torch.compiler.is_compiling():
         return
     prior = torch.func.debug_unwrap(prior)  # torch.func.vmap lets nobody look at a batch, but at all samples at once
-    outside = ~((prior >= 0) & (prior < 1))
+    outside = ~((prior >= 0) & (prior.to(dtype) < 1))
     if outside.any():
-        raise ValueError(f"prior must be in [0, 1), got {prior[outside].flatten()[0].item()}")
+        value = prior[outside].flatten()[0].item()
+        rounded = f", which is 1 in {dtype}" if 0 <= value < 1 else ""
+        raise ValueError(f"prior must be in [0, 1), got {value}{rounded}")
 
 
 def row_weights(value: Tensor | None, like_name: str, like: Tensor) -> None:

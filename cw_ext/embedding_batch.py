@@ -17,6 +17,12 @@ from cw_ext.reference_draws import History
 
 Similarity = Literal["half_cosine", "cosine", "dot"]
 
+# Without fullgraph=True the call runs uncompiled between two graphs.
+_NO_SPARSE_GRAPH = (
+    "sparse_grad=True makes a sparse gradient, which torch.compile cannot capture: "
+    "leave out fullgraph=True, or sparse_grad=True"
+)
+
 
 def check_similarity(similarity: str) -> None:
     checks.choice("similarity", similarity, reference.SCORE_SCALE)
@@ -72,8 +78,8 @@ def embedding_batch(
         checks.row_weights(row_weights, "queries", row_like)
         checks.per_row("prior", options.prior, "queries", row_like)
         checks.per_row("confidence_threshold", options.confidence_threshold, "queries", row_like)
-        checks.prior_in_range(options.prior)
         dtype = reference.compute_dtype(queries.dtype)
+        checks.prior_in_range(options.prior, dtype)
         return EmbeddingBatch(
             queries,
             items,
@@ -126,6 +132,8 @@ def rows_of_ids(
             log_q = reference.leave_out(log_q, batch.pos_ids, neg_ids, history, table.shape[0], batch.dtype)
             exclude, history = False, None
     if sparse_grad:
+        if torch.compiler.is_compiling():
+            torch._dynamo.graph_break(msg=_NO_SPARSE_GRAPH)
         table, ids = compact_table(table, ids)
     arguments = (batch.queries, table, *ids, log_q, batch.prior, batch.threshold, batch.similarity, batch.options.row)
     if batch.fused:

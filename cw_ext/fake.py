@@ -52,8 +52,11 @@ def _sorted_pairs(queries: Tensor, width: int, items: int, *, wanted: bool) -> t
     if not wanted or queries.device.type != "cpu":
         return queries.new_empty((0,), dtype=torch.int16), queries.new_empty((0,), dtype=torch.int32)
     rows = queries.shape[0]
-    rows_per_block = torch.sym_min(1024, torch.sym_max(1, 16384 // width))  # unlike min and max, for any size at once
-    blocks, buckets = (rows + rows_per_block - 1) // rows_per_block, (items + 63) // 64
+    buckets = (items + 63) // 64
+    # torch.sym_min and sym_max, unlike min and max, are for any size at once.
+    grown = torch.sym_min((4 * buckets + width - 1) // width, rows // 128)
+    rows_per_block = torch.sym_min(1024, torch.sym_max(torch.sym_max(1, 16384 // width), grown))
+    blocks = (rows + rows_per_block - 1) // rows_per_block
     return queries.new_empty((rows, width), dtype=torch.int16), queries.new_empty((blocks, buckets), dtype=torch.int32)
 
 

@@ -63,9 +63,9 @@ def cw_loss(
         checks.row_weights(row_weights, "pos_scores", pos)
         checks.per_row("prior", options.prior, "pos_scores", pos)
         checks.per_row("confidence_threshold", options.confidence_threshold, "pos_scores", pos)
-        checks.prior_in_range(options.prior)
-
         dtype = reference.compute_dtype(pos.dtype)
+        checks.prior_in_range(options.prior, dtype)
+
         arguments = (
             pos,
             neg,

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from cw_ext import checks
+from cw_ext import checks, sums
 
 
 def _autocasts(device: str) -> bool:
@@ -28,4 +28,4 @@ def without_autocast(device: str) -> AbstractContextManager[None]:
 
 
 def per_row(value: Tensor | float, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | float:
-    return value.to(dtype).expand(shape) if isinstance(value, Tensor) else value
+    return sums.expanded(value.to(dtype), shape) if isinstance(value, Tensor) else value

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cw_ext import sums
 from cw_ext.parameters import RowParameters
 from cw_ext.reference_draws import History, is_known
 
@@ -191,7 +192,8 @@ def scores_from_embeddings(
         neg_absent = neg_absent | (masked.all(0) if neg_ids.dim() == 1 else masked)
 
     def gathered(ids: Tensor, absent: Tensor) -> Tensor:
-        rows_of_ids = items[ids.clamp(min=0)].to(dtype)
+        # Not items[ids], whose backward pass on several threads adds in an order that differs from run to run.
+        rows_of_ids = items.index_select(0, ids.clamp(min=0).flatten()).reshape(*ids.shape, items.shape[1]).to(dtype)
         # What is masked out may hold NaN, which selecting its score away would not keep from the gradient.
         if torch.compiler.is_compiling() or absent.device.type != "cpu" or absent.any():
             rows_of_ids = torch.where(absent.unsqueeze(-1), 0.0, rows_of_ids)
@@ -275,10 +277,10 @@ def reduce(loss: Tensor, live: Tensor, row_weights: Tensor | None, reduction: st
         loss = torch.where(live, loss * row_weights, 0.0)
     if reduction == "none":
         return loss
-    total = loss.sum()
+    total = sums.total(loss)
     if reduction == "sum":
         return total
     if row_weights is None:
         return total / live.sum().clamp(min=1)
-    weight = torch.where(live, row_weights, 0.0).sum()
+    weight = sums.total(torch.where(live, row_weights, 0.0))
     return total / torch.where(weight == 0, 1, weight)

@@ -296,3 +296,24 @@ def test_the_kernels_ran(kernels: None) -> None:
         with OpCalls() as mode:
             cw_loss(pos, neg, backend=backend)
         assert len(mode.calls) == expected, backend
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["own", "shared"])
+def test_a_sparse_gradient_breaks_the_graph(backend: str, shared: bool) -> None:
+    """Says so where that is not allowed, and else gives what it gives uncompiled."""
+    case = _embeddings()
+    if shared:
+        case = replace(case, neg_ids=case.neg_ids[0])
+    expected = evaluate(case, sparse_grad=True, backend=backend)
+
+    def loss(leaves: Case) -> Tensor:
+        return leaves.loss(sparse_grad=True, backend=backend)
+
+    with pytest.raises(RuntimeError, match=r"sparse_grad=True makes a sparse gradient.* leave out fullgraph=True"):
+        torch.compile(loss, fullgraph=True, backend="aot_eager")(case.leaves())
+    torch.compiler.reset()
+    found = _compiled(case, torch.compile(loss, backend="aot_eager"))
+    assert found.gradients["items"].is_sparse
+    for result in (found, expected):
+        result.gradients["items"] = result.gradients["items"].to_dense()
+    _assert_equal(found, expected)

@@ -91,9 +91,7 @@ def test_small_temperature(kernels: None, device: torch.device, arguments: dict[
     case = make_scores((6,), 33, 2, seed=62)
     for dtype in (torch.float32, torch.float64):
         # Exponents of the size of 1e3, in gradients of that size: roundings are 1e3 times as large.
-        against_truth(
-            case, dtype, device, torch.ones(6), cancelled=1e4, exponents=1e3, temperature=1e-3, **arguments
-        )
+        against_truth(case, dtype, device, torch.ones(6), cancelled=1e4, exponents=1e3, temperature=1e-3, **arguments)
 
 
 def test_easy_negatives_keep_their_digits(backend: str) -> None:
@@ -262,3 +260,33 @@ def test_long_rows_sum_well(backend: str) -> None:
     loss = cw_loss(pos, neg, weighting="none", reduction="none", backend=backend)
     expected = torch.logsumexp((neg.double() - pos.double()) / 0.1, 1)
     assert_near(loss, expected, torch.float32)
+
+
+@pytest.mark.parametrize("rest", [2.0**-25, 1e-9, 2.0**-50])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_float_prior_near_one(backend: str, device: torch.device, dtype: torch.dtype, rest: float) -> None:
+    """1 − π of the double that was given: in fp32 this prior is 1."""
+    scores = make_scores((5,), 9, 2, seed=71).to(dtype, device)
+    table = make_embeddings(5, 9, 8, 30, 2, seed=72).to(dtype, device)
+    shared = make_embeddings(5, 9, 8, 30, 2, seed=73, shared=True).to(dtype, device)
+    for case in (scores, table, shared):
+        truth = evaluate(case.to(torch.float64, "cpu"), torch.ones(5), backend="reference", prior=1 - rest, floor=1.0)
+        half = evaluate(case.to(torch.float64, "cpu"), torch.ones(5), backend="reference", prior=0.5, floor=1.0)
+        # With this floor nothing but 1 − π differs.
+        assert_near(truth.loss, half.loss - math.log1p(-(1 - rest)) + math.log(0.5), torch.float64)
+        result = evaluate(case, torch.ones(5, device=device), backend=backend, prior=1 - rest, floor=1.0)
+        assert_near(result.loss, truth.loss, dtype)
+        for name, gradient in result.gradients.items():
+            assert_near(gradient, truth.gradients[name], dtype, name)
+
+
+def test_a_tensor_prior_that_rounds_to_one(backend: str) -> None:
+    case = make_scores((2,), 9, seed=74).to(torch.float32)
+    largest = torch.tensor(1 - 2.0**-24)
+    truth = case.to(torch.float64).loss(prior=largest.double(), backend="reference")
+    assert_near(case.loss(prior=largest, backend=backend), truth, torch.float32)
+    with pytest.raises(ValueError, match=r"prior must be in \[0, 1\), got 0.99.* which is 1 in torch.float32"):
+        case.loss(prior=exact([0.5, 1 - 1e-9]), backend=backend)
+    with pytest.raises(ValueError, match=r"prior must be in \[0, 1\), got 1.0$"):
+        case.loss(prior=torch.tensor([0.5, 1.0]), backend=backend)
+    assert case.to(torch.float64).loss(prior=exact([0.5, 1 - 1e-9]), backend=backend).isfinite()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from cases import DTYPE_IDS, DTYPES, against_truth, generator, item_gradient_arguments, make_embeddings
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 # Many blocks of few rows, few blocks of many rows, rows longer than a block; one bucket, and several and a part.
 SIZES = {
@@ -47,6 +48,40 @@ def test_eight_bytes_per_negative(kernels: None, dim: int) -> None:
     gradients = 4 * dim * (rows + items)
     assert held == gradients, "the measurement sees the gradients that are left"
     assert (peak - gradients) / (rows * n) <= 8
+
+
+def _held(rows: int, n: int, items: int) -> tuple[int, int]:
+    """Bytes of the coefficients and of pair_ends, by the shapes that the op allocates."""
+    with FakeTensorMode():
+        queries, table = torch.empty(rows, 8), torch.empty(items, 8)
+        ids = torch.empty(rows, dtype=torch.int64), torch.empty(rows, n, dtype=torch.int32)
+        settings = (None, 0.0, 0.1, "sigmoid", 0.1, True, False, 0.3, None, None, False, "exp", "half_cosine", "mean")
+        history = (False, None, None, None)
+        results = torch.ops.cw_ext.embeddings_forward(
+            queries, table, *ids, None, None, *history, None, 0.0, *settings, True, False
+        )
+    coefficients, ends = results[5], results[8]
+    assert coefficients.shape == (rows, 1 + n) and ends.dtype == torch.int32 and ends.shape[1] == (items + 63) // 64
+    return 4 * coefficients.numel(), 4 * ends.numel()
+
+
+@pytest.mark.cpu_kernels
+@pytest.mark.parametrize("rows", [1, 64, 1024, 100_000])
+@pytest.mark.parametrize("n", [1, 100, 1000, 8192, 100_000])
+@pytest.mark.parametrize("items", [1000, 41_000, 10**6, 10**7])
+def test_ends_of_blocks_are_few(kernels: None, rows: int, n: int, items: int) -> None:
+    """At most half of the coefficients, or 8 bytes per item; or, with few pairs per row, I/16 bytes per 1,024 rows."""
+    coefficients, ends = _held(rows, n, items)
+    of_a_block = 4 * ((items + 63) // 64)
+    assert ends <= max(coefficients / 2, 129 * of_a_block, (rows / 1024 + 1) * of_a_block)
+
+
+@pytest.mark.cpu_kernels
+def test_larger_blocks_with_a_large_table(kernels: None, device: torch.device) -> None:
+    case = make_embeddings(260, 9000, 1, 10**6, seed=107).to(torch.float32)
+    ends = item_gradient_arguments(case)[ENDS]
+    assert 4 * ends.numel() == _held(260, 9000, 10**6)[1] and len(ends) == 130, "two rows per block"
+    against_truth(case, torch.float32, device, similarity="dot", temperature=1.0)
 
 
 KEYS, ENDS = 4, 5  # places of the op's arguments

@@ -109,7 +109,7 @@ void fill_query_task(const Call& call, std::vector<In>& room, QueryTask<In>& tas
   task.m = call.extra_ids.size(1);
   task.log_q = pointer<const T>(call.log_q);
   task.log_q_stride = call.log_q.defined() ? call.log_q.stride(0) : 0;
-  task.prior = per_row<T>(call.prior);
+  task.prior = row_prior(per_row<T>(call.prior), call.prior.value);
   task.threshold = per_row<T>(call.threshold);
   task.scale = T(call.scale);
   task.normalized = call.normalized;

@@ -54,8 +54,9 @@ at::Tensor fill_item_task(const cw_ext::ItemGradientCall& call, int64_t further,
   task.dim = dim;
   task.padded_dim = round_up_dim(dim);
   task.normalized = call.normalized;
-  task.before = pointer<const T>(call.initial);
-  task.after = nullptr;
+  task.before_high = pointer<const T>(call.initial);
+  task.before_low = nullptr;
+  task.after_high = task.after_low = nullptr;
   task.gradient = pointer<In>(call.gradient);
   at::Tensor sources = call.sources;
   if (further > 0 || task.padded_dim != dim) {

@@ -12,6 +12,7 @@
 namespace cw_cpu {
 
 using cw_ext::Compute;
+using cw_ext::RowPrior;
 using cw_ext::RowResults;
 using cw_ext::RowValue;
 
@@ -36,7 +37,7 @@ struct ScoresTask {
   int64_t m;
   const T* log_q;  // [B, N] or null
   int64_t log_q_stride;
-  RowValue<T> prior;
+  RowPrior<T> prior;
   RowValue<T> threshold;
   RowResults<T> out;
   T* d_pos;    // [B]; null: no gradients wanted
@@ -66,7 +67,7 @@ struct QueryTask {
   int64_t m;
   const T* log_q;  // [B, N] or null
   int64_t log_q_stride;
-  RowValue<T> prior;
+  RowPrior<T> prior;
   RowValue<T> threshold;
   T scale;          // of the similarity
   bool normalized;  // cosine
@@ -118,8 +119,10 @@ struct ItemGradientTask {
   int64_t dim;
   int64_t padded_dim;  // round_up_dim(dim)
   bool normalized;
-  const T* before;   // [I, D] sums to add to, or null
-  T* after;          // [I, D] where the sums go, or null: they are the last ones, and the gradient is made of them
+  const T* before_high;  // [I, D] sums to add to, or null
+  const T* before_low;   // [I, D] what was rounded away in them, or null
+  T* after_high;         // [I, D] where the sums go, or null: they are the last ones, and the gradient is made of them
+  T* after_low;          // [I, D]
   const T* sources;  // [rows, padded_dim]
   PairGrid grid;
   const PairKey* keys;
@@ -164,13 +167,13 @@ constexpr int64_t kFilterWords = 4096;
 
 // How many values of the compute type a thread needs as scratch.
 static inline int64_t scores_scratch(int64_t n, int64_t m) { return 3 * (n + m); }
-static inline int64_t embeddings_scratch(int64_t n, int64_t m, int64_t dim) { return 5 * (n + m + 1) + 3 * round_up_dim(dim); }
+static inline int64_t embeddings_scratch(int64_t n, int64_t m, int64_t dim) { return 5 * (n + m + 1) + 5 * round_up_dim(dim); }
 // Rows of the shared negatives' scores in work at a time: they stay in L2.
 static inline int64_t shared_step(int64_t n) { return kRowStep * std::max<int64_t>(1, std::min<int64_t>(4, 5000 / n)); }
 static inline int64_t shared_scratch(int64_t n, int64_t m, int64_t dim) {
   return shared_step(n) * (n + 64 + 2 * (1 + m) + 1 + 2 * round_up_dim(dim)) + 3 * n + (1 + m) + 2 * round_up_dim(dim);
 }
-static inline int64_t item_gradient_scratch(int64_t dim) { return (kItemsPerBucket + 1) * round_up_dim(dim); }
+static inline int64_t item_gradient_scratch(int64_t dim) { return (3 * kItemsPerBucket + 1) * round_up_dim(dim); }
 
 #define CW_DECLARE_KERNELS(NAMESPACE)                                                                                \
   namespace NAMESPACE {                                                                                              \

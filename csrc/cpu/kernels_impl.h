@@ -28,6 +28,44 @@ CW_INLINE void write_row(const RowResults<T>& out, int64_t b, const RowResult<T>
   if (out.d_threshold) out.d_threshold[b] = result.by_threshold;
 }
 
+// ---- long sums -----------------------------------------------------------------------------------------------------
+
+// A sum of many terms in three parts, so that small terms are not lost beside a large sum: `sum` of the latest pairs, `high`
+// of those before, and `low` of what was rounded away where `sum` was added to `high` (Knuth's TwoSum).
+template <typename T>
+struct LongSums {
+  T* sum;
+  T* high;
+  T* low;
+};
+
+// Moves `sum` [vectors] into `high` and `low`, which are not set yet where it is the first.
+template <typename T>
+CW_INLINE void carry_over(const LongSums<T>& x, bool first, int vectors) {
+  const Lanes<T> zero = {};
+  for (int v = 0; v < vectors; ++v) {
+    const int64_t place = v * kLanes<T>;
+    const Lanes<T> sum = load_vector<Lanes<T>>(x.sum + place);
+    store_vector(x.sum + place, zero);
+    if (first) {
+      store_vector(x.high + place, sum);
+      store_vector(x.low + place, zero);
+      continue;
+    }
+    const Lanes<T> high = load_vector<Lanes<T>>(x.high + place);
+    const Lanes<T> total = high + sum, added = total - high;
+    const Lanes<T> lost = (high - (total - added)) + (sum - added);
+    store_vector(x.high + place, total);
+    store_vector(x.low + place, load_vector<Lanes<T>>(x.low + place) + lost);
+  }
+}
+
+// `high` [n] and what was rounded away: what was, beside a sum that is not finite, is no number.
+template <typename T>
+CW_INLINE void add_low(const LongSums<T>& x, int64_t n, T* out) {
+  for (int64_t i = 0; i < n; ++i) out[i] = x.high[i] + (is_finite(x.low[i]) ? x.low[i] : T(0));
+}
+
 // ---- level 1 -------------------------------------------------------------------------------------------------------
 
 // scratch: scores_scratch(n, m).
@@ -49,7 +87,7 @@ void scores(const ScoresTask<In>& task, int64_t begin, int64_t end, typename Com
     row.extra = in_compute_type(task.extra + b * task.extra_stride, task.m, converted + task.n);
     row.m = task.m;
     row.log_q = task.log_q ? task.log_q + b * task.log_q_stride : nullptr;
-    row.prior = at_row(task.prior, b);
+    row.prior = task.prior.at(b);
     row.threshold = at_row(task.threshold, b);
     RowGradients<T> gradients;
     gradients.wanted = task.d_pos != nullptr;
@@ -107,7 +145,7 @@ template <typename In, typename T>
 CW_INLINE RowResult<T> solve_row(const QueryTask<In>& task, RowKernel<T> kernel, const Parameters<T>& p, int64_t b,
                                  const T* own_scores, const T* neg_scores, int64_t left_out, const T* log_q,
                                  T* own_coefficients, T* neg_coefficients, T* scratch) {
-  const Row<T> row{own_scores[0], neg_scores, task.n, left_out, own_scores + 1, task.m, log_q, at_row(task.prior, b),
+  const Row<T> row{own_scores[0], neg_scores, task.n, left_out, own_scores + 1, task.m, log_q, task.prior.at(b),
                    at_row(task.threshold, b)};
   RowGradients<T> gradients;
   gradients.wanted = task.with_gradients;
@@ -121,6 +159,9 @@ CW_INLINE RowResult<T> solve_row(const QueryTask<In>& task, RowKernel<T> kernel,
   for (int64_t k = 0; k < 1 + task.m; ++k) own_coefficients[k] *= task.scale;
   return result;
 }
+
+// Items whose sum is made before it is added to a query's gradient.
+constexpr int64_t kItemsPerSum = 512;
 
 // coefficients: of rows [begin, end), or null. item_rows: [1 + m + n]. scratch: embeddings_scratch(n, m, dim).
 template <typename In, typename Id>
@@ -142,7 +183,8 @@ void embeddings(const EmbeddingsTask<In, Id>& task, int64_t begin, int64_t end, 
   T* const own_coefficients = row_scratch + width;
   T* const unit = own_coefficients + width;        // [dim]
   T* const query = unit + round_up_dim(dim);       // [padded_dim], in the order of chunks
-  T* const d_query = query + round_up_dim(dim);    // [padded_dim], likewise
+  T* const d_query = query + round_up_dim(dim);    // 3 times [padded_dim], likewise
+  const LongSums<T> sums{d_query, d_query + round_up_dim(dim), d_query + 2 * round_up_dim(dim)};
 
   for (int64_t b = begin; b < end; ++b) {
     const int64_t* const pos_id = task.ids.pos + b;
@@ -177,9 +219,14 @@ void embeddings(const EmbeddingsTask<In, Id>& task, int64_t begin, int64_t end, 
     if (!task.d_queries) continue;
     T* const target = task.d_queries + b * dim;
     if (result.live) {
-      fill(d_query, padded_dim, T(0));
-      items.add(item_rows, width, row_coefficients, inverse, d_query);
-      from_chunks<In>(d_query, dim, target);
+      fill(sums.sum, padded_dim, T(0));
+      for (int64_t j = 0; j < width; j += kItemsPerSum) {
+        const int64_t count = width - j < kItemsPerSum ? width - j : kItemsPerSum;
+        items.add(item_rows + j, count, row_coefficients + j, inverse + j, sums.sum);
+        carry_over(sums, j == 0, int(padded_dim / kLanes<T>));
+      }
+      add_low(sums, padded_dim, sums.sum);
+      from_chunks<In>(sums.sum, dim, target);
       if (task.normalized) through_normalization(target, unit, query_inverse, dim);
     } else {
       fill(target, dim, T(0));
@@ -336,71 +383,130 @@ CW_INLINE void add_scaled(T* to, const T* from, T factor, int vectors) {
   }
 }
 
+// A fresh sum is begun after so many pairs of a bucket for each item among them, which bounds the roundings of a sum; and
+// after so many in any case, where one item has most of them.
+constexpr int64_t kPairsPerSum = 256;
+constexpr int64_t kMostPairsPerSum = 4096;
+
+// The sums [kItemsPerBucket, padded_dim] of bucket k, elements [slice, slice + vectors·kLanes). `carried`: the items whose
+// sums have a high part already; on return those that have one. Returns which items have a pair with a weight.
+template <typename In, typename T>
+CW_INLINE uint64_t add_bucket(const ItemGradientTask<In>& task, int64_t k, int64_t slice, int vectors,
+                              const LongSums<T>& sums, uint64_t& carried) {
+  const PairGrid& grid = task.grid;
+  const int64_t padded_dim = task.padded_dim;
+  uint64_t weighed = 0, fresh = 0;  // items with a weight at all, and in the latest sum
+  int64_t pairs = 0, check = kPairsPerSum;
+  const auto carry = [&]() CW_INLINE_LAMBDA {
+    for (uint64_t left = fresh; left != 0; left &= left - 1) {
+      const int64_t item = __builtin_ctzll(left), place = item * padded_dim + slice;
+      carry_over(LongSums<T>{sums.sum + place, sums.high + place, sums.low + place}, !(carried >> item & 1), vectors);
+    }
+    weighed |= fresh;
+    carried |= fresh;
+    fresh = 0;
+    pairs = 0;
+    check = kPairsPerSum;
+  };
+  for (int64_t block = 0; block < grid.blocks; ++block) {
+    const int32_t* const ends = task.ends + block * grid.buckets;
+    const int64_t base = block * grid.pairs_per_block();
+    const int64_t last = base + ends[k];
+    const T* const sources = task.sources + block * grid.rows_per_block * padded_dim + slice;
+    if (block + 1 < grid.blocks) {
+      const int64_t next = base + grid.pairs_per_block() + (k > 0 ? ends[grid.buckets + k - 1] : 0);
+      __builtin_prefetch(task.keys + next);
+      __builtin_prefetch(task.coefficients + next);
+    }
+    int64_t e = base + (k > 0 ? ends[k - 1] : 0);
+    while (e < last) {
+      const int64_t stop = last - e < check - pairs ? last : e + (check - pairs);
+      pairs += stop - e;
+      for (; e < stop; ++e) {
+        const T factor = task.coefficients[e];
+        if (factor == T(0)) continue;  // its source may hold NaN
+        const int item = item_of(task.keys[e]);
+        T* const to = sums.sum + item * padded_dim + slice;
+        const T* const from = sources + row_of(task.keys[e]) * padded_dim;
+        fresh |= uint64_t(1) << item;
+        if (vectors == kSlice / kLanes<T>) {
+          add_scaled(to, from, factor, int(kSlice / kLanes<T>));
+        } else {
+          add_scaled(to, from, factor, vectors);
+        }
+      }
+      if (pairs < check) continue;
+      if (pairs >= kMostPairsPerSum || pairs >= kPairsPerSum * __builtin_popcountll(fresh)) {
+        carry();
+      } else {
+        check += kPairsPerSum;
+      }
+    }
+    // Where level 3 begins another part: the same sums, whether the ids are given or drawn.
+    if ((block + 1) % grid.blocks_at_once == 0 && block + 1 < grid.blocks) carry();
+  }
+  if (carried != 0 || task.after_high) carry();
+  return weighed | fresh;
+}
+
 // scratch: item_gradient_scratch(dim). Buckets [begin, end): each is one thread's, and goes through its pairs in the order
 // of their rows, so the sums have one order whatever the threads.
 template <typename In>
 void item_gradient(const ItemGradientTask<In>& task, int64_t begin, int64_t end, typename Compute<In>::type* scratch) {
   using T = typename Compute<In>::type;
-  const PairGrid& grid = task.grid;
-  const int64_t dim = task.dim, padded_dim = task.padded_dim;
-  T* const sums = scratch;  // [kItemsPerBucket, padded_dim]
-  T* const unit = scratch + kItemsPerBucket * padded_dim;
+  const int64_t dim = task.dim, padded_dim = task.padded_dim, room = kItemsPerBucket * padded_dim;
+  const LongSums<T> sums{scratch, scratch + room, scratch + 2 * room};
+  T* const unit = scratch + 3 * room;
   for (int64_t k = begin; k < end; ++k) {
     const int64_t first_item = k * kItemsPerBucket;
     const int64_t items = task.num_items - first_item < kItemsPerBucket ? task.num_items - first_item : kItemsPerBucket;
-    fill(sums, kItemsPerBucket * padded_dim, T(0));
+    fill(sums.sum, room, T(0));
     uint64_t weighed = 0;  // which of the bucket's items have a sum that may not be 0
-    for (int64_t i = 0; task.before && i < items; ++i) {
-      const T* const before = task.before + (first_item + i) * dim;
-      T* const sum = sums + i * padded_dim;
+    uint64_t carried_before = 0, carried = 0;
+    for (int64_t i = 0; task.before_high && i < items; ++i) {
+      const T* const high = task.before_high + (first_item + i) * dim;
+      const T* const low = task.before_low ? task.before_low + (first_item + i) * dim : nullptr;
       bool any = false;
       for (int64_t d = 0; d < dim; ++d) {
-        sum[d] = before[d];
-        any |= !(before[d] == T(0));
+        sums.high[i * padded_dim + d] = high[d];
+        sums.low[i * padded_dim + d] = low ? low[d] : T(0);
+        any |= !(high[d] == T(0));
       }
+      fill(sums.high + i * padded_dim + dim, padded_dim - dim, T(0));
+      fill(sums.low + i * padded_dim + dim, padded_dim - dim, T(0));
       weighed |= uint64_t(any) << i;
+      carried_before |= uint64_t(1) << i;
     }
     for (int64_t slice = 0; slice < padded_dim; slice += kSlice) {
-      const int vectors = int((padded_dim - slice < kSlice ? padded_dim - slice : kSlice) / kLanes<T>);
-      for (int64_t block = 0; block < grid.blocks; ++block) {
-        const int32_t* const ends = task.ends + block * grid.buckets;
-        const int64_t base = block * grid.pairs_per_block();
-        const int64_t first = base + (k > 0 ? ends[k - 1] : 0), last = base + ends[k];
-        const T* const sources = task.sources + block * grid.rows_per_block * padded_dim + slice;
-        if (block + 1 < grid.blocks) {
-          const int64_t next = base + grid.pairs_per_block() + (k > 0 ? ends[grid.buckets + k - 1] : 0);
-          __builtin_prefetch(task.keys + next);
-          __builtin_prefetch(task.coefficients + next);
-        }
-        for (int64_t e = first; e < last; ++e) {
-          const T factor = task.coefficients[e];
-          if (factor == T(0)) continue;  // its source may hold NaN
-          const int item = item_of(task.keys[e]);
-          T* const to = sums + item * padded_dim + slice;
-          const T* const from = sources + row_of(task.keys[e]) * padded_dim;
-          weighed |= uint64_t(1) << item;
-          if (vectors == kSlice / kLanes<T>) {
-            add_scaled(to, from, factor, int(kSlice / kLanes<T>));
-          } else {
-            add_scaled(to, from, factor, vectors);
-          }
-        }
+      carried = carried_before;
+      if (padded_dim - slice >= kSlice) {
+        weighed |= add_bucket(task, k, slice, int(kSlice / kLanes<T>), sums, carried);
+      } else {
+        weighed |= add_bucket(task, k, slice, int((padded_dim - slice) / kLanes<T>), sums, carried);
       }
     }
-    for (int64_t i = first_item; i < first_item + items; ++i) {
-      T* const sum = sums + (i - first_item) * padded_dim;
-      if (task.after) {
-        for (int64_t d = 0; d < dim; ++d) task.after[i * dim + d] = sum[d];
+    for (int64_t i = 0; i < items; ++i) {
+      T* const sum = sums.sum + i * padded_dim;
+      T* const high = sums.high + i * padded_dim;
+      T* const low = sums.low + i * padded_dim;
+      const bool has_carried = carried >> i & 1;
+      const int64_t place = (first_item + i) * dim;
+      if (task.after_high) {
+        for (int64_t d = 0; d < dim; ++d) {
+          task.after_high[place + d] = has_carried ? high[d] : T(0);
+          task.after_low[place + d] = has_carried ? low[d] : T(0);
+        }
         continue;
       }
-      if (task.normalized && (weighed >> (i - first_item) & 1)) {
-        const In* const item = task.items + i * dim;
+      if (has_carried) add_low(LongSums<T>{sum, high, low}, dim, sum);
+      if (task.normalized && (weighed >> i & 1)) {
+        const In* const item = task.items + place;
         const T inverse = inverse_norm(squared_norm<In, T>(item, dim));
 #pragma omp simd
         for (int64_t d = 0; d < dim; ++d) unit[d] = load(item[d]) * inverse;
         through_normalization(sum, unit, inverse, dim);
       }
-      In* const target = task.gradient + i * dim;
+      In* const target = task.gradient + place;
 #pragma omp simd
       for (int64_t d = 0; d < dim; ++d) store(sum[d], target[d]);
     }

@@ -18,6 +18,13 @@ constexpr int64_t kItemsPerBucket = int64_t(1) << kItemBits;
 constexpr int64_t kMaxRowsPerBlock = int64_t(1) << (16 - kItemBits);
 // What a block's scattered writes touch stays in L2.
 constexpr int64_t kPairsPerBlock = 16384;
+constexpr int64_t kPairsPerEnd = 4;
+constexpr int64_t kEnoughBlocks = 128;
+// Level 3 has so many pairs in work at a time, 12 MB; more where the table, which it walks each time, is large, and where
+// a row is that long.
+constexpr int64_t kPairsAtOnce = int64_t(1) << 21;
+constexpr int64_t kPairsAtOncePerItem = 4;
+constexpr int64_t kFewestBlocksAtOnce = 32;
 
 static inline PairKey pair_key(int64_t row_in_block, int64_t item) {
   return PairKey(row_in_block << kItemBits | (item & (kItemsPerBucket - 1)));
@@ -32,6 +39,7 @@ struct PairGrid {
   int64_t rows_per_block;
   int64_t blocks;
   int64_t buckets;
+  int64_t blocks_at_once;  // whose pairs level 3 sorts, and sums by items, at a time
   __attribute__((always_inline)) int64_t pairs_per_block() const { return rows_per_block * width; }
   __attribute__((always_inline)) int64_t rows_in(int64_t block) const {
     return std::min(rows_per_block, rows - block * rows_per_block);
@@ -39,9 +47,16 @@ struct PairGrid {
 };
 
 static inline PairGrid pair_grid(int64_t rows, int64_t width, int64_t items) {
-  const int64_t rows_per_block = std::min(kMaxRowsPerBlock, std::max<int64_t>(1, kPairsPerBlock / width));
-  return {rows, width, rows_per_block, (rows + rows_per_block - 1) / rows_per_block,
-          (items + kItemsPerBucket - 1) / kItemsPerBucket};
+  const int64_t buckets = (items + kItemsPerBucket - 1) / kItemsPerBucket;
+  int64_t rows_per_block = std::max<int64_t>(1, kPairsPerBlock / width);
+  // A block has an end per bucket: with many items, more pairs than that, as long as there are blocks enough for any number
+  // of threads.
+  const int64_t wanted = (kPairsPerEnd * buckets + width - 1) / width;
+  rows_per_block = std::max(rows_per_block, std::min(wanted, rows / kEnoughBlocks));
+  rows_per_block = std::min(rows_per_block, kMaxRowsPerBlock);
+  const int64_t pairs_at_once = std::max(kPairsAtOnce, kPairsAtOncePerItem * items);
+  const int64_t blocks_at_once = std::max(kFewestBlocksAtOnce, pairs_at_once / (rows_per_block * width));
+  return {rows, width, rows_per_block, (rows + rows_per_block - 1) / rows_per_block, buckets, blocks_at_once};
 }
 
 // The ids of a row: its positive, M further positives, N negatives. −1 is padding.

@@ -18,12 +18,7 @@ CW_INLINE void product_tile(const ProductTask<T>& task, const T* a, const T* pan
   constexpr int W = kLanes<T>, V = ProductTask<T>::kPanel / W;
   // Two vectors of a panel at a time, whatever its width.
   for (int v = 0; v < V; v += 2) {
-    Lanes<T> sum[R][2];
-#pragma GCC unroll 12
-    for (int r = 0; r < R; ++r) {
-      sum[r][0] = load_vector<Lanes<T>>(c + r * task.c_stride + v * W);
-      sum[r][1] = load_vector<Lanes<T>>(c + r * task.c_stride + (v + 1) * W);
-    }
+    Lanes<T> sum[R][2] = {};  // not what stands in c: the shorter the sums, the less is rounded away
     for (int64_t k = first; k < last; ++k) {
       const Lanes<T> x = load_vector<Lanes<T>>(panel + k * ProductTask<T>::kPanel + v * W);
       const Lanes<T> y = load_vector<Lanes<T>>(panel + k * ProductTask<T>::kPanel + (v + 1) * W);
@@ -36,13 +31,14 @@ CW_INLINE void product_tile(const ProductTask<T>& task, const T* a, const T* pan
     }
 #pragma GCC unroll 12
     for (int r = 0; r < R; ++r) {
-      store_vector(c + r * task.c_stride + v * W, sum[r][0]);
-      store_vector(c + r * task.c_stride + (v + 1) * W, sum[r][1]);
+      T* const to = c + r * task.c_stride + v * W;
+      store_vector(to, load_vector<Lanes<T>>(to) + sum[r][0]);
+      store_vector(to + W, load_vector<Lanes<T>>(to + W) + sum[r][1]);
     }
   }
 }
 
-// Rows [begin, end). The sums run in the order of k, whatever the rows.
+// Rows [begin, end). The sums are made in the order of k, kDepth at a time, whatever the rows.
 template <typename T>
 void product(const ProductTask<T>& task, int64_t begin, int64_t end) {
   constexpr int64_t kDepth = 128;  // what of `a` is walked again for each panel stays in the cache

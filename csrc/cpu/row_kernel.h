@@ -24,7 +24,7 @@ struct Row {
   const T* extra;  // [M]
   int64_t m;
   const T* log_q;  // [N] or null
-  T prior;
+  cw_ext::Prior<T> prior;
   T threshold;
 };
 

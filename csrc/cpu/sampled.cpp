@@ -12,9 +12,6 @@ namespace cw_cpu {
 
 namespace {
 
-// Blocks whose pairs are sorted, and summed by items, at a time: a few MB.
-constexpr int64_t kBlocksAtOnce = 128;
-
 cw_ext::NegativeSource source_of(const cw_ext::Draws& draws) {
   const auto& history = draws.history;
   return {pointer<const int64_t>(draws.seed),      pointer<const int64_t>(history.query_ids),
@@ -122,9 +119,12 @@ void backward(const cw_ext::SampledItemGradientCall& call) {
   ItemGradientTask<In> sums;
   const at::Tensor sources = fill_item_task(gradient, 0, sums);
   const T* const all_sources = sums.sources;
-  const int64_t at_once = std::min(kBlocksAtOnce, grid.blocks), parts = (grid.blocks + at_once - 1) / at_once;
-  at::Tensor between;  // [I, D] T, the sums from part to part
-  if (parts > 1) between = std::is_same_v<In, T> ? gradient.gradient : at::empty(gradient.items.sizes(), sources.options());
+  const int64_t at_once = std::min(grid.blocks_at_once, grid.blocks), parts = (grid.blocks + at_once - 1) / at_once;
+  at::Tensor high, low;  // [I, D] T, the sums from part to part
+  if (parts > 1) {
+    high = std::is_same_v<In, T> ? gradient.gradient : at::empty(gradient.items.sizes(), sources.options());
+    low = at::empty_like(high);
+  }
   const auto options = gradient.sources.options();
   const int64_t pairs = std::min(at_once * grid.pairs_per_block(), rows * grid.width);
   const at::Tensor coefficients = cw_ext::empty_large({pairs}, options);
@@ -151,7 +151,9 @@ void backward(const cw_ext::SampledItemGradientCall& call) {
           CW_WITH_ISA(embeddings<In, int32_t>(drawn.given_to(task, begin), begin, end, own.get(), item_rows.get(),
                                               room.get()));
         }
-        const PairGrid block{end - begin, grid.width, grid.rows_per_block, 1, grid.buckets};
+        PairGrid block = grid;
+        block.rows = end - begin;
+        block.blocks = 1;
         ids = {ids.pos + begin, ids.extra + begin * m, m, drawn.ids.get(), n};
         int32_t* const own_ends = pointer<int32_t>(ends) + k * grid.buckets;
         const int64_t base = k * grid.pairs_per_block();
@@ -162,10 +164,16 @@ void backward(const cw_ext::SampledItemGradientCall& call) {
     });
     const int64_t first_row = first_block * grid.rows_per_block;
     sums.sources = all_sources + first_row * sums.padded_dim;
-    sums.grid = {std::min(rows - first_row, count * grid.rows_per_block), grid.width, grid.rows_per_block, count,
-                 grid.buckets};
-    if (part > 0) sums.before = pointer<const T>(between);
-    sums.after = part + 1 < parts ? pointer<T>(between) : nullptr;
+    sums.grid = grid;
+    sums.grid.rows = std::min(rows - first_row, count * grid.rows_per_block);
+    sums.grid.blocks = count;
+    if (part > 0) {
+      sums.before_high = pointer<const T>(high);
+      sums.before_low = pointer<const T>(low);
+    }
+    const bool more = part + 1 < parts;
+    sums.after_high = more ? pointer<T>(high) : nullptr;
+    sums.after_low = more ? pointer<T>(low) : nullptr;
     sum_by_items(sums);
   }
 }

@@ -21,7 +21,7 @@ void scores(const cw_ext::ScoresCall& call) {
     task.m = call.extra.size(1);
     task.log_q = pointer<const T>(call.log_q);
     task.log_q_stride = call.log_q.defined() ? call.log_q.stride(0) : 0;
-    task.prior = per_row<T>(call.prior);
+    task.prior = row_prior(per_row<T>(call.prior), call.prior.value);
     task.threshold = per_row<T>(call.threshold);
     task.out = row_outputs<T>(call.out);
     task.d_pos = call.with_gradients ? pointer<T>(call.d_pos) : nullptr;

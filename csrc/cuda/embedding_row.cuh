@@ -18,7 +18,7 @@ struct EmbeddingRow {
   int64_t n;
   int64_t m;
   T pos;
-  T prior;
+  Prior<T> prior;
   T threshold;
   bool has_log_q;
   bool wants_log_q;
@@ -56,7 +56,7 @@ __device__ __forceinline__ EmbeddingRow<T> embedding_row(const EmbeddingsTask<In
           pairs.n,
           pairs.m,
           pos,
-          at_row(task.prior, b),
+          task.prior.at(b),
           at_row(task.threshold, b),
           task.log_q != nullptr,
           task.with_gradients && task.out.d_log_q != nullptr,

@@ -15,6 +15,8 @@ namespace cw_cuda {
 
 using cw_ext::Compute;
 using cw_ext::NegativeSource;
+using cw_ext::Prior;
+using cw_ext::RowPrior;
 using cw_ext::RowResults;
 using cw_ext::RowValue;
 
@@ -59,7 +61,7 @@ struct ScoresTask {
   const T* row_scale;     // [B] or null: the negatives' scores are neg·row_scale·column_scale; a negative one of the
   const T* column_scale;  // [N]          two masks out. Both are given, or none
   const int32_t* excluded;  // [B] or null: so many of the scores of −∞ are no negatives
-  RowValue<T> prior;
+  RowPrior<T> prior;
   RowValue<T> threshold;
   bool with_gradients;
   RowResults<T> out;
@@ -149,7 +151,7 @@ struct EmbeddingsTask {
   Pairs pairs;
   const T* log_q;  // [B, N] or null
   int64_t log_q_stride;
-  RowValue<T> prior;
+  RowPrior<T> prior;
   RowValue<T> threshold;
   T scale;          // of the similarity
   bool normalized;  // cosine

@@ -30,7 +30,7 @@ void scores_of(const cw_ext::ScoresCall& call) {
   task.row_scale = input<T>(call.row_scale);
   task.column_scale = input<T>(call.column_scale);
   task.excluded = input<int32_t>(call.excluded);
-  task.prior = per_row<T>(call.prior);
+  task.prior = row_prior(per_row<T>(call.prior), call.prior.value);
   task.threshold = per_row<T>(call.threshold);
   task.with_gradients = call.with_gradients;
   task.out = row_outputs<T>(call.out);
@@ -52,7 +52,7 @@ void embeddings_of(const cw_ext::EmbeddingsCall& call) {
   task.pairs = pairs_of(call.pos_ids, call.extra_ids, call.neg_ids, call.items.size(0));
   task.log_q = input<T>(call.log_q);
   task.log_q_stride = row_stride(call.log_q);
-  task.prior = per_row<T>(call.prior);
+  task.prior = row_prior(per_row<T>(call.prior), call.prior.value);
   task.threshold = per_row<T>(call.threshold);
   task.scale = T(call.scale);
   task.normalized = call.normalized;

@@ -122,7 +122,7 @@ struct RowPlan {
 };
 
 template <typename T>
-CW_INLINE RowPlan<T> plan_row(const RowStatistics<T>& s, T pos, int64_t n, bool has_denominator, T prior, T threshold,
+CW_INLINE RowPlan<T> plan_row(const RowStatistics<T>& s, T pos, int64_t n, bool has_denominator, const Prior<T>& prior, T threshold,
                               const Parameters<T>& p) {
   RowSums<T> sums;
   sums.pos = pos;

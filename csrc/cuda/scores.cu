@@ -18,7 +18,7 @@ struct ScoreRow {
   int64_t m;
   int64_t excluded;
   T pos;
-  T prior;
+  Prior<T> prior;
   T threshold;
   bool has_log_q;
   bool wants_log_q;
@@ -39,7 +39,7 @@ struct ScoreRow {
     m = task.m;
     excluded = task.excluded ? task.excluded[b] : 0;
     pos = to_compute(task.pos[b * task.pos_stride]);
-    prior = at_row(task.prior, b);
+    prior = task.prior.at(b);
     threshold = at_row(task.threshold, b);
     has_log_q = task.log_q != nullptr;
     wants_log_q = task.with_gradients && task.out.d_log_q != nullptr;

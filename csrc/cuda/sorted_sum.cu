@@ -152,7 +152,8 @@ __global__ void __launch_bounds__(kThreads) carried_sum_kernel(const SortedSumTa
   const int64_t spans = blocks_of(task.count, task.span);
 
   for (int64_t chunk = lanes.rank; chunk < chunks; chunk += lanes.size) {
-    T sum[V];
+    // Of very many spans: what an addition rounds away (Knuth's TwoSum) is added at the end.
+    T sum[V], lost[V] = {};
     load<V>(carried<V>(task, index, 1, chunk), sum);
     bool goes_on = true;
     for (int64_t next = index + 1; goes_on; next += kInFlight) {
@@ -170,10 +171,17 @@ __global__ void __launch_bounds__(kThreads) carried_sum_kernel(const SortedSumTa
       for (int r = 0; r < kInFlight; ++r) {
         if (!goes_on) continue;
 #pragma unroll
-        for (int v = 0; v < V; ++v) sum[v] += x[r][v];
+        for (int v = 0; v < V; ++v) {
+          const T before = sum[v];
+          sum[v] = before + x[r][v];
+          const T added = sum[v] - before;
+          lost[v] += (before - (sum[v] - added)) + (x[r][v] - added);
+        }
         goes_on = has_more[r];
       }
     }
+#pragma unroll
+    for (int v = 0; v < V; ++v) sum[v] += lost[v] - lost[v] == T(0) ? lost[v] : T(0);  // not beside ∞
     write_sum<V>(task, key, chunk, sum);
   }
 }
