@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable
 from typing import Any
@@ -182,15 +183,50 @@ def test_second_derivatives(backend: str, name: str, padding_idx: int | None) ->
 
 @pytest.mark.cpu_kernels
 @each_form
-@pytest.mark.parametrize("options", [{}, {"padding_idx": PADDING}], ids=str)
-def test_compiles(kernels: None, name: str, options: dict[str, Any]) -> None:
+def test_compiles(kernels: None, name: str) -> None:
     torch.compiler.reset()
-    expected_table, table = embedding(**options), embedding(**options)
+    expected_table, table = embedding(padding_idx=PADDING), embedding(padding_idx=PADDING)
     expected, _ = by_the_op(name, expected_table, "fused")
     loss = torch.compile(FORMS[name][0], fullgraph=True)(queries(), table, extra_pos_ids=EXTRA_IDS, **LOSS)
     loss.backward()
     assert_near(loss, expected, torch.float64)
     assert_near(table.weight.grad, expected_table.weight.grad, torch.float64)
+
+
+class _Model(nn.Module):
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.items = embedding(**options)
+
+    def forward(self, queries: Tensor) -> Tensor:
+        return FORMS["ids"][0](queries, self.items, **LOSS)
+
+
+@pytest.mark.cpu_kernels
+@pytest.mark.parametrize("strict", [False, True])
+def test_exports(kernels: None, strict: bool) -> None:
+    """The program, saved and loaded, leaves the padding row alone too."""
+    model = _Model(padding_idx=PADDING)
+    file = io.BytesIO()
+    torch.export.save(torch.export.export(model, (queries(),), strict=strict), file)
+    file.seek(0)
+    exported = torch.export.load(file).module()
+    for loss_of in (model, exported):
+        loss_of(queries()).backward()
+    found, expected = exported.get_parameter("items.weight").grad, model.items.weight.grad
+    assert_near(found, expected, torch.float64)
+    assert not found[PADDING].any() and found.any()
+
+
+def test_functional_call() -> None:
+    """torch.func.grad of a model that holds the embedding."""
+    model, q = _Model(padding_idx=PADDING), queries().detach()
+    model(q).backward()
+    found = torch.func.grad(lambda w: torch.func.functional_call(model, {"items.weight": w}, (q,)))(
+        model.items.weight.detach()
+    )
+    assert_near(found, model.items.weight.grad, torch.float64)
+    assert not found[PADDING].any() and found.any()
 
 
 class _Normalised(nn.Module):
