@@ -28,7 +28,7 @@ def titles() -> dict[str, str]:
         movielens_100k_file().with_suffix(".item"), separator="\t", quote_char=None, infer_schema=False
     ).rename(lambda column: column.partition(":")[0])
     rows = table.select("item_id", "movie_title", "release_year").iter_rows()
-    return {item.strip(): f"{_natural(title)} ({year})" for item, title, year in rows}
+    return {item.strip(): _natural(title) + (f" ({year})" if year else "") for item, title, year in rows}
 
 
 def _natural(title: str) -> str:

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from cw_ext import Interactions
 
-# 512 × 32768 float32 scores are 64 MiB.
+# 512 × 32768 float32 scores are 64 MiB. Of long rankings so many in all are made at once.
 _QUERIES_PER_BLOCK = 512
 _ITEMS_PER_BLOCK = 32768
+_FOUND_PER_BLOCK = 2**20
 
 
 def top_k(
@@ -33,7 +34,7 @@ def top_k(
     """
     if rows is None:
         rows = torch.arange(len(queries))
-    for block in rows.split(_QUERIES_PER_BLOCK):
+    for block in rows.split(max(1, min(_QUERIES_PER_BLOCK, _FOUND_PER_BLOCK // k))):
         vectors = queries[block]
         masked_rows, masked_items = _pairs_by_item(block, left_out)
         ids, scores = torch.empty(len(block), 0, dtype=torch.int64), vectors.new_empty(len(block), 0)

@@ -20,7 +20,8 @@ def written_whole(path: Path) -> Iterator[Path]:
     """Give an empty directory to fill, and put it in the place of `path` when it is filled.
 
     A write that fails or is interrupted leaves what was at `path` as it was. Where the system can swap two directories
-    in one step (Linux, on most file systems), so does a process that is killed at any moment.
+    in one step (Linux, on most file systems), so does a process that is killed at any moment; elsewhere there is an
+    instant in which what was there lies at ``previous-NAME`` beside it.
 
     Raises:
         OSError: the directory cannot be made or put in its place.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from training_cases import FLAGS, write_blocks
 
+import benchmarks
 from benchmarks import recommend, saved, top_k, training
 from benchmarks.data import InteractionData
 from cw_ext import Interactions
@@ -205,6 +207,16 @@ def test_similar_items_are_those_with_the_highest_cosine(tmp_path, k, some):
     assert [row[3] for row in found] == pytest.approx([row[3] for row in expected], abs=1e-6)
     header = (tmp_path / "similar.csv").read_text(encoding="utf-8").partition("\n")[0]
     assert header == "item,similar,rank,score"
+
+
+def test_what_is_not_installed_is_named(tmp_path, monkeypatch, capsys):
+    model, _, _ = save_model(tmp_path)
+    monkeypatch.delitem(sys.modules, "benchmarks.saved")
+    monkeypatch.delattr(benchmarks, "saved")
+    monkeypatch.setitem(sys.modules, "polars", None)
+    line = fails(capsys, model, "--out", tmp_path / "recs.csv")
+    expected = 'saved models need polars, of the extra "benchmarks"; run: pip install polars safetensors'
+    assert line == f"error: {expected}"
 
 
 # --- files of ids ---

@@ -394,13 +394,16 @@ def test_a_finished_run_that_was_not_saved_is_said_when_resumed(tmp_path, monkey
     monkeypatch.setattr(Trainer, "_train_epoch", lambda self: pytest.fail("trained"))
     assert training.main(arguments(tmp_path, "--resume")) == 0
     assert content(tmp_path / "model") == before
-    capsys.readouterr()
-    assert training.main(arguments(tmp_path, "--resume", "--save", str(tmp_path / "elsewhere"))) == 2
-    assert capsys.readouterr().err == (
-        f"error: {tmp_path / 'elsewhere'}: expected the model of the finished run of sl (seed 0), got none or another; "
-        "without --resume it is trained again\n"
-    )
+    save(tmp_path / "of another run")
+    for name in ("elsewhere", "of another run"):
+        capsys.readouterr()
+        assert training.main(arguments(tmp_path, "--resume", "--save", str(tmp_path / name))) == 2
+        assert capsys.readouterr().err == (
+            f"error: {tmp_path / name}: expected the model of the finished run of sl (seed 0), got none or another; "
+            "without --resume it is trained again\n"
+        )
     assert not (tmp_path / "elsewhere").exists()
+    assert saved.run_of(tmp_path / "of another run") == {"loss": "sl", "seed": 0}
 
 
 def test_a_model_that_cannot_be_saved_is_saved_when_resumed(tmp_path, monkeypatch, capsys):
