@@ -418,11 +418,6 @@ def test_labels_and_ratings_are_of_any_form(tmp_path: Path) -> None:
     assert _table_pairs(table) == [(1, 2), (1, 4), (1, 6)]
     assert "label > 0 kept, 2 rows left out; every rating kept" in table.summary
     assert _read(path, min_rating=2.5) == [(1, 2), (1, 6)]
-    assert _read(path, label_column="user", rating_column="item", min_rating=4, user_column="rating") == [
-        ("nan", 4),
-        ("5", 5),
-        ("2.5", 6),
-    ]
 
 
 def test_comments_at_the_top(tmp_path: Path) -> None:
