@@ -229,6 +229,8 @@ def _holds_lists(path: Path, number: int, reading: Reading) -> bool:
         if not lines.str.contains(r"^\s*\d+(\s+\d+)*\s*$").all():
             return False
         users.append(lines.str.extract(r"^\s*(\d+)"))
+        if users[-1].is_duplicated().any():
+            return False
         widths.update(lines.str.count_matches(r"\d+").unique())
     if widths == {2} or pl.concat(users).is_duplicated().any():
         return False
