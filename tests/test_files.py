@@ -447,6 +447,11 @@ def test_users_without_items_are_rows(tmp_path: Path) -> None:
     assert (dataset.num_users, _loaded(dataset)) == (2, _known(known))
 
 
+def test_the_first_user_may_have_no_items(tmp_path: Path) -> None:
+    known = Interactions.from_file(_write(tmp_path, "0\n1\n2 7\n3 1 2\n"))
+    assert (_known(known), known.num_queries) == ({(2, 7), (3, 1), (3, 2)}, 4)
+
+
 def test_format_decides(tmp_path: Path) -> None:
     path = _write(tmp_path, "1 2 3\n2 4 5\n")
     assert _read(path, format="lightgcn") == [(1, 2), (1, 3), (2, 4), (2, 5)]
