@@ -20,7 +20,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from benchmarks import data, gpu, reporting
+from benchmarks import data, data_arguments, gpu, reporting
 from benchmarks.arguments import negatives, non_negative_int, positive_int
 from benchmarks.epoch_plots import plot_epoch
 from benchmarks.losses import LOSSES, LossOptions, RankingLoss, build_loss
@@ -157,6 +157,7 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--data", metavar="DIR|FILE", help="as for benchmarks.training; MovieLens-100K if not given")
+    data_arguments.add(parser)
     # BPR has one implementation and thus nothing to compare.
     parser.add_argument(
         "--loss", choices=[name for name in LOSSES if name != "bpr"], default="cw", help="the loss to train with"
@@ -203,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             backend: build_loss(arguments.loss, LossOptions(negatives=arguments.negatives, backend=backend))
             for backend in BACKENDS
         }
-        dataset = data.load(arguments.data, seed=arguments.seed)
+        dataset = data.load(arguments.data, seed=arguments.seed, **data_arguments.chosen(arguments))
         directory = arguments.out or reporting.default_directory(f"{dataset.name}-epoch")
         reporting.make_writable_directory(directory)
         report = {"environment": reporting.environment(arguments.device), **measure(dataset, losses, config, steps)}

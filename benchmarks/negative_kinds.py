@@ -18,7 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from benchmarks import contestants, data, demo, gpu, memory, reporting, throughput_shapes, timing
+from benchmarks import contestants, data, data_arguments, demo, gpu, memory, reporting, throughput_shapes, timing
 from benchmarks.arguments import positive_int
 from benchmarks.losses import LossOptions, build_loss
 from benchmarks.negative_kinds_plot import plot_kinds
@@ -217,6 +217,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--data", metavar="DIR|FILE", help="to train on, as for benchmarks.training; MovieLens-100K if not given"
     )
+    data_arguments.add(parser)
     parser.add_argument(
         "--history",
         metavar="DIR|FILE",
@@ -234,7 +235,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     shapes = throughput_shapes.KINDS_SMALL if arguments.quick else throughput_shapes.KINDS_AT_GOWALLAS_SIZE
     try:
         build_loss("cw", LossOptions(backend="fused"))  # for the cost, which is that of the kernels
-        datasets = [data.load(arguments.data, seed=seed) for seed in range(arguments.seeds)]
+        seeds = range(arguments.seeds)
+        datasets = [*data.load_seeds(arguments.data, seeds, **data_arguments.chosen(arguments)).values()]
         shapes = throughput_shapes.with_history(shapes, arguments.history)
         directory = arguments.out or reporting.default_directory("negative-kinds")
         reporting.make_writable_directory(directory)

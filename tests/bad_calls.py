@@ -379,6 +379,9 @@ NO_FILES = [
     Mutation("not there", lambda v, r, c: Path(v).with_name("none"), named=("none",), raises=(FileNotFoundError,)),
     Mutation("a folder", lambda v, r, c: Path(v).parent, named=("folder",), raises=(IsADirectoryError,)),
 ]
+NO_COLUMNS = values(-1, 2, 1.0, True, "user", "", [0], {}, b"user", object(), torch.tensor(0), np.array([0, 1]))
+NO_FORMATS = values("", "csv", 3, 1.5, [], ["table"], {}, b"table", object(), np.array(["table"]), torch.ones(2))
+NO_ENCODINGS = values("", "nothing", "hex", "a\0", 3, True, [], {}, b"utf-8", object(), np.array(["utf-8"]))
 NO_DEVICES = values(None, "nowhere", "", 1.5, True, [], {}, object(), torch.float64, torch.ones(2), b"cpu", "cpu:x")
 NO_SCORES = [
     *values(None, "scores", 3, {}, [], [1, 2], [[0.1], [0.1, 0.2]], [0.1, NAN], [1j], ["a"], [None], object(), [HUGE]),
@@ -630,8 +633,16 @@ def interactions(rng: random.Random) -> Made:
                 {"matrix": NO_MATRICES},
             ),
             (
-                Call("Interactions.from_file", Interactions.from_file, {"path": _file()} | dict.fromkeys(sizes, 5)),
-                {"path": NO_FILES} | sizes,
+                Call(
+                    "Interactions.from_file",
+                    Interactions.from_file,
+                    {"path": _file(), "user_column": 0, "item_column": 1, "format": "table", "encoding": "utf-8"}
+                    | {"renumber": False}
+                    | dict.fromkeys(sizes, 5),
+                ),
+                {"path": NO_FILES, "user_column": NO_COLUMNS, "item_column": NO_COLUMNS, "format": NO_FORMATS}
+                | {"encoding": NO_ENCODINGS, "renumber": NO_FORMATS[1:]}
+                | sizes,
             ),
             (Call("Interactions.to", made.to, {"device": "cpu"}), {"device": NO_DEVICES}),
             (

@@ -246,7 +246,7 @@ def test_items_that_occur_once_stay_in_training(tmp_path, seed):
         ),
         (
             "user_id:token\titem_id:token\trating:float\n1\t2\t2.5\n",
-            "expected interactions, got 0 positives of 0 users and 0 items: columns user_id and item_id; rating ≥ 3",
+            "expected interactions, got 0 positives of 0 users and 0 items: columns user_id, item_id; rating ≥ 3",
         ),
     ],
 )

@@ -83,7 +83,7 @@ def test_labels_of_zero_are_no_positives(tmp_path: Path) -> None:
     table = read_interactions(_write(tmp_path, content, "b.inter"))
     assert _table_pairs(table) == [("u", "x"), ("v", "x")]
     assert table.summary == (
-        "2 positives of 2 users and 1 items: columns user_id and item_id; label = 1 kept, 2 rows left out"
+        "2 positives of 2 users and 1 items: columns user_id, item_id; label = 1 kept, 2 rows left out"
     )
 
 
@@ -91,7 +91,7 @@ def test_check_ins_of_snap(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     content = "".join(f"{u}\t2010-10-1{d}T2{u}:00:00Z\t30.2\t-97.7\t{d}\n" for u in (0, 1) for d in (7, 8))
     path = _write(tmp_path, content + "1\t2010-10-12T21:00:00Z\t0.0\t0.0\t\n")
     assert _loaded(data.load(path, core=1)) == {(0, 7), (0, 8), (1, 7), (1, 8)}
-    assert "columns 0 and 4 of SNAP check-ins; 1 rows without an item left out" in Interactions.from_file(path).source
+    assert "columns 0, 4 of SNAP check-ins; 1 rows without an item left out" in Interactions.from_file(path).source
     with pytest.raises(data.DataError, match=r"10-core filter \(--core 10\), got none of 4 distinct pairs of 2 users"):
         data.load(path)
     with pytest.raises(ValueError, match="5 columns without a header"):
@@ -340,13 +340,14 @@ def test_behaviors_of_mind(tmp_path: Path) -> None:
         "1\tU13740\t11/11/2019 9:05:58 AM\tN55189 N42782\tN55689-1 N35729-0\n"
         "2\tU91836\t11/12/2019 6:11:30 PM\t\tN20678-0 N39317-0 N58114-1 N-1-1\n"
     )
+    content += content.splitlines()[0].replace("N55689-1", "N1-1") + "\n"
     table = read_interactions(_write(tmp_path, content, "behaviors.tsv"))
-    expected = {("U13740", item) for item in ("N55189", "N42782", "N55689")}
+    expected = {("U13740", item) for item in ("N55189", "N42782", "N55689", "N1")}
     expected |= {("U91836", item) for item in ("N58114", "N-1")}
-    assert set(_table_pairs(table)) == expected and len(table.lines) == 5
-    assert table.summary.endswith("(MIND); label = 1 kept, 3 rows left out")
+    assert set(_table_pairs(table)) == expected and len(table.lines) == 6
+    assert table.summary.endswith("(MIND); label = 1 kept, 4 rows left out")
     bad = _write(tmp_path, content * 60 + content.replace("-1", ""))
-    with pytest.raises(ValueError, match=r"line 121: expected impressions with a label, such as N1-0.*, got 'N55689'"):
+    with pytest.raises(ValueError, match=r"line 181: expected impressions with a label, such as N1-0.*, got 'N55689'"):
         read_interactions(bad)
 
 
@@ -418,11 +419,6 @@ def test_labels_and_ratings_are_of_any_form(tmp_path: Path) -> None:
     assert _table_pairs(table) == [(1, 2), (1, 4), (1, 6)]
     assert "label > 0 kept, 2 rows left out; every rating kept" in table.summary
     assert _read(path, min_rating=2.5) == [(1, 2), (1, 6)]
-    assert _read(path, label_column="user", rating_column="item", min_rating=4, user_column="rating") == [
-        ("nan", 4),
-        ("5", 5),
-        ("2.5", 6),
-    ]
 
 
 def test_comments_at_the_top(tmp_path: Path) -> None:
@@ -449,6 +445,11 @@ def test_users_without_items_are_rows(tmp_path: Path) -> None:
     assert _known(known) == {(0, 4), (0, 1), (2, 0), (2, 3), (2, 4)}
     dataset = data.load(path, core=1)
     assert (dataset.num_users, _loaded(dataset)) == (2, _known(known))
+
+
+def test_the_first_user_may_have_no_items(tmp_path: Path) -> None:
+    known = Interactions.from_file(_write(tmp_path, "0\n1\n2 7\n3 1 2\n"))
+    assert (_known(known), known.num_queries) == ({(2, 7), (3, 1), (3, 2)}, 4)
 
 
 def test_format_decides(tmp_path: Path) -> None:
@@ -502,7 +503,7 @@ def test_strings_are_numbered_in_their_order(tmp_path: Path) -> None:
     known = Interactions.from_file(path)
     assert known.query_labels.tolist() == ["ann", "bob", "zoe"] and known.item_labels.tolist() == ["0007", "7", "é"]
     assert known.query_rows(["zoe", "ann"]).tolist() == [2, 0] and known.item_rows("7").item() == 1
-    assert known.source.startswith("4 positives of 3 users and 3 items: columns user and item")
+    assert known.source.startswith("4 positives of 3 users and 3 items: columns user, item")
     for bad in (["eve"], [3], "zzz"):
         with pytest.raises(KeyError, match="no query has the id"):
             known.query_rows(bad)

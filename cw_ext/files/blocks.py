@@ -145,25 +145,37 @@ def _lists(path: Path, layout: Layout, encoding: str | None) -> Iterator[pl.Data
 
 
 def _behaviors(path: Path, layout: Layout, encoding: str | None) -> Iterator[pl.DataFrame]:
-    """The clicks of a user's history, and what was shown with its label."""
+    """The clicks of a user's history, and what was shown with its label.
+
+    A history that comes again with the next impression of its user is taken once.
+    """
     import polars as pl
+
+    seen = pl.Series([], dtype=pl.UInt64)
 
     fields = Layout("table", {"user": 1, "history": 3, "shown": 4}, None, 5, "\t", layout.first_line)
     for block in _lines(path, fields, encoding):
         table = _split(path, fields, block).rename({str(index): name for name, index in fields.columns.items()})
 
-        def exploded(column: str, table: pl.DataFrame = table) -> pl.DataFrame:
-            words = pl.col(column).fill_null("").str.strip_chars().str.split(" ")
-            return table.select("line", "user", item=words).explode("item").filter(pl.col("item") != "")
-
-        yield exploded("history").with_columns(label=pl.lit("1"))
-        impressions = exploded("shown")
+        histories = table.select(pl.struct("user", "history").hash()).to_series()
+        new = histories.is_first_distinct() & ~histories.is_in(seen.implode())
+        seen = pl.concat([seen, histories.filter(new)])
+        yield _words(table.filter(new), "history").with_columns(label=pl.lit("1"))
+        impressions = _words(table, "shown")
         parts = impressions["item"].str.extract_groups(r"^(?<item>.+)-(?<label>[01])$").struct.unnest()
         wrong = parts["item"].is_null()
         if wrong.any():
             line, _, impression = impressions.row(wrong.arg_true()[0])
             fail(path, line, "impressions with a label, such as N1-0 or N2-1", shown(impression))
         yield impressions.with_columns(parts)
+
+
+def _words(table: pl.DataFrame, column: str) -> pl.DataFrame:
+    """A row per word of the column, which becomes the item."""
+    import polars as pl
+
+    words = pl.col(column).fill_null("").str.strip_chars().str.split(" ")
+    return table.select("line", "user", item=words).explode("item").filter(pl.col("item") != "")
 
 
 def _json(path: Path, layout: Layout, encoding: str | None) -> Iterator[pl.DataFrame]:

@@ -77,8 +77,7 @@ def recognise(path: Path, reading: Reading) -> Layout | None:
     if head[0][1].lstrip()[0] in "{[":
         return _json(path, head[0], reading)
     if reading.format == "lightgcn":
-        reading.refuse(path, _KINDS["lightgcn"], *COLUMN_OPTIONS, "min_rating")
-        return Layout("lightgcn", first_line=head[0][0])
+        return _lists(path, head[0][0], reading)
     return _table(path, head, reading)
 
 
@@ -126,11 +125,18 @@ def _json(path: Path, first: tuple[int, str], reading: Reading) -> Layout:
     return Layout("json", columns.choose(path, number, names, len(names), reading), names, len(names))
 
 
+def _lists(path: Path, number: int, reading: Reading) -> Layout:
+    reading.refuse(path, _KINDS["lightgcn"], *COLUMN_OPTIONS, "min_rating")
+    return Layout("lightgcn", first_line=number)
+
+
 def _table(path: Path, head: Sequence[tuple[int, str]], reading: Reading) -> Layout:
     number, line = head[0]
     separator = _separator([line for _, line in head[:20]])
     first, *rows = [fields(line, separator) for _, line in head]
     if len(first) < 2:
+        if _holds_lists(path, number, reading):  # the first user has no items
+            return _lists(path, number, reading)
         expected = "a user and an item, separated by a tab, a comma, a semicolon, a bar, '::' or blanks"
         fail(path, number, expected, shown(line))
     names = columns.header_names(first, rows, reading)
@@ -145,8 +151,7 @@ def _table(path: Path, head: Sequence[tuple[int, str]], reading: Reading) -> Lay
     known_as, preset = _known_form(rows, separator)
     if not given >= {"user", "item"} and not preset:
         if separator is None and _holds_lists(path, number, reading):
-            reading.refuse(path, _KINDS["lightgcn"], *COLUMN_OPTIONS, "min_rating")
-            return Layout("lightgcn", first_line=number)
+            return _lists(path, number, reading)
         if len(first) == 2:
             _check_single_item(path, number, first)
             preset = {"user": 0, "item": 1}
@@ -229,8 +234,10 @@ def _holds_lists(path: Path, number: int, reading: Reading) -> bool:
         if not lines.str.contains(r"^\s*\d+(\s+\d+)*\s*$").all():
             return False
         users.append(lines.str.extract(r"^\s*(\d+)"))
+        if users[-1].is_duplicated().any():
+            return False
         widths.update(lines.str.count_matches(r"\d+").unique())
-    if widths == {2} or pl.concat(users).is_duplicated().any():
+    if widths in ({1}, {2}) or pl.concat(users).is_duplicated().any():
         return False
     if len(widths) == 1 or widths == {1, 2}:
         got = f"{min(widths)} to {max(widths)} integers per line, which may be both"

@@ -45,7 +45,7 @@ class Reading:
                 raise TypeError(f"{role}_column must be a column's name or number, got {type(column).__name__}")
             if isinstance(column, int) and column < 0:
                 raise ValueError(f"{role}_column must be a column's name or a number from 0, got {column}")
-        if self.format is not None and self.format not in FORMATS:
+        if self.format is not None and not (isinstance(self.format, str) and self.format in FORMATS):
             raise ValueError(f"format must be one of {', '.join(map(repr, FORMATS))}, got {self.format!r}")
         if self.encoding is not None:
             _check_encoding(self.encoding)
@@ -88,7 +88,7 @@ def _check_encoding(encoding: object) -> None:
         raise TypeError(f"encoding must be the name of an encoding, got {type(encoding).__name__}")
     try:
         is_text = codecs.lookup(encoding)._is_text_encoding
-    except LookupError:
+    except (LookupError, ValueError):  # the second for zeros in it
         is_text = False
     if not is_text:
         raise ValueError(f"encoding must be the name of a text encoding, such as 'latin-1', got {encoding!r}")

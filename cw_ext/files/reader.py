@@ -232,6 +232,6 @@ def _source(layout: Layout) -> str:
         return "lists of a user and its items (LightGCN)"
     if layout.kind == "mind":
         return "clicks in impressions and histories (MIND)"
-    named = " and ".join(columns.describe(layout.names, layout.columns[role]) for role in ("user", "item"))
+    named = ", ".join(columns.describe(layout.names, layout.columns[role]) for role in ("user", "item"))
     kind = f" of {layout.known_as}" if layout.known_as else " of a table without header" if not layout.names else ""
     return f"columns {named}{kind}"

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import bz2
 import codecs
-import gzip
-import lzma
-import zlib
+import importlib
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -19,7 +16,8 @@ if TYPE_CHECKING:
     import polars as pl
 
 _BLOCK = 1 << 24
-_OPENERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
+# Modules of the standard library, not all of which every Python has.
+_PACKERS = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ\x00": "lzma"}
 # What else a first look recognises.
 _NO_TEXT = {b"\x28\xb5\x2f\xfd": "a zstd-compressed file", b"PK\x03\x04": "a zip archive"}
 
@@ -92,21 +90,22 @@ def _opened(path: Path) -> IO[bytes]:
     for magic, kind in _NO_TEXT.items():
         if start.startswith(magic):
             fail(path, None, "text, plain or compressed by gzip, bzip2 or xz, or parquet", kind)
-    for magic, opener in _OPENERS.items():
+    for magic, packer in _PACKERS.items():
         if start.startswith(magic):
-            return opener(path, "rb")  # type: ignore[no-any-return, operator]
+            opened: IO[bytes] = importlib.import_module(packer).open(path, "rb")
+            return opened
     return path.open("rb")
 
 
 def _read(path: Path, file: IO[bytes]) -> bytes:
     try:
         return file.read(_BLOCK)
-    except (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError) as error:
-        fail(path, None, "a whole compressed file", str(error))
-    except OSError as error:
-        if error.errno is None:  # bzip2's own word for a damaged file
-            fail(path, None, "a whole compressed file", str(error))
+    except MemoryError:
         raise
+    except Exception as error:  # of many types for a damaged file
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        fail(path, None, "a whole compressed file", str(error))
 
 
 def _fail_at_bytes(path: Path, number: int, block: bytes, encoding: str) -> NoReturn:
