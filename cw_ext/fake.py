@@ -102,6 +102,7 @@ def _draw_negatives(
     starts: Tensor | None,
     known: Tensor | None,
     seed: Tensor,
+    first_row: int,
     num_negatives: int,
     *tables: Any,
 ) -> Tensor:
@@ -118,6 +119,7 @@ def _sampled_forward(
     starts: Tensor | None,
     known: Tensor | None,
     seed: Tensor,
+    first_row: int,
     num_negatives: int,
     *arguments: Any,
 ) -> tuple[Tensor, ...]:

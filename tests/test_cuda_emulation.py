@@ -152,14 +152,14 @@ import conftest
 import torch
 starts, known = torch.tensor([0, 1, 2]), torch.tensor([3, 5], dtype=torch.int32)
 history = torch.tensor([1, 2, 0]), starts, known
-torch.ops.cw_ext.draw_negatives(3, 11, *history, torch.tensor(1), 4, None, None, None, None)
+torch.ops.cw_ext.draw_negatives(3, 11, *history, torch.tensor(1), 0, 4, *[None] * 6)
 """,
     "starts.* must rise": """
 import conftest
 import torch
 starts, known = torch.tensor([0, 1, 3]), torch.tensor([3, 5], dtype=torch.int32)
 history = torch.tensor([1, 0, 0]), starts, known
-torch.ops.cw_ext.draw_negatives(3, 11, *history, torch.tensor(1), 4, None, None, None, None)
+torch.ops.cw_ext.draw_negatives(3, 11, *history, torch.tensor(1), 0, 4, *[None] * 6)
 """,
 }
 

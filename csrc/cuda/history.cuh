@@ -12,8 +12,8 @@ using CW_NAMESPACE::History;
 
 // What is out of range stops the kernel with a message; should it run on, such a query has no known positives.
 __device__ __forceinline__ History checked_history(const NegativeSource& source, int64_t num_known, int64_t row) {
+  if (!source.query_ids || CW_NAMESPACE::is_padding(source, row)) return {nullptr, 0};
   const History history = CW_NAMESPACE::history_of(source, row);
-  if (!source.query_ids) return history;
   [[maybe_unused]] const int64_t query = source.query_ids[row];
   assert(query >= 0 && query < source.num_queries && "query_ids must be in [0, queries)");
   const int64_t first = history.items - source.known;
