@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -97,3 +97,6 @@ class Candidates(CandidateItems):
             log_weights[self.ids] = table.log_weights
             self._tables[key] = table._replace(log_weights=log_weights)
         return self._tables[key]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_tables": {}}  # as Interactions has it
