@@ -127,9 +127,12 @@ struct Shares {
 };
 
 // A negative from what the history leaves, without rejection; −1 where it leaves none.
+// Rare: in line, it would take registers from the rest.
 inline
 #if defined(__CUDACC__)
     __host__ __device__
+#else
+    __attribute__((noinline))
 #endif
     int32_t
     last_resort(const NegativeSource& source, const History& history, uint64_t seed, int64_t row, int64_t j) {

@@ -319,6 +319,7 @@ def test_candidates_none_of_which_occurs() -> None:
     assert set(smoothed.flatten().tolist()) == {1, 2}
 
 
+@pytest.mark.cpu_kernels
 def test_the_op_reads_no_further_than_its_table(kernels: None) -> None:
     draws = [None] * 3 + [torch.tensor(1), 0, 4, *[None] * 5]
     with pytest.raises(IndexError, match=r"candidates must be in \[0, 9\), got 9"):
