@@ -258,7 +258,9 @@ class CWInBatchLoss(_InteractionsLoss):
         checks.num_negatives(num_negatives, 0)
         check_similarity(similarity)
         checks.flags(log_q_correction=log_q_correction, sparse_grad=sparse_grad)
-        if interactions is not None and candidates is not None:
+        if candidates is not None:
+            if interactions is None:
+                raise ValueError("interactions must be given with candidates, which they prepare, got None")
             candidates = interactions.candidates(candidates)
         self.settings = {
             "log_q_correction": log_q_correction,

@@ -566,8 +566,10 @@ def batch(function: Callable[..., Any], rng: random.Random) -> dict[str, Any]:
     if function is cw_ext.sampled_cw_loss:
         return loss | on_embeddings(rng, ids=False) | known(rng) | draw_settings(rng) | seed(rng)
     if function is cw_ext.cw_loss_in_batch:
-        mixed = {"num_negatives": rng.choice([0, 3]), "candidates": rng.choice([None, torch.arange(NUM_ITEMS)])}
-        return loss | sparse | on_embeddings(rng, ids=False) | in_batch_history(rng) | mixed | seed(rng)
+        history, mixed = in_batch_history(rng), {"num_negatives": rng.choice([0, 3])}
+        if "interactions" in history:
+            mixed["candidates"] = rng.choice([None, torch.arange(NUM_ITEMS)])
+        return loss | sparse | on_embeddings(rng, ids=False) | history | mixed | seed(rng)
     return loss | on_embeddings(rng, ids=False) | rng.choice([known(rng), {}])
 
 

@@ -310,6 +310,11 @@ def test_bad_candidates(candidates: Any, error: type[Exception], message: str) -
         _draw(candidates)
 
 
+def test_a_module_without_interactions_takes_no_candidates() -> None:
+    with pytest.raises(ValueError, match="interactions must be given with candidates, which they prepare, got None"):
+        CWInBatchLoss(num_negatives=3, candidates=MASK, log_q_correction=False)
+
+
 def test_candidates_none_of_which_occurs() -> None:
     interactions = Interactions([0], [3], num_queries=1, num_items=9)
     popular = {"distribution": "popularity", "candidates": torch.tensor([1, 2])}
