@@ -32,13 +32,17 @@ struct History {
 // Negatives that are drawn: draw.h has the rule.
 struct Draws {
   at::Tensor seed;  // [] int64
-  History history;
-  int64_t num_items;
-  int64_t n;               // per row
-  at::Tensor thresholds;   // [I] uint32, these three for popular negatives only: see NegativeSource
-  at::Tensor aliases;      // [I] int32
-  at::Tensor masses;       // [I] fp64
-  at::Tensor log_weights;  // [I] T, or undefined: what an item's log q is wherever it is drawn
+  int64_t first_row;
+  History history;  // with candidates, known holds places among them
+  int64_t num_drawable;  // I, or C
+  int64_t n;             // per row
+  at::Tensor thresholds;    // [I or C] uint32, these four for popular negatives only: see NegativeSource
+  at::Tensor aliases;       // [I or C] int32
+  at::Tensor cumulative;    // [I or C] int64
+  at::Tensor known_shares;  // [P + 1] int64, or undefined
+  at::Tensor log_weights;   // [I] T, or undefined: what an item's log q is wherever it is drawn
+  at::Tensor candidates;    // [C] int32, or undefined
+  at::Tensor pos_ids;       // [B] int64, or undefined: rows that draw nothing have −1
 };
 
 // Level 1. Rows may have any stride; within a row elements are contiguous.

@@ -1,9 +1,9 @@
 // Which negative stands at a place: the rule that every backend follows, host and device. cw_ext/reference_draws.py is its twin.
 //
-// Draw j of row b, attempt t: a word of Philox keyed by the seed, at the counter (⌊4⁻¹j⌋, t, b) for uniform negatives, two
-// words at (⌊2⁻¹j⌋, t, b) for popular ones. An attempt is rejected where it names a known positive of the row's query, and
-// where the word would favour an item by rounding. After kMaxAttempts, which only a query with almost every item as a
-// positive comes to, one is picked from what is left.
+// Draw j of row b, attempt t: a word of Philox keyed by the seed, at the counter (⌊4⁻¹j⌋, t, row_offset + b) for uniform
+// negatives, two words at (⌊2⁻¹j⌋, t, row_offset + b) for popular ones. An attempt is rejected where it names a known
+// positive of the row's query, and where the word would favour an item by rounding. After kMaxAttempts, which only a query
+// with almost every item as a positive comes to, one is picked from what is left.
 #pragma once
 
 #include <cstdint>
@@ -17,14 +17,18 @@ constexpr uint32_t kMaxAttempts = 64;
 // Where negatives come from. A null pointer is something that is not asked for.
 struct NegativeSource {
   const int64_t* seed;       // one number
+  int64_t row_offset;        // row b draws as row row_offset + b
+  const int64_t* pos_ids;    // [B], or null: a row whose positive is −1 is padding
   const int64_t* query_ids;  // [B], or null: the rows have no known positives
   const int64_t* starts;     // [Q + 1]: the known positives of query u are known[starts[u]:starts[u + 1]],
   const int32_t* known;      //          sorted and distinct
   int64_t num_queries;
-  uint32_t num_items;
-  const uint32_t* thresholds;  // [I], these three for popular negatives: an alias table (cw_ext/alias.py), and
-  const int32_t* aliases;     // [I]
-  const double* masses;       // [I] the probabilities that it stands for
+  uint32_t num_items;            // I; of candidates, C, and all below that is of items is of their places in `candidates`
+  const uint32_t* thresholds;    // [I], these three for popular negatives: an alias table (cw_ext/alias.py), and
+  const int32_t* aliases;        // [I]
+  const int64_t* cumulative;     // [I] sums of its shares, up to and with each item: the last is I·2³²
+  const int64_t* known_shares;   // [P + 1], or null: sums of the shares of known[0:k], modulo 2⁶⁴
+  const int32_t* candidates;     // [C], or null: the items that can be drawn
 };
 
 }  // namespace cw_ext
@@ -57,6 +61,11 @@ struct History {
     return k < count && items[k] == item;
   }
 };
+
+// A row of padding draws nothing: its ids are −1.
+CW_INLINE bool is_padding(const NegativeSource& source, int64_t row) {
+  return source.pos_ids ? source.pos_ids[row] < 0 : source.query_ids && source.query_ids[row] == -1;
+}
 
 // A query out of range has no history: checked where the row is drawn.
 CW_INLINE History history_of(const NegativeSource& source, int64_t row) {
@@ -98,11 +107,32 @@ CW_INLINE uint64_t high_product(uint64_t a, uint64_t b) {
   return (a >> 32) * (b >> 32) + (middle >> 32) + (other >> 32);
 }
 
-// A negative from what the history leaves, without rejection; −1 where it leaves none. The sums of popular items' masses
-// run in the order of their ids, so that they have the same digits everywhere.
+// Popular items by their integer shares: sums of those are exact in any order.
+struct Shares {
+  const NegativeSource& source;
+  const History& history;
+
+  CW_INLINE uint64_t up_to(int64_t item) const { return uint64_t(source.cumulative[item]); }
+  CW_INLINE uint64_t below(int64_t item) const { return item > 0 ? up_to(item - 1) : 0; }
+  // Of the first `count` known positives together.
+  CW_INLINE uint64_t known(int64_t count) const {
+    if (source.known_shares) {
+      const int64_t* const sums = source.known_shares + (history.items - source.known);
+      return uint64_t(sums[count]) - uint64_t(sums[0]);
+    }
+    uint64_t sum = 0;  // a query that knows less than half comes here once in 2⁶⁴ draws
+    for (int64_t k = 0; k < count; ++k) sum += up_to(history.items[k]) - below(history.items[k]);
+    return sum;
+  }
+};
+
+// A negative from what the history leaves, without rejection; −1 where it leaves none.
+// Rare: in line, it would take registers from the rest.
 inline
 #if defined(__CUDACC__)
     __host__ __device__
+#else
+    __attribute__((noinline))
 #endif
     int32_t
     last_resort(const NegativeSource& source, const History& history, uint64_t seed, int64_t row, int64_t j) {
@@ -115,29 +145,24 @@ inline
     const int64_t rank = int64_t(high_product(uniform, uint64_t(left)));
     return int32_t(rank + history.places([&](int64_t k) { return history.items[k] - k <= rank; }));
   }
-  double target = 0;
-  int32_t found = -1;
-  for (int pass = 0; pass < 2; ++pass) {
-    double sum = 0;
-    int64_t k = 0;
-    for (int64_t item = 0; item < int64_t(source.num_items); ++item) {
-      if (k < history.count && history.items[k] == item) {
-        ++k;
-        continue;
-      }
-      const double mass = source.masses[item];
-      if (mass == 0) continue;
-      sum += mass;
-      if (pass == 0) continue;
-      found = int32_t(item);  // the last one that has mass, should rounding have left nothing beyond the target
-      if (sum > target) return found;
-    }
-    target = double(uniform >> 11) * (1.0 / 9007199254740992.0) * sum;  // 53 bits, in [0, 1)
-  }
-  return found;
+  const Shares shares{source, history};
+  const uint64_t left = shares.up_to(int64_t(source.num_items) - 1) - shares.known(history.count);
+  if (left == 0) return -1;
+  // The first item with which the items that are not known come to more than the target.
+  const uint64_t target = high_product(uniform, left);
+  const int64_t passed =
+      history.places([&](int64_t k) { return shares.below(history.items[k]) - shares.known(k) <= target; });
+  const uint64_t together = target + shares.known(passed);
+  const History all{nullptr, int64_t(source.num_items)};
+  return int32_t(all.places([&](int64_t item) { return shares.up_to(item) <= together; }));
 }
 
-// Draw j of the row, from attempt `first` on: those before it are known to be rejected.
+// What is drawn, as an item; −1 stays −1.
+CW_INLINE int32_t item_at(const NegativeSource& source, int32_t place) {
+  return source.candidates && place >= 0 ? source.candidates[place] : place;
+}
+
+// Draw j of the row, from attempt `first` on: those before it are known to be rejected. `row` counts from the offset on.
 CW_INLINE int32_t draw(const NegativeSource& source, const History& history, uint32_t excess, uint64_t seed, int64_t row,
                        int64_t j, uint32_t first) {
   for (uint32_t attempt = first; attempt < cw_ext::kMaxAttempts; ++attempt) {

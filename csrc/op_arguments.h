@@ -234,8 +234,9 @@ inline History history(CW_HISTORY_PARAMETERS, int64_t rows, const at::Tensor& li
   const int64_t* const ids = result.query_ids.const_data_ptr<int64_t>();
   const int64_t* const bounds = result.starts.const_data_ptr<int64_t>();
   for (int64_t b = 0; b < rows; ++b) {
-    TORCH_CHECK_INDEX(ids[b] >= 0 && ids[b] < queries, "query_ids must be in [0, ", queries, "), got ", ids[b], " in row ",
-                      b);
+    if (ids[b] == -1) continue;  // a row of padding
+    TORCH_CHECK_INDEX(ids[b] >= 0 && ids[b] < queries, "query_ids must be in [0, ", queries,
+                      "), or −1 for padding, got ", ids[b], " in row ", b);
     const int64_t first = bounds[ids[b]], last = bounds[ids[b] + 1];
     TORCH_CHECK_VALUE(0 <= first && first <= last && last <= known->size(0), "starts must rise from 0 to ",
                       known->size(0), ", got ", first, " and ", last);

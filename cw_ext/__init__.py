@@ -1,6 +1,7 @@
 """cw_ext: the CW ("Correct and Weight") ranking loss for implicit feedback, with fused kernels for PyTorch."""
 
 from cw_ext import presets, prior
+from cw_ext.candidates import Candidates
 from cw_ext.extension import build_config
 from cw_ext.functional import cw_loss, cw_loss_from_embeddings
 from cw_ext.interactions import Interactions
@@ -15,6 +16,7 @@ __all__ = [
     "CWInBatchLoss",
     "CWLoss",
     "CWSampledLoss",
+    "Candidates",
     "Interactions",
     "__version__",
     "build_config",

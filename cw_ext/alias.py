@@ -25,12 +25,17 @@ class Popularity(NamedTuple):
         masses: fp64 [I], the probabilities p; they sum to 1. What the table draws is within 2⁻³²/I of each.
         log_weights: fp64 [I], −log(p · number of items with p > 0): the log importance weights that turn the
             distribution into the uniform one over the items that can occur. 0 where p = 0.
+        cumulative: int64 [I], the running sums of the items' shares of all (slot, word): the last is I·2³².
+        known_shares: int64 [P + 1], or None: of an Interactions' items, the share of items[:k] together, modulo 2⁶⁴.
+            Only where a query knows so much that drawing again may not settle a draw.
     """
 
     thresholds: Tensor
     aliases: Tensor
     masses: Tensor
     log_weights: Tensor
+    cumulative: Tensor
+    known_shares: Tensor | None = None
 
 
 def popularity_table(weights: Tensor) -> Popularity:
@@ -59,11 +64,12 @@ def popularity_table(weights: Tensor) -> Popularity:
 
     relative = cpu / cpu.max()  # the sum of weights near the largest double is infinite
     masses = relative / relative.sum()
-    thresholds, aliases = _sweep(_shares(masses))
+    shares = _shares(masses)
+    thresholds, aliases = _sweep(shares)
     alone = thresholds == ONE  # more than a word holds
     thresholds[alone], aliases[alone] = 0, alone.nonzero().squeeze(1)
     log_weights = torch.where(masses > 0, -torch.log(masses * (masses > 0).sum()), 0.0)
-    tensors = (thresholds.to(torch.uint32), aliases.int(), masses, log_weights)
+    tensors = (thresholds.to(torch.uint32), aliases.int(), masses, log_weights, shares.cumsum(0))
     return Popularity(*(t.to(weights.device) for t in tensors))
 
 

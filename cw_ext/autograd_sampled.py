@@ -64,11 +64,12 @@ class _SampledRows(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         *tensors, prior, threshold, draws, ctx.similarity, ctx.parameters, ctx.reduction, ctx.recompute, _ = inputs
-        ctx.prior, ctx.threshold, ctx.num_negatives = split(prior)[1], split(threshold)[1], draws.num_negatives
+        ctx.prior, ctx.threshold = split(prior)[1], split(threshold)[1]
+        ctx.num_negatives, ctx.first_row = draws.num_negatives, draws.first_row
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
         # Saved, and not just kept: a seed or ids that are written to before backward would draw others in silence.
-        draws = draws._replace(num_negatives=None)
+        draws = draws._replace(num_negatives=None, first_row=None)
         ctx.save_for_backward(*tensors, split(prior)[0], split(threshold)[0], *draws, *output[2:])
 
     @staticmethod
@@ -76,7 +77,8 @@ class _SampledRows(torch.autograd.Function):
         if grad is None:
             return (None,) * 12
         queries, items, pos_ids, extra_ids, prior, threshold, *saved = ctx.saved_tensors
-        draws = Draws(*saved[: len(Draws._fields)])._replace(num_negatives=ctx.num_negatives)
+        numbers = {"num_negatives": ctx.num_negatives, "first_row": ctx.first_row}
+        draws = Draws(*saved[: len(Draws._fields)])._replace(**numbers)
         share, d_queries, unit_queries, coefficients, *row_gradients = saved[len(Draws._fields) :]
         prior = ctx.prior if prior is None else prior
         threshold = ctx.threshold if threshold is None else threshold

@@ -255,11 +255,18 @@ def negative_ids(neg_ids: Tensor, queries: Tensor) -> None:
         raise ValueError(f"neg_ids must hold at least one negative per row (N ≥ 1), got shape {tuple(neg_ids.shape)}")
 
 
-def ids_in_range(name: str, ids: Tensor | None, count: int, *, padding: bool = True) -> None:
-    """Values of ids on the CPU; on CUDA, and inside torch.compile, indexing itself checks."""
+def ids_in_range(
+    name: str, ids: Tensor | None, count: int, *, padding: bool = True, unless_padding: Tensor | None = None
+) -> None:
+    """Values of ids on the CPU; on CUDA, and inside torch.compile, indexing itself checks.
+
+    With padding −1 is allowed; without, where `unless_padding` has a −1.
+    """
     if ids is None or ids.device.type != "cpu" or ids.numel() == 0 or torch.compiler.is_compiling():
         return
     outside = (ids < (-1 if padding else 0)) | (ids >= count)
+    if unless_padding is not None and outside.any():
+        outside &= (ids != -1) | (unless_padding >= 0)
     if outside.any():
         expected = f"in [0, {count})" + (", or −1 for padding" if padding else "")
         raise IndexError(f"{name} must be {expected}, got {ids[outside].flatten()[0].item()}")

@@ -13,8 +13,10 @@ from cw_ext.parameters import RowParameters, resolve
 from cw_ext.reference_draws import History
 
 
-def check_estimate_full(estimate_full: bool, row: RowParameters, log_q_correction: bool) -> None:
+def check_estimate_full(estimate_full: bool, row: RowParameters, log_q_correction: bool, candidates: object) -> None:
     """Refuse settings with which a row is not a part of the softmax over all items."""
+    if estimate_full and candidates is not None:
+        raise ValueError(f"estimate_full=True needs candidates=None, got {type(candidates).__name__}")
     if estimate_full and not (row.include_positive and log_q_correction):
         raise ValueError(
             "estimate_full=True needs include_positive=True and log_q_correction=True, got "

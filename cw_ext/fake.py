@@ -105,6 +105,7 @@ def _draw_negatives(
     starts: Tensor | None,
     known: Tensor | None,
     seed: Tensor,
+    first_row: int,
     num_negatives: int,
     *tables: Any,
 ) -> Tensor:
@@ -121,6 +122,7 @@ def _sampled_forward(
     starts: Tensor | None,
     known: Tensor | None,
     seed: Tensor,
+    first_row: int,
     num_negatives: int,
     *arguments: Any,
 ) -> tuple[Tensor, ...]:

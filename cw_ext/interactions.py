@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from cw_ext import checks, files
-from cw_ext.alias import Popularity, popularity_table
+from cw_ext.alias import ONE, Popularity, popularity_table
+from cw_ext.candidates import Candidates
 
 DISTRIBUTIONS = ("uniform", "popularity")
 
@@ -59,6 +61,9 @@ class Interactions:
     query_labels: np.ndarray | None = None
     item_labels: np.ndarray | None = None
     source: str | None = None
+    # What messages call an item, and what its tables come from.
+    _item = "item"
+    _maker = "interactions"
 
     def __init__(
         self, query_ids: Ids, item_ids: Ids, *, num_queries: int, num_items: int, keep_counts: bool = False
@@ -108,7 +113,8 @@ class Interactions:
         # Read back once, so that no batch has to wait for the device to learn that it can be drawn for.
         self.most_per_query = int(lengths.max())
         self.num_occurring = int((self.item_counts > 0).sum())
-        self._tables: dict[float, Popularity] = {}
+        self._tables: dict[tuple[float, float], Popularity] = {}
+        self._candidates = WeakTensorKeyDictionary()
 
     @classmethod
     def from_scipy(cls, matrix: Any, *, keep_counts: bool = False) -> Interactions:
@@ -258,40 +264,77 @@ class Interactions:
         moved.starts, moved.items, moved.item_counts = starts, self.items.to(device), self.item_counts.to(device)
         return moved
 
-    def popularity(self, exponent: float) -> Popularity:
-        """A table for drawing items with probability proportional to item_counts ** exponent.
+    def popularity(self, exponent: float, smoothing: float = 0.0) -> Popularity:
+        """A table for drawing items with probability proportional to (item_counts + smoothing) ** exponent.
 
-        Made once for each exponent, and kept. Items that never occur are never drawn.
+        Made once for each pair of numbers, and kept.
 
         Args:
-            exponent: a number ≥ 0; with 0 all items that occur are equally likely.
+            exponent: a number ≥ 0; with 0 all items that can be drawn are equally likely.
+            smoothing: a number ≥ 0. With 0, items that never occur are never drawn.
 
         Raises:
-            TypeError, ValueError: no such number, or there are no interactions.
+            TypeError, ValueError: no such numbers, or there are no interactions and no smoothing.
             RuntimeError: a first call inside torch.compile.
         """
         checks.non_negative_number("exponent", exponent)
-        self._check_any_occurs()
-        exponent = float(exponent)
-        if exponent not in self._tables:
+        checks.non_negative_number("smoothing", smoothing)
+        self._check_any_occurs(smoothing)
+        key = exponent, smoothing = float(exponent), float(smoothing)
+        if key not in self._tables:
             if torch.compiler.is_compiling():
                 raise RuntimeError(
                     "torch.compile cannot trace how a popularity table is made: before, call once "
-                    f"interactions.popularity({exponent})"
+                    f"{self._maker}.popularity({exponent}{f', {smoothing}' if smoothing else ''})"
                 )
-            counts = self.item_counts.double()
+            counts = self.item_counts.double() + smoothing
             logs = (exponent * (counts / counts.max()).log()).clamp(min=_SMALLEST_LOG_WEIGHT)
-            self._tables[exponent] = popularity_table(torch.where(counts > 0, logs.exp(), 0.0))
-        return self._tables[exponent]
+            table = popularity_table(torch.where(counts > 0, logs.exp(), 0.0))
+            self._tables[key] = self._with_known_shares(table)
+        return self._tables[key]
 
-    def check_has_negatives(self, query_ids: Tensor, distribution: str) -> None:
+    def candidates(self, candidates: Tensor | Candidates) -> Candidates:
+        """The items that can be negatives, prepared for `candidates=` of the functions that draw.
+
+        Made once for a tensor as long as that is not written to, and kept as long as it lives.
+
+        Args:
+            candidates: a mask, bool [num_items], or ids, int32 or int64 [C], in any order; what occurs twice counts
+                once. On the device of the interactions. Or what this method returned.
+
+        Raises:
+            TypeError, ValueError, IndexError: no such tensor, or it leaves no candidate.
+            RuntimeError: a first call inside torch.compile.
+        """
+        if isinstance(candidates, Candidates):
+            if candidates.interactions is not self:
+                raise ValueError("candidates must be prepared by the same interactions, got others")
+            return candidates
+        checks.is_tensor("candidates", candidates)
+        if torch.compiler.is_compiling():
+            return Candidates(candidates, self)  # which refuses
+        version, kept = self._candidates.get(candidates, (None, None))
+        made: Candidates = kept if version == candidates._version else Candidates(candidates, self)
+        self._candidates[candidates] = (candidates._version, made)
+        return made
+
+    def check_has_negatives(
+        self,
+        query_ids: Tensor,
+        distribution: str,
+        *,
+        popularity_smoothing: float = 0.0,
+        pos_ids: Tensor | None = None,
+    ) -> None:
         """Refuse queries that know every item that could be drawn for them.
 
         Nothing is looked at, and no device waited for, unless there is such a query at all.
 
         Args:
-            query_ids: any shape, int32 or int64, on this device, in [0, num_queries).
-            distribution: "uniform" draws from all items, "popularity" from those that occur.
+            query_ids: any shape, int32 or int64, on this device, in [0, num_queries), or −1 for padding.
+            distribution: "uniform" draws from all items, "popularity" from those that occur; with smoothing from all.
+            popularity_smoothing: a number ≥ 0.
+            pos_ids: the shape of query_ids, or None; rows with −1 are padding.
 
         Raises:
             ValueError: names the first such query; or nothing occurs, so that there is no popularity.
@@ -300,18 +343,19 @@ class Interactions:
         checks.choice("distribution", distribution, DISTRIBUTIONS)
         checks.has_dtype("query_ids", query_ids, checks.INTEGER)
         checks.matches("query_ids", query_ids, "interactions", self.starts, dtype=False)
-        uniform = distribution == "uniform"
-        if not uniform:
-            self._check_any_occurs()
+        if distribution == "popularity":
+            self._check_any_occurs(popularity_smoothing)
+        uniform = distribution == "uniform" or popularity_smoothing > 0
         drawable = self.num_items if uniform else self.num_occurring
         if self.most_per_query < drawable:
             return
-        checks.ids_in_range("query_ids", query_ids, self.num_queries, padding=False)
-        ids = query_ids.reshape(-1).long()
+        checks.ids_in_range("query_ids", query_ids, self.num_queries)
+        drawn_for = query_ids >= 0 if pos_ids is None else (query_ids >= 0) & (pos_ids >= 0)
+        ids = query_ids[drawn_for].long()
         full = ids[self.starts[ids + 1] - self.starts[ids] >= drawable]
         if full.numel():
             raise ValueError(
-                f"query_ids: query {full[0].item()} has all {drawable} items{'' if uniform else ' that occur'} "
+                f"query_ids: query {full[0].item()} has all {drawable} {self._item}s{'' if uniform else ' that occur'} "
                 "as known positives, so no negative can be drawn for it"
             )
 
@@ -324,8 +368,8 @@ class Interactions:
         return f"{type(self).__name__}({sizes}, device='{self.device}')"
 
     def __getstate__(self) -> dict[str, Any]:
-        # The tables are quickly made again, on whatever device the copy will be.
-        return self.__dict__ | {"_tables": {}}
+        # What is kept is quickly made again, on whatever device the copy will be.
+        return {name: value for name, value in self.__dict__.items() if name not in ("_tables", "_candidates")}
 
     def _count(self, item_ids: np.ndarray, values: np.ndarray) -> None:
         """Take the values of a matrix for numbers of events."""
@@ -336,9 +380,22 @@ class Interactions:
         self.item_counts = torch.from_numpy(counts.astype(np.int64))
         self.num_events = int(values.sum(dtype=np.float64))
 
-    def _check_any_occurs(self) -> None:
-        if self.num_occurring == 0:
-            raise ValueError("no item occurs in any interaction, so none can be drawn by popularity")
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state | {"_tables": {}, "_candidates": WeakTensorKeyDictionary()}
+
+    def _check_any_occurs(self, smoothing: float) -> None:
+        if self.num_occurring == 0 and smoothing == 0:
+            raise ValueError(
+                f"no {self._item} occurs in any interaction, so none can be drawn by popularity without smoothing"
+            )
+
+    def _with_known_shares(self, table: Popularity) -> Popularity:
+        """The table, with the shares of what is known where a query knows half of all or more."""
+        shares = table.cumulative.diff(prepend=table.cumulative.new_zeros(1))
+        sums = torch.zeros(len(self) + 1, dtype=torch.int64, device=self.device)
+        torch.cumsum(shares[self.items], 0, out=sums[1:])
+        of_queries = sums[self.starts].diff()
+        return table._replace(known_shares=sums) if 2 * int(of_queries.max()) >= self.num_items * ONE else table
 
 
 def _device(device: object) -> torch.device:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from torch import Tensor, nn
 
 from cw_ext import checks
+from cw_ext.candidates import Candidates
 from cw_ext.embedding_batch import Similarity, check_similarity
 from cw_ext.estimate_full import check_estimate_full
 from cw_ext.functional import cw_loss, cw_loss_from_embeddings
@@ -148,6 +149,8 @@ class _InteractionsLoss(_Loss):
             return self.interactions
         moved = self.interactions.to(queries.device)
         if queries.device.type != "meta":  # whence nothing comes back
+            if moved is not self.interactions and self.settings.get("candidates") is not None:
+                self.settings["candidates"] = moved.candidates(self.settings["candidates"].ids.to(moved.device))
             self.interactions = moved
         return moved
 
@@ -167,6 +170,8 @@ class CWSampledLoss(_InteractionsLoss):
         *,
         distribution: Distribution = "uniform",
         popularity_exponent: float = 0.75,
+        popularity_smoothing: float = 0.0,
+        candidates: Tensor | Candidates | None = None,
         log_q_correction: bool = True,
         shared: bool = False,
         similarity: Similarity = "half_cosine",
@@ -177,15 +182,18 @@ class CWSampledLoss(_InteractionsLoss):
         """Takes the known positives, how to draw from the rest, and the loss arguments."""
         super().__init__(interactions, **loss)
         check_interactions(interactions, "interactions", None)
-        check_draws(num_negatives, distribution, popularity_exponent)
+        check_draws(num_negatives, distribution, popularity_exponent, popularity_smoothing)
         check_similarity(similarity)
         checks.flags(log_q_correction=log_q_correction, shared=shared, sparse_grad=sparse_grad, recompute=recompute)
-        if distribution == "popularity":
-            interactions.popularity(popularity_exponent)  # torch.compile cannot trace how its table is made
+        prepared = None if candidates is None else interactions.candidates(candidates)
+        if distribution == "popularity":  # torch.compile cannot trace how its table is made
+            (interactions if prepared is None else prepared).popularity(popularity_exponent, popularity_smoothing)
         self.num_negatives = num_negatives
         self.settings = {
             "distribution": distribution,
             "popularity_exponent": popularity_exponent,
+            "popularity_smoothing": popularity_smoothing,
+            "candidates": prepared,
             "log_q_correction": log_q_correction,
             "shared": shared,
             "similarity": similarity,
@@ -201,6 +209,7 @@ class CWSampledLoss(_InteractionsLoss):
         pos_ids: Tensor,
         *,
         seed: int | Tensor | None = None,
+        first_row: int = 0,
         extra_pos_ids: Tensor | None = None,
         row_weights: Tensor | None = None,
         prior: float | Tensor | None = None,
@@ -215,6 +224,7 @@ class CWSampledLoss(_InteractionsLoss):
             self._interactions(queries),  # type: ignore[arg-type]  # which refuses None
             self.num_negatives,
             seed=seed,
+            first_row=first_row,
             extra_pos_ids=extra_pos_ids,
             row_weights=row_weights,
             **self.settings,
@@ -240,6 +250,7 @@ class CWInBatchLoss(_InteractionsLoss):
         log_q_correction: bool = True,
         estimate_full: bool = False,
         num_negatives: int = 0,
+        candidates: Tensor | Candidates | None = None,
         similarity: Similarity = "half_cosine",
         sparse_grad: bool = False,
         **loss: Unpack[LossArguments],
@@ -249,11 +260,16 @@ class CWInBatchLoss(_InteractionsLoss):
         checks.num_negatives(num_negatives, 0)
         check_similarity(similarity)
         checks.flags(log_q_correction=log_q_correction, estimate_full=estimate_full, sparse_grad=sparse_grad)
-        check_estimate_full(estimate_full, resolve(loss).row, log_q_correction)
+        check_estimate_full(estimate_full, resolve(loss).row, log_q_correction, candidates)
+        if candidates is not None:
+            if interactions is None:
+                raise ValueError("interactions must be given with candidates, which they prepare, got None")
+            candidates = interactions.candidates(candidates)
         self.settings = {
             "log_q_correction": log_q_correction,
             "estimate_full": estimate_full,
             "num_negatives": num_negatives,
+            "candidates": candidates,
             "similarity": similarity,
             "sparse_grad": sparse_grad,
         }

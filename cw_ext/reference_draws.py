@@ -6,7 +6,6 @@ random numbers: as easy as 1, 2, 3", SC 2011), so that every backend, device and
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -34,11 +33,14 @@ class Draws(NamedTuple):
     starts: Tensor | None
     known: Tensor | None
     seed: Tensor  # int64 []
+    first_row: int  # row b draws as row first_row + b
     num_negatives: int
-    thresholds: Tensor | None  # these three as in Popularity; None: uniform
+    thresholds: Tensor | None  # these four as in Popularity; None: uniform
     aliases: Tensor | None
-    masses: Tensor | None
+    cumulative: Tensor | None
+    known_shares: Tensor | None
     log_weights: Tensor | None  # [I]: what an item's log q is wherever it is drawn
+    candidates: Tensor | None  # [C]: all of the above but log_weights is of places among these; None: of items
 
     def history(self) -> History | None:
         if self.query_ids is None or self.starts is None or self.known is None:
@@ -62,23 +64,28 @@ def philox(c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, seed: Tensor) -> tupl
 
 
 def draw(draws: Draws, rows: int, num_items: int) -> Tensor:
-    """int64 [rows, N]; −1 where a query has no item left."""
+    """int64 [rows, N]; −1 where a query has no item left, and in rows of padding, whose query id is −1."""
     device, n = draws.seed.device, draws.num_negatives
+    num_items = num_items if draws.candidates is None else len(draws.candidates)
     row = torch.arange(rows, device=device).repeat_interleave(n)
     place = torch.arange(n, device=device).repeat(rows)
     found = torch.full((rows * n,), -1, dtype=torch.int64, device=device)
     open_places = torch.arange(rows * n, device=device)
+    if draws.query_ids is not None:
+        open_places = open_places[draws.query_ids[row] >= 0]
     known = is_known(draws.history(), num_items)
     for attempt in range(_MAX_ATTEMPTS):
+        if open_places.numel() == 0:
+            break
         b, j = row[open_places], place[open_places]
-        items = _attempt(draws, b, j, attempt, num_items)
+        items = _attempt(draws, draws.first_row + b, j, attempt, num_items)
         accepted = (items >= 0) & ~known(b, items.clamp(min=0))
         found[open_places[accepted]] = items[accepted]
         open_places = open_places[~accepted]
-        if open_places.numel() == 0:
-            break
-    for k in open_places.tolist():
-        found[k] = _last_resort(draws, row[k], place[k], num_items)
+    if open_places.numel():
+        found[open_places] = _last_resort(draws, row[open_places], place[open_places], num_items)
+    if draws.candidates is not None:
+        found = torch.where(found < 0, -1, draws.candidates[found.clamp(min=0)].long())
     return found.view(rows, n)
 
 
@@ -96,28 +103,53 @@ def _attempt(draws: Draws, b: Tensor, j: Tensor, attempt: int, num_items: int) -
     return torch.where(items < 0, -1, popular)
 
 
-def _last_resort(draws: Draws, row: Tensor, place: Tensor, num_items: int) -> int:
-    """A draw from what a query leaves, without rejection; −1 where it leaves nothing."""
-    c0, c1, *_ = philox(place, torch.full_like(place, _MAX_ATTEMPTS), row & _LOW, row >> 32, draws.seed)
-    uniform = int(c1) << 32 | int(c0)
-    free = torch.ones(num_items, dtype=torch.bool)
-    if (history := draws.history()) is not None:
-        query = history.query_ids[row]
-        free[history.known[history.starts[query] : history.starts[query + 1]].long().cpu()] = False
-    left = free.nonzero().squeeze(1)
-    if draws.masses is None:
-        return int(left[uniform * len(left) >> 64]) if len(left) else -1
-    masses = draws.masses.cpu()[left]
-    left, masses = left[masses > 0], masses[masses > 0]
-    if not len(left):
-        return -1
-    sums = []
-    total = 0.0
-    for mass in masses.tolist():  # in this order, so that the sums have the digits that the kernels' have
-        total += mass
-        sums.append(total)
-    target = math.ldexp(uniform >> 11, -53) * total
-    return next((int(item) for item, s in zip(left.tolist(), sums) if s > target), int(left[-1]))
+def _last_resort(draws: Draws, b: Tensor, j: Tensor, num_items: int) -> Tensor:
+    """Draws from what the queries leave, without rejection, [n]; −1 where a query leaves nothing."""
+    row = draws.first_row + b
+    words = philox(j, torch.full_like(j, _MAX_ATTEMPTS), row & _LOW, row >> 32, draws.seed)
+    # The known positives of the rows: first to first + count.
+    first = count = torch.zeros_like(b)
+    known = first[:1]
+    if (history := draws.history()) is not None and history.known.numel():
+        query = history.query_ids[b].long()
+        known, first = history.known.long(), history.starts[query]
+        count = history.starts[query + 1] - first
+    last = len(known) - 1
+    if draws.cumulative is None:
+        left = num_items - count
+        rank = _high_product(words[1], words[0], left)
+        items = rank + _places(count, lambda k: known[(first + k).clamp(max=last)] - k <= rank)
+        return torch.where(left > 0, items, -1)
+    cumulative = draws.cumulative
+    below = torch.cat([cumulative.new_zeros(1), cumulative])
+    sums = torch.cat([below[:1], (below[known + 1] - below[known]).cumsum(0)])  # modulo 2⁶⁴
+    left = cumulative[-1] - (sums[first + count] - sums[first])
+    target = _high_product(words[1], words[0], left)
+
+    def passed(k: Tensor) -> Tensor:
+        return below[known[(first + k).clamp(max=last)]] - (sums[first + k] - sums[first]) <= target
+
+    together = target + sums[first + _places(count, passed)] - sums[first]
+    return torch.where(left > 0, torch.searchsorted(cumulative, together, right=True), -1)
+
+
+def _places(count: Tensor, before: Callable[[Tensor], Tensor]) -> Tensor:
+    """How many of the first `count` places k have before(k), which holds for a first part of them."""
+    low, high = torch.zeros_like(count), count
+    for _ in range(32):  # a history has less than 2³¹ places
+        middle = (low + high) // 2
+        go_on = (low < high) & before(middle.clamp(max=(count - 1).clamp(min=0)))
+        low, high = torch.where(go_on, middle + 1, low), torch.where(go_on | (low >= high), high, middle)
+    return low
+
+
+def _high_product(a_high: Tensor, a_low: Tensor, b: Tensor) -> Tensor:
+    """The upper 64 bits of a·b, where a has halves of 32 bits and 0 ≤ b < 2⁶³."""
+    b_high, b_low = b >> 32, b & _LOW
+    low = a_low * b_low
+    middle = a_high * b_low + (low >> 32 & _LOW)
+    other = a_low * b_high + (middle & _LOW)
+    return a_high * b_high + (middle >> 32 & _LOW) + (other >> 32 & _LOW)
 
 
 def is_known(history: History | None, num_items: int) -> Callable[[Tensor, Tensor], Tensor]:

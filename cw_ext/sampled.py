@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Unpack
 
@@ -9,13 +10,22 @@ import torch
 from torch import Tensor, nn
 
 from cw_ext import autograd_sampled, checks, reference
+from cw_ext.candidates import CandidateItems, Candidates
 from cw_ext.embedding_batch import EmbeddingBatch, Similarity, embedding_batch, loss_of_ids, reduced
 from cw_ext.estimate_full import check_estimate_full, loss_over_all_items
 from cw_ext.inputs import without_autocast
 from cw_ext.interactions import Interactions
 from cw_ext.parameters import LossArguments, documents_loss_arguments
 from cw_ext.reference_draws import History, history_of
-from cw_ext.sampling import Distribution, check_interactions, check_query_ids, check_seed, draw, draws_of
+from cw_ext.sampling import (
+    Distribution,
+    check_interactions,
+    check_query_ids,
+    check_seed,
+    draw,
+    draws_of,
+    uniform_draws,
+)
 
 
 @documents_loss_arguments
@@ -28,8 +38,11 @@ def sampled_cw_loss(
     num_negatives: int,
     *,
     seed: int | Tensor | None = None,
+    first_row: int = 0,
     distribution: Distribution = "uniform",
     popularity_exponent: float = 0.75,
+    popularity_smoothing: float = 0.0,
+    candidates: Tensor | Candidates | None = None,
     log_q_correction: bool = True,
     shared: bool = False,
     extra_pos_ids: Tensor | None = None,
@@ -49,18 +62,28 @@ def sampled_cw_loss(
         queries: [B, D], one row per positive, already gathered; fp16, bf16, fp32 or fp64.
         items: [I, D], one row per item of `interactions`, in the dtype of `queries`; or an nn.Embedding, as in
             :func:`cw_ext.cw_loss_from_embeddings`.
-        query_ids: [B], int32 or int64, rows of `interactions`: whose known positives are no negatives of a row.
-        pos_ids: [B], int32 or int64, rows of `items`. −1 is padding: the row is left out.
+        query_ids: [B], int32 or int64, rows of `interactions`: whose known positives are no negatives of a row. A row
+            of padding may have −1.
+        pos_ids: [B], int32 or int64, rows of `items`. −1 is padding: the row is left out, and draws nothing.
         interactions: the known positives, on the device of `queries`.
         num_negatives: N in [1, 2^32], draws per row, with replacement.
         seed: an integer in [0, 2^63), or an int64 tensor without dimensions on the device of `queries`; the same seed
             gives the same negatives everywhere. None takes one from torch's generator, so that torch.manual_seed()
-            reproduces a run; in a captured CUDA graph each replay draws anew.
+            reproduces a run; in a captured CUDA graph each replay draws anew. Where torch.distributed is initialised,
+            each process makes another seed of its generator's by its rank.
+        first_row: in [0, 2^63 − B]: row b draws as row first_row + b. Processes with parts of a batch that give the
+            same seed, and the place of their first row in the whole batch, draw what one process draws for all of it.
+            Without effect with `shared`, where one seed has one set.
         distribution: "uniform", or "popularity": an item that occurs n times in `interactions` is drawn with
-            probability ∝ n^popularity_exponent.
+            probability ∝ (n + popularity_smoothing)^popularity_exponent.
         popularity_exponent: α ≥ 0.
+        popularity_smoothing: ≥ 0. With 0, items that never occur are never drawn.
+        candidates: the items that can be negatives: a mask, bool [I], or ids, int32 or int64 [C], or what
+            interactions.candidates() made of one of these (to be called before where torch.compile is used). None: all.
+            Positives need not be among them.
         log_q_correction: weigh popular negatives by the inverse of the probability with which they are drawn, so that
-            the loss estimates the one with uniform negatives (Bengio & Senécal, 2008; Yi et al., RecSys 2019).
+            the loss estimates the one with uniform negatives (Bengio & Senécal, 2008; Yi et al., RecSys 2019): uniform
+            over the items that can be drawn, which are the candidates that occur or, with smoothing, all candidates.
         shared: draw one set of N negatives for all rows, each of which leaves out what it knows: a matrix product takes
             the place of look-ups.
         extra_pos_ids: [B, M], further positives of the same query for the correction. −1 is padding.
@@ -87,15 +110,19 @@ def sampled_cw_loss(
     with without_autocast(batch.device):
         check_interactions(interactions, "queries", batch.queries)
         _check_item_count(batch, interactions)
-        check_query_ids(query_ids, interactions, batch.rows)
+        check_query_ids(query_ids, interactions, pos_ids)
         draws = draws_of(
             None if shared else query_ids,
             interactions,
             num_negatives,
             seed,
+            first_row,
             distribution,
             popularity_exponent,
-            batch.dtype if log_q_correction else None,
+            popularity_smoothing,
+            candidates,
+            pos_ids=pos_ids,
+            log_weights_dtype=batch.dtype if log_q_correction else None,
         )
         if shared or sparse_grad or not batch.fused:
             neg_ids = draw(draws, 1 if shared else batch.rows, interactions.num_items, batch.fused)
@@ -123,6 +150,7 @@ def cw_loss_in_batch(
     estimate_full: bool = False,
     num_negatives: int = 0,
     seed: int | Tensor | None = None,
+    candidates: Tensor | Candidates | None = None,
     extra_pos_ids: Tensor | None = None,
     row_weights: Tensor | None = None,
     similarity: Similarity = "half_cosine",
@@ -143,7 +171,8 @@ def cw_loss_in_batch(
             encodes the batch's items passes distinct ones, and as pos_ids the inverse of
             torch.unique(item_ids, return_inverse=True).
         pos_ids: [B], int32 or int64, rows of `items`. −1 is padding: the row is left out, and is no negative.
-        query_ids: [B], int32 or int64, rows of `interactions` (to be given too), whose known positives are left out.
+        query_ids: [B], int32 or int64, rows of `interactions` (to be given too), whose known positives are left out. A
+            row of padding may have −1.
         interactions: the known positives. Without query_ids nothing is left out, only the item counts are used, and a
             warning says so; item_counts=interactions.item_counts does the same without one.
         item_counts: [I], finite and ≥ 0, how often each item is a positive of the batches; default:
@@ -155,10 +184,12 @@ def cw_loss_in_batch(
             log(1 + I′·G), where I′ is the number of items that the row does not leave out, in place of the number of
             negatives. The gradient is the one of Khrylchenko et al., "Correcting the LogQ Correction" (RecSys 2025,
             arXiv 2507.09331): that of the loss without the positive, times 1 − P(positive). The positive is in the
-            sum with certainty, so it is not corrected. Needs include_positive=True and log_q_correction=True, has no
-            confidence, and `items` must be the whole catalogue.
+            sum with certainty, so it is not corrected. Needs include_positive=True and log_q_correction=True, takes no
+            confidence and no candidates, and `items` must be the whole catalogue.
         num_negatives: K in [0, 2^32], uniform negatives to mix in, the same for all rows.
         seed: of those; as in :func:`cw_ext.sampled_cw_loss`.
+        candidates: the items that can be negatives, drawn or of the batch, as in :func:`cw_ext.sampled_cw_loss`; what
+            is estimated is the loss with uniform negatives from these. A mask or ids need no `interactions`.
         extra_pos_ids: [B, M], further positives of the same query for the correction. −1 is padding.
         row_weights: [B], multiplies the rows.
         similarity, sparse_grad: as in :func:`cw_ext.cw_loss_from_embeddings`.
@@ -175,7 +206,7 @@ def cw_loss_in_batch(
     checks.flags(log_q_correction=log_q_correction, estimate_full=estimate_full, sparse_grad=sparse_grad)
     sparse_grad = sparse_grad or batch.sparse_items
     checks.num_negatives(num_negatives, 0)
-    check_estimate_full(estimate_full, batch.options.row, log_q_correction)
+    check_estimate_full(estimate_full, batch.options.row, log_q_correction, candidates)
     with without_autocast(batch.device):
         check_seed(seed, batch.queries.device)
         if item_counts is not None:
@@ -188,16 +219,22 @@ def cw_loss_in_batch(
                 stacklevel=2,
             )
         counts = _item_counts(interactions, item_counts) if log_q_correction else None
+        chosen = _chosen(batch, interactions, candidates)
         checks.ids_in_range("pos_ids", pos_ids, batch.items.shape[0])
         if batch.rows + num_negatives == 0:  # nothing to lose
             return loss_of_ids(batch, pos_ids.new_full((1,), -1), None, sparse_grad=sparse_grad)
         neg_ids = pos_ids.long().view(-1)  # a tensor of its own to torch.compile, which takes none twice
         if num_negatives > 0:
-            drawn = draws_of(None, batch.items, num_negatives, seed)
+            drawn = uniform_draws(num_negatives, seed, batch.items.device, None if chosen is None else chosen.ids)
             neg_ids = torch.cat([neg_ids, draw(drawn, 1, batch.items.shape[0], batch.fused)[0].long()])
         log_q = None
         if counts is not None:
-            log_q = _mixture_log_weights(neg_ids, counts, batch, num_negatives).expand(batch.rows, -1)
+            drawable = batch.items.shape[0] if chosen is None else len(chosen)
+            log_q = _mixture_log_weights(neg_ids, counts, batch, num_negatives, drawable)
+        if chosen is not None:  # positives of the batch need not be candidates
+            log_q = torch.zeros_like(neg_ids, dtype=batch.dtype) if log_q is None else log_q
+            log_q = torch.where(chosen.is_candidate[neg_ids.clamp(min=0)], log_q, -math.inf)
+        log_q = None if log_q is None else log_q.expand(batch.rows, -1)
         if estimate_full and log_q is not None:
             return loss_over_all_items(batch, neg_ids, log_q, history, interactions, sparse_grad=sparse_grad)
         return loss_of_ids(batch, neg_ids, log_q, sparse_grad=sparse_grad, exclude=True, history=history)
@@ -226,7 +263,7 @@ def cw_loss_full(
         queries: [B, D], one row per positive; fp16, bf16, fp32 or fp64.
         items: [I, D], the catalogue, in the dtype of `queries`, or an nn.Embedding that is not sparse.
         pos_ids: [B], int32 or int64, rows of `items`. −1 is padding: the row is left out.
-        query_ids: [B], int32 or int64, rows of `interactions`; both are given, or none.
+        query_ids: [B], int32 or int64, rows of `interactions`; both are given, or none. A row of padding may have −1.
         interactions: the known positives, on the device of `queries`.
         extra_pos_ids: [B, M], further positives of the same query for the correction. −1 is padding.
         row_weights: [B], multiplies the rows.
@@ -274,7 +311,7 @@ def _history(batch: EmbeddingBatch, query_ids: Tensor | None, interactions: Inte
     _check_item_count(batch, interactions)
     if query_ids is None:
         return None
-    check_query_ids(query_ids, interactions, batch.rows)
+    check_query_ids(query_ids, interactions, batch.pos_ids)
     return history_of(query_ids, interactions)
 
 
@@ -296,12 +333,31 @@ def _item_counts(interactions: Interactions | None, item_counts: Tensor | None) 
     return interactions.item_counts
 
 
-def _mixture_log_weights(neg_ids: Tensor, item_counts: Tensor, batch: EmbeddingBatch, uniform: int) -> Tensor:
-    """log of uniform over actual probability, [B + K], of B in-batch and K uniform negatives."""
+def _chosen(
+    batch: EmbeddingBatch, interactions: Interactions | None, candidates: Tensor | Candidates | None
+) -> Candidates | CandidateItems | None:
+    """The items that can be in-batch negatives; None: all."""
+    if candidates is None:
+        return None
+    if interactions is not None:
+        return interactions.candidates(candidates)
+    if not isinstance(candidates, Candidates):
+        return CandidateItems(candidates, batch.items.shape[0], "items", batch.items)
+    checks.matches("candidates", candidates.ids, "items", batch.items, dtype=False)
+    if candidates.is_candidate.shape != batch.items.shape[:1]:
+        got = candidates.is_candidate.numel()
+        raise ValueError(f"candidates must be of as many items as there are rows, {batch.items.shape[0]}, got {got}")
+    return candidates
+
+
+def _mixture_log_weights(
+    neg_ids: Tensor, item_counts: Tensor, batch: EmbeddingBatch, uniform: int, drawable: int
+) -> Tensor:
+    """log of uniform over actual probability, [B + K], of B in-batch and K uniform negatives from `drawable` items."""
     counts = item_counts.double()
     found = counts[neg_ids.clamp(min=0)]
     # A positive of the batch occurs, whatever was counted; a drawn item may not occur at all.
     found[: batch.rows].masked_fill_(found[: batch.rows] == 0, 1)
-    popular = found / counts.sum().clamp(min=1) * counts.numel()
+    popular = found / counts.sum().clamp(min=1) * drawable
     mixture = (batch.rows * popular + uniform) / (batch.rows + uniform)
     return -mixture.log().to(batch.dtype)

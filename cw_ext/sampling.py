@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from typing import Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from cw_ext import checks, extension, reference_draws
+from cw_ext.candidates import Candidates
 from cw_ext.interactions import DISTRIBUTIONS, Interactions
 from cw_ext.reference_draws import Draws, history_of
 
 Distribution = Literal["uniform", "popularity"]
 MAX_SEED = 2**63 - 1
+# Odd, so that no two ranks have the same multiple modulo 2⁶³: 2⁶³ over the golden ratio.
+_RANKS_APART = 0x4F1BBCDCBFA53E0B
 
 
 def draw_negatives(
@@ -21,23 +25,32 @@ def draw_negatives(
     num_negatives: int,
     *,
     seed: int | Tensor | None = None,
+    first_row: int = 0,
     distribution: Distribution = "uniform",
     popularity_exponent: float = 0.75,
+    popularity_smoothing: float = 0.0,
+    candidates: Tensor | Candidates | None = None,
 ) -> Tensor:
     """The negatives that :func:`cw_ext.sampled_cw_loss` draws with the same arguments.
 
     Args:
         query_ids: [B], int32 or int64, rows of `interactions`; known positives of a row's query are rejected by drawing
-            again. None: one set for all rows, from which nothing is rejected.
+            again. −1 is padding: the row's ids are −1. None: one set for all rows, from which nothing is rejected.
         interactions: the known positives.
         num_negatives: N in [1, 2^32], draws per row, with replacement.
         seed: an integer in [0, 2^63), or an int64 tensor without dimensions on the device of `interactions`. The same
             seed gives the same negatives on any device and any number of threads: draw j of row b is the same whatever
             B and N are. None takes one from torch's generator (of the device), so that torch.manual_seed() reproduces
-            a run.
+            a run; where torch.distributed is initialised, each process makes another of it by its rank.
+        first_row: in [0, 2^63 − B]: row b draws as row first_row + b. Processes with parts of a batch that give the
+            same seed, and the place of their first row in the whole batch, draw what one process draws for all of it.
+            Without effect where query_ids is None.
         distribution: "uniform" over the items, or "popularity": an item that occurs n times in `interactions` is drawn
-            with probability ∝ n^popularity_exponent.
+            with probability ∝ (n + popularity_smoothing)^popularity_exponent.
         popularity_exponent: α ≥ 0.
+        popularity_smoothing: ≥ 0. With 0, items that never occur are never drawn.
+        candidates: the items that can be drawn: a mask, bool [I], or ids, int32 or int64 [C], or what
+            interactions.candidates() made of one of these (to be called before where torch.compile is used). None: all.
 
     Returns:
         int64 [B, N], or [N] where query_ids is None.
@@ -45,12 +58,13 @@ def draw_negatives(
     Raises:
         TypeError, ValueError: the message names the argument, what was expected and what came; also for a query with no
             item left to draw.
-        IndexError: a query id out of range, on the CPU; on CUDA a device-side assertion.
+        IndexError: an id out of range, on the CPU; on CUDA a device-side assertion.
     """
     check_interactions(interactions, "interactions", None)
     if query_ids is not None:
-        check_query_ids(query_ids, interactions)
-    draws = draws_of(query_ids, interactions, num_negatives, seed, distribution, popularity_exponent)
+        check_query_ids(query_ids, interactions, padding=True)
+    distributed = (distribution, popularity_exponent, popularity_smoothing)
+    draws = draws_of(query_ids, interactions, num_negatives, seed, first_row, *distributed, candidates)
     rows = 1 if query_ids is None else query_ids.shape[0]
     fused = extension.use_kernels("auto", interactions.device.type)
     ids = draw(draws, rows, interactions.num_items, fused).long()
@@ -59,41 +73,70 @@ def draw_negatives(
 
 def draws_of(
     query_ids: Tensor | None,
-    interactions: Interactions | Tensor,
+    interactions: Interactions,
     num_negatives: int,
     seed: int | Tensor | None,
+    first_row: int = 0,
     distribution: str = "uniform",
     popularity_exponent: float = 0.75,
+    popularity_smoothing: float = 0.0,
+    candidates: Tensor | Candidates | None = None,
+    *,
+    pos_ids: Tensor | None = None,
     log_weights_dtype: torch.dtype | None = None,
 ) -> Draws:
     """Checks the arguments of a draw whose interactions and query ids have been checked.
 
-    Log weights come where a dtype is given. Without query ids, a tensor on the device can stand for the interactions of
-    uniform draws.
+    Log weights come where a dtype is given. Rows whose pos_ids are −1 are not asked whether their query has a negative.
     """
-    check_draws(num_negatives, distribution, popularity_exponent)
+    check_draws(num_negatives, distribution, popularity_exponent, popularity_smoothing)
     check_seed(seed, interactions.device)
+    check_first_row(first_row, 1 if query_ids is None else query_ids.shape[0])
+    prepared = None if candidates is None else interactions.candidates(candidates)
+    known = interactions if prepared is None else prepared.known
     history: tuple[Tensor | None, Tensor | None, Tensor | None] = (None, None, None)
-    tables = history
-    log_weights = None
-    known = cast(Interactions, interactions)  # where more than the device is asked for
     if query_ids is not None:
         if not torch.compiler.is_compiling():
-            known.check_has_negatives(query_ids, distribution)
+            smoothing = popularity_smoothing
+            known.check_has_negatives(query_ids, distribution, popularity_smoothing=smoothing, pos_ids=pos_ids)
         history = history_of(query_ids, known)
+    tables: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None] = (None, None, None, None)
+    log_weights = None
     if distribution == "popularity":
-        table = known.popularity(popularity_exponent)
-        tables = (table.thresholds, table.aliases, table.masses)
+        source = interactions if prepared is None else prepared
+        table = source.popularity(popularity_exponent, popularity_smoothing)
+        tables = (table.thresholds, table.aliases, table.cumulative, table.known_shares)
         if log_weights_dtype is not None:
             log_weights = table.log_weights.to(log_weights_dtype)
-    return Draws(*history, seed_tensor(seed, interactions.device), num_negatives, *tables, log_weights)
+    seeds = seed_tensor(seed, interactions.device)
+    first_row = 0 if query_ids is None else first_row
+    ids = None if prepared is None else prepared.ids
+    return Draws(*history, seeds, first_row, num_negatives, *tables, log_weights, ids)
 
 
-def check_draws(num_negatives: int, distribution: str, popularity_exponent: float) -> None:
+def uniform_draws(
+    num_negatives: int, seed: int | Tensor | None, device: torch.device, candidates: Tensor | None
+) -> Draws:
+    """One set of uniform negatives for all rows, from all items or from int32 candidates [C]."""
+    no_tables = dict.fromkeys(Draws._fields)
+    settings = {"seed": seed_tensor(seed, device), "first_row": 0, "num_negatives": num_negatives}
+    return Draws(**no_tables | settings | {"candidates": candidates})  # type: ignore[arg-type]
+
+
+def check_draws(
+    num_negatives: int, distribution: str, popularity_exponent: float, popularity_smoothing: float = 0.0
+) -> None:
     """How many negatives to draw, and from what."""
     checks.num_negatives(num_negatives)
     checks.choice("distribution", distribution, DISTRIBUTIONS)
     checks.non_negative_number("popularity_exponent", popularity_exponent)
+    checks.non_negative_number("popularity_smoothing", popularity_smoothing)
+
+
+def check_first_row(first_row: int, rows: int) -> None:
+    checks.whole_number("first_row", first_row, 0)
+    if first_row > 2**63 - 1 - rows:
+        raise ValueError(f"first_row must be at most 2**63 - 1 - B with B = {rows}, got {first_row}")
 
 
 def check_interactions(interactions: Interactions, like_name: str, like: Tensor | None) -> None:
@@ -107,16 +150,18 @@ def check_interactions(interactions: Interactions, like_name: str, like: Tensor 
         )
 
 
-def check_query_ids(query_ids: Tensor, interactions: Interactions, rows: int | None = None) -> None:
-    """[B] ids of queries that `interactions` knows, on its device."""
+def check_query_ids(
+    query_ids: Tensor, interactions: Interactions, pos_ids: Tensor | None = None, *, padding: bool = False
+) -> None:
+    """[B] ids of queries in `interactions`, on its device. −1 is allowed with padding, or where pos_ids is −1."""
     checks.has_dtype("query_ids", query_ids, checks.INTEGER)
     checks.matches("query_ids", query_ids, "interactions", interactions.starts, dtype=False)
     got = tuple(query_ids.shape)
     if query_ids.dim() != 1:
         raise ValueError(f"query_ids must have shape [B], got {got}")
-    if rows is not None and query_ids.shape[0] != rows:
-        raise ValueError(f"query_ids must have shape ({rows},), one id per row of queries, got {got}")
-    checks.ids_in_range("query_ids", query_ids, interactions.num_queries, padding=False)
+    if pos_ids is not None and query_ids.shape != pos_ids.shape:
+        raise ValueError(f"query_ids must have shape ({pos_ids.shape[0]},), one id per row of queries, got {got}")
+    checks.ids_in_range("query_ids", query_ids, interactions.num_queries, padding=padding, unless_padding=pos_ids)
 
 
 def check_seed(seed: int | Tensor | None, device: torch.device) -> None:
@@ -132,7 +177,10 @@ def check_seed(seed: int | Tensor | None, device: torch.device) -> None:
 def seed_tensor(seed: int | Tensor | None, device: torch.device) -> Tensor:
     """int64 [] on the device, without waiting for it."""
     if seed is None:
-        return torch.randint(MAX_SEED, (), dtype=torch.int64, device=device)
+        drawn = torch.randint(MAX_SEED, (), dtype=torch.int64, device=device)
+        rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+        # Processes mostly have their generators in the same state. Rank 0's seed is the generator's own.
+        return drawn ^ (rank * _RANKS_APART & MAX_SEED) if rank else drawn
     if isinstance(seed, Tensor):
         return seed
     return torch.full((), seed, dtype=torch.int64, device=device)
@@ -155,15 +203,19 @@ def _reference_draw(
     starts: Tensor | None,
     known: Tensor | None,
     seed: Tensor,
+    first_row: int,
     num_negatives: int,
     thresholds: Tensor | None,
     aliases: Tensor | None,
-    masses: Tensor | None,
+    cumulative: Tensor | None,
+    known_shares: Tensor | None,
     log_weights: Tensor | None,
+    candidates: Tensor | None,
 ) -> Tensor:
     """The reference as an op: how often it draws again depends on the data, which torch.compile cannot trace."""
-    history, tables = (query_ids, starts, known), (thresholds, aliases, masses)
-    return reference_draws.draw(Draws(*history, seed, num_negatives, *tables, log_weights), rows, num_items).int()
+    history, tables = (query_ids, starts, known), (thresholds, aliases, cumulative, known_shares)
+    draws = Draws(*history, seed, first_row, num_negatives, *tables, log_weights, candidates)
+    return reference_draws.draw(draws, rows, num_items).int()
 
 
 @_reference_draw.register_fake
@@ -174,6 +226,7 @@ def _(
     starts: Tensor | None,
     known: Tensor | None,
     seed: Tensor,
+    first_row: int,
     num_negatives: int,
     *tables: Tensor | None,
 ) -> Tensor:

@@ -296,7 +296,7 @@ NO_TENSORS: dict[str, list[Mutation]] = {
             row_more=lambda v: _not_shared(v, _row_more),
         ),
     ),
-    "query_ids": of_tensors(NO_IDS, NO_SHAPE, AXIS_MORE, ROWS_OFF, with_ids(_queries_known, padding=False)),
+    "query_ids": of_tensors(NO_IDS, NO_SHAPE, AXIS_MORE, ROWS_OFF, with_ids(_queries_known, padding=True)),
     "item_counts": of_tensors(
         to_dtypes(COMPLEX, torch.bool, FLOAT8), NO_SHAPE, AXIS_MORE, ROWS_OFF, with_value(-1.0, NAN, INF, -INF)
     ),
@@ -324,12 +324,23 @@ NO_SEEDS = [
     *values(torch.tensor([1]), torch.tensor(1.0), torch.tensor(1, dtype=torch.int32), torch.tensor(True)),
     *values(torch.tensor(1, device=META), torch.tensor(1).to_sparse()),
 ]
+NO_CANDIDATES = [
+    *values("all", {}, [1, 2], 7, object(), (0,), np.ones(3, dtype=bool)),
+    *values(
+        torch.ones(3), torch.ones(2, 2).int(), torch.tensor([0, 10**6]), torch.tensor([-1]), torch.ones(10**4).bool()
+    ),
+    *values(torch.tensor([], dtype=torch.int64), torch.tensor(3), torch.ones(3, dtype=torch.bool).to_sparse()),
+    *values(torch.ones(3, dtype=torch.int64, device=META)),
+]
 NO_DRAWS: dict[str, list[Mutation]] = {
     "interactions": NO_INTERACTIONS,
     "num_negatives": [*values(0, 2**32 + 1, 2**40), *NO_COUNTS],
     "seed": NO_SEEDS,
     "distribution": NO_CHOICES,
     "popularity_exponent": [*values(-0.1, -1), *NO_FINITE, *NO_NUMBERS, *NO_NUMBER_BUT_TENSOR],
+    "popularity_smoothing": [*values(-0.1, -1), *NO_FINITE, *NO_NUMBERS, *NO_NUMBER_BUT_TENSOR],
+    "first_row": [*values(2**63, 2**63 - 4), *NO_COUNTS],
+    "candidates": NO_CANDIDATES,
     "log_q_correction": NO_FLAGS,
     "estimate_full": NO_FLAGS,
     "shared": NO_FLAGS,
@@ -485,7 +496,13 @@ def query_ids(rng: random.Random) -> Tensor:
 
 
 def draw_settings(rng: random.Random, shared: bool = True) -> dict[str, Any]:
-    choices: dict[str, list[Any]] = {"distribution": ["uniform", "popularity"], "popularity_exponent": [0, 0.5, 1.0]}
+    choices: dict[str, list[Any]] = {
+        "distribution": ["uniform", "popularity"],
+        "popularity_exponent": [0, 0.5, 1.0],
+        "popularity_smoothing": [0, 1.5],
+        "first_row": [0, 3, 2**62],
+        "candidates": [None, torch.ones(NUM_ITEMS, dtype=torch.bool), torch.arange(NUM_ITEMS).flip(0)],
+    }
     if shared:
         flags = [True, False]
         choices |= {"log_q_correction": flags, "shared": flags, "recompute": flags, "sparse_grad": flags}
@@ -556,8 +573,10 @@ def batch(function: Callable[..., Any], rng: random.Random) -> dict[str, Any]:
     if function is cw_ext.sampled_cw_loss:
         return loss | on_embeddings(rng, ids=False) | known(rng) | draw_settings(rng) | seed(rng)
     if function is cw_ext.cw_loss_in_batch:
-        mixed = {"num_negatives": rng.choice([0, 3]), "estimate_full": False}
-        return loss | sparse | on_embeddings(rng, ids=False) | in_batch_history(rng) | mixed | seed(rng)
+        history, mixed = in_batch_history(rng), {"num_negatives": rng.choice([0, 3]), "estimate_full": False}
+        if "interactions" in history:
+            mixed["candidates"] = rng.choice([None, torch.arange(NUM_ITEMS)])
+        return loss | sparse | on_embeddings(rng, ids=False) | history | mixed | seed(rng)
     return loss | on_embeddings(rng, ids=False) | rng.choice([known(rng), {}])
 
 
@@ -602,7 +621,7 @@ def modules_called(rng: random.Random) -> Made:
     wrong = dict(NO_BATCH)
     if "interactions" in arguments:  # which the range of query_ids is that of
         wrong["query_ids"] = of_tensors(
-            NO_IDS, NO_SHAPE, AXIS_MORE, ROWS_OFF, with_ids(lambda c: NUM_QUERIES, padding=False)
+            NO_IDS, NO_SHAPE, AXIS_MORE, ROWS_OFF, with_ids(lambda c: NUM_QUERIES, padding=True)
         )
     return Call(f"{name}.forward", made, called), wrong
 
@@ -610,7 +629,7 @@ def modules_called(rng: random.Random) -> Made:
 def draws(rng: random.Random) -> Made:
     arguments = known(rng) | draw_settings(rng, shared=False) | seed(rng)
     wrong = dict(NO_BATCH)
-    wrong["query_ids"] = of_tensors(NO_IDS, NO_SHAPE, AXIS_MORE, with_ids(_queries_known, padding=False))[1:]
+    wrong["query_ids"] = of_tensors(NO_IDS, NO_SHAPE, AXIS_MORE, with_ids(_queries_known, padding=True))[1:]
     known_all = Mutation("a query knows all", _all_known, alone=True, named=("query_ids",))
     wrong["interactions"] = [*NO_INTERACTIONS[:-1], known_all]
     return Call("draw_negatives", cw_ext.draw_negatives, arguments), wrong
@@ -620,7 +639,7 @@ def interactions(rng: random.Random) -> Made:
     made = INTERACTIONS
     full = make_interactions(NUM_QUERIES, NUM_ITEMS, full=True)
     ids = torch.tensor([0, 2, 3])
-    own_ids = of_tensors(NO_IDS, with_ids(lambda c: NUM_QUERIES, padding=False))
+    own_ids = of_tensors(NO_IDS, with_ids(lambda c: NUM_QUERIES, padding=True))
     sizes = {"num_queries": NO_SIZES + TOO_FEW, "num_items": NO_SIZES + TOO_FEW + values(2**31)}
     return rng.choice(
         [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,21 @@ def histories(interactions: Interactions) -> list[set[int]]:
     """Every query's known positives."""
     bounds, items = interactions.starts.tolist(), interactions.items.tolist()
     return [set(items[a:b]) for a, b in zip(bounds, bounds[1:])]
+
+
+def assert_distributed(counts: Tensor, expected: Tensor) -> None:
+    """Pearson's chi-square test at five standard deviations (Wilson & Hilferty, 1931): one in 3.5 million."""
+    counts, expected = counts.double(), expected.double()
+    assert (counts[expected == 0] == 0).all(), "drawn, but impossible"
+    counts, expected = counts[expected > 0], expected[expected > 0]
+    freedom = expected.numel() - 1
+    if freedom == 0:
+        return
+    assert expected.min() >= 5, "too few draws for the test"
+    statistic = ((counts - expected) ** 2 / expected).sum().item()
+    spread = 2 / (9 * freedom)
+    z = ((statistic / freedom) ** (1 / 3) - (1 - spread)) / math.sqrt(spread)
+    assert abs(z) < 5, f"chi-square {statistic:.1f} with {freedom} degrees of freedom, z = {z:.1f}"
 
 
 @dataclass(frozen=True)

@@ -323,6 +323,19 @@ def _interactions(draw: st.DrawFn) -> Interactions:
     return Interactions(query_ids, item_ids, num_queries=queries + 1, num_items=items)
 
 
+@st.composite
+def _candidates(draw: st.DrawFn, interactions: Interactions) -> Tensor | None:
+    """None, a mask or ids: with the last item, which no query of a call knows and which occurs."""
+    form = draw(st.sampled_from(["none", "mask", "ids"]))
+    if form == "none":
+        return None
+    mask = torch.rand(interactions.num_items, generator=generator(draw(_seeds))) < draw(
+        st.sampled_from([0.0, 0.3, 1.0])
+    )
+    mask[-1] = True
+    return mask if form == "mask" else mask.nonzero().squeeze(1).flip(0).repeat(2)
+
+
 def _drawn_settings(draw: st.DrawFn, kind: str, n: int) -> dict[str, Any]:
     arguments: dict[str, Any] = {"similarity": draw(st.sampled_from(["half_cosine", "cosine", "dot"]))}
     if kind == "full":
@@ -336,6 +349,8 @@ def _drawn_settings(draw: st.DrawFn, kind: str, n: int) -> dict[str, Any]:
         return arguments | {"num_negatives": draw(st.sampled_from([0, n]))}
     return arguments | {
         "num_negatives": n,
+        "first_row": draw(st.sampled_from([0, 1, 2**31, 2**62])),
+        "popularity_smoothing": draw(st.sampled_from([0.0, 0.0, 0.5, 3.0])),
         "distribution": draw(st.sampled_from(["uniform", "popularity"])),
         "popularity_exponent": draw(st.sampled_from([0.0, 0.75, 2.0])),
         "shared": draw(st.booleans()),
@@ -351,6 +366,8 @@ def drawn_calls(draw: st.DrawFn, kind: str, *, planted: bool = False) -> Call:
     rows = max(rows, 2) if planted else rows
     own = _drawn_settings(draw, kind, n)
     items = interactions.num_items
+    if kind != "full":
+        own["candidates"] = draw(_candidates(interactions))
     m = draw(st.sampled_from([None, None, 0, 1, 2, 5]))
     padding = draw(_shares)
     form = WithoutHistory if kind != "sampled" and draw(st.booleans()) else Drawn

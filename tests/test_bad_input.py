@@ -420,10 +420,10 @@ def test_further_arguments(call: str, arguments: dict[str, Any], error: type[Exc
 
 
 def test_queries_that_are_looked_at_are_in_range() -> None:
-    """Not so a negative id, which would be another query."""
+    """Not so a negative id, which would be another query; −1 is padding."""
     full = make_interactions(5, 5, 6, full=True)
-    for bad in (5, -1):
-        message = rf"query_ids must be in \[0, 5\), got {bad}"
+    for bad in (5, -2):
+        message = rf"query_ids must be in \[0, 5\), or −1 for padding, got {bad}"
         _raises(IndexError, message, lambda bad=bad: full.check_has_negatives(torch.tensor([0, bad]), "uniform"))
 
 

@@ -114,6 +114,21 @@ def test_a_popularity_table_is_made_before(kernels: None) -> None:
         torch.compile(lambda c: c.loss(), fullgraph=True, backend="aot_eager")(case)
 
 
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_first_row_that_changes(kernels: None, recompute: bool) -> None:
+    """From step to step, and from process to process: no graph of its own for each."""
+    case = _drawn("uniform")
+    loss = torch.compile(
+        lambda c, first_row: c.loss(first_row=first_row, recompute=recompute), fullgraph=True, dynamic=True,
+        backend="aot_eager",
+    )  # fmt: skip
+    _compiled(case, lambda c: loss(c, 40))
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for first_row in (41, 2, 2**40):
+            expected = _compiled(case, lambda c, row=first_row: c.loss(first_row=row))
+            _assert_equal(_compiled(case, lambda c, row=first_row: loss(c, row)), expected)
+
+
 @pytest.mark.parametrize("level", [1, 2])
 def test_changing_sizes(kernels: None, device: torch.device, level: int) -> None:
     """dynamic=True: one graph for batches of every size."""

@@ -95,25 +95,35 @@ def _negatives(case: Drawn) -> tuple[Tensor, Tensor]:
         ids = torch.arange(len(case.items)).expand(rows, -1)
         return ids, torch.zeros(ids.shape, dtype=torch.float64)
     if case.kind == "sampled":
-        of = {name: given[name] for name in ("seed", "distribution", "popularity_exponent")}
+        names = ("seed", "distribution", "popularity_exponent", "popularity_smoothing", "first_row", "candidates")
+        of = {name: given[name] for name in names}
         query_ids = None if given["shared"] else case.query_ids
         ids = draw_negatives(query_ids, case.interactions, given["num_negatives"], **of).expand(rows, -1)
         popular = given["distribution"] == "popularity" and given["log_q_correction"]
         exponent = given["popularity_exponent"] if popular else 0.0
-        return ids, -exponent * counts[ids].clamp(min=1).log()
+        # Ids of rows of padding are none where nothing is left to draw.
+        return ids, -exponent * (counts[ids] + given["popularity_smoothing"]).clamp(min=1e-9).log()
     columns, uniform = case.pos_ids.long(), given["num_negatives"]
     if uniform:
-        drawn = draw_negatives(None, case.interactions, uniform, seed=given["seed"])
+        drawn = draw_negatives(None, case.interactions, uniform, seed=given["seed"], candidates=given["candidates"])
         columns = torch.cat([columns, drawn])
     elif not rows:  # a table of ids must have a column
         columns = torch.zeros(1, dtype=torch.int64)
     log_q = torch.zeros((rows, len(columns)), dtype=torch.float64)
+    chosen = torch.ones(len(counts), dtype=torch.bool)
+    if given["candidates"] is not None:
+        chosen = torch.zeros(len(counts), dtype=torch.bool).index_fill(0, _candidate_ids(given["candidates"]), True)
     if given["log_q_correction"] and rows:
         found = counts[columns.clamp(min=0)]
         found[:rows] = found[:rows].clamp(min=1)
-        share = (rows * found / counts.sum().clamp(min=1) + uniform / len(counts)) / len(columns)
+        share = (rows * found / counts.sum().clamp(min=1) + uniform / chosen.sum()) / len(columns)
         log_q -= share.log()
+    log_q[:, ~chosen[columns.clamp(min=0)]] = -math.inf
     return columns.expand(rows, -1), log_q
+
+
+def _candidate_ids(candidates: Tensor) -> Tensor:
+    return candidates.nonzero().squeeze(1) if candidates.dtype == torch.bool else candidates
 
 
 # ---- what roundings do to the truth --------------------------------------------------------------------------------

@@ -35,6 +35,10 @@ def _weights(rows: int) -> Tensor:
     return torch.randn(rows, generator=generator(98), dtype=torch.float64)
 
 
+def _dense(x: Tensor) -> Tensor:
+    return x.to_dense() if x.is_sparse else x
+
+
 def _by_hand(case: Drawn, **arguments: Any) -> Result:
     """Level 2's reference on the ids, with log weights as they are defined: −α·log of how often an item occurs."""
     settings = case.settings
@@ -196,6 +200,44 @@ def test_the_module(kernels: None, device: torch.device, distribution: str) -> N
     assert "temperature=0.2" in repr(criterion) and f"distribution='{distribution}'" in repr(criterion)
 
 
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+@recomputed
+def test_parts_of_a_batch_give_the_loss_of_the_whole(
+    backend: str, device: torch.device, settings: dict[str, Any], recompute: bool
+) -> None:
+    """With first_row: the sums of their losses and gradients."""
+    case = _case(12, recompute=recompute, **settings).to(device=device)
+    expected = evaluate(case, backend=backend, reduction="sum")
+    leaves = case.leaves()
+    rows = ("queries", "query_ids", "pos_ids")
+    loss = torch.zeros((), dtype=torch.float64, device=device)
+    for begin, end in ((0, 5), (5, 12)):
+        part = replace(leaves, **{name: getattr(leaves, name)[begin:end] for name in rows})
+        loss = loss + part.loss(backend=backend, reduction="sum", first_row=begin)
+    loss.backward()
+    assert_near(loss, expected.loss, torch.float64)
+    for name, gradient in leaves.gradients().items():
+        assert_near(gradient, expected.gradients[name], torch.float64, name)
+
+
+@pytest.mark.parametrize("settings", [*SETTINGS.values(), {"sparse_grad": True}, {"recompute": True}])
+def test_padding_needs_no_negative(backend: str, device: torch.device, settings: dict[str, Any]) -> None:
+    """Query 1 knows everything. Its row is padding, or has no query at all, and the rest is as without it."""
+    interactions = make_interactions(pairs=400, full=True)
+    case = _case(6, m=2, interactions=interactions, **settings).to(device=device)
+    case.query_ids[:] = torch.tensor([2, 1, 3, 1, 4, 5])
+    case.pos_ids[1], case.pos_ids[3] = -1, -1
+    found = evaluate(case, backend=backend)
+    case.query_ids[1], case.query_ids[3] = -1, -1
+    without = evaluate(case, backend=backend)
+    case.query_ids[1], case.query_ids[3] = 2, 2
+    expected = evaluate(case, backend=backend)
+    for result in (found, without):
+        assert_near(result.loss, expected.loss, torch.float64)
+        for name, gradient in result.gradients.items():
+            assert_near(_dense(gradient), _dense(expected.gradients[name]), torch.float64, name)
+
+
 def test_no_rows(backend: str, device: torch.device) -> None:
     case = _case().to(torch.float32, device)
     leaves = replace(case, queries=case.queries[:0], pos_ids=case.pos_ids[:0], query_ids=case.query_ids[:0]).leaves()
@@ -234,8 +276,11 @@ def test_what_is_held(kernels: None, device: torch.device) -> None:
         ),
         ({"query_ids": torch.full((7,), 20)}, IndexError, r"query_ids must be in \[0, 20\), got 20"),
         ({"items": torch.zeros(49, 8)}, ValueError, r"items must have one row per item of interactions, 50, got 49"),
+        ({"query_ids": torch.full((7,), -1)}, IndexError, r"query_ids must be in \[0, 20\), got -1"),
         ({"pos_ids": torch.full((7,), 50)}, IndexError, r"pos_ids must be in \[0, 50\), or −1 for padding, got 50"),
         ({"num_negatives": 0}, ValueError, r"num_negatives must be an integer ≥ 1, got 0"),
+        ({"first_row": -1}, ValueError, r"first_row must be an integer ≥ 0, got -1"),
+        ({"popularity_smoothing": "1"}, TypeError, r"popularity_smoothing must be a number ≥ 0, got str"),
         ({"recompute": 1}, TypeError, r"recompute must be True or False, got 1"),
         ({"shared": None}, TypeError, r"shared must be True or False, got None"),
         ({"log_q_correction": "yes"}, TypeError, r"log_q_correction must be True or False, got 'yes'"),

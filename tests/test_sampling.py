@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 from cases import child_environment
-from drawing import histories, make_interactions
+from drawing import assert_distributed, histories, make_interactions
 from torch import Tensor
 
 from cw_ext import Interactions, build_config, draw_negatives, reference_draws
 from cw_ext.reference_draws import Draws, history_of
+from cw_ext.sampling import draws_of
 
 # Random123's known answers for philox4x32-10 (kat_vectors): counter, key, result.
 KNOWN_ANSWERS = [
@@ -49,7 +49,7 @@ def test_the_generator_is_philox(kernels: None, counter: str, key: str, expected
 
 
 def _draws(num_items: int, n: int, seed: int, **more: Any) -> Draws:
-    fields = dict.fromkeys(Draws._fields) | {"seed": torch.tensor(seed), "num_negatives": n} | more
+    fields = dict.fromkeys(Draws._fields) | {"seed": torch.tensor(seed), "first_row": 0, "num_negatives": n} | more
     return Draws(**fields)
 
 
@@ -63,12 +63,60 @@ def _by_kernels(draws: Draws, rows: int, num_items: int, device: torch.device) -
 def test_kernels_draw_what_the_reference_draws(kernels: None, device: torch.device, n: int, popular: bool) -> None:
     interactions = make_interactions(12, 500, 2000)
     table = interactions.popularity(0.6) if popular else None
-    tables = {} if table is None else dict(zip(("thresholds", "aliases", "masses"), table))
+    names = ("thresholds", "aliases", "cumulative", "known_shares")
+    tables = {} if table is None else {name: getattr(table, name) for name in names}
     query_ids = torch.arange(12).repeat(2)
     history = history_of(query_ids, interactions)._asdict()
     draws = _draws(500, n, 2**62 + 12345, **history, **tables)
     expected = reference_draws.draw(draws, 24, 500)
     assert torch.equal(_by_kernels(draws, 24, 500, device).long(), expected)
+
+
+@pytest.mark.parametrize("first_row", [0, 5, 2**32 - 3, 2**63 - 25])
+@pytest.mark.parametrize("popular", [False, True], ids=["uniform", "popularity"])
+def test_parts_of_a_batch_draw_what_the_whole_draws(
+    kernels: None, device: torch.device, first_row: int, popular: bool
+) -> None:
+    """By the kernels and by the reference, in which row b is row first_row + b; query 1 knows almost everything."""
+    interactions = make_interactions(12, 500, 2000).to(device)
+    query_ids = torch.arange(24, device=device) % 12
+    settings = {"distribution": "popularity" if popular else "uniform", "seed": 4}
+    whole = draw_negatives(query_ids, interactions, 9, first_row=first_row, **settings)
+    for begin, end in ((0, 7), (7, 20), (20, 24)):
+        part = draw_negatives(query_ids[begin:end], interactions, 9, first_row=first_row + begin, **settings)
+        assert torch.equal(part, whole[begin:end])
+    assert first_row == 0 or not torch.equal(draw_negatives(query_ids, interactions, 9, **settings), whole)
+    draws = draws_of(query_ids, interactions, 9, 4, first_row, settings["distribution"])
+    assert torch.equal(reference_draws.draw(draws, 24, 500), whole)
+
+
+@pytest.mark.parametrize("left", [0, 1, 2, 10])
+@pytest.mark.parametrize("distribution", ["uniform", "popularity"])
+def test_what_almost_nothing_is_left_for_is_drawn_the_same(
+    kernels: None, device: torch.device, distribution: str, left: int
+) -> None:
+    """After the last attempt, with sums of what is known and, where nobody made them, without."""
+    num_items, exponent = 700, 2.0
+    g = torch.Generator().manual_seed(left)
+    known = torch.randperm(num_items, generator=g)[left:]
+    others = (num_items * torch.rand(5000, generator=g) ** 3).long()
+    interactions = Interactions(
+        torch.cat([torch.full_like(known, 1), 2 + torch.arange(len(others)) % 50, torch.tensor([0, 0, 60])]),
+        torch.cat([known, others, torch.tensor([3, 9, 698])]),
+        num_queries=61,
+        num_items=num_items,
+    )
+    query_ids = torch.tensor([1, 0, 1, 60], dtype=torch.int32)
+    history = history_of(query_ids, interactions)._asdict()
+    tables = dict.fromkeys(("thresholds", "aliases", "cumulative", "known_shares"))
+    if distribution == "popularity":
+        tables = {name: getattr(interactions.popularity(exponent), name) for name in tables}
+        assert tables["known_shares"] is not None
+    draws = _draws(num_items, 100, 3, **history, **tables)
+    expected = reference_draws.draw(draws, 4, num_items)
+    assert torch.equal(_by_kernels(draws, 4, num_items, device).long(), expected)
+    assert torch.equal(_by_kernels(draws._replace(known_shares=None), 4, num_items, device).long(), expected)
+    assert (expected[0] == -1).all() if left == 0 else not torch.isin(expected[0], known).any()
 
 
 @pytest.mark.parametrize("num_items", [1, 2, 3, 63, 1000, 3 * 2**29 + 1, 2**31 - 1])
@@ -163,21 +211,6 @@ def test_seeds_come_from_torchs_generator(device: torch.device) -> None:
 # ---- the distribution --------------------------------------------------------------------------------------
 
 
-def _assert_distributed(counts: Tensor, expected: Tensor) -> None:
-    """Pearson's chi-square test at five standard deviations (Wilson & Hilferty, 1931): one in 3.5 million."""
-    counts, expected = counts.double(), expected.double()
-    assert (counts[expected == 0] == 0).all(), "drawn, but impossible"
-    counts, expected = counts[expected > 0], expected[expected > 0]
-    freedom = expected.numel() - 1
-    if freedom == 0:
-        return
-    assert expected.min() >= 5, "too few draws for the test"
-    statistic = ((counts - expected) ** 2 / expected).sum().item()
-    spread = 2 / (9 * freedom)
-    z = ((statistic / freedom) ** (1 / 3) - (1 - spread)) / math.sqrt(spread)
-    assert abs(z) < 5, f"chi-square {statistic:.1f} with {freedom} degrees of freedom, z = {z:.1f}"
-
-
 # Query 1 of make_interactions knows all items but two.
 @pytest.mark.parametrize("query", [0, 1, 5])
 @pytest.mark.parametrize("exponent", [None, 0.0, 0.75, 1.0, 2.0])
@@ -197,7 +230,7 @@ def test_the_distribution(kernels: None, device: torch.device, query: int, expon
         return
     ids = draw_negatives(query_ids, interactions.to(device), n, seed=13, **distribution).cpu()
     expected = weights / weights.sum()
-    _assert_distributed(torch.bincount(ids.flatten(), minlength=50), expected * ids.numel())
+    assert_distributed(torch.bincount(ids.flatten(), minlength=50), expected * ids.numel())
     # Neighbours, in a row and between rows, do not know of each other.
     pairs = torch.outer(expected, expected).flatten()
     likely = torch.where(pairs * rows * n // 2 >= 5, pairs, 0)
@@ -206,7 +239,7 @@ def test_the_distribution(kernels: None, device: torch.device, query: int, expon
         rest = pairs[likely == 0].sum()
         grouped = torch.cat([found[likely > 0], found[likely == 0].sum().reshape(1)])
         wanted = torch.cat([likely[likely > 0], rest.reshape(1)]) * a.numel()
-        _assert_distributed(grouped[wanted >= 5], wanted[wanted >= 5])
+        assert_distributed(grouped[wanted >= 5], wanted[wanted >= 5])
 
 
 @pytest.mark.parametrize("left", [1, 2, 10])
@@ -231,7 +264,7 @@ def test_a_query_that_knows_almost_everything(
     if distribution == "popularity":
         weights = interactions.item_counts.double() ** 0.75
     weights[known] = 0
-    _assert_distributed(torch.bincount(ids.flatten(), minlength=num_items), weights / weights.sum() * ids.numel())
+    assert_distributed(torch.bincount(ids.flatten(), minlength=num_items), weights / weights.sum() * ids.numel())
 
 
 def test_known_positives_are_never_drawn(kernels: None, device: torch.device) -> None:
@@ -248,7 +281,40 @@ def test_shared_draws_reject_nothing(device: torch.device) -> None:
     interactions = make_interactions().to(device)
     ids = draw_negatives(None, interactions, 5000, seed=1)
     assert ids.shape == (5000,) and ids.dtype == torch.int64
-    _assert_distributed(torch.bincount(ids.cpu(), minlength=50), torch.full((50,), 100.0))
+    assert_distributed(torch.bincount(ids.cpu(), minlength=50), torch.full((50,), 100.0))
+
+
+@pytest.mark.parametrize("exponent", [0.0, 0.75, 2.0])
+@pytest.mark.parametrize("smoothing", [0.5, 10])
+def test_items_that_never_occur_are_drawn_with_smoothing(
+    kernels: None, device: torch.device, exponent: float, smoothing: float
+) -> None:
+    interactions = make_interactions(pairs=60)
+    assert (interactions.item_counts == 0).any()
+    query_ids = torch.full((2000,), 5, device=device)
+    settings = {"distribution": "popularity", "popularity_exponent": exponent, "popularity_smoothing": smoothing}
+    ids = draw_negatives(query_ids, interactions.to(device), 500, seed=13, **settings).cpu()
+    weights = (interactions.item_counts.double() + smoothing) ** exponent
+    weights[list(histories(interactions)[5])] = 0
+    assert_distributed(torch.bincount(ids.flatten(), minlength=50), weights / weights.sum() * ids.numel())
+
+
+def test_smoothing_needs_no_interactions(device: torch.device) -> None:
+    nothing = Interactions([], [], num_queries=1, num_items=4).to(device)
+    settings = {"distribution": "popularity", "popularity_smoothing": 1}
+    ids = draw_negatives(torch.tensor([0], device=device), nothing, 100, seed=1, **settings)
+    assert ids.unique().tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("distribution", ["uniform", "popularity"])
+def test_rows_of_padding_draw_nothing(kernels: None, device: torch.device, distribution: str) -> None:
+    interactions = make_interactions().to(device)
+    query_ids = torch.tensor([3, -1, 2, -1], device=device)
+    ids = draw_negatives(query_ids, interactions, 300, seed=1, distribution=distribution)
+    expected = draw_negatives(query_ids.clamp(min=0), interactions, 300, seed=1, distribution=distribution)
+    assert torch.equal(ids[::2], expected[::2]) and (ids[1::2] == -1).all()
+    draws = draws_of(query_ids, interactions, 300, 1, distribution=distribution)
+    assert torch.equal(reference_draws.draw(draws, 4, 50), ids)
 
 
 # ---- bad input ---------------------------------------------------------------------------------------------
@@ -262,14 +328,18 @@ QUERIES = torch.arange(3)
         ({"query_ids": [0, 1]}, TypeError, r"query_ids must be a torch.Tensor, got list"),
         ({"query_ids": torch.zeros(3)}, TypeError, r"query_ids must have dtype int32, int64, got float32"),
         ({"query_ids": QUERIES[None]}, ValueError, r"query_ids must have shape \[B\], got \(1, 3\)"),
-        ({"query_ids": torch.tensor([0, 20])}, IndexError, r"query_ids must be in \[0, 20\), got 20"),
-        ({"query_ids": torch.tensor([0, -1])}, IndexError, r"query_ids must be in \[0, 20\), got -1"),
+        ({"query_ids": torch.tensor([0, 20])}, IndexError, r"query_ids must be in \[0, 20\), or −1 .*, got 20"),
+        ({"query_ids": torch.tensor([0, -2])}, IndexError, r"query_ids must be in \[0, 20\), or −1 .*, got -2"),
         ({"interactions": {0: [1]}}, TypeError, r"interactions must be cw_ext.Interactions, got dict"),
         ({"num_negatives": 0}, ValueError, r"num_negatives must be an integer ≥ 1, got 0"),
         ({"num_negatives": 2.0}, TypeError, r"num_negatives must be an integer ≥ 1, got float"),
         ({"num_negatives": True}, TypeError, r"num_negatives must be an integer ≥ 1, got bool"),
         ({"seed": -1}, ValueError, r"seed must be an integer in \[0, 9223372036854775807\], got -1"),
         ({"seed": 2**63}, ValueError, r"seed must be an integer in \[0, 9223372036854775807\]"),
+        ({"first_row": -1}, ValueError, r"first_row must be an integer ≥ 0, got -1"),
+        ({"first_row": 1.0}, TypeError, r"first_row must be an integer ≥ 0, got float"),
+        ({"first_row": 2**63 - 3}, ValueError, r"first_row must be at most 2\*\*63 - 1 - B with B = 3, got"),
+        ({"popularity_smoothing": -1}, ValueError, r"popularity_smoothing must be a number ≥ 0, got -1"),
         ({"seed": 0.5}, TypeError, r"seed must be an integer in .* got float"),
         ({"seed": torch.zeros(1, dtype=torch.int64)}, ValueError, r"seed must be a number, or a tensor of shape \(\)"),
         ({"seed": torch.zeros(())}, TypeError, r"seed must have dtype int64, got float32"),

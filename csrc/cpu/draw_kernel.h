@@ -164,17 +164,22 @@ void draw_rows(const NegativeSource& source, int64_t n, int64_t begin, int64_t e
   const uint64_t seed = uint64_t(*source.seed);
   const uint32_t excess = excess_of(source.num_items);
   for (int64_t b = begin; b < end; ++b) {
+    int32_t* const row = ids + (b - begin) * n;
+    if (is_padding(source, b)) {
+      for (int64_t j = 0; j < n; ++j) row[j] = -1;
+      continue;
+    }
     const History history = history_of(source, b);
     const Filter filter(room, history, source.num_items);
-    int32_t* const row = ids + (b - begin) * n;
     for (int64_t first = 0; first < n; first += kDraws) {
       int32_t some[kDraws];
       const int count = int(n - first < kDraws ? n - first : kDraws);
       int32_t* const now = count < kDraws ? some : row + first;
       const auto draw_now = source.thresholds ? draw_some<true> : draw_some<false>;
-      draw_now(source, excess, seed, b, first, count, history, filter, now);
+      draw_now(source, excess, seed, source.row_offset + b, first, count, history, filter, now);
       for (int j = 0; now == some && j < count; ++j) row[first + j] = some[j];
     }
+    for (int64_t j = 0; source.candidates && j < n; ++j) row[j] = item_at(source, row[j]);
   }
 }
 

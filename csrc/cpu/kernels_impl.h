@@ -270,6 +270,7 @@ CW_INLINE void each_left_out(const SharedTask<In>& task, int64_t b, Visit visit)
   if (positive >= 0) columns_of(positive);
   if (!task.histories.query_ids) return;
   const int64_t query = task.histories.query_ids[b];
+  if (query < 0) return;  // a row of padding
   for (int64_t k = task.histories.starts[query]; k < task.histories.starts[query + 1]; ++k) {
     const int64_t item = task.histories.known[k];
     if (item != positive && uint64_t(item) < uint64_t(task.num_items)) columns_of(item);

@@ -43,23 +43,27 @@ __global__ void __launch_bounds__(kThreads) draw_kernel(const __grid_constant__ 
   const int64_t row = task.first_row + int64_t(r), first = int64_t(uint32_t(t - r * counters)) * V;
   const uint64_t seed = uint64_t(*task.source.seed);
   const History history = checked_history(task.source, task.num_known, row);
+  const bool padding = is_padding(task.source, row);
+  const int64_t counter_row = task.source.row_offset + row;
 
   NegativeSource source = task.source;
   if constexpr (V == 4) source.thresholds = nullptr;  // as it is; now the compiler knows
   int32_t ids[V];  // `first | v`: so the compiler sees that all are of one counter
 #pragma unroll
-  for (int v = 0; v < V; ++v) ids[v] = attempt_of(source, excess, seed, row, first | v, 0);
+  for (int v = 0; v < V; ++v) ids[v] = attempt_of(source, excess, seed, counter_row, first | v, 0);
   unsigned rejected = found_in(history, ids);
 #pragma unroll
   for (int v = 0; v < V; ++v) rejected |= unsigned(ids[v] < 0) << v;
   const int here = int(task.n - first < V ? task.n - first : V);
-  rejected &= (1u << here) - 1;
+  rejected &= padding ? 0u : (1u << here) - 1;
+#pragma unroll
+  for (int v = 0; v < V; ++v) ids[v] = padding ? -1 : item_at(source, ids[v]);
 
   const int64_t to = int64_t(r) * task.n + first;
   T log_q[V] = {};
   if (task.log_q) {
 #pragma unroll
-    for (int v = 0; v < V; ++v) log_q[v] = task.log_weights[ids[v] < 0 ? 0 : ids[v]];
+    for (int v = 0; v < V; ++v) log_q[v] = ids[v] < 0 ? T(0) : task.log_weights[ids[v]];
   }
   if (task.n % V == 0 && is_aligned(task.ids) && is_aligned(task.log_q)) {
     store<V>(ids, task.ids + to);
@@ -75,7 +79,7 @@ __global__ void __launch_bounds__(kThreads) draw_kernel(const __grid_constant__ 
 #pragma unroll 1
   for (; rejected != 0; rejected &= rejected - 1) {
     const int v = __ffs(int(rejected)) - 1;
-    const int32_t id = drawn_on(task.source, history, excess, seed, row, first + v);
+    const int32_t id = item_at(source, drawn_on(task.source, history, excess, seed, counter_row, first + v));
     task.ids[to + v] = id;
     if (task.log_q) task.log_q[to + v] = id < 0 ? T(0) : task.log_weights[id];
   }

@@ -130,7 +130,7 @@ struct DrawTask {
   int64_t first_row;  // of the batch
   int64_t rows;
   int64_t n;
-  int32_t* ids;          // [rows, n], −1 where every item is a known positive
+  int32_t* ids;          // [rows, n], −1 where every item is a known positive, and in rows of padding
   const T* log_weights;  // [I], these two or none
   T* log_q;              // [rows, n]: the log weight of each id, 0 for −1
 };

@@ -35,10 +35,14 @@ void in_parts(int64_t rows, int64_t width, Body&& body) {
 void draw_rows(const Draws& draws, int64_t first_row, const at::Tensor& ids, const at::Tensor& log_q) {
   NegativeSource source = source_of(draws.history);
   source.seed = input<int64_t>(draws.seed);
-  source.num_items = uint32_t(draws.num_items);
+  source.row_offset = draws.first_row;
+  source.pos_ids = input<int64_t>(draws.pos_ids);
+  source.num_items = uint32_t(draws.num_drawable);
   source.thresholds = input<uint32_t>(draws.thresholds);
   source.aliases = input<int32_t>(draws.aliases);
-  source.masses = input<double>(draws.masses);
+  source.cumulative = input<int64_t>(draws.cumulative);
+  source.known_shares = input<int64_t>(draws.known_shares);
+  source.candidates = input<int32_t>(draws.candidates);
   with_compute_type(log_q.defined() ? log_q.scalar_type() : at::kFloat, [&](auto element) {
     using T = decltype(element);
     const DrawTask<T> task{source,

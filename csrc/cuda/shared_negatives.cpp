@@ -70,6 +70,7 @@ void leave_out(const SharedNegativesCall& call, int64_t begin, const at::Tensor&
   const Exclusion& exclusion = call.exclusion;
   NegativeSource source = source_of(exclusion.history);
   if (source.query_ids) source.query_ids += begin;
+  source.pos_ids = input<int64_t>(call.pos_ids) + begin;
   with_compute_type(values.scalar_type(), [&](auto element) {
     using T = decltype(element);
     const ExclusionTask<T> task{source,
