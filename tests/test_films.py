@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from test_recommend import ITEMS, USERS, brute_force, save_model, vectors
+from training_cases import load_blocks
 
-from benchmarks import films, saved
+from benchmarks import demo, films, saved, training
 
 
 @pytest.mark.skipif(importlib.util.find_spec("recbole") is None, reason="recbole has the titles")
@@ -45,3 +47,19 @@ def test_users_films_and_recommendations_are_shown_by_title(tmp_path: Path):
             assert shown.pop() == f"{len(known) - 3} more"
         best = torch.tensor([scores[user, item] for item in known]).sort(descending=True).values[:3]
         assert [scores[user, names.index(name)].item() for name in shown] == best.tolist()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("recbole") is None, reason="recbole has the titles")
+def test_the_demo_keeps_its_cw_model_and_shows_five_users(tmp_path: Path, monkeypatch, capsys):
+    data = replace(load_blocks(tmp_path), user_ids=np.arange(1, 61), item_ids=np.arange(1, 57))
+    monkeypatch.setattr(demo.data, "load", lambda seed: data)
+    monkeypatch.setattr(demo, "EPOCHS", 2)
+    monkeypatch.setattr(demo.step_cost, "measure", lambda *_, **__: {})
+    monkeypatch.setattr(demo.step_cost, "describe", lambda report: "")
+    monkeypatch.setattr(training, "plot_runs", lambda *_: None)
+    assert demo.main(["--out", str(tmp_path / "demo")]) == 0
+    model = saved.load(tmp_path / "demo" / "model")
+    assert model.config["run"]["loss"] == "cw"
+    printed = capsys.readouterr().out
+    assert films.describe(model, films.titles()) in printed
+    assert [line for line in printed.splitlines() if line.startswith("user ")] == [f"user {n}" for n in range(1, 6)]

@@ -14,7 +14,8 @@ import torch
 from training_cases import FLAGS, write_blocks
 
 import benchmarks
-from benchmarks import recommend, saved, top_k, training
+from benchmarks import rankings, recommend, saved, top_k, training
+from benchmarks import vectors as vectors_module
 from benchmarks.data import InteractionData
 from cw_ext import Interactions
 
@@ -327,13 +328,13 @@ def test_an_interruption_leaves_the_earlier_file(tmp_path, monkeypatch, capsys, 
     out = tmp_path / f"recs{suffix}"
     run(model, "--k", 3, "--out", out)
     before, files = out.read_bytes(), sorted(tmp_path.rglob("*"))
-    original = recommend.top_k
+    original = rankings.top_k
 
     def interrupted(*arguments):
         yield next(original(*arguments))
         raise error
 
-    monkeypatch.setattr(recommend, "top_k", interrupted)
+    monkeypatch.setattr(rankings, "top_k", interrupted)
     monkeypatch.setattr(top_k, "_QUERIES_PER_BLOCK", 2)
     expected = 130 if isinstance(error, KeyboardInterrupt) else 2
     assert recommend.main(["--model", str(model), "--k", "5", "--out", str(out)]) == expected
@@ -390,7 +391,7 @@ def test_vectors_replace_earlier_ones_and_nothing_else(tmp_path, capsys):
     (tmp_path / "vectors" / "mine.npy").unlink()
     for _ in range(2):
         run(model, "--vectors", tmp_path / "vectors")
-    assert {path.name for path in (tmp_path / "vectors").iterdir()} == recommend.VECTOR_FILES
+    assert {path.name for path in (tmp_path / "vectors").iterdir()} == vectors_module.FILES
     assert np.array_equal(np.load(tmp_path / "vectors" / "items.npy"), vectors("many ties")[1])
 
 
