@@ -132,6 +132,15 @@ def test_movielens_and_book_crossing(tmp_path: Path) -> None:
     assert _loaded(data.load(path, core=1)) == {(1, 10), (1, 11), (2, 10)}  # from 3 by default
     path = _write(tmp_path, "1\t10\t5\t978300760\n1\t11\t2\t978302109\n")
     assert _read(path, min_rating=3) == [(1, 10)]
+    plays = _write(tmp_path, "1\t10\t5\t978300760\n" * 200 + "1\t11\t6\t978302109\n")
+    with pytest.raises(data.DataError, match="line 201: expected a MovieLens rating of at most 5; .*, got '6'"):
+        data.load(plays, core=1)
+    assert _read(plays, user_column=0, item_column=1) == [(1, 10)] * 200 + [(1, 11)]
+    with pytest.raises(
+        ValueError, match=r"expected a column of ratings for min_rating \(--min-rating\), got 4 columns"
+    ):
+        _read(plays, user_column=0, item_column=1, min_rating=1)
+    path = _write(tmp_path, "1\t10\t5\t978300760\n1\t11\t2\t978302109\n")
     books = (
         '"User-ID";"ISBN";"Book-Rating"\n"276725";"034545104X";"0"\n"276726";"0155061224";"5"\n"276726";"é;""1";"7"\n'
     )

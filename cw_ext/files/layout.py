@@ -24,6 +24,8 @@ SEPARATORS: dict[str | None, str] = {
 }
 Kind = Literal["table", "lightgcn", "mind", "json", "parquet"]
 _KINDS = {"lightgcn": "LightGCN lists", "mind": "MIND's behaviors.tsv"}
+MOVIELENS = "MovieLens ratings"
+_SNAP = "SNAP check-ins"
 
 _INTEGER = re.compile(r"\d+")
 _UNIX_TIME = re.compile(r"\d{9,10}")
@@ -148,7 +150,7 @@ def _table(path: Path, head: Sequence[tuple[int, str]], reading: Reading) -> Lay
         reading.refuse(path, _KINDS["mind"], *COLUMN_OPTIONS, "min_rating", "format")
         return Layout("mind", num_columns=5, separator=separator, first_line=number, known_as=_KINDS["mind"])
     given = {role for role in ROLES if reading.column(role) is not None}
-    known_as, preset = _known_form(rows, separator)
+    known_as, preset = (None, {}) if given >= {"user", "item"} else _known_form(rows, separator)
     if not given >= {"user", "item"} and not preset:
         if separator is None and _holds_lists(path, number, reading):
             return _lists(path, number, reading)
@@ -160,8 +162,7 @@ def _table(path: Path, head: Sequence[tuple[int, str]], reading: Reading) -> Lay
         filled = {f"{role}_column": index for role, index in preset.items() if role not in given}
         own = {f"{role}_column": reading.column(role) for role in given}
         chosen = columns.choose(path, number, None, len(first), Reading(**(filled | own)))  # type: ignore[arg-type]
-    lacking = known_as is not None and known_as.startswith("SNAP")
-    return Layout("table", chosen, None, len(first), separator, number, known_as, lacking)
+    return Layout("table", chosen, None, len(first), separator, number, known_as, known_as == _SNAP)
 
 
 def _separator(lines: Sequence[str]) -> str | None:
@@ -194,14 +195,14 @@ def _known_form(rows: Sequence[Sequence[str]], separator: str | None) -> tuple[s
     if widths == {4} and all_match(3, _INTEGER):
         ratings = {"user": 0, "item": 1, "rating": 2}
         if separator == "::" and all_within(2, 0, 5):
-            return "MovieLens ratings", ratings
+            return MOVIELENS, ratings
         whole = all(all_match(index, _INTEGER) for index in range(3)) and all_within(2, 1, 5)
         if separator == "\t" and whole and all_match(3, _UNIX_TIME):
-            return "MovieLens ratings", ratings
+            return MOVIELENS, ratings
     # Some places are unknown: nothing stands there.
     if separator == "\t" and widths == {5} and all_match(1, _ISO_TIME):
         if all_within(2, -90, 90) and all_within(3, -180, 180):
-            return "SNAP check-ins", {"user": 0, "item": 4}
+            return _SNAP, {"user": 0, "item": 4}
     return None, {}
 
 
