@@ -461,6 +461,14 @@ def test_the_first_user_may_have_no_items(tmp_path: Path) -> None:
     assert (_known(known), known.num_queries) == ({(2, 7), (3, 1), (3, 2)}, 4)
 
 
+def test_a_user_without_items_may_have_any_id(tmp_path: Path) -> None:
+    big = str(2**64)
+    known = Interactions.from_file(_write(tmp_path, f"5 1 2\n{big}\n"), format="lightgcn", renumber=True)
+    assert known.query_labels.tolist() == [big, "5"] and known.query_rows(["5"]).tolist() == [1]
+    with pytest.raises(ValueError, match=f"line 2: expected an integer from 0 as query id, got '{big}'"):
+        Interactions.from_file(tmp_path / "file.txt", format="lightgcn", renumber=False)
+
+
 def test_format_decides(tmp_path: Path) -> None:
     path = _write(tmp_path, "1 2 3\n2 4 5\n")
     assert _read(path, format="lightgcn") == [(1, 2), (1, 3), (2, 4), (2, 5)]

@@ -99,7 +99,7 @@ def read_interactions(
     lines, splits, counts = [], [], _Counts()
     for block in blocks(path, read, reading.encoding):
         if layout.kind == "lightgcn" and block["item"].null_count():
-            users.add_alone(block["user"])
+            users.add_alone(block["user"], block["line"])
             continue
         block = _positives(path, layout, block, min_rating, counts)
         users.add(block["user"], block["line"])
