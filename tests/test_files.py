@@ -441,7 +441,9 @@ def test_quotes_that_are_none(tmp_path: Path) -> None:
     assert _read(_write(tmp_path, content)) == [(1, 2), (2, 3)]
     content += '3,4,"a, b\n""c"\n5,6,x\n'
     assert _read(_write(tmp_path, content)) == [(1, 2), (2, 3), (3, 4), (5, 6)]
-    assert _read(_write(tmp_path, 'user\titem\n"a\tb\nc"\td"\n')) == [("a\tb\nc", 'd"')]
+    assert _read(_write(tmp_path, '"user"\titem\n"a\tb\nc"\td"\n')) == [("a\tb\nc", 'd"')]
+    content = 'user\tartist\tname\n1\ta\t"Weird Al" Yankovic\n2\t"b\t"c\n'  # without quotes in its first line
+    assert _read(_write(tmp_path, content)) == [(1, "a"), (2, '"b')]
 
 
 # --- lists ---
