@@ -132,6 +132,15 @@ def test_movielens_and_book_crossing(tmp_path: Path) -> None:
     assert _loaded(data.load(path, core=1)) == {(1, 10), (1, 11), (2, 10)}  # from 3 by default
     path = _write(tmp_path, "1\t10\t5\t978300760\n1\t11\t2\t978302109\n")
     assert _read(path, min_rating=3) == [(1, 10)]
+    plays = _write(tmp_path, "1\t10\t5\t978300760\n" * 200 + "1\t11\t6\t978302109\n")
+    with pytest.raises(data.DataError, match="line 201: expected a MovieLens rating of at most 5; .*, got '6'"):
+        data.load(plays, core=1)
+    assert _read(plays, user_column=0, item_column=1) == [(1, 10)] * 200 + [(1, 11)]
+    with pytest.raises(
+        ValueError, match=r"expected a column of ratings for min_rating \(--min-rating\), got 4 columns"
+    ):
+        _read(plays, user_column=0, item_column=1, min_rating=1)
+    path = _write(tmp_path, "1\t10\t5\t978300760\n1\t11\t2\t978302109\n")
     books = (
         '"User-ID";"ISBN";"Book-Rating"\n"276725";"034545104X";"0"\n"276726";"0155061224";"5"\n"276726";"é;""1";"7"\n'
     )
@@ -432,7 +441,9 @@ def test_quotes_that_are_none(tmp_path: Path) -> None:
     assert _read(_write(tmp_path, content)) == [(1, 2), (2, 3)]
     content += '3,4,"a, b\n""c"\n5,6,x\n'
     assert _read(_write(tmp_path, content)) == [(1, 2), (2, 3), (3, 4), (5, 6)]
-    assert _read(_write(tmp_path, 'user\titem\n"a\tb\nc"\td"\n')) == [("a\tb\nc", 'd"')]
+    assert _read(_write(tmp_path, '"user"\titem\n"a\tb\nc"\td"\n')) == [("a\tb\nc", 'd"')]
+    content = 'user\tartist\tname\n1\ta\t"Weird Al" Yankovic\n2\t"b\t"c\n'  # without quotes in its first line
+    assert _read(_write(tmp_path, content)) == [(1, "a"), (2, '"b')]
 
 
 # --- lists ---
@@ -450,6 +461,14 @@ def test_users_without_items_are_rows(tmp_path: Path) -> None:
 def test_the_first_user_may_have_no_items(tmp_path: Path) -> None:
     known = Interactions.from_file(_write(tmp_path, "0\n1\n2 7\n3 1 2\n"))
     assert (_known(known), known.num_queries) == ({(2, 7), (3, 1), (3, 2)}, 4)
+
+
+def test_a_user_without_items_may_have_any_id(tmp_path: Path) -> None:
+    big = str(2**64)
+    known = Interactions.from_file(_write(tmp_path, f"5 1 2\n{big}\n"), format="lightgcn", renumber=True)
+    assert known.query_labels.tolist() == [big, "5"] and known.query_rows(["5"]).tolist() == [1]
+    with pytest.raises(ValueError, match=f"line 2: expected an integer from 0 as query id, got '{big}'"):
+        Interactions.from_file(tmp_path / "file.txt", format="lightgcn", renumber=False)
 
 
 def test_format_decides(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def _lines(path: Path, layout: Layout, encoding: str | None) -> Iterator[pl.Data
 def _table(path: Path, layout: Layout, encoding: str | None) -> Iterator[pl.DataFrame]:
     remaining = _lines(path, layout, encoding)
     for block in remaining:
-        if layout.separator not in (None, "::"):
+        if layout.quotes:
             quotes = block["text"].str.contains('"', literal=True)
             if quotes.any() and block["text"].filter(quotes).str.contains(quote_pattern(str(layout.separator))).any():
                 # A quoted field may go on beyond the end of a line, and of the block.

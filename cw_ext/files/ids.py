@@ -53,7 +53,7 @@ class IdColumn:
         self._alone: list[pl.Series] = []
         self._odd: tuple[int, str] | None = None
         self._integers = 0
-        self._begins_with_integer = False
+        self._begins_with_integer: bool | None = None
 
     def add(self, ids: pl.Series, lines: pl.Series) -> None:
         """Append the ids of some interactions, which stand in these lines.
@@ -77,27 +77,27 @@ class IdColumn:
             fail(self._path, place, "a user id and an item id that are not empty", f"no {self._role} id", unit)
         self._parts.append(self._as_integers(ids, lines))
 
-    def add_alone(self, ids: pl.Series) -> None:
+    def add_alone(self, ids: pl.Series, lines: pl.Series) -> None:
         """Note ids without an interaction."""
-        self._alone.append(ids)
+        integers = self._integers
+        self._alone.append(self._as_integers(ids, lines))
+        self._integers = integers
 
     def _as_integers(self, ids: pl.Series, lines: pl.Series) -> pl.Series:
+        """The ids as int64 if all are integers; how many are is counted."""
         import polars as pl
 
-        if not self._parts and len(ids):
-            self._begins_with_integer = ids.dtype == pl.Int64 or ids[:1].str.contains(_INTEGER).all()
-        if ids.dtype == pl.Int64:
-            self._integers += len(ids)
-            return ids
-        integer = ids.str.contains(_INTEGER)
-        if integer.all():
-            whole = ids.cast(pl.Int64, strict=False)
-            integer = whole.is_not_null()
+        integer = ids.is_not_null()
+        if ids.dtype != pl.Int64:
+            integer = ids.str.contains(_INTEGER)
             if integer.all():
-                self._integers += len(ids)
-                return whole
+                whole = ids.cast(pl.Int64, strict=False)
+                integer = whole.is_not_null()
+                ids = whole if integer.all() else ids
         self._integers += int(integer.sum())
-        if self._odd is None:
+        if len(ids) and self._begins_with_integer is None:
+            self._begins_with_integer = bool(integer[0])
+        if self._odd is None and not integer.all():
             place = int((~integer).arg_true()[0])
             self._odd = (int(lines[place]), str(ids[place]))
         return ids
@@ -106,14 +106,14 @@ class IdColumn:
         """Number what was added."""
         import polars as pl
 
-        parts, self._parts = self._parts, []
-        if any(part.dtype == pl.String for part in parts):
-            parts = [part.cast(pl.String) for part in parts]
-        ids = pl.concat(parts) if parts else pl.Series([], dtype=pl.Int64)
-        del parts
-        known = pl.concat([ids, *(part.cast(ids.dtype, strict=False) for part in self._alone)])
-        values = known.unique(maintain_order=True)
-        return Ids(places(ids, values), _array(values), self._odd, self._integers, self._begins_with_integer)
+        dtype = pl.Int64 if self._odd is None else pl.String
+        ids, alone = (
+            pl.concat([pl.Series([], dtype=dtype), *(part.cast(dtype) for part in parts)])
+            for parts in (self._parts, self._alone)
+        )
+        self._parts = []
+        values = pl.concat([ids, alone]).unique(maintain_order=True)
+        return Ids(places(ids, values), _array(values), self._odd, self._integers, bool(self._begins_with_integer))
 
 
 def places(ids: Any, values: Any) -> np.ndarray:

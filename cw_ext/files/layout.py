@@ -24,6 +24,8 @@ SEPARATORS: dict[str | None, str] = {
 }
 Kind = Literal["table", "lightgcn", "mind", "json", "parquet"]
 _KINDS = {"lightgcn": "LightGCN lists", "mind": "MIND's behaviors.tsv"}
+MOVIELENS = "MovieLens ratings"
+_SNAP = "SNAP check-ins"
 
 _INTEGER = re.compile(r"\d+")
 _UNIX_TIME = re.compile(r"\d{9,10}")
@@ -45,6 +47,8 @@ class Layout:
         first_line: where the interactions begin, past comments and the header.
         known_as: the data set whose own form it has.
         may_lack_item: whether rows without an item are part of the form.
+        quotes: whether a quote at the beginning of a field means something. Between tabs and bars it does only if the
+            first line has one: names such as "Weird Al" Yankovic stand there as they are.
     """
 
     kind: Kind
@@ -55,6 +59,7 @@ class Layout:
     first_line: int = 1
     known_as: str | None = None
     may_lack_item: bool = False
+    quotes: bool = False
 
     @property
     def unit(self) -> str:
@@ -81,11 +86,9 @@ def recognise(path: Path, reading: Reading) -> Layout | None:
     return _table(path, head, reading)
 
 
-def fields(line: str, separator: str | None) -> list[str]:
+def fields(line: str, separator: str | None, quotes: bool) -> list[str]:
     """The fields of one line of a table."""
-    if separator is None:
-        return line.split()
-    if separator == "::" or not starts_quoted(line, separator):
+    if separator is None or not quotes or not starts_quoted(line, separator):
         return line.split(separator)
     return next(csv.reader([line], delimiter=separator, skipinitialspace=True))
 
@@ -133,7 +136,8 @@ def _lists(path: Path, number: int, reading: Reading) -> Layout:
 def _table(path: Path, head: Sequence[tuple[int, str]], reading: Reading) -> Layout:
     number, line = head[0]
     separator = _separator([line for _, line in head[:20]])
-    first, *rows = [fields(line, separator) for _, line in head]
+    quotes = separator in (",", ";") or (separator in ("\t", "|") and starts_quoted(line, separator))
+    first, *rows = [fields(line, separator, quotes) for _, line in head]
     if len(first) < 2:
         if _holds_lists(path, number, reading):  # the first user has no items
             return _lists(path, number, reading)
@@ -142,13 +146,13 @@ def _table(path: Path, head: Sequence[tuple[int, str]], reading: Reading) -> Lay
     names = columns.header_names(first, rows, reading)
     if names is not None:
         chosen = columns.choose(path, number, names, len(names), reading)
-        return Layout("table", chosen, names, len(names), separator, number + 1)
+        return Layout("table", chosen, names, len(names), separator, number + 1, quotes=quotes)
     rows = [first, *rows]
     if separator == "\t" and _are_behaviors(rows):
         reading.refuse(path, _KINDS["mind"], *COLUMN_OPTIONS, "min_rating", "format")
         return Layout("mind", num_columns=5, separator=separator, first_line=number, known_as=_KINDS["mind"])
     given = {role for role in ROLES if reading.column(role) is not None}
-    known_as, preset = _known_form(rows, separator)
+    known_as, preset = (None, {}) if given >= {"user", "item"} else _known_form(rows, separator)
     if not given >= {"user", "item"} and not preset:
         if separator is None and _holds_lists(path, number, reading):
             return _lists(path, number, reading)
@@ -160,8 +164,7 @@ def _table(path: Path, head: Sequence[tuple[int, str]], reading: Reading) -> Lay
         filled = {f"{role}_column": index for role, index in preset.items() if role not in given}
         own = {f"{role}_column": reading.column(role) for role in given}
         chosen = columns.choose(path, number, None, len(first), Reading(**(filled | own)))  # type: ignore[arg-type]
-    lacking = known_as is not None and known_as.startswith("SNAP")
-    return Layout("table", chosen, None, len(first), separator, number, known_as, lacking)
+    return Layout("table", chosen, None, len(first), separator, number, known_as, known_as == _SNAP, quotes)
 
 
 def _separator(lines: Sequence[str]) -> str | None:
@@ -169,9 +172,13 @@ def _separator(lines: Sequence[str]) -> str | None:
 
     Blanks separate only where nothing else does.
     """
-    dividing = [separator for separator in SEPARATORS if separator and len(fields(lines[0], separator)) > 1]
+
+    def count(line: str, separator: str) -> int:
+        return len(fields(line, separator, quotes=separator != "::"))
+
+    dividing = [separator for separator in SEPARATORS if separator and count(lines[0], separator) > 1]
     for separator in dividing:
-        if len({len(fields(line, separator)) for line in lines}) == 1:
+        if len({count(line, separator) for line in lines}) == 1:
             return separator
     return dividing[0] if dividing else None
 
@@ -194,14 +201,14 @@ def _known_form(rows: Sequence[Sequence[str]], separator: str | None) -> tuple[s
     if widths == {4} and all_match(3, _INTEGER):
         ratings = {"user": 0, "item": 1, "rating": 2}
         if separator == "::" and all_within(2, 0, 5):
-            return "MovieLens ratings", ratings
+            return MOVIELENS, ratings
         whole = all(all_match(index, _INTEGER) for index in range(3)) and all_within(2, 1, 5)
         if separator == "\t" and whole and all_match(3, _UNIX_TIME):
-            return "MovieLens ratings", ratings
+            return MOVIELENS, ratings
     # Some places are unknown: nothing stands there.
     if separator == "\t" and widths == {5} and all_match(1, _ISO_TIME):
         if all_within(2, -90, 90) and all_within(3, -180, 180):
-            return "SNAP check-ins", {"user": 0, "item": 4}
+            return _SNAP, {"user": 0, "item": 4}
     return None, {}
 
 

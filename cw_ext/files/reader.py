@@ -13,7 +13,7 @@ from cw_ext.files import columns, plain
 from cw_ext.files.blocks import blocks
 from cw_ext.files.errors import fail, shown
 from cw_ext.files.ids import IdColumn, Ids
-from cw_ext.files.layout import Layout, recognise
+from cw_ext.files.layout import MOVIELENS, Layout, recognise
 from cw_ext.files.options import Reading, option
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def read_interactions(
     lines, splits, counts = [], [], _Counts()
     for block in blocks(path, read, reading.encoding):
         if layout.kind == "lightgcn" and block["item"].null_count():
-            users.add_alone(block["user"])
+            users.add_alone(block["user"], block["line"])
             continue
         block = _positives(path, layout, block, min_rating, counts)
         users.add(block["user"], block["line"])
@@ -164,7 +164,12 @@ def _positives(
         block = block.filter(pl.col("item").fill_null("").str.strip_chars() != "")
         counts.nowhere += height - block.height
     if min_rating is not None and "rating" in block.columns:
-        enough = _numbers(path, layout, block, "rating") >= min_rating
+        ratings = _numbers(path, layout, block, "rating")
+        if layout.known_as == MOVIELENS and not ratings.is_between(0, 5).all():
+            place = int((~ratings.is_between(0, 5)).arg_true()[0])
+            expected = f"a MovieLens rating of at most 5; if it is none, give {option('user_column')} and the others"
+            fail(path, block["line"][place], expected, shown(block["rating"][place]))
+        enough = ratings >= min_rating
         counts.low += int((~enough).sum())
         block = block.filter(enough)
     if "label" in block.columns:

@@ -44,10 +44,10 @@ def lines(path: Path, encoding: str | None) -> Iterator[pl.DataFrame]:
     number = 1
     for block in _blocks(path, encoding):
         try:
-            # The line put before keeps polars from taking a block that begins with "x^" for a compressed one.
-            text = pl.read_lines(b"\n" + block).to_series()[1:]
-        except pl.exceptions.ComputeError:
-            _fail_at_bytes(path, number, block, "utf-8")
+            decoded = block.decode()
+        except UnicodeDecodeError as error:
+            _fail_at_bytes(path, number, block[: error.start + 1], "utf-8")
+        text = pl.Series([decoded.removesuffix("\n")]).str.split("\n").explode().str.strip_suffix("\r")
         frame = pl.DataFrame({"number": pl.int_range(number, number + len(text), eager=True), "text": text})
         number += len(text)
         frame = frame.filter(pl.col("text").str.contains(r"\S"))
@@ -109,14 +109,7 @@ def _read(path: Path, file: IO[bytes]) -> bytes:
 
 
 def _fail_at_bytes(path: Path, number: int, block: bytes, encoding: str) -> NoReturn:
-    """Refuse the line at which decoding fails; `number` is that of the block's first line."""
-    place = len(block) - 1
-    hint = ""
-    if encoding == "utf-8":
-        hint = f"; for a file in another encoding give it as {option('encoding')}, such as latin-1"
-        try:
-            block.decode()
-        except UnicodeDecodeError as error:
-            place = error.start
-    line = number + block.count(b"\n", 0, place)
-    fail(path, line, f"{encoding.upper()} text{hint}", f"the byte {block[place]:#04x}")
+    """Refuse the line of the block's last byte; `number` is that of its first line."""
+    hint = f"; for a file in another encoding give it as {option('encoding')}, such as latin-1"
+    expected = f"{encoding.upper()} text{hint if encoding == 'utf-8' else ''}"
+    fail(path, number + block.count(b"\n", 0, -1), expected, f"the byte {block[-1]:#04x}")
