@@ -9,15 +9,21 @@ namespace {
 using namespace CW_NAMESPACE;
 
 constexpr int kThreads = 256;
+// Of a multiprocessor's: left to itself, nvcc 13 spills registers to memory for a fourth on the newest.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int kBlocks = 3;
+#else
+constexpr int kBlocks = 4;
+#endif
 
 // Which of `items` the history holds, as bits. They share the steps of the search, so that all of their loads take no
 // longer than those of one.
 template <int V>
 __device__ __forceinline__ unsigned found_in(const History& history, const int32_t (&items)[V]) {
   if (history.count == 0) return 0;
-  int64_t base[V] = {};
-  for (int64_t left = history.count; left > 1;) {
-    const int64_t half = left / 2;
+  uint32_t base[V] = {};  // a history has fewer than 2³¹ items
+  for (uint32_t left = uint32_t(history.count); left > 1;) {
+    const uint32_t half = left / 2;
 #pragma unroll
     for (int v = 0; v < V; ++v) base[v] += history.items[base[v] + half] <= items[v] ? half : 0;
     left -= half;
@@ -28,42 +34,51 @@ __device__ __forceinline__ unsigned found_in(const History& history, const int32
   return found;
 }
 
-// Rare, and long: a call of its own, so that it takes no registers from the rest.
-__attribute__((noinline)) __device__ int32_t drawn_on(const NegativeSource& source, History history, uint32_t excess,
-                                                      uint64_t seed, int64_t row, int64_t j) {
-  return draw(source, history, excess, seed, row, j, 1);
+// Rare, and long: a call of its own, which finds again what it needs, so that it takes no registers from the rest.
+template <typename T>
+__attribute__((noinline)) __device__ int32_t drawn_on(const DrawTask<T>& task, int64_t batch_row, int64_t j) {
+  const NegativeSource& source = task.source;
+  const History history = checked_history(source, task.num_known, batch_row);
+  return item_at(source, draw(source, history, excess_of(source.num_items), uint64_t(*source.seed),
+                              source.row_offset + batch_row, j, 1));
 }
 
 // V places per counter: 4 of uniform negatives, 2 of popular ones.
 template <typename T, int V>
-__global__ void __launch_bounds__(kThreads) draw_kernel(const __grid_constant__ DrawTask<T> task, uint32_t excess) {
+__global__ void __launch_bounds__(kThreads, kBlocks) draw_kernel(const __grid_constant__ DrawTask<T> task, uint32_t excess) {
   const uint64_t counters = uint64_t(blocks_of(task.n, V)), t = uint64_t(blockIdx.x) * kThreads + threadIdx.x;
   const uint64_t r = t / counters;
   if (r >= uint64_t(task.rows)) return;
-  const int64_t row = task.first_row + int64_t(r), first = int64_t(uint32_t(t - r * counters)) * V;
+  const int64_t batch_row = task.first_row + int64_t(r), first = int64_t(uint32_t(t - r * counters)) * V;
+  if (is_padding(task.source, batch_row)) {
+    for (int64_t j = first; j < first + V && j < task.n; ++j) {
+      task.ids[r * task.n + j] = -1;
+      if (task.log_q) task.log_q[r * task.n + j] = T(0);
+    }
+    return;
+  }
   const uint64_t seed = uint64_t(*task.source.seed);
-  const History history = checked_history(task.source, task.num_known, row);
-  const bool padding = is_padding(task.source, row);
-  const int64_t counter_row = task.source.row_offset + row;
+  const History history = checked_history(task.source, task.num_known, batch_row);
+  const int64_t row = task.source.row_offset + batch_row;
 
   NegativeSource source = task.source;
   if constexpr (V == 4) source.thresholds = nullptr;  // as it is; now the compiler knows
   int32_t ids[V];  // `first | v`: so the compiler sees that all are of one counter
 #pragma unroll
-  for (int v = 0; v < V; ++v) ids[v] = attempt_of(source, excess, seed, counter_row, first | v, 0);
+  for (int v = 0; v < V; ++v) ids[v] = attempt_of(source, excess, seed, row, first | v, 0);
   unsigned rejected = found_in(history, ids);
 #pragma unroll
   for (int v = 0; v < V; ++v) rejected |= unsigned(ids[v] < 0) << v;
   const int here = int(task.n - first < V ? task.n - first : V);
-  rejected &= padding ? 0u : (1u << here) - 1;
+  rejected &= (1u << here) - 1;
 #pragma unroll
-  for (int v = 0; v < V; ++v) ids[v] = padding ? -1 : item_at(source, ids[v]);
+  for (int v = 0; v < V; ++v) ids[v] = item_at(task.source, ids[v]);
 
   const int64_t to = int64_t(r) * task.n + first;
   T log_q[V] = {};
   if (task.log_q) {
 #pragma unroll
-    for (int v = 0; v < V; ++v) log_q[v] = ids[v] < 0 ? T(0) : task.log_weights[ids[v]];
+    for (int v = 0; v < V; ++v) log_q[v] = task.log_weights[ids[v] < 0 ? 0 : ids[v]];
   }
   if (task.n % V == 0 && is_aligned(task.ids) && is_aligned(task.log_q)) {
     store<V>(ids, task.ids + to);
@@ -79,7 +94,7 @@ __global__ void __launch_bounds__(kThreads) draw_kernel(const __grid_constant__ 
 #pragma unroll 1
   for (; rejected != 0; rejected &= rejected - 1) {
     const int v = __ffs(int(rejected)) - 1;
-    const int32_t id = item_at(source, drawn_on(task.source, history, excess, seed, counter_row, first + v));
+    const int32_t id = drawn_on(task, batch_row, first + v);
     task.ids[to + v] = id;
     if (task.log_q) task.log_q[to + v] = id < 0 ? T(0) : task.log_weights[id];
   }
