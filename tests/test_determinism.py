@@ -4,6 +4,7 @@ loss and backend, first and second gradients. Each case has some 50,000 pairs of
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -122,6 +123,16 @@ def test_the_same_bits(backend: str, threads: Callable[[int], None], form: str, 
         differing = [i for i, (x, y) in enumerate(zip(expected, numbers, strict=True)) if not torch.equal(x, y)]
         assert not differing, f"{count} threads"
     assert all(x.isfinite().all() for x in expected) and all(x.any() for x in expected)
+
+
+@pytest.mark.parametrize("form", ["ids", "shared"])
+def test_concurrent_callers(backend: str, threads: Callable[[int], None], form: str) -> None:
+    loss, leaves = FORMS[form]()
+    threads(2)
+    expected = _numbers(loss, leaves, False, backend=backend)
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(lambda _: _numbers(loss, leaves, False, backend=backend), range(12)))
+    assert all(torch.equal(x, y) for numbers in found for x, y in zip(expected, numbers, strict=True))
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])

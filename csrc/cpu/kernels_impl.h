@@ -467,15 +467,16 @@ void item_gradient(const ItemGradientTask<In>& task, int64_t begin, int64_t end,
     for (int64_t i = 0; task.before_high && i < items; ++i) {
       const T* const high = task.before_high + (first_item + i) * dim;
       const T* const low = task.before_low ? task.before_low + (first_item + i) * dim : nullptr;
-      bool any = false;
+      T any = 0;
+#pragma omp simd reduction(+ : any)
       for (int64_t d = 0; d < dim; ++d) {
+        any += high[d] == T(0) ? T(0) : T(1);
         sums.high[i * padded_dim + d] = high[d];
-        sums.low[i * padded_dim + d] = low ? low[d] : T(0);
-        any |= !(high[d] == T(0));
       }
       fill(sums.high + i * padded_dim + dim, padded_dim - dim, T(0));
-      fill(sums.low + i * padded_dim + dim, padded_dim - dim, T(0));
-      weighed |= uint64_t(any) << i;
+      fill(sums.low + i * padded_dim, padded_dim, T(0));
+      for (int64_t d = 0; low && d < dim; ++d) sums.low[i * padded_dim + d] = low[d];
+      weighed |= uint64_t(any != T(0)) << i;
       carried_before |= uint64_t(1) << i;
     }
     for (int64_t slice = 0; slice < padded_dim; slice += kSlice) {
@@ -493,10 +494,13 @@ void item_gradient(const ItemGradientTask<In>& task, int64_t begin, int64_t end,
       const bool has_carried = carried >> i & 1;
       const int64_t place = (first_item + i) * dim;
       if (task.after_high) {
-        for (int64_t d = 0; d < dim; ++d) {
-          task.after_high[place + d] = has_carried ? high[d] : T(0);
-          task.after_low[place + d] = has_carried ? low[d] : T(0);
-        }
+        // An item that no pair had has 0 in its latest sum.
+        const T* const from_high = has_carried ? high : sum;
+        const T* const from_low = has_carried ? low : sum;
+#pragma omp simd
+        for (int64_t d = 0; d < dim; ++d) task.after_high[place + d] = from_high[d];
+#pragma omp simd
+        for (int64_t d = 0; d < dim; ++d) task.after_low[place + d] = from_low[d];
         continue;
       }
       if (has_carried) add_low(LongSums<T>{sum, high, low}, dim, sum);
