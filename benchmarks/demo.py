@@ -72,8 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         report["step_cost"] = step_cost.measure(step_cost.StepShape(items=dataset.num_items), repeats=5)
         reporting.write_json(arguments.out / "results.json", report)
         _print_summary(dataset, cases[0].config, negatives, report, build)
-        if dataset.item_ids is not None:
-            _print_recommendations(model)
+        _print_recommendations(model)
     except KeyboardInterrupt:
         print(f"interrupted; the losses finished before are in {arguments.out}", file=sys.stderr)
         return reporting.INTERRUPTED

@@ -11,6 +11,14 @@ from benchmarks.data import InteractionData
 from benchmarks.reporting import written_whole
 
 
+def id_table(ids: np.ndarray | None, count: int) -> pl.DataFrame:
+    """A table of the rows from 0 (column row) and the file's own ids (column id), which are the rows where ids is None."""
+    if ids is None:
+        ids = np.arange(count)
+    values = ids.astype(np.int64) if np.issubdtype(ids.dtype, np.integer) else [str(name) for name in ids]
+    return pl.DataFrame({"row": np.arange(count), "id": values})
+
+
 def write(dataset: InteractionData, directory: Path) -> None:
     """Write user_ids.parquet and item_ids.parquet (columns: row, id), each whole or not at all.
 
@@ -21,6 +29,5 @@ def write(dataset: InteractionData, directory: Path) -> None:
         ("user", dataset.user_ids, dataset.num_users),
         ("item", dataset.item_ids, dataset.num_items),
     ):
-        own = np.arange(count) if ids is None else ids
         with written_whole(directory / f"{kind}_ids.parquet") as unfinished:
-            pl.DataFrame({"row": np.arange(count), "id": pl.Series(own)}).write_parquet(unfinished)
+            id_table(ids, count).write_parquet(unfinished)

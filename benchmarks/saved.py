@@ -17,6 +17,7 @@ import torch
 import cw_ext
 from benchmarks import reporting, whole_directory
 from benchmarks.data import InteractionData
+from benchmarks.id_maps import id_table
 from cw_ext import Interactions
 
 try:
@@ -131,8 +132,8 @@ def save(
         save_file({"users": users, "items": items}, unfinished / VECTORS)
         # safetensors makes a file that only its owner may read.
         shutil.copymode(unfinished / CONFIG, unfinished / VECTORS)
-        _id_table(dataset.user_ids, dataset.num_users).write_parquet(unfinished / USERS)
-        _id_table(dataset.item_ids, dataset.num_items).write_parquet(unfinished / ITEMS)
+        id_table(dataset.user_ids, dataset.num_users).write_parquet(unfinished / USERS)
+        id_table(dataset.item_ids, dataset.num_items).write_parquet(unfinished / ITEMS)
         pl.DataFrame(pairs).write_parquet(unfinished / KNOWN)
 
 
@@ -143,13 +144,6 @@ def named_errors(path: Path) -> Iterator[None]:
         yield
     except (OSError, pl.exceptions.PolarsError, safetensors.SafetensorError) as error:
         raise OSError(f"{path}: expected to be able to write it, got: {reporting.first_line(error)}") from None
-
-
-def _id_table(ids: np.ndarray | None, count: int) -> pl.DataFrame:
-    if ids is None:
-        ids = np.arange(count)
-    values = ids.astype(np.int64) if np.issubdtype(ids.dtype, np.integer) else [str(name) for name in ids]
-    return pl.DataFrame({"row": np.arange(count), "id": values})
 
 
 def run_of(directory: Path) -> dict[str, Any] | None:
