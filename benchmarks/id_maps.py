@@ -12,7 +12,7 @@ from benchmarks.reporting import written_whole
 
 
 def id_table(ids: np.ndarray | None, count: int) -> pl.DataFrame:
-    """A table of the rows from 0 (column row) and the file's own ids (column id), which are the rows where ids is None."""
+    """The rows from 0 (column row) and the file's own id of each (column id): the row itself where ids is None."""
     if ids is None:
         ids = np.arange(count)
     values = ids.astype(np.int64) if np.issubdtype(ids.dtype, np.integer) else [str(name) for name in ids]
