@@ -340,7 +340,7 @@ def test_switches_that_cannot_act(tmp_path: Path) -> None:
     with pytest.raises(data.DataError, match=r"core \(--core\) cannot act on a file with a column split"):
         data.load(split, core=3)
     with pytest.raises(ValueError, match=r"rating_column .* cannot act without min_rating \(--min-rating\)"):
-        Interactions.from_file(split, rating_column="item")
+        Interactions.from_file(_write(tmp_path, "user,item,n\n1,2,3\n", "rated.csv"), rating_column="n")
     (tmp_path / "folder").mkdir()
     with pytest.raises(data.DataError, match=r"core \(--core\) cannot act on a directory"):
         data.load(tmp_path / "folder", core=3)
