@@ -142,6 +142,7 @@ def load_split_directory(path: str | Path, reading: files.Reading | None = None)
     reading = files.Reading() if reading is None else reading
     parts = {name: _split_file(path, name) for name in files.SPLITS}
     with _as_data_errors(path):
+        reading.refuse(path, "a directory, whose files are the split", "split_column")
         tables = {
             name: files.read_interactions(part, reading, default_min_rating=DEFAULT_MIN_RATING)
             for name, part in parts.items()

@@ -95,6 +95,8 @@ def compare(
 ) -> tuple[dict[str, Any], bool]:
     """Do one training run after another; after each, write results.json and results.png to the directory.
 
+    user_ids.parquet and item_ids.parquet there hold the file's own id of each row.
+
     Args:
         cases: what to train, at least one, all on data of one name.
         directory: an existing, writable directory.
@@ -120,6 +122,7 @@ def compare(
     if not resume or checkpoints.is_of_any(checkpoint, [identity(*cases[number]) for number in runs]):
         checkpoint.unlink(missing_ok=True)
     dataset, _, config = cases[0]
+    id_maps.write(dataset, directory)
     report: dict[str, Any] = {
         "data": dataset.sizes(),
         "environment": reporting.environment(config.device),
@@ -409,7 +412,6 @@ def _run(arguments: argparse.Namespace) -> int:
     save = _save_directories(cases, arguments.save)
     for note in cases[0].dataset.notes:
         print(note)
-    id_maps.write(cases[0].dataset, directory)
     report, interrupted = compare(cases, directory, arguments.resume, save)
     if report["runs"]:
         print(describe_runs(report["runs"]))

@@ -339,6 +339,8 @@ def test_switches_that_cannot_act(tmp_path: Path) -> None:
     split = _write(tmp_path, "user,item,split\n1,2,train\n1,3,train\n1,4,test\n2,4,train\n")
     with pytest.raises(data.DataError, match=r"core \(--core\) cannot act on a file with a column split"):
         data.load(split, core=3)
+    with pytest.raises(ValueError, match=r"rating_column .* cannot act without min_rating \(--min-rating\)"):
+        Interactions.from_file(_write(tmp_path, "user,item,n\n1,2,3\n", "rated.csv"), rating_column="n")
     (tmp_path / "folder").mkdir()
     with pytest.raises(data.DataError, match=r"core \(--core\) cannot act on a directory"):
         data.load(tmp_path / "folder", core=3)
@@ -497,6 +499,8 @@ def test_a_directory_of_other_files(tmp_path: Path) -> None:
     assert dataset.user_ids.tolist() == ["a", "b"] and dataset.item_ids.tolist() == ["x", "y", "z"]
     assert len(dataset.train_users) == 5  # with what is for validation
     assert (dataset.test_users.tolist(), dataset.test_items.tolist()) == ([0], [2])
+    with pytest.raises(data.DataError, match=r"split_column \(--split-column\) cannot act on a directory"):
+        data.load(tmp_path, split_column="sku")
     _write(tmp_path, "1 2\n", "train.txt")
     with pytest.raises(data.DataError, match="expected one file of the part train, got train.csv.gz, train.txt"):
         data.load(tmp_path)

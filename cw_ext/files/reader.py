@@ -92,6 +92,8 @@ def read_interactions(
         fail(path, None, f"a column of ratings for {option('min_rating')}", names)
     if min_rating is None:
         min_rating = default_min_rating
+    if min_rating is None and reading.rating_column is not None:
+        raise ValueError(f"{path}: {option('rating_column')} cannot act without {option('min_rating')}")
     read = layout
     if min_rating is None:  # what stands there is not looked at
         read = replace(layout, columns={role: index for role, index in layout.columns.items() if role != "rating"})
