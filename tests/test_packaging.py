@@ -337,7 +337,7 @@ from torch import Tensor
 
 import cw_ext
 from cw_ext import (
-    CWEmbeddingLoss, CWFullLoss, CWInBatchLoss, CWLoss, CWSampledLoss, Interactions, build_config, cw_loss,
+    Candidates, CWEmbeddingLoss, CWFullLoss, CWInBatchLoss, CWLoss, CWSampledLoss, Interactions, build_config, cw_loss,
     cw_loss_from_embeddings, cw_loss_full, cw_loss_in_batch, draw_negatives, presets, prior, sampled_cw_loss,
 )
 
@@ -371,10 +371,12 @@ def on_ids(seed: Tensor) -> list[Tensor]:
     known = Interactions([0, 1], np.array([1, 2]), num_queries=4, num_items=9).to("cpu")
     drawn = draw_negatives(ids, known, 5, seed=3, distribution="popularity", popularity_exponent=1)
     draws = (queries, items, ids, ids, known, 5)
+    in_stock: Candidates = known.candidates(torch.tensor([1, 5]))
     return [
         cw_loss_from_embeddings(queries, items, ids, drawn, similarity="dot", sparse_grad=True, prior=0.1),
         cw_loss_from_embeddings(queries, torch.nn.Embedding(9, 3), ids, drawn, **presets.sl(5.0, similarity="dot")),
         sampled_cw_loss(*draws, seed=seed, shared=True, recompute=False, **presets.cw(prior=0.02)),
+        sampled_cw_loss(*draws, seed=1, first_row=4, popularity_smoothing=1, candidates=in_stock),
         cw_loss_in_batch(queries, items, ids, query_ids=ids, interactions=known, num_negatives=3),
         cw_loss_full(queries, items, ids, extra_pos_ids=None, weighting="none", include_positive=True),
     ]
