@@ -20,7 +20,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from benchmarks import data, training
@@ -420,7 +420,7 @@ def test_encodings(tmp_path: Path, encoding: str, monkeypatch: pytest.MonkeyPatc
 def test_a_text_that_begins_as_a_compressed_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """polars takes what begins with "x^" for zlib's, and makes something of it."""
     monkeypatch.setattr(text, "_BLOCK", 8)
-    assert _read(_write(tmp_path, "x^2,b\n1x,2\nx^3,4\n")) == [("x^2", "b"), ("1x", "2"), ("x^3", "4")]
+    assert _read(_write(tmp_path, "x^2,7\n1x,2\nx^3,4\n")) == [("x^2", 7), ("1x", 2), ("x^3", 4)]
 
 
 def test_labels_and_ratings_are_of_any_form(tmp_path: Path) -> None:
@@ -598,6 +598,51 @@ def test_the_rest_asks_for_polars(no_polars: None, tmp_path: Path, content: str)
         Interactions.from_file(path, min_rating=3)
     with pytest.raises(data.DataError, match=r'run: pip install "cw_ext\[files\]"'):
         data.load(path)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    pairs=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 9)), min_size=1, max_size=20),
+    separator=st.sampled_from(["\t", ",", ";", " ", "  ", ", "]),
+    head=st.sampled_from(["", "\r\n", "# pairs\n", "user_id{0}item_id\n"]),
+    end=st.sampled_from(["\n", "\r\n", "\n\n", "\n  \n"]),
+    block=st.integers(3, 60),
+)
+def test_pairs_are_the_same_with_and_without_polars(
+    tmp_path_factory: pytest.TempPathFactory, pairs: list[Pair], separator: str, head: str, end: str, block: int
+) -> None:
+    content = head.format(separator) + "".join(f"{user}{separator}{item}{end}" for user, item in pairs)
+    path = _write(tmp_path_factory.mktemp("pairs"), content)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text, "_BLOCK", block)
+        known = [Interactions.from_file(path)]
+        patch.setitem(sys.modules, "polars", None)
+        known.append(Interactions.from_file(path))
+    assert _known(known[0]) == _known(known[1]) == set(pairs)
+    assert known[0].source == known[1].source and repr(known[0]) == repr(known[1])
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    lists=st.dictionaries(st.integers(0, 99), st.lists(st.integers(0, 50), max_size=6), min_size=2, max_size=12),
+    block=st.integers(3, 60),
+)
+def test_random_lists(tmp_path_factory: pytest.TempPathFactory, lists: dict[int, list[int]], block: int) -> None:
+    """Told by their lengths, or the file asks."""
+    assume(any(lists.values()))
+    content = "".join(" ".join(map(str, (user, *items))) + "\n" for user, items in lists.items())
+    path = _write(tmp_path_factory.mktemp("lists"), content)
+    widths = {len(items) + 1 for items in lists.values()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text, "_BLOCK", block)
+        if widths != {2} and (len(widths) == 1 or widths == {1, 2}):
+            with pytest.raises(
+                ValueError, match="expected a (table or LightGCN lists, told by format|user and an item)"
+            ):
+                Interactions.from_file(path)
+        known = Interactions.from_file(path, format=None if max(widths) > 2 and len(widths) > 1 else "lightgcn")
+    assert _known(known) == {(user, item) for user, items in lists.items() for item in items}
+    assert known.num_queries == max(lists) + 1
 
 
 # --- there and back ---

@@ -34,7 +34,7 @@ def read_pairs(path: Path, reading: Reading) -> tuple[np.ndarray, np.ndarray, np
         if getattr(reading, field.name) is not None:
             raise ImportError(f"{path}: {field.name} needs polars; {_INSTALL}")
     query_ids, item_ids, numbers = array("q"), array("q"), array("q")
-    user, separator, source = 0, "", "columns 0 and 1 of a table without header"
+    user, separator, source = 0, "", "columns 0, 1 of a table without header"
     first = True
     try:
         with path.open(encoding="utf-8-sig") as file:
@@ -47,7 +47,7 @@ def read_pairs(path: Path, reading: Reading) -> tuple[np.ndarray, np.ndarray, np
                     if names is None or len(names) != 2:
                         _refuse(path, number, line)
                     user = columns.choose(path, number, names, 2, reading)["user"]
-                    source, first = f"columns {names[user]} and {names[1 - user]}", False
+                    source, first = f"columns {names[user]}, {names[1 - user]}", False
                     continue
                 first = False
                 separator = separator or (pair[2] if pair else "")

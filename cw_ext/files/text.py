@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import importlib
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NoReturn
 
@@ -57,8 +57,8 @@ def lines(path: Path, encoding: str | None) -> Iterator[pl.DataFrame]:
 
 def head(path: Path, encoding: str | None, count: int = 100) -> list[tuple[int, str]]:
     """The first lines that are not blank, as (number, text)."""
-    frame = next(lines(path, encoding), None)
-    return [] if frame is None else list(islice(frame.iter_rows(), count))
+    rows = chain.from_iterable(block.iter_rows() for block in lines(path, encoding))
+    return list(islice(rows, count))
 
 
 def _blocks(path: Path, encoding: str | None) -> Iterator[bytes]:
