@@ -311,8 +311,8 @@ class Interactions:
                 raise ValueError("candidates must be prepared by the same interactions, got others")
             return candidates
         checks.is_tensor("candidates", candidates)
-        if torch.compiler.is_compiling():
-            return Candidates(candidates, self)  # which refuses
+        if torch.compiler.is_compiling() or candidates.is_inference():
+            return Candidates(candidates, self)  # which refuses; or nobody knows whether the tensor is written to
         version, kept = self._candidates.get(candidates, (None, None))
         made: Candidates = kept if version == candidates._version else Candidates(candidates, self)
         self._candidates[candidates] = (candidates._version, made)

@@ -277,6 +277,15 @@ def test_candidates_are_prepared_once() -> None:
     assert not prepared.is_candidate[1]
 
 
+def test_candidates_made_in_inference_mode() -> None:
+    interactions = make_interactions()
+    with torch.inference_mode():
+        mask = MASK.clone()
+        assert torch.equal(interactions.candidates(mask).ids, interactions.candidates(MASK).ids)
+        mask[1] = True
+        assert len(interactions.candidates(mask)) == 15
+
+
 def test_the_known_positives_among_them() -> None:
     interactions = make_interactions()
     prepared = interactions.candidates(IDS.int())
