@@ -8,7 +8,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet
 BUILD_NEEDS := "setuptools>=77" wheel ninja pybind11 numpy
-FILES_NEEDS := polars
+FILES_NEEDS := "polars>=2"
 TEST_NEEDS := pytest hypothesis scipy ranx faiss-cpu
 BENCHMARK_NEEDS := matplotlib tqdm torch_geometric safetensors
 EXAMPLE_NEEDS := lightning scikit-learn

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 import tomllib
 from pathlib import Path
@@ -43,7 +44,8 @@ def _extra_with(package: str) -> str | None:
     if not file.is_file():
         return None
     extras = tomllib.loads(file.read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-    return next((extra for extra in ("benchmarks", "examples") if package in extras[extra]), None)
+    names = {extra: {re.split(r"[^\w.-]", need)[0] for need in needs} for extra, needs in extras.items()}
+    return next((extra for extra in ("benchmarks", "examples") if package in names[extra]), None)
 
 
 def say_what_is_missing(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
