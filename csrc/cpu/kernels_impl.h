@@ -192,6 +192,17 @@ void embeddings(const EmbeddingsTask<In, Id>& task, int64_t begin, int64_t end, 
     const Id* const neg_ids = task.ids.negatives_of(b);
 
     const T query_inverse = unit_query(task, b, unit);
+    if (*pos_id < 0) {  // all is masked: nothing of the table is read
+      write_row(task.out, b, RowResult<T>{});
+      if (task.out.d_log_q) fill(task.out.d_log_q + b * n, n, T(0));
+      if (!wanted) continue;
+      fill(coefficients + (b - begin) * width, width, T(0));
+      for (int64_t i = 0; task.d_queries && i < dim; ++i) {
+        task.d_queries[b * dim + i] = T(0);
+        task.unit_queries[b * dim + i] = unit[i];
+      }
+      continue;
+    }
     to_chunks(unit, dim, items.chunks, query);
 
     items.scores(query, pos_id, 1, task.scale, item_rows, score, inverse);
@@ -200,14 +211,14 @@ void embeddings(const EmbeddingsTask<In, Id>& task, int64_t begin, int64_t end, 
     for (int64_t k = 0; k < m; ++k) {
       if (extra_ids[k] < 0) score[1 + k] = -infinity<T>();
     }
-    Id smallest = *pos_id < 0 ? -1 : 0;
+    Id smallest = 0;
 #pragma omp simd reduction(min : smallest)
     for (int64_t j = 0; j < n; ++j) smallest = neg_ids[j] < smallest ? neg_ids[j] : smallest;
     // Of some rows alone, as the ids are.
     const T* const given_log_q = task.log_q ? task.log_q + (b - task.ids.first) * task.log_q_stride : nullptr;
 
     const T* const masked = masked_log_q(smallest < 0, given_log_q, n, log_q,
-                                         [=](int64_t j) { return neg_ids[j] < 0 || *pos_id < 0; });
+                                         [=](int64_t j) { return neg_ids[j] < 0; });
     T* const row_coefficients = wanted ? coefficients + (b - begin) * width : own_coefficients;
     T* const neg_coefficients = row_coefficients + 1 + m;
     const RowResult<T> result = solve_row(task, kernel, p, b, score, score + 1 + m, 0, masked, row_coefficients,
