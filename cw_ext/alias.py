@@ -11,6 +11,8 @@ from cw_ext import checks
 
 # A slot's share of the distribution, in the unit of the thresholds: the number of 32-bit words.
 ONE = 1 << 32
+# Of smaller shares the rounding to whole words is more than a millionth.
+_SMALL = 1 << 20
 
 
 class Popularity(NamedTuple):
@@ -23,8 +25,9 @@ class Popularity(NamedTuple):
         thresholds: uint32 [I]; 0 for an item that has its slot to itself, as its own alias.
         aliases: int32 [I], items of positive probability.
         masses: fp64 [I], the probabilities p; they sum to 1. What the table draws is within 2⁻³²/I of each.
-        log_weights: fp64 [I], −log(p · number of items with p > 0): the log importance weights that turn the
-            distribution into the uniform one over the items that can occur. 0 where p = 0.
+        log_weights: fp64 [I], −log(p′ · number of items with p > 0), where p′ is p, or what the table draws where its
+            rounding is more than a millionth of that: the log importance weights that turn the distribution into the
+            uniform one over the items that can occur. 0 where p = 0.
         cumulative: int64 [I], the running sums of the items' shares of all (slot, word): the last is I·2³².
         known_shares: int64 [P + 1], or None: of an Interactions' items, the share of items[:k] together, modulo 2⁶⁴.
             Only where a query knows so much that drawing again may not settle a draw.
@@ -68,13 +71,17 @@ def popularity_table(weights: Tensor) -> Popularity:
     thresholds, aliases = _sweep(shares)
     alone = thresholds == ONE  # more than a word holds
     thresholds[alone], aliases[alone] = 0, alone.nonzero().squeeze(1)
-    log_weights = torch.where(masses > 0, -torch.log(masses * (masses > 0).sum()), 0.0)
+    drawn = torch.where(shares < _SMALL, shares.double() / (masses.numel() * ONE), masses)
+    log_weights = torch.where(masses > 0, -torch.log(drawn * (masses > 0).sum()), 0.0)
     tensors = (thresholds.to(torch.uint32), aliases.int(), masses, log_weights, shares.cumsum(0))
     return Popularity(*(t.to(weights.device) for t in tensors))
 
 
 def _shares(masses: Tensor) -> Tensor:
     """The probabilities as whole words: int64 [I] with the sum I·2³², each within one word of masses·I·2³².
+
+    An item that has mass has a word at least, so that it can be drawn, for a query that knows all others too. The
+    largest gives these words.
 
     With whole numbers the sweep is exact, and needs no care for what roundings leave over.
     """
@@ -86,8 +93,9 @@ def _shares(masses: Tensor) -> Tensor:
     rounded_up = max(0, min(missing, int((masses > 0).sum())))
     remainders = torch.where(masses > 0, exact - exact.floor(), -1.0)
     shares[remainders.argsort(descending=True, stable=True)[:rounded_up]] += 1
+    shares.masked_fill_((masses > 0) & (shares == 0), 1)
     # Above 2⁵³ a double has no remainder: what its rounding left (a share of 10⁻¹⁵) goes to the largest.
-    shares[shares.argmax()] += missing - rounded_up
+    shares[shares.argmax()] += total - int(shares.sum())
     return shares
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from cw_ext import reference
@@ -37,8 +36,8 @@ def loss_over_all_items(
 ) -> Tensor:
     """log(1 + I′·G) per row, reduced; see `estimate_full` of :func:`cw_ext.cw_loss_in_batch`.
 
-    A row without the positive is log(N_eff·G), so the wanted one is softplus of it plus log(I′ / N_eff). The gradient
-    of softplus is the weight 1 − P(positive).
+    A row without the positive is log(N_eff·G), so the wanted one is log(1 + e^x) of x = that plus log(I′ / N_eff). The
+    gradient of log(1 + e^x) is the weight 1 − P(positive).
     """
     row = batch.options.row._replace(include_positive=False)
     negatives = batch._replace(options=batch.options._replace(row=row))
@@ -47,7 +46,7 @@ def loss_over_all_items(
     num_negatives = _count_negatives(batch, neg_ids, log_q, history)
     left = _count_items_left(batch, history, interactions)
     scale = torch.where(live, left / torch.where(live, num_negatives, 1), 1).log()
-    loss = torch.where(live, F.softplus(loss + scale), 0.0)
+    loss = torch.where(live, torch.logaddexp(torch.zeros_like(loss), loss + scale), 0.0)
     return reference.reduce(loss, live, batch.row_weights, batch.options.reduction)
 
 

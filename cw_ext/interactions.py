@@ -132,6 +132,8 @@ class Interactions:
         checks.flags(keep_counts=keep_counts)
         query_ids, item_ids, values, shape = _nonzeros(matrix)
         made = cls(query_ids, item_ids, num_queries=shape[0], num_items=shape[1], keep_counts=keep_counts)
+        # Values may be ratings as well as counts, but a position that stands there twice is a pair that repeats.
+        made.num_events = max(len(made), int(np.count_nonzero(matrix.tocoo().data)))
         if keep_counts:
             made._count(item_ids, values)
         return made
@@ -296,7 +298,8 @@ class Interactions:
     def candidates(self, candidates: Tensor | Candidates) -> Candidates:
         """The items that can be negatives, prepared for `candidates=` of the functions that draw.
 
-        Made once for a tensor as long as that is not written to, and kept as long as it lives.
+        Made once for a tensor as long as that is not written to, and kept as long as it lives. Writes through numpy or
+        `.data` are not seen: make a new tensor then.
 
         Args:
             candidates: a mask, bool [num_items], or ids, int32 or int64 [C], in any order; what occurs twice counts
@@ -308,7 +311,10 @@ class Interactions:
         """
         if isinstance(candidates, Candidates):
             if candidates.interactions is not self:
-                raise ValueError("candidates must be prepared by the same interactions, got others")
+                raise ValueError(
+                    "candidates must be prepared by the same interactions, got those of others; call "
+                    "candidates(mask_or_ids) of these"
+                )
             return candidates
         checks.is_tensor("candidates", candidates)
         if torch.compiler.is_compiling() or candidates.is_inference():

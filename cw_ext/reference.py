@@ -180,38 +180,41 @@ def scores_from_embeddings(
     """Level 2 turned into level 1: (pos [B], neg [B, N], extra [B, M] or None, log_q [B, N] or None).
 
     Ids of −1 are padding: a padded negative is masked out, a padded further positive is left out, and a row with
-    a padded positive has all its negatives masked out. Allocates [B, N, D] unless the negatives are shared.
+    a padded positive has all its negatives masked out. A row without negatives reads neither its query nor its
+    positives, which may hold NaN. Allocates [B, N, D] unless the negatives are shared.
     """
     dtype = compute_dtype(queries.dtype)
-    unit = unit_rows(queries.to(dtype), similarity)
     scale = SCORE_SCALE[similarity]
 
-    neg_absent = neg_ids < 0
-    if log_q is not None:
-        masked = log_q == -math.inf
-        neg_absent = neg_absent | (masked.all(0) if neg_ids.dim() == 1 else masked)
+    padding = (neg_ids < 0) | (pos_ids < 0).unsqueeze(-1)
+    masked = padding if log_q is None else padding | (log_q == -math.inf)
+    neg_absent = masked.all(0) if neg_ids.dim() == 1 else masked
+    row_absent = masked.all(-1)
+
+    def unit_of(rows: Tensor, absent: Tensor) -> Tensor:
+        # What is masked out may hold NaN, which selecting its score away would not keep from the gradient.
+        if torch.compiler.is_compiling() or absent.device.type != "cpu" or absent.any():
+            rows = torch.where(absent.unsqueeze(-1), 0.0, rows)
+        return unit_rows(rows, similarity)
 
     def gathered(ids: Tensor, absent: Tensor) -> Tensor:
         # Not items[ids], whose backward pass on several threads adds in an order that differs from run to run.
-        rows_of_ids = items.index_select(0, ids.clamp(min=0).flatten()).reshape(*ids.shape, items.shape[1]).to(dtype)
-        # What is masked out may hold NaN, which selecting its score away would not keep from the gradient.
-        if torch.compiler.is_compiling() or absent.device.type != "cpu" or absent.any():
-            rows_of_ids = torch.where(absent.unsqueeze(-1), 0.0, rows_of_ids)
-        return unit_rows(rows_of_ids, similarity)
+        rows = items.index_select(0, ids.clamp(min=0).flatten()).reshape(*ids.shape, items.shape[1])
+        return unit_of(rows.to(dtype), absent)
 
-    pos = scale * (unit * gathered(pos_ids, pos_ids < 0)).sum(-1)
+    unit = unit_of(queries.to(dtype), row_absent)
+    pos = scale * (unit * gathered(pos_ids, row_absent)).sum(-1)
     negatives = gathered(neg_ids, neg_absent)
     if neg_ids.dim() == 1:
         neg = scale * unit @ negatives.T
     else:
         neg = scale * (unit.unsqueeze(1) * negatives).sum(-1)
 
-    padding = (neg_ids < 0) | (pos_ids < 0).unsqueeze(-1)
     base = torch.zeros_like(neg) if log_q is None else log_q.to(dtype)
     log_q = torch.where(padding, -math.inf, base)
     extra = None
     if extra_ids is not None:
-        extra = scale * (unit.unsqueeze(1) * gathered(extra_ids, extra_ids < 0)).sum(-1)
+        extra = scale * (unit.unsqueeze(1) * gathered(extra_ids, (extra_ids < 0) | row_absent.unsqueeze(-1))).sum(-1)
         extra = torch.where(extra_ids < 0, -math.inf, extra)
     return pos, neg, extra, log_q
 

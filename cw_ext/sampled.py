@@ -71,7 +71,7 @@ def sampled_cw_loss(
             gives the same negatives everywhere. None takes one from torch's generator, so that torch.manual_seed()
             reproduces a run; in a captured CUDA graph each replay draws anew. Where torch.distributed is initialised,
             each process makes another seed of its generator's by its rank.
-        first_row: in [0, 2^63 − B]: row b draws as row first_row + b. Processes with parts of a batch that give the
+        first_row: in [0, 2^63 − 1 − B]: row b draws as row first_row + b. Processes with parts of a batch that give the
             same seed, and the place of their first row in the whole batch, draw what one process draws for all of it.
             Without effect with `shared`, where one seed has one set.
         distribution: "uniform", or "popularity": an item that occurs n times in `interactions` is drawn with
@@ -100,7 +100,7 @@ def sampled_cw_loss(
 
     Raises:
         TypeError, ValueError: the message names the argument, what was expected and what came; also for a query with no
-            item left to draw.
+            item left to draw (with shared=True its rows have no negative, and loss 0).
         IndexError: an id out of range, named, on the CPU; on CUDA a device-side assertion.
         RuntimeError: backend="fused" where the kernels cannot run.
     """
@@ -353,11 +353,18 @@ def _chosen(
 def _mixture_log_weights(
     neg_ids: Tensor, item_counts: Tensor, batch: EmbeddingBatch, uniform: int, drawable: int
 ) -> Tensor:
-    """log of uniform over actual probability, [B + K], of B in-batch and K uniform negatives from `drawable` items."""
+    """log of uniform over actual probability, [B + K], of B in-batch and K uniform negatives from `drawable` items.
+
+    Rows of padding bring no negative, so B counts the others.
+    """
     counts = item_counts.double()
-    found = counts[neg_ids.clamp(min=0)]
+    total = counts.sum()
     # A positive of the batch occurs, whatever was counted; a drawn item may not occur at all.
-    found[: batch.rows].masked_fill_(found[: batch.rows] == 0, 1)
-    popular = found / counts.sum().clamp(min=1) * drawable
-    mixture = (batch.rows * popular + uniform) / (batch.rows + uniform)
-    return -mixture.log().to(batch.dtype)
+    least = torch.where(counts > 0, counts, math.inf).amin()
+    least = torch.where(least < math.inf, least, 1.0)
+    found = counts[neg_ids.clamp(min=0)]
+    found[: batch.rows] = found[: batch.rows].maximum(least)
+    popular = found / torch.where(total > 0, total, 1.0) * drawable
+    in_batch = (neg_ids[: batch.rows] >= 0).sum()
+    mixture = (in_batch * popular + uniform) / (in_batch + uniform).clamp(min=1)
+    return torch.where(mixture > 0, -mixture.log(), 0.0).to(batch.dtype)

@@ -42,7 +42,7 @@ def draw_negatives(
             seed gives the same negatives on any device and any number of threads: draw j of row b is the same whatever
             B and N are. None takes one from torch's generator (of the device), so that torch.manual_seed() reproduces
             a run; where torch.distributed is initialised, each process makes another of it by its rank.
-        first_row: in [0, 2^63 − B]: row b draws as row first_row + b. Processes with parts of a batch that give the
+        first_row: in [0, 2^63 − 1 − B]: row b draws as row first_row + b. Processes with parts of a batch that give the
             same seed, and the place of their first row in the whole batch, draw what one process draws for all of it.
             Without effect where query_ids is None.
         distribution: "uniform" over the items, or "popularity": an item that occurs n times in `interactions` is drawn

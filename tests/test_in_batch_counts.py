@@ -176,3 +176,28 @@ def test_compiles(kernels: None) -> None:
     expected = criterion(queries, table, ids, query_ids=ids)
     found = torch.compile(criterion, fullgraph=True)(queries, table, ids, query_ids=ids)
     assert_near(found, expected, torch.float64, "loss")
+
+
+def test_rows_of_padding_are_no_draws(backend: str) -> None:
+    """With uniform negatives mixed in, the batch counts for as many as it has positives."""
+    queries, table = _tables(16, 30)
+    pos_ids = torch.randint(30, (16,), generator=generator(6))
+    counts = torch.randint(1, 50, (30,), generator=generator(7))
+    settings = {"item_counts": counts, "num_negatives": 7, "seed": 3, "backend": backend}
+    expected = cw_loss_in_batch(queries[:8], table, pos_ids[:8], **settings)
+    padded = torch.where(torch.arange(16) < 8, pos_ids, -1)
+    found = cw_loss_in_batch(queries, table, padded, **settings)
+    assert_near(found, expected, torch.float64, "loss")
+    for ours, truth in zip(_gradients(found, queries, table), _gradients(expected, queries, table), strict=True):
+        assert_near(ours, truth, torch.float64, "gradient")
+
+
+def test_counts_may_be_shares(backend: str) -> None:
+    queries, table = _tables(16, 30)
+    pos_ids = torch.randint(30, (16,), generator=generator(6))
+    counts = torch.randint(1, 50, (30,), generator=generator(7)).double()
+    losses = [
+        cw_loss_in_batch(queries, table, pos_ids, item_counts=counts * scale, num_negatives=7, seed=3, backend=backend)
+        for scale in (1.0, 1e-6)
+    ]
+    assert_near(losses[1], losses[0], torch.float64, "loss")

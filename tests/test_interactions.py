@@ -131,6 +131,9 @@ def test_events_of_a_matrix_and_of_a_file(tmp_path: Path) -> None:
     plays = np.array([[0, 3, 1], [0, 2, 0]])
     made = Interactions.from_scipy(scipy_sparse.csr_array(plays), keep_counts=True)
     assert made.item_counts.tolist() == plays.sum(0).tolist() and made.num_events == 6 and len(made) == 3
+    twice = scipy_sparse.coo_array(([1, 1, 0], ([0, 0, 1], [2, 2, 1])), shape=(2, 3))
+    assert Interactions.from_scipy(twice).num_events == 2, "a pair that stands there twice, and a zero"
+    assert Interactions.from_scipy(scipy_sparse.csr_array(plays)).num_events == 3, "values may be ratings"
     for value in (-1, 0.5, math.inf):
         with pytest.raises(ValueError, match="matrix must hold whole numbers ≥ 0 with keep_counts=True, got"):
             Interactions.from_scipy(scipy_sparse.csr_array([[1.0, value]]), keep_counts=True)

@@ -22,7 +22,14 @@ from cases import (
 )
 from torch import Tensor
 
-from cw_ext import cw_loss
+from cw_ext import (
+    Interactions,
+    cw_loss,
+    cw_loss_from_embeddings,
+    cw_loss_full,
+    cw_loss_in_batch,
+    sampled_cw_loss,
+)
 
 INF, NAN = math.inf, math.nan
 
@@ -290,3 +297,35 @@ def test_a_tensor_prior_that_rounds_to_one(backend: str) -> None:
     with pytest.raises(ValueError, match=r"prior must be in \[0, 1\), got 1.0$"):
         case.loss(prior=torch.tensor([0.5, 1.0]), backend=backend)
     assert case.to(torch.float64).loss(prior=exact([0.5, 1 - 1e-9]), backend=backend).isfinite()
+
+
+@pytest.mark.parametrize("form", ["own ids", "shared ids", "masked", "sampled", "in-batch", "full"])
+@pytest.mark.parametrize("create_graph", [False, True], ids=["", "graph"])
+def test_rows_without_negatives_may_hold_nan(backend: str, device: torch.device, form: str, create_graph: bool) -> None:
+    """The query of a row of padding, and of one whose negatives are all masked out, spoils no gradient."""
+    g = generator(5)
+    queries, items = torch.randn(4, 8, generator=g), torch.randn(20, 8, generator=g)
+    queries[3] = NAN
+    queries, items = queries.to(device).requires_grad_(), items.to(device).requires_grad_()
+    pos_ids, query_ids = torch.tensor([0, 1, 2, -1], device=device), torch.arange(4, device=device)
+    neg_ids = torch.randint(3, 20, (4, 5), generator=g).to(device)
+    known = Interactions([0, 1], [5, 6], num_queries=4, num_items=20).to(device)
+    match form:
+        case "own ids":
+            loss = cw_loss_from_embeddings(queries, items, pos_ids, neg_ids, backend=backend)
+        case "shared ids":
+            loss = cw_loss_from_embeddings(queries, items, pos_ids, neg_ids[0], backend=backend)
+        case "masked":
+            log_q = torch.zeros(4, 5, device=device)
+            log_q[3] = -INF
+            own = (pos_ids.clamp(min=0), neg_ids)
+            loss = cw_loss_from_embeddings(queries, items, *own, neg_log_weights=log_q, backend=backend)
+        case "sampled":
+            loss = sampled_cw_loss(queries, items, query_ids, pos_ids, known, 5, seed=1, shared=True, backend=backend)
+        case "in-batch":
+            loss = cw_loss_in_batch(queries, items, pos_ids, log_q_correction=False, backend=backend)
+        case _:
+            loss = cw_loss_full(queries, items, pos_ids, backend=backend)
+    assert loss.isfinite()
+    for gradient in torch.autograd.grad(loss, (queries, items), create_graph=create_graph):
+        assert gradient.isfinite().all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -10,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from cases import child_environment
+from cases import child_environment, generator
 from drawing import assert_distributed, histories, make_interactions
 from torch import Tensor
 
-from cw_ext import Interactions, build_config, draw_negatives, reference_draws
+from cw_ext import Interactions, build_config, draw_negatives, reference_draws, sampled_cw_loss
 from cw_ext.reference_draws import Draws, history_of
 from cw_ext.sampling import draws_of
 
@@ -240,6 +241,34 @@ def test_the_distribution(kernels: None, device: torch.device, query: int, expon
         grouped = torch.cat([found[likely > 0], found[likely == 0].sum().reshape(1)])
         wanted = torch.cat([likely[likely > 0], rest.reshape(1)]) * a.numel()
         assert_distributed(grouped[wanted >= 5], wanted[wanted >= 5])
+
+
+@pytest.mark.parametrize("exponent", [1.0, 2.0, 2.5, 3.0, 8.0])
+def test_a_query_that_knows_what_has_nearly_all_of_the_mass(kernels: None, exponent: float) -> None:
+    """What is left can be drawn however small its share is, and the log weights are those of what is drawn."""
+    events = torch.tensor([1, 2, 3, 5])
+    items = torch.arange(1, 5).repeat_interleave(events)
+    known = torch.zeros(100_000, dtype=torch.int64)
+    interactions = Interactions(
+        torch.cat([known, torch.ones_like(items)]),
+        torch.cat([known, items]),
+        num_queries=2,
+        num_items=5,
+        keep_counts=True,
+    )
+    query, n = torch.tensor([0]), 20_000
+    drawing: dict[str, Any] = {"distribution": "popularity", "popularity_exponent": exponent, "seed": 3}
+    assert draw_negatives(query, interactions, n, **drawing).unique().tolist() == [1, 2, 3, 4]
+
+    g = generator(1)
+    queries, table = torch.randn(1, 4, generator=g).double(), torch.randn(5, 4, generator=g).double()
+    loss = sampled_cw_loss(
+        queries, table, query, torch.tensor([0]), interactions, n, weighting="none", temperature=1.0, **drawing
+    )
+    unit, items_of = torch.nn.functional.normalize(queries), torch.nn.functional.normalize(table)
+    scores = 0.5 * (unit @ items_of.T)[0]
+    uniform = (scores[1:] - scores[0]).exp().mean().log() + math.log(n)
+    assert abs(float(loss - uniform)) < 0.05
 
 
 @pytest.mark.parametrize("left", [1, 2, 10])

@@ -68,7 +68,8 @@ def _dense(case: Drawn, with_history: bool = True, **arguments: Any) -> Result:
             if case.kind == "in_batch" and case.settings.get("log_q_correction", True):
                 popular = (float(counts[max(item, 0)]) or float(c < batch)) / float(counts.sum())
                 uniform = len(columns) - batch
-                share = (batch * popular + uniform / counts.numel()) / len(columns)
+                in_batch = int((case.pos_ids >= 0).sum())  # rows of padding bring no negative
+                share = (in_batch * popular + uniform / counts.numel()) / (in_batch + uniform)
                 log_q[b, c] = -math.log(share)
             if min(item, positive) < 0 or item == positive or item in known[query]:
                 log_q[b, c] = -math.inf
