@@ -63,6 +63,7 @@ CW_INLINE void carry_over(const LongSums<T>& x, bool first, int vectors) {
 // `high` [n] and what was rounded away: what was, beside a sum that is not finite, is no number.
 template <typename T>
 CW_INLINE void add_low(const LongSums<T>& x, int64_t n, T* out) {
+#pragma omp simd
   for (int64_t i = 0; i < n; ++i) out[i] = x.high[i] + (is_finite(x.low[i]) ? x.low[i] : T(0));
 }
 
@@ -231,12 +232,16 @@ void embeddings(const EmbeddingsTask<In, Id>& task, int64_t begin, int64_t end, 
     T* const target = task.d_queries + b * dim;
     if (result.live) {
       fill(sums.sum, padded_dim, T(0));
-      for (int64_t j = 0; j < width; j += kItemsPerSum) {
-        const int64_t count = width - j < kItemsPerSum ? width - j : kItemsPerSum;
-        items.add(item_rows + j, count, row_coefficients + j, inverse + j, sums.sum);
-        carry_over(sums, j == 0, int(padded_dim / kLanes<T>));
+      if (width <= kItemsPerSum) {
+        items.add(item_rows, width, row_coefficients, inverse, sums.sum);
+      } else {
+        for (int64_t j = 0; j < width; j += kItemsPerSum) {
+          const int64_t count = width - j < kItemsPerSum ? width - j : kItemsPerSum;
+          items.add(item_rows + j, count, row_coefficients + j, inverse + j, sums.sum);
+          carry_over(sums, j == 0, int(padded_dim / kLanes<T>));
+        }
+        add_low(sums, padded_dim, sums.sum);
       }
-      add_low(sums, padded_dim, sums.sum);
       from_chunks<In>(sums.sum, dim, target);
       if (task.normalized) through_normalization(target, unit, query_inverse, dim);
     } else {
@@ -407,8 +412,11 @@ CW_INLINE uint64_t add_bucket(const ItemGradientTask<In>& task, int64_t k, int64
                               const LongSums<T>& sums, uint64_t& carried) {
   const PairGrid& grid = task.grid;
   const int64_t padded_dim = task.padded_dim;
+  const T* const coefficients = task.coefficients;
+  const PairKey* const keys = task.keys;
+  T* const first_sum = sums.sum + slice;
   uint64_t weighed = 0, fresh = 0;  // items with a weight at all, and in the latest sum
-  int64_t pairs = 0, check = kPairsPerSum;
+  int64_t pairs = 0, check = kPairsPerSum, blocks_left = grid.blocks_at_once;
   const auto carry = [&]() CW_INLINE_LAMBDA {
     for (uint64_t left = fresh; left != 0; left &= left - 1) {
       const int64_t item = __builtin_ctzll(left), place = item * padded_dim + slice;
@@ -434,19 +442,22 @@ CW_INLINE uint64_t add_bucket(const ItemGradientTask<In>& task, int64_t k, int64
     while (e < last) {
       const int64_t stop = last - e < check - pairs ? last : e + (check - pairs);
       pairs += stop - e;
+      uint64_t met = 0;  // in a register: `fresh` is written to in carry()
       for (; e < stop; ++e) {
-        const T factor = task.coefficients[e];
+        const T factor = coefficients[e];
         if (factor == T(0)) continue;  // its source may hold NaN
-        const int item = item_of(task.keys[e]);
-        T* const to = sums.sum + item * padded_dim + slice;
-        const T* const from = sources + row_of(task.keys[e]) * padded_dim;
-        fresh |= uint64_t(1) << item;
+        const PairKey key = keys[e];
+        const int item = item_of(key);
+        T* const to = first_sum + item * padded_dim;
+        const T* const from = sources + row_of(key) * padded_dim;
+        met |= uint64_t(1) << item;
         if (vectors == kSlice / kLanes<T>) {
           add_scaled(to, from, factor, int(kSlice / kLanes<T>));
         } else {
           add_scaled(to, from, factor, vectors);
         }
       }
+      fresh |= met;
       if (pairs < check) continue;
       if (pairs >= kMostPairsPerSum || pairs >= kPairsPerSum * __builtin_popcountll(fresh)) {
         carry();
@@ -455,7 +466,10 @@ CW_INLINE uint64_t add_bucket(const ItemGradientTask<In>& task, int64_t k, int64
       }
     }
     // Where level 3 begins another part: the same sums, whether the ids are given or drawn.
-    if ((block + 1) % grid.blocks_at_once == 0 && block + 1 < grid.blocks) carry();
+    if (--blocks_left == 0) {
+      blocks_left = grid.blocks_at_once;
+      if (block + 1 < grid.blocks) carry();
+    }
   }
   if (carried != 0 || task.after_high) carry();
   return weighed | fresh;
