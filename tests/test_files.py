@@ -381,6 +381,32 @@ def test_json_lines(tmp_path: Path) -> None:
         _read(path)
 
 
+def test_json_keys_that_the_first_record_lacks(tmp_path: Path) -> None:
+    for key, expected in (
+        ("split", "train, valid or test as split"),
+        ("label", "a number as label"),
+        ("stars", "a number as rating"),
+    ):
+        lines = ['{"item": "x", "user": "a"}\n'] * 999 + [json.dumps({key: 1, "user": "a", "item": "y"})]
+        with pytest.raises(data.DataError, match=f"line 1: expected {expected}, got ''"):
+            data.load(_write(tmp_path, "".join(lines)), core=1)
+    path = _write(tmp_path, '{"user": "a", "item": "x", "other": 1}\n{"overall": 2, "user": "a", "item": "y"}\n')
+    with pytest.raises(ValueError, match="line 1: expected a number as rating, got ''"):
+        _read(path, min_rating=1)
+
+
+@pytest.mark.parametrize("value", [{"$oid": "u2"}, ["u2"], True, False])
+@pytest.mark.parametrize("role", ["user", "item"])
+def test_json_ids_are_strings_or_numbers(tmp_path: Path, value: object, role: str) -> None:
+    good = [{"user": word, "item": word} for word in ("[u]", "{}", "true", "false")]
+    lines = [json.dumps(record) + "\n" for record in good]
+    path = _write(tmp_path, "".join(lines))
+    assert _read(path) == [(word, word) for word in ("[u]", "{}", "true", "false")]
+    path = _write(tmp_path, "".join([*lines, json.dumps({"user": 1, "item": 2} | {role: value})]))
+    with pytest.raises(ValueError, match=f"line 5: expected a string or a number as {role} id, got "):
+        _read(path)
+
+
 def test_parquet(tmp_path: Path) -> None:
     path = tmp_path / "file.pq"
     frame = pl.DataFrame(

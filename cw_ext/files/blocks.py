@@ -194,7 +194,18 @@ def _json(path: Path, layout: Layout, encoding: str | None) -> Iterator[pl.DataF
                 if not _is_object(line):
                     fail(path, number, "a JSON object per line", shown(line))
             fail(path, None, f"strings or numbers in {' and '.join(schema)}", reason)
+        for role in ("user", "item"):
+            _check_json_ids(path, block, table[names[role]], role)
         yield table.select(**{role: pl.col(name) for role, name in names.items()}).with_columns(line=block["number"])
+
+
+def _check_json_ids(path: Path, block: pl.DataFrame, ids: pl.Series, role: str) -> None:
+    """Refuse objects, lists and booleans, of which polars makes text; only what looks like one is parsed again."""
+    for place in ids.str.contains(r"^\s*[\[{]|^(true|false)$").fill_null(value=False).arg_true():
+        number, line = block.row(place)
+        value = json.loads(line)[ids.name]
+        if isinstance(value, (dict, list, bool)):
+            fail(path, number, f"a string or a number as {role} id", shown(json.dumps(value)))
 
 
 def _is_object(line: str) -> bool:

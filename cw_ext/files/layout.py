@@ -27,6 +27,7 @@ _KINDS = {"lightgcn": "LightGCN lists", "mind": "MIND's behaviors.tsv"}
 MOVIELENS = "MovieLens ratings"
 _SNAP = "SNAP check-ins"
 
+_JSON_HEAD = 1000  # lines whose keys are looked at
 _INTEGER = re.compile(r"\d+")
 _UNIX_TIME = re.compile(r"\d{9,10}")
 _ISO_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
@@ -76,14 +77,18 @@ def recognise(path: Path, reading: Reading) -> Layout | None:
     """
     if text.first_bytes(path, 4) == b"PAR1":
         return _parquet(path, reading)
-    head = [(number, line) for number, line in text.head(path, reading.encoding) if not re.match(r"#(\s|$)", line)]
+    head = [(number, line) for number, line in text.head(path, reading.encoding) if not _is_comment(line)]
     if not head:
         return None
     if head[0][1].lstrip()[0] in "{[":
-        return _json(path, head[0], reading)
+        return _json(path, reading)
     if reading.format == "lightgcn":
         return _lists(path, head[0][0], reading)
     return _table(path, head, reading)
+
+
+def _is_comment(line: str) -> bool:
+    return re.match(r"#(\s|$)", line) is not None
 
 
 def fields(line: str, separator: str | None, quotes: bool) -> list[str]:
@@ -115,17 +120,20 @@ def _parquet(path: Path, reading: Reading) -> Layout:
     return Layout("parquet", chosen, names, len(names))
 
 
-def _json(path: Path, first: tuple[int, str], reading: Reading) -> Layout:
-    reading.refuse(path, "JSON lines", "format")
-    number, line = first
-    try:
-        record = json.loads(line)
-    except ValueError:
-        record = None
-    if not isinstance(record, dict):
-        fail(path, number, "a JSON object per line", shown(line))
-    names = list(record)
-    return Layout("json", columns.choose(path, number, names, len(names), reading), names, len(names))
+def _json(path: Path, reading: Reading) -> Layout:
+    reading.refuse(path, "JSON lines", "format", "separator")
+    keys: dict[str, None] = {}  # a record may lack some
+    head = [(number, line) for number, line in text.head(path, reading.encoding, _JSON_HEAD) if not _is_comment(line)]
+    for number, line in head:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if not isinstance(record, dict):
+            fail(path, number, "a JSON object per line", shown(line))
+        keys |= dict.fromkeys(record)
+    names = list(keys)
+    return Layout("json", columns.choose(path, head[0][0], names, len(names), reading), names, len(names))
 
 
 def _lists(path: Path, number: int, reading: Reading) -> Layout:
