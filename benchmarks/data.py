@@ -78,8 +78,8 @@ def load(path: str | Path | None = None, *, seed: int = 0, core: int | None = No
         seed: of the 80/20 split.
         core: every user and item kept has at least this many interactions, at least 1; 10 if None. Only for what is
             split here.
-        reading: columns, ``format``, ``encoding`` and ``min_rating`` as for :class:`cw_ext.files.Reading`; where there
-            are ratings and no ``min_rating``, those below 3 are dropped.
+        reading: columns, ``separator``, ``format``, ``encoding`` and ``min_rating`` as for
+            :class:`cw_ext.files.Reading`; where there are ratings and no ``min_rating``, those below 3 are dropped.
 
     Raises:
         DataError: the input is missing, malformed, or empty after filtering, or an argument cannot act on it.
@@ -151,6 +151,7 @@ def load_split_directory(path: str | Path, reading: files.Reading | None = None)
     for name, table in tables.items():
         if not len(table.lines):
             raise DataError(f"{parts[name]}: expected interactions, got {table.summary}")
+        _check_part(parts[name], name, table)  # type: ignore[arg-type]
     notes = [f"{parts[name].name}: {table.summary}" for name, table in tables.items()]  # type: ignore[union-attr]
     test = tables.pop("test")
     train = [_joined(ids) for ids in zip(*(_own_ids(table) for table in tables.values()), strict=True)]
@@ -280,6 +281,16 @@ def _split_file(directory: Path, name: str) -> Path | None:
 
 def _own_ids(table: files.InteractionTable) -> tuple[np.ndarray, np.ndarray]:
     return table.users.of_rows, table.items.of_rows
+
+
+def _check_part(path: Path, name: str, table: files.InteractionTable) -> None:
+    """Refuse a file of a directory whose column ``split`` contradicts its name."""
+    if table.split is None:
+        return
+    others = np.flatnonzero(table.split != files.SPLITS.index(name))
+    if len(others):
+        line, got = table.lines[others[0]], files.SPLITS[table.split[others[0]]]
+        raise DataError(f"{path}, {table.unit} {line}: expected the split {name}, as the file's name says, got {got}")
 
 
 def _joined(ids: Sequence[np.ndarray]) -> np.ndarray:

@@ -148,6 +148,7 @@ class Interactions:
         rating_column: str | int | None = None,
         label_column: str | int | None = None,
         split_column: str | int | None = None,
+        separator: str | None = None,
         format: files.Format | None = None,
         encoding: str | None = None,
         min_rating: float | None = None,
@@ -176,6 +177,8 @@ class Interactions:
             rating_column: by default the column with a usual name; used only with `min_rating`.
             label_column: by default a column such as `label` or `is_click`; only rows above 0 are positives.
             split_column: by default a column `split`, of train, valid and test; only rows of train are taken.
+            separator: of the columns of a text: a character, "::", "tab" or "blanks"; by default that which gives most
+                columns.
             format: "table" or "lightgcn", for files that could be both.
             encoding: of a text, such as "latin-1"; UTF-8 if None.
             min_rating: lower ratings are no positives; None keeps every rating.
@@ -199,7 +202,7 @@ class Interactions:
                 _size(name, size)
         path = Path(path)
         reading = files.Reading(
-            user_column, item_column, rating_column, label_column, split_column, format, encoding, min_rating
+            user_column, item_column, rating_column, label_column, split_column, format, encoding, min_rating, separator
         )
         if path.suffix == ".npz":
             reading.refuse_all(path, "an .npz")

@@ -6,13 +6,13 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterator
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cw_ext.files import text
 from cw_ext.files.errors import fail, shown
-from cw_ext.files.layout import SEPARATORS, Layout, quote_pattern
+from cw_ext.files.layout import Layout, long_fields, name_of, quote_pattern
 
 if TYPE_CHECKING:
     import polars as pl
@@ -106,28 +106,26 @@ def _quoted(path: Path, layout: Layout, remaining: Iterator[pl.DataFrame]) -> It
                 yield line + "\n"
 
     wanted = [*layout.columns.items()]
-    columns: dict[str, list[str | int]] = {role: [] for role in ("line", *layout.columns)}
     rows = csv.reader(feed(), delimiter=str(layout.separator), skipinitialspace=True, strict=True)
-    while True:
+    columns: dict[str, list[str | int]] = {"line": [0]}
+    while columns["line"]:
+        columns = {role: [] for role in ("line", *layout.columns)}
         try:
-            row = next(rows, None)
+            with long_fields():
+                for row in islice(rows, _QUOTED_ROWS):
+                    if len(row) != layout.num_columns:
+                        _fail_width(path, layout, number, len(row), str(layout.separator).join(row))
+                    columns["line"].append(number)
+                    for role, index in wanted:
+                        columns[role].append(row[index])
         except csv.Error as error:
-            fail(path, number, f"fields separated by {SEPARATORS[layout.separator]}, quoted or not", str(error))
-        if row is None or len(columns["line"]) == _QUOTED_ROWS:
-            if columns["line"]:
-                yield pl.DataFrame(columns)
-            columns = {role: [] for role in columns}
-        if row is None:
-            return
-        if len(row) != layout.num_columns:
-            _fail_width(path, layout, number, len(row), str(layout.separator).join(row))
-        columns["line"].append(number)
-        for role, index in wanted:
-            columns[role].append(row[index])
+            fail(path, number, f"fields separated by {name_of(layout.separator)}, quoted or not", str(error))
+        if columns["line"]:
+            yield pl.DataFrame(columns)
 
 
 def _fail_width(path: Path, layout: Layout, number: int, width: int, line: str) -> None:
-    separated = f"separated by {SEPARATORS[layout.separator]}, as in the first line"
+    separated = f"separated by {name_of(layout.separator)}, as in the first line"
     fail(path, number, f"{layout.num_columns} columns {separated} (there are {width})", shown(line))
 
 
@@ -135,13 +133,26 @@ def _lists(path: Path, layout: Layout, encoding: str | None) -> Iterator[pl.Data
     import polars as pl
 
     for block in _lines(path, layout, encoding):
-        words = pl.col("text").str.strip_chars().str.replace_all(r"\s+", " ").str.split(" ")
-        lists = block.select(line="number", words=words).select(
-            "line", user=pl.col("words").list.first(), item=pl.col("words").list.slice(1)
-        )
+        lines = _first_separated(path, layout, block) if layout.separator else block["text"]
+        words = lines.str.strip_chars().str.replace_all(r"\s+", " ").str.split(" ")
+        lists = pl.DataFrame({"line": block["number"], "user": words.list.first(), "item": words.list.slice(1)})
         empty = pl.col("item").list.len() == 0
+        wrong = lists["item"].list.len().eq(0) & lists["user"].str.contains(r"[,;|]|::")
+        if wrong.any():
+            number, user, _ = lists.row(wrong.arg_true()[0])
+            fail(path, number, "a user and its items, separated by blanks", shown(user))
         yield lists.filter(~empty).explode("item")
         yield lists.filter(empty).with_columns(item=pl.lit(None, pl.String))
+
+
+def _first_separated(path: Path, layout: Layout, block: pl.DataFrame) -> pl.Series:
+    """The lines with a blank in place of the separator between a user and its items."""
+    separator = str(layout.separator)
+    wrong = block["text"].str.count_matches(separator, literal=True) != 1
+    if wrong.any():
+        number, line = block.row(wrong.arg_true()[0])
+        fail(path, number, f"a user, {separator!r} and its items, separated by blanks", shown(line))
+    return block["text"].str.replace(separator, " ", literal=True)
 
 
 def _behaviors(path: Path, layout: Layout, encoding: str | None) -> Iterator[pl.DataFrame]:

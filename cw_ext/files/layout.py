@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +24,7 @@ SEPARATORS: dict[str | None, str] = {
     "|": "bars",
     None: "blanks",
 }
+_SEPARATOR_WORDS = {"tab": "\t", "blanks": None, " ": None}
 Kind = Literal["table", "lightgcn", "mind", "json", "parquet"]
 _KINDS = {"lightgcn": "LightGCN lists", "mind": "MIND's behaviors.tsv"}
 MOVIELENS = "MovieLens ratings"
@@ -29,6 +32,8 @@ _SNAP = "SNAP check-ins"
 
 _JSON_HEAD = 1000  # lines whose keys are looked at
 _INTEGER = re.compile(r"\d+")
+_INTEGERS = re.compile(r"\d+(\s+\d+)+")
+_LIST_WITH_SEPARATOR = re.compile(r"\s*\d+\s*(::|[,;|])\s*(?:\d+(?:\s+\d+)*)?\s*")
 _UNIX_TIME = re.compile(r"\d{9,10}")
 _ISO_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 _MIND_TIME = re.compile(r"\d{1,2}/\d{1,2}/\d{4} .*")
@@ -77,25 +82,63 @@ def recognise(path: Path, reading: Reading) -> Layout | None:
     """
     if text.first_bytes(path, 4) == b"PAR1":
         return _parquet(path, reading)
-    head = [(number, line) for number, line in text.head(path, reading.encoding) if not _is_comment(line)]
+    whole = text.head(path, reading.encoding)
+    head = [(number, line) for number, line in whole if not _is_comment(line)]
+    comments = [line for _, line in takewhile(lambda row: _is_comment(row[1]), whole)]
     if not head:
         return None
+    # As a rule a quoted field of a first line has no line end.
+    if "\r" in re.sub(r'"[^"]*"', "", head[0][1]).rstrip():
+        fail(path, head[0][0], r"lines that end with \n or \r\n", rf"line ends \r: {shown(head[0][1])}")
     if head[0][1].lstrip()[0] in "{[":
         return _json(path, reading)
     if reading.format == "lightgcn":
-        return _lists(path, head[0][0], reading)
-    return _table(path, head, reading)
+        return _lists(path, head, reading)
+    return _table(path, head, reading, comments)
 
 
 def _is_comment(line: str) -> bool:
     return re.match(r"#(\s|$)", line) is not None
 
 
-def fields(line: str, separator: str | None, quotes: bool) -> list[str]:
-    """The fields of one line of a table."""
+def name_of(separator: str | None) -> str:
+    """What messages call a separator."""
+    return SEPARATORS.get(separator) or repr(separator)
+
+
+@contextmanager
+def long_fields() -> Iterator[None]:
+    """Let csv read fields of any length, which it else refuses beyond 131,072 characters."""
+    limit = csv.field_size_limit(2**31 - 1)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _fields(line: str, separator: str | None, quotes: bool) -> list[str]:
+    """The fields of one line of a table; csv.Error where quotes do not allow that."""
     if separator is None or not quotes or not starts_quoted(line, separator):
         return line.split(separator)
-    return next(csv.reader([line], delimiter=separator, skipinitialspace=True))
+    with long_fields():
+        return next(csv.reader([line], delimiter=separator, skipinitialspace=True))
+
+
+def _fields_or_none(line: str, separator: str, quotes: bool) -> list[str] | None:
+    try:
+        return _fields(line, separator, quotes)
+    except csv.Error:
+        return None
+
+
+def _rows(path: Path, head: Sequence[tuple[int, str]], separator: str | None, quotes: bool) -> list[list[str]]:
+    rows = []
+    for number, line in head:
+        try:
+            rows.append(_fields(line, separator, quotes))
+        except csv.Error as error:
+            fail(path, number, f"fields separated by {name_of(separator)}, quoted or not", str(error))
+    return rows
 
 
 def starts_quoted(line: str, separator: str | None) -> bool:
@@ -111,7 +154,7 @@ def quote_pattern(separator: str) -> str:
 def _parquet(path: Path, reading: Reading) -> Layout:
     import polars as pl
 
-    reading.refuse(path, "a parquet file", "encoding", "format")
+    reading.refuse(path, "a parquet file", "encoding", "format", "separator")
     try:
         names = list(pl.read_parquet_schema(path))
     except pl.exceptions.PolarsError as error:
@@ -136,25 +179,41 @@ def _json(path: Path, reading: Reading) -> Layout:
     return Layout("json", columns.choose(path, head[0][0], names, len(names), reading), names, len(names))
 
 
-def _lists(path: Path, number: int, reading: Reading) -> Layout:
+def _lists(path: Path, head: Sequence[tuple[int, str]], reading: Reading) -> Layout:
     reading.refuse(path, _KINDS["lightgcn"], *COLUMN_OPTIONS, "min_rating")
+    number, line = head[0]
+    if reading.separator is not None:
+        separator = _SEPARATOR_WORDS.get(reading.separator, reading.separator)
+        return Layout("lightgcn", first_line=number, separator=None if separator == "\t" else separator)
+    users = [_LIST_WITH_SEPARATOR.fullmatch(line) for _, line in head]
+    first = users[0]
+    if first and all(user and user[1] == first[1] for user in users):
+        return Layout("lightgcn", first_line=number, separator=first[1])
+    words = [line.split()[0] for _, line in head]
+    if any(all(separator in word for word in words) for separator in (",", ";", "|")):
+        expected = f"a user and its items, separated by blanks; for another first separator give {option('separator')}"
+        fail(path, number, expected, shown(line))
     return Layout("lightgcn", first_line=number)
 
 
-def _table(path: Path, head: Sequence[tuple[int, str]], reading: Reading) -> Layout:
+def _table(path: Path, head: Sequence[tuple[int, str]], reading: Reading, comments: Sequence[str]) -> Layout:
     number, line = head[0]
-    separator = _separator([line for _, line in head[:20]])
-    quotes = separator in (",", ";") or (separator in ("\t", "|") and starts_quoted(line, separator))
-    first, *rows = [fields(line, separator, quotes) for _, line in head]
+    separator = _separator(path, head[:20], reading)
+    quotes = separator in (",", ";") or (separator != "::" and starts_quoted(line, separator))
+    first, *rows = _rows(path, head, separator, quotes)
     if len(first) < 2:
-        if _holds_lists(path, number, reading):  # the first user has no items
-            return _lists(path, number, reading)
-        expected = "a user and an item, separated by a tab, a comma, a semicolon, a bar, '::' or blanks"
-        fail(path, number, expected, shown(line))
+        if reading.separator is None and _holds_lists(path, number, reading):  # the first user has no items
+            return _lists(path, head, reading)
+        usual = "a tab, a comma, a semicolon, a bar, '::' or blanks"
+        by = usual if reading.separator is None else name_of(separator)
+        fail(path, number, f"a user and an item, separated by {by}", shown(line))
     names = columns.header_names(first, rows, reading)
+    first_line = number if names is None else number + 1
+    if names is None and comments:
+        names = columns.commented_names(comments[-1], separator, len(first))
     if names is not None:
         chosen = columns.choose(path, number, names, len(names), reading)
-        return Layout("table", chosen, names, len(names), separator, number + 1, quotes=quotes)
+        return Layout("table", chosen, names, len(names), separator, first_line, quotes=quotes)
     rows = [first, *rows]
     if separator == "\t" and _are_behaviors(rows):
         reading.refuse(path, _KINDS["mind"], *COLUMN_OPTIONS, "min_rating", "format")
@@ -163,9 +222,10 @@ def _table(path: Path, head: Sequence[tuple[int, str]], reading: Reading) -> Lay
     known_as, preset = (None, {}) if given >= {"user", "item"} else _known_form(rows, separator)
     if not given >= {"user", "item"} and not preset:
         if separator is None and _holds_lists(path, number, reading):
-            return _lists(path, number, reading)
+            return _lists(path, head, reading)
         if len(first) == 2:
-            _check_single_item(path, number, first)
+            if reading.format is None:
+                _check_single_ids(path, head, rows)
             preset = {"user": 0, "item": 1}
     chosen = dict(preset)
     if given or not preset:
@@ -175,20 +235,38 @@ def _table(path: Path, head: Sequence[tuple[int, str]], reading: Reading) -> Lay
     return Layout("table", chosen, None, len(first), separator, number, known_as, known_as == _SNAP, quotes)
 
 
-def _separator(lines: Sequence[str]) -> str | None:
-    """The first in SEPARATORS by which all lines have as many fields, else the first that divides the first line.
+def _separator(path: Path, head: Sequence[tuple[int, str]], reading: Reading) -> str | None:
+    """That which is given; else of those by which all lines have as many fields that with most, first of all where the
+    first line then is a header with known names. Where the lines differ by each, it is one that divides the first.
 
     Blanks separate only where nothing else does.
+
+    Raises:
+        ValueError: two are as likely.
     """
+    if reading.separator is not None:
+        return _SEPARATOR_WORDS.get(reading.separator, reading.separator)
+    number, lines = head[0][0], [line for _, line in head]
 
-    def count(line: str, separator: str) -> int:
-        return len(fields(line, separator, quotes=separator != "::"))
+    def widths(separator: str) -> list[int]:
+        return [len(_fields_or_none(line, separator, quotes=separator != "::") or ()) for line in lines]
 
-    dividing = [separator for separator in SEPARATORS if separator and count(lines[0], separator) > 1]
-    for separator in dividing:
-        if len({count(line, separator) for line in lines}) == 1:
-            return separator
-    return dividing[0] if dividing else None
+    found = {separator: widths(separator) for separator in SEPARATORS if separator}
+    found = {separator: counts for separator, counts in found.items() if counts[0] > 1}
+    found = {separator: counts for separator, counts in found.items() if len({*counts}) == 1} or found
+    if not found:
+        return None
+    known = [
+        separator
+        for separator in found
+        if columns.header_names(_fields_or_none(lines[0], separator, quotes=separator != "::") or (), [], reading)
+    ]
+    most = max(found[separator][0] for separator in known or found)
+    best = [separator for separator in known or found if found[separator][0] == most]
+    if len(best) > 1:
+        expected = f"columns separated in one way; choose by {option('separator')}"
+        fail(path, number, expected, f"{most} columns by {' or '.join(map(name_of, best))}")
+    return best[0]
 
 
 def _are_behaviors(rows: Sequence[Sequence[str]]) -> bool:
@@ -220,14 +298,15 @@ def _known_form(rows: Sequence[Sequence[str]], separator: str | None) -> tuple[s
     return None, {}
 
 
-def _check_single_item(path: Path, number: int, first: Sequence[str]) -> None:
-    if re.fullmatch(r"\d+( +\d+)+", first[1].strip()):
-        fail(
-            path,
-            number,
-            f"one item per line; for a user's list of items give {option('format')} lightgcn",
-            shown(first[1]),
-        )
+def _check_single_ids(path: Path, head: Sequence[tuple[int, str]], rows: Sequence[Sequence[str]]) -> None:
+    """Refuse several integers as one id in a table of two columns."""
+    for (number, _), (user, *items) in zip(head, rows, strict=True):
+        if len(items) == 1 and _INTEGERS.fullmatch(items[0].strip()):
+            expected = f"one item per line; for a user's list of items give {option('format')} lightgcn"
+            fail(path, number, expected, shown(items[0].strip()))
+        if len(items) == 1 and _INTEGERS.fullmatch(user.strip()):
+            expected = f"one user per line; for columns by blanks give {option('separator')} blanks"
+            fail(path, number, expected, shown(user))
 
 
 def _holds_lists(path: Path, number: int, reading: Reading) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 
 from cw_ext.files.errors import fail, shown
 from cw_ext.files.ids import Ids
+from cw_ext.files.options import option
 from cw_ext.files.reader import InteractionTable
 
 # An integer id is its own row, unless most rows of the table would then belong to nobody: where the largest id is
@@ -19,6 +20,7 @@ _MOST_ROWS_PER_ID = 100
 _LARGEST = 2**31 - 2
 # Integers become such numbers in a table with gaps.
 _DECIMAL = re.compile(r"-?\d+\.\d*")
+_LIST = re.compile(r"\d+(\s+\d+)+")
 
 
 class Rows(NamedTuple):
@@ -70,6 +72,8 @@ def number(path: Path, table: InteractionTable, ids: Ids, kind: str, size: int |
         if as_they_are or (doubtful and renumber is None):
             line, got = ids.odd
             why = "" if as_they_are else "; for ids of any kind give renumber=True"
+            if kind == "item" and _LIST.fullmatch(got):
+                why = f"; for a user's list of items give {option('format')} lightgcn"
             where = f"{path}, {table.unit} {line}"
             raise ValueError(f"{where}: expected an integer from 0 as {kind} id{why}, got {shown(got)}")
     if not as_they_are:
