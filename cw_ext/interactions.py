@@ -162,8 +162,8 @@ class Interactions:
         are given; MovieLens' ratings; LightGCN's lists; SNAP's check-ins; MIND's behaviors.tsv (the clicks of
         impressions and of histories); JSON lines; parquet; or an .npz that scipy.sparse.save_npz wrote. Columns are
         separated by tabs, commas, semicolons, bars, `::` or blanks; text may be compressed by gzip, bzip2 or xz; lines
-        at the top that begin with `# ` are skipped. All but two columns of integers needs polars, `cw_ext[files]`
-        (and an .npz scipy).
+        at the top that begin with `# ` are skipped, but a header with usual names counts there, too. All but two
+        columns of integers needs polars, `cw_ext[files]` (and an .npz scipy).
 
         An integer id is a row as it is. Ids are numbered anew, in their sorted order, where they are strings, or where
         the largest integer is beyond 2²⁰ with more than 100 rows per distinct id; `query_labels` and `item_labels`

@@ -541,6 +541,9 @@ def test_two_separators_of_as_many_columns(tmp_path: Path) -> None:
     path = _write(tmp_path, "1 5 0,5\n2 5 1,5\n")
     with pytest.raises(ValueError, match=r"line 1: expected one user per line; .* \(--separator\) blanks, got '1 5 0'"):
         _read(path)
+    with pytest.raises(ValueError, match="line 1: expected one user per line"):
+        _read(path, user_column=0, item_column=1)
+    assert _read(path, separator=",") == [("1 5 0", 5), ("2 5 1", 5)]
     assert _read(path, separator="blanks", user_column=0, item_column=1) == [(1, 5), (2, 5)]
     assert read_interactions(path, Reading(separator="blanks", user_column=0, item_column=1)).summary.endswith(
         "columns 0, 1 of a table without header, separated by blanks"
@@ -571,6 +574,11 @@ def test_a_line_end_of_old_macs_further_down(tmp_path: Path) -> None:
         path = _write(tmp_path, "user,item\n" + "a,b\n" * rows + '"c","d"\r"e","f"\n')
         with pytest.raises(ValueError, match=f"file.txt, line {rows + 2}: expected fields separated by commas"):
             _read(path)
+
+
+def test_line_ends_of_any_kind_within_quotes(tmp_path: Path) -> None:
+    content = 'user,text,item\n1,"a\n""b"" c\rd",2\n3,"\r",4\n'
+    assert _read(_write(tmp_path, content)) == [(1, 2), (3, 4)]
 
 
 def test_long_quoted_fields(tmp_path: Path) -> None:
@@ -606,7 +614,7 @@ def test_a_header_may_be_a_comment(
 ) -> None:
     if not polars:
         monkeypatch.setitem(sys.modules, "polars", None)
-    content = f"# pairs of user and item\n{comment}\n1{separator}2\n3{separator}4\n"
+    content = f"# pairs of user and item\n{comment}\n# from a log\n1{separator}2\n3{separator}4\n"
     if "," in comment and separator != ",":
         comment = comment.replace(",", separator)
     known = Interactions.from_file(_write(tmp_path, content.replace("# item_id,user_id", comment)))

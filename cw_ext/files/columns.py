@@ -74,19 +74,21 @@ def header_names(first: Sequence[str], rows: Sequence[Sequence[str]], reading: R
     return names if numeric or worded else None
 
 
-def commented_names(comment: str, separator: str | None, num_columns: int) -> list[str] | None:
+def commented_names(comments: Sequence[str], separator: str | None, num_columns: int) -> list[str] | None:
     """The names of the columns where a comment above the table is a header with usual names of users and of items.
 
     Args:
-        comment: the line.
+        comments: the lines; the last one that is a header counts.
         separator: of the columns below; those of the comment may also be separated by blanks.
         num_columns: how many there are.
     """
-    content = comment.lstrip("#").strip()
-    for names in (content.split(separator), content.split()):
-        names = [name.strip().strip(",;|") for name in names]
-        if len(names) == num_columns and all(any(_is_known(name, role) for name in names) for role in ("user", "item")):
-            return names
+    for comment in reversed(comments):
+        content = comment.lstrip("#").strip()
+        for fields in (content.split(separator), content.split()):
+            names = [field.strip().strip(",;|") for field in fields]
+            known = all(any(_is_known(name, role) for name in names) for role in ("user", "item"))
+            if known and len(names) == num_columns:
+                return names
     return None
 
 

@@ -124,21 +124,12 @@ def _fields(line: str, separator: str | None, quotes: bool) -> list[str]:
         return next(csv.reader([line], delimiter=separator, skipinitialspace=True))
 
 
-def _fields_or_none(line: str, separator: str, quotes: bool) -> list[str] | None:
+def _fields_or_line(line: str, separator: str | None, quotes: bool) -> list[str]:
+    """The fields, or the line as one: it may be a part of a field that goes on over several lines."""
     try:
         return _fields(line, separator, quotes)
     except csv.Error:
-        return None
-
-
-def _rows(path: Path, head: Sequence[tuple[int, str]], separator: str | None, quotes: bool) -> list[list[str]]:
-    rows = []
-    for number, line in head:
-        try:
-            rows.append(_fields(line, separator, quotes))
-        except csv.Error as error:
-            fail(path, number, f"fields separated by {name_of(separator)}, quoted or not", str(error))
-    return rows
+        return [line]
 
 
 def starts_quoted(line: str, separator: str | None) -> bool:
@@ -176,7 +167,10 @@ def _json(path: Path, reading: Reading) -> Layout:
             fail(path, number, "a JSON object per line", shown(line))
         keys |= dict.fromkeys(record)
     names = list(keys)
-    return Layout("json", columns.choose(path, head[0][0], names, len(names), reading), names, len(names))
+    number = head[0][0]
+    return Layout(
+        "json", columns.choose(path, number, names, len(names), reading), names, len(names), first_line=number
+    )
 
 
 def _lists(path: Path, head: Sequence[tuple[int, str]], reading: Reading) -> Layout:
@@ -200,9 +194,9 @@ def _table(path: Path, head: Sequence[tuple[int, str]], reading: Reading, commen
     number, line = head[0]
     separator = _separator(path, head[:20], reading)
     quotes = separator in (",", ";") or (separator != "::" and starts_quoted(line, separator))
-    first, *rows = _rows(path, head, separator, quotes)
+    first, *rows = [_fields_or_line(line, separator, quotes) for _, line in head]
     if len(first) < 2:
-        if reading.separator is None and _holds_lists(path, number, reading):  # the first user has no items
+        if separator is None and _holds_lists(path, number, reading):  # the first user has no items
             return _lists(path, head, reading)
         usual = "a tab, a comma, a semicolon, a bar, '::' or blanks"
         by = usual if reading.separator is None else name_of(separator)
@@ -210,7 +204,7 @@ def _table(path: Path, head: Sequence[tuple[int, str]], reading: Reading, commen
     names = columns.header_names(first, rows, reading)
     first_line = number if names is None else number + 1
     if names is None and comments:
-        names = columns.commented_names(comments[-1], separator, len(first))
+        names = columns.commented_names(comments, separator, len(first))
     if names is not None:
         chosen = columns.choose(path, number, names, len(names), reading)
         return Layout("table", chosen, names, len(names), separator, first_line, quotes=quotes)
@@ -218,14 +212,14 @@ def _table(path: Path, head: Sequence[tuple[int, str]], reading: Reading, commen
     if separator == "\t" and _are_behaviors(rows):
         reading.refuse(path, _KINDS["mind"], *COLUMN_OPTIONS, "min_rating", "format")
         return Layout("mind", num_columns=5, separator=separator, first_line=number, known_as=_KINDS["mind"])
+    if len(first) == 2 and reading.format is None:
+        _check_single_ids(path, head, rows, reading)
     given = {role for role in ROLES if reading.column(role) is not None}
     known_as, preset = (None, {}) if given >= {"user", "item"} else _known_form(rows, separator)
     if not given >= {"user", "item"} and not preset:
         if separator is None and _holds_lists(path, number, reading):
             return _lists(path, head, reading)
         if len(first) == 2:
-            if reading.format is None:
-                _check_single_ids(path, head, rows)
             preset = {"user": 0, "item": 1}
     chosen = dict(preset)
     if given or not preset:
@@ -249,7 +243,7 @@ def _separator(path: Path, head: Sequence[tuple[int, str]], reading: Reading) ->
     number, lines = head[0][0], [line for _, line in head]
 
     def widths(separator: str) -> list[int]:
-        return [len(_fields_or_none(line, separator, quotes=separator != "::") or ()) for line in lines]
+        return [len(_fields_or_line(line, separator, quotes=separator != "::")) for line in lines]
 
     found = {separator: widths(separator) for separator in SEPARATORS if separator}
     found = {separator: counts for separator, counts in found.items() if counts[0] > 1}
@@ -259,7 +253,7 @@ def _separator(path: Path, head: Sequence[tuple[int, str]], reading: Reading) ->
     known = [
         separator
         for separator in found
-        if columns.header_names(_fields_or_none(lines[0], separator, quotes=separator != "::") or (), [], reading)
+        if columns.header_names(_fields_or_line(lines[0], separator, quotes=separator != "::"), [], reading)
     ]
     most = max(found[separator][0] for separator in known or found)
     best = [separator for separator in known or found if found[separator][0] == most]
@@ -298,13 +292,15 @@ def _known_form(rows: Sequence[Sequence[str]], separator: str | None) -> tuple[s
     return None, {}
 
 
-def _check_single_ids(path: Path, head: Sequence[tuple[int, str]], rows: Sequence[Sequence[str]]) -> None:
+def _check_single_ids(
+    path: Path, head: Sequence[tuple[int, str]], rows: Sequence[Sequence[str]], reading: Reading
+) -> None:
     """Refuse several integers as one id in a table of two columns."""
     for (number, _), (user, *items) in zip(head, rows, strict=True):
         if len(items) == 1 and _INTEGERS.fullmatch(items[0].strip()):
             expected = f"one item per line; for a user's list of items give {option('format')} lightgcn"
             fail(path, number, expected, shown(items[0].strip()))
-        if len(items) == 1 and _INTEGERS.fullmatch(user.strip()):
+        if reading.separator is None and len(items) == 1 and _INTEGERS.fullmatch(user.strip()):
             expected = f"one user per line; for columns by blanks give {option('separator')} blanks"
             fail(path, number, expected, shown(user))
 

@@ -36,14 +36,14 @@ def read_pairs(path: Path, reading: Reading) -> tuple[np.ndarray, np.ndarray, np
             raise ImportError(f"{path}: {field.name} needs polars; {_INSTALL}")
     query_ids, item_ids, numbers = array("q"), array("q"), array("q")
     user, separator, names = 0, "", None
-    first, comment = True, ""
+    first, comments = True, list[str]()
     try:
         with path.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, 1):
                 if line.isspace():
                     continue
                 if first and re.match(r"#(\s|$)", line):
-                    comment = line
+                    comments.append(line)
                     continue
                 pair = _PAIR.fullmatch(line)
                 if first and pair is None and not any(map(str.isdecimal, line)):
@@ -54,7 +54,7 @@ def read_pairs(path: Path, reading: Reading) -> tuple[np.ndarray, np.ndarray, np
                     first = False
                     continue
                 if first and pair:
-                    names = columns.commented_names(comment, None if pair[2].isspace() else pair[2], 2)
+                    names = columns.commented_names(comments, pair[2] if pair[2] in _SEPARATORS else None, 2)
                     user = 0 if names is None else columns.choose(path, number, names, 2, reading)["user"]
                 first = False
                 separator = separator or (pair[2] if pair else "")
