@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from cw_ext.files import text
 from cw_ext.files.errors import fail, shown
 from cw_ext.files.layout import Layout, long_fields, name_of, quote_pattern
+from cw_ext.files.options import option
 
 if TYPE_CHECKING:
     import polars as pl
@@ -133,14 +134,15 @@ def _lists(path: Path, layout: Layout, encoding: str | None) -> Iterator[pl.Data
     import polars as pl
 
     for block in _lines(path, layout, encoding):
-        lines = _first_separated(path, layout, block) if layout.separator else block["text"]
+        lines = block["text"] if layout.separator in (None, " ") else _first_separated(path, layout, block)
+        wrong = lines.str.contains(r"[,;|]|::")
+        if layout.separator is None and wrong.any():
+            number, line = block.row(wrong.arg_true()[0])
+            expected = f"a user and its items, separated by blanks; if they are, give {option('separator')} blanks"
+            fail(path, number, expected, shown(line))
         words = lines.str.strip_chars().str.replace_all(r"\s+", " ").str.split(" ")
         lists = pl.DataFrame({"line": block["number"], "user": words.list.first(), "item": words.list.slice(1)})
         empty = pl.col("item").list.len() == 0
-        wrong = lists["item"].list.len().eq(0) & lists["user"].str.contains(r"[,;|]|::")
-        if wrong.any():
-            number, user, _ = lists.row(wrong.arg_true()[0])
-            fail(path, number, "a user and its items, separated by blanks", shown(user))
         yield lists.filter(~empty).explode("item")
         yield lists.filter(empty).with_columns(item=pl.lit(None, pl.String))
 

@@ -49,7 +49,8 @@ class Layout:
         columns: the number of the column of each role.
         names: those of the columns; None without a header.
         num_columns: of a table.
-        separator: of a table's columns; None for blanks.
+        separator: of a table's columns; None for blanks. In LightGCN lists what stands after the user: " " for blanks
+            that the caller asked for, None for blanks that are assumed.
         first_line: where the interactions begin, past comments and the header.
         known_as: the data set whose own form it has.
         may_lack_item: whether rows without an item are part of the form.
@@ -175,18 +176,14 @@ def _json(path: Path, reading: Reading) -> Layout:
 
 def _lists(path: Path, head: Sequence[tuple[int, str]], reading: Reading) -> Layout:
     reading.refuse(path, _KINDS["lightgcn"], *COLUMN_OPTIONS, "min_rating")
-    number, line = head[0]
+    number = head[0][0]
     if reading.separator is not None:
         separator = _SEPARATOR_WORDS.get(reading.separator, reading.separator)
-        return Layout("lightgcn", first_line=number, separator=None if separator == "\t" else separator)
+        return Layout("lightgcn", first_line=number, separator=" " if separator in (None, "\t") else separator)
     users = [_LIST_WITH_SEPARATOR.fullmatch(line) for _, line in head]
     first = users[0]
     if first and all(user and user[1] == first[1] for user in users):
         return Layout("lightgcn", first_line=number, separator=first[1])
-    words = [line.split()[0] for _, line in head]
-    if any(all(separator in word for word in words) for separator in (",", ";", "|")):
-        expected = f"a user and its items, separated by blanks; for another first separator give {option('separator')}"
-        fail(path, number, expected, shown(line))
     return Layout("lightgcn", first_line=number)
 
 
