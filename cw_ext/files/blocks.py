@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from cw_ext.files import text
 from cw_ext.files.errors import fail, shown
-from cw_ext.files.layout import Layout, long_fields, name_of, quote_pattern
+from cw_ext.files.layout import Layout
 from cw_ext.files.options import option
+from cw_ext.files.separators import long_fields, name_of, quote_pattern
 
 if TYPE_CHECKING:
     import polars as pl

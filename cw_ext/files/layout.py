@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
-from cw_ext.files import columns, text
+from cw_ext.files import columns, separators, text
 from cw_ext.files.errors import fail, shown
 from cw_ext.files.options import COLUMN_OPTIONS, ROLES, Reading, option
 
-SEPARATORS: dict[str | None, str] = {
-    "::": "'::'",
-    "\t": "tabs",
-    ";": "semicolons",
-    ",": "commas",
-    "|": "bars",
-    None: "blanks",
-}
-_SEPARATOR_WORDS = {"tab": "\t", "blanks": None, " ": None}
 Kind = Literal["table", "lightgcn", "mind", "json", "parquet"]
 _KINDS = {"lightgcn": "LightGCN lists", "mind": "MIND's behaviors.tsv"}
 MOVIELENS = "MovieLens ratings"
@@ -102,47 +91,6 @@ def _is_comment(line: str) -> bool:
     return re.match(r"#(\s|$)", line) is not None
 
 
-def name_of(separator: str | None) -> str:
-    """What messages call a separator."""
-    return SEPARATORS.get(separator) or repr(separator)
-
-
-@contextmanager
-def long_fields() -> Iterator[None]:
-    """Let csv read fields of any length, which it else refuses beyond 131,072 characters."""
-    limit = csv.field_size_limit(2**31 - 1)
-    try:
-        yield
-    finally:
-        csv.field_size_limit(limit)
-
-
-def _fields(line: str, separator: str | None, quotes: bool) -> list[str]:
-    """The fields of one line of a table; csv.Error where quotes do not allow that."""
-    if separator is None or not quotes or not starts_quoted(line, separator):
-        return line.split(separator)
-    with long_fields():
-        return next(csv.reader([line], delimiter=separator, skipinitialspace=True))
-
-
-def _fields_or_line(line: str, separator: str | None, quotes: bool) -> list[str]:
-    """The fields, or the line as one: it may be a part of a field that goes on over several lines."""
-    try:
-        return _fields(line, separator, quotes)
-    except csv.Error:
-        return [line]
-
-
-def starts_quoted(line: str, separator: str | None) -> bool:
-    """Whether a field begins with a quote, as only there quotes mean something."""
-    return separator is not None and re.search(quote_pattern(separator), line) is not None
-
-
-def quote_pattern(separator: str) -> str:
-    """A regular expression for a field that begins with a quote."""
-    return rf'(?:^|{re.escape(separator)}) *"'
-
-
 def _parquet(path: Path, reading: Reading) -> Layout:
     import polars as pl
 
@@ -178,7 +126,7 @@ def _lists(path: Path, head: Sequence[tuple[int, str]], reading: Reading) -> Lay
     reading.refuse(path, _KINDS["lightgcn"], *COLUMN_OPTIONS, "min_rating")
     number = head[0][0]
     if reading.separator is not None:
-        separator = _SEPARATOR_WORDS.get(reading.separator, reading.separator)
+        separator = separators.given(reading.separator)
         return Layout("lightgcn", first_line=number, separator=" " if separator in (None, "\t") else separator)
     users = [_LIST_WITH_SEPARATOR.fullmatch(line) for _, line in head]
     first = users[0]
@@ -189,14 +137,14 @@ def _lists(path: Path, head: Sequence[tuple[int, str]], reading: Reading) -> Lay
 
 def _table(path: Path, head: Sequence[tuple[int, str]], reading: Reading, comments: Sequence[str]) -> Layout:
     number, line = head[0]
-    separator = _separator(path, head[:20], reading)
-    quotes = separator in (",", ";") or (separator != "::" and starts_quoted(line, separator))
-    first, *rows = [_fields_or_line(line, separator, quotes) for _, line in head]
+    separator = separators.choose(path, head[:20], reading)
+    quotes = separator in (",", ";") or (separator != "::" and separators.starts_quoted(line, separator))
+    first, *rows = [separators.fields_or_line(line, separator, quotes) for _, line in head]
     if len(first) < 2:
         if separator is None and _holds_lists(path, number, reading):  # the first user has no items
             return _lists(path, head, reading)
         usual = "a tab, a comma, a semicolon, a bar, '::' or blanks"
-        by = usual if reading.separator is None else name_of(separator)
+        by = usual if reading.separator is None else separators.name_of(separator)
         fail(path, number, f"a user and an item, separated by {by}", shown(line))
     names = columns.header_names(first, rows, reading)
     first_line = number if names is None else number + 1
@@ -224,40 +172,6 @@ def _table(path: Path, head: Sequence[tuple[int, str]], reading: Reading, commen
         own = {f"{role}_column": reading.column(role) for role in given}
         chosen = columns.choose(path, number, None, len(first), Reading(**(filled | own)))  # type: ignore[arg-type]
     return Layout("table", chosen, None, len(first), separator, number, known_as, known_as == _SNAP, quotes)
-
-
-def _separator(path: Path, head: Sequence[tuple[int, str]], reading: Reading) -> str | None:
-    """That which is given; else of those by which all lines have as many fields that with most, first of all where the
-    first line then is a header with known names. Where the lines differ by each, it is one that divides the first.
-
-    Blanks separate only where nothing else does.
-
-    Raises:
-        ValueError: two are as likely.
-    """
-    if reading.separator is not None:
-        return _SEPARATOR_WORDS.get(reading.separator, reading.separator)
-    number, lines = head[0][0], [line for _, line in head]
-
-    def widths(separator: str) -> list[int]:
-        return [len(_fields_or_line(line, separator, quotes=separator != "::")) for line in lines]
-
-    found = {separator: widths(separator) for separator in SEPARATORS if separator}
-    found = {separator: counts for separator, counts in found.items() if counts[0] > 1}
-    found = {separator: counts for separator, counts in found.items() if len({*counts}) == 1} or found
-    if not found:
-        return None
-    known = [
-        separator
-        for separator in found
-        if columns.header_names(_fields_or_line(lines[0], separator, quotes=separator != "::"), [], reading)
-    ]
-    most = max(found[separator][0] for separator in known or found)
-    best = [separator for separator in known or found if found[separator][0] == most]
-    if len(best) > 1:
-        expected = f"columns separated in one way; choose by {option('separator')}"
-        fail(path, number, expected, f"{most} columns by {' or '.join(map(name_of, best))}")
-    return best[0]
 
 
 def _are_behaviors(rows: Sequence[Sequence[str]]) -> bool:

@@ -25,7 +25,7 @@ class Reading:
         user_column, item_column, rating_column, label_column, split_column: the name of a column in the header, or its
             number from 0 (the way to choose in a table without header).
         separator: of a text's columns: a character, "::", "tab", or "blanks" for any number of them. Of LightGCN lists
-            only what stands between a user and its items.
+            only what stands between a user and its items; with blanks words may hold other separators.
         format: "table", or "lightgcn" for lines of one user and all of its items, separated by blanks.
         encoding: of a text file; UTF-8 if None.
         min_rating: ratings below it are no positives; None keeps every rating.

@@ -10,12 +10,11 @@ from typing import NoReturn
 
 import numpy as np
 
-from cw_ext.files import columns
+from cw_ext.files import columns, separators
 from cw_ext.files.errors import shown
 from cw_ext.files.options import Reading
 
 _PAIR = re.compile(r"\s*(-?[0-9]{1,19})\s*([\t,;]|\s)\s*(-?[0-9]{1,19})\s*")
-_SEPARATORS = {"\t": "tabs", ",": "commas", ";": "semicolons"}
 _INSTALL = 'anything but two columns of integer ids needs polars; run: pip install "cw_ext[files]"'
 
 
@@ -54,7 +53,7 @@ def read_pairs(path: Path, reading: Reading) -> tuple[np.ndarray, np.ndarray, np
                     first = False
                     continue
                 if first and pair:
-                    names = columns.commented_names(comments, pair[2] if pair[2] in _SEPARATORS else None, 2)
+                    names = columns.commented_names(comments, pair[2] if pair[2] in separators.NAMES else None, 2)
                     user = 0 if names is None else columns.choose(path, number, names, 2, reading)["user"]
                 first = False
                 separator = separator or (pair[2] if pair else "")
@@ -66,7 +65,7 @@ def read_pairs(path: Path, reading: Reading) -> tuple[np.ndarray, np.ndarray, np
     except UnicodeDecodeError:
         raise ImportError(f"{path}: expected UTF-8 text; {_INSTALL}") from None
     ids = [np.array(column, dtype=np.int64) for column in (query_ids, item_ids, numbers)]
-    source = f"columns 0, 1 of a table without header, separated by {_SEPARATORS.get(separator, 'blanks')}"
+    source = f"columns 0, 1 of a table without header, separated by {separators.NAMES.get(separator, 'blanks')}"
     if names is not None:
         source = f"columns {names[user]}, {names[1 - user]}"
     return ids[0], ids[1], ids[2], source

@@ -13,8 +13,9 @@ from cw_ext.files import columns, plain
 from cw_ext.files.blocks import blocks
 from cw_ext.files.errors import fail, shown
 from cw_ext.files.ids import IdColumn, Ids
-from cw_ext.files.layout import MOVIELENS, Layout, name_of, recognise
+from cw_ext.files.layout import MOVIELENS, Layout, recognise
 from cw_ext.files.options import Reading, option
+from cw_ext.files.separators import name_of
 
 if TYPE_CHECKING:
     import polars as pl
