@@ -78,8 +78,8 @@ def load(path: str | Path | None = None, *, seed: int = 0, core: int | None = No
         seed: of the 80/20 split.
         core: every user and item kept has at least this many interactions, at least 1; 10 if None. Only for what is
             split here.
-        reading: columns, ``format``, ``encoding`` and ``min_rating`` as for :class:`cw_ext.files.Reading`; where there
-            are ratings and no ``min_rating``, those below 3 are dropped.
+        reading: columns, ``separator``, ``format``, ``encoding`` and ``min_rating`` as for
+            :class:`cw_ext.files.Reading`; where there are ratings and no ``min_rating``, those below 3 are dropped.
 
     Raises:
         DataError: the input is missing, malformed, or empty after filtering, or an argument cannot act on it.
@@ -131,9 +131,9 @@ def load_movielens_100k(*, seed: int = 0, core: int | None = None, **reading: An
 def load_split_directory(path: str | Path, reading: files.Reading | None = None) -> InteractionData:
     """Load the files ``train.*`` and ``test.*`` of a directory, or ``*.train.inter`` and ``*.test.inter``.
 
-    Pairs of ``valid.*`` join the training set. Integer ids without large gaps are kept as they are, and the training
-    file then sets their range; others are numbered in the order in which they occur there. Test pairs that stand in
-    training, and those of users and items that do not occur there, are left out and counted on stderr.
+    Pairs of ``valid.*`` join the training set. Ids are numbered in the sorted order of those in training, so that there
+    is no row for any other; integers from 0 without gaps stay as they are. Test pairs that stand in training, and those
+    of users and items that do not occur there, are left out and counted on stderr.
 
     Raises:
         DataError: a file is missing or malformed, or no test pair is left.
@@ -151,9 +151,10 @@ def load_split_directory(path: str | Path, reading: files.Reading | None = None)
     for name, table in tables.items():
         if not len(table.lines):
             raise DataError(f"{parts[name]}: expected interactions, got {table.summary}")
+        _check_part(parts[name], name, table)  # type: ignore[arg-type]
     notes = [f"{parts[name].name}: {table.summary}" for name, table in tables.items()]  # type: ignore[union-attr]
     test = tables.pop("test")
-    train = [np.concatenate(ids) for ids in zip(*(_own_ids(table) for table in tables.values()), strict=True)]
+    train = [_joined(ids) for ids in zip(*(_own_ids(table) for table in tables.values()), strict=True)]
     return _as_split(path, (train[0], train[1]), _own_ids(test), path.resolve().name, notes)
 
 
@@ -282,6 +283,25 @@ def _own_ids(table: files.InteractionTable) -> tuple[np.ndarray, np.ndarray]:
     return table.users.of_rows, table.items.of_rows
 
 
+def _check_part(path: Path, name: str, table: files.InteractionTable) -> None:
+    """Refuse a file of a directory whose column ``split`` contradicts its name."""
+    if table.split is None:
+        return
+    others = np.flatnonzero(table.split != files.SPLITS.index(name))
+    if len(others):
+        line, got = table.lines[others[0]], files.SPLITS[table.split[others[0]]]
+        raise DataError(f"{path}, {table.unit} {line}: expected the split {name}, as the file's name says, got {got}")
+
+
+def _joined(ids: Sequence[np.ndarray]) -> np.ndarray:
+    """The ids of several files in a row: strings, where those of any file are."""
+    return np.concatenate(ids if len({part.dtype for part in ids}) == 1 else [_as_strings(part) for part in ids])
+
+
+def _as_strings(ids: np.ndarray) -> np.ndarray:
+    return ids if ids.dtype == object else ids.astype(str).astype(object)
+
+
 def _as_split(
     path: Path, train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray], name: str, notes: list[str]
 ) -> InteractionData:
@@ -308,27 +328,20 @@ def _as_split(
 
 
 def _numbered(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray, int, np.ndarray | None]:
-    """Number the ids of one side of a split.
+    """Number the ids of one side of a split in the sorted order of those in training: every row has interactions.
 
     Returns:
         Rows of the training ids; rows of the test ids, with a negative number of its own for each that does not occur
-        in training; the number of rows; the own id of each row, or None where ids are rows as they are.
+        in training; the number of rows; the own id of each row, or None where every id is its own row.
     """
     if train.dtype != test.dtype:  # integers in one file only
-        train, test = train.astype(str).astype(object), test.astype(str).astype(object)
-    values, first, codes = np.unique(train, return_index=True, return_inverse=True)
+        train, test = _as_strings(train), _as_strings(test)
+    values, rows = np.unique(train, return_inverse=True)
     test_values, test_codes = np.unique(test, return_inverse=True)
-    if train.dtype != object and values[0] >= 0 and not files.is_sparse(values, largest_unquestioned=0):
-        test_rows = np.where(np.isin(test_values, values), test_values, -1)
-        rows, count, own = train, int(values[-1]) + 1, None
-    else:
-        order = np.argsort(first)  # of first occurrence
-        rank = np.empty(len(order), np.int64)
-        rank[order] = np.arange(len(order))
-        rows, count, own = rank[codes.reshape(-1)], len(values), values[order]
-        test_rows = files.places(test_values, own)
-    test_rows = np.where(test_rows < 0, -1 - np.arange(len(test_rows)), test_rows)
-    return rows, test_rows[test_codes.reshape(-1)], count, own
+    places = np.searchsorted(values, test_values).clip(max=len(values) - 1)
+    test_rows = np.where(values[places] == test_values, places, -1 - np.arange(len(places)))
+    are_rows = values.dtype != object and values[0] == 0 and values[-1] == len(values) - 1
+    return rows.reshape(-1), test_rows[test_codes.reshape(-1)], len(values), None if are_rows else values
 
 
 def _distinct_pairs(users: np.ndarray, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

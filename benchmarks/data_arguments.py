@@ -19,7 +19,7 @@ _ROLES = {
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Add --core, --min-rating, --user-column and its kin, --format and --encoding; all None if not given."""
+    """Add --core, --min-rating, --user-column and its kin, --separator, --format and --encoding; None if not given."""
     parser.add_argument(
         "--core", type=positive_int, help=f"k of the k-core filter of a file; {data.DEFAULT_CORE} if not given"
     )
@@ -35,13 +35,16 @@ def add(parser: argparse.ArgumentParser) -> None:
             metavar="NAME|NUMBER",
             help=f"the column of {held}; its number from 0 without a header; by its usual name if not given",
         )
+    parser.add_argument(
+        "--separator", metavar="CHARACTER|::|tab|blanks", help="of columns; that which gives most if not given"
+    )
     parser.add_argument("--format", choices=FORMATS, help="for a file that could be both")
     parser.add_argument("--encoding", help="of a text file, such as latin-1; UTF-8 if not given")
 
 
 def chosen(arguments: argparse.Namespace) -> dict[str, Any]:
     """What was given, as keyword arguments of :func:`benchmarks.data.load`."""
-    names = ["core", "min_rating", *(f"{role}_column" for role in _ROLES), "format", "encoding"]
+    names = ["core", "min_rating", *(f"{role}_column" for role in _ROLES), "separator", "format", "encoding"]
     return {name: getattr(arguments, name) for name in names}
 
 

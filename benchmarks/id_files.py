@@ -31,7 +31,7 @@ def read_ids(path: Path, column: str) -> list[str]:
         else:
             lines = path.read_text(encoding="utf-8-sig").split("\n")
             table = pl.DataFrame({column: [line.rstrip("\r") for line in lines]}, schema={column: pl.String})
-            table = table.filter(pl.col(column) != "")
+            table = table.filter(pl.col(column).str.strip_chars() != "")
     except OSError as error:
         raise OSError(f"{path}: expected a file of {column} ids, got: {error.strerror or error}") from None
     except UnicodeDecodeError:
@@ -47,13 +47,17 @@ def read_ids(path: Path, column: str) -> list[str]:
 
 
 def rows_of(path: Path, column: str, known_ids: pl.Series) -> torch.Tensor:
-    """The rows, int64, of the ids in a file as :func:`read_ids` reads them.
+    """The rows, int64, of the ids in a file as :func:`read_ids` reads them, each once.
+
+    In text an id that the model does not know stands for the same without blanks around it, as data are read so too.
 
     Raises:
         ValueError: there are ids that the model does not know; the message has their number and the first ones.
     """
     rows = {name: row for row, name in enumerate(map(str, known_ids.to_list()))}
     ids = read_ids(path, column)
+    if path.suffix != ".parquet":
+        ids = [name if name in rows else name.strip() for name in ids]
     unknown = [name for name in ids if name not in rows]
     if unknown:
         shown = ", ".join(map(repr, unknown[:_SHOWN])) + (", ..." if len(unknown) > _SHOWN else "")
@@ -61,4 +65,4 @@ def rows_of(path: Path, column: str, known_ids: pl.Series) -> torch.Tensor:
             f"{path}: expected ids of {column}s that the model was trained on, got {len(unknown)} unknown ones "
             f"of {len(ids)}: {shown}"
         )
-    return torch.tensor([rows[name] for name in ids])
+    return torch.tensor([*dict.fromkeys(rows[name] for name in ids)])

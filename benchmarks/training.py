@@ -408,8 +408,10 @@ def _run(arguments: argparse.Namespace) -> int:
     datasets = data.load_seeds(arguments.data, seeds, **data_arguments.chosen(arguments))
     cases = [Case(datasets[seed], loss, replace(config, seed=seed)) for loss in losses for seed in seeds]
     directory = arguments.out or reporting.default_directory(f"{cases[0].dataset.name}-{config.model}")
-    reporting.make_writable_directory(directory)
     save = _save_directories(cases, arguments.save)
+    if save:
+        _check_saved({}, save)  # before a folder for results is made
+    reporting.make_writable_directory(directory)
     for note in cases[0].dataset.notes:
         print(note)
     report, interrupted = compare(cases, directory, arguments.resume, save)

@@ -150,6 +150,7 @@ class Interactions:
         rating_column: str | int | None = None,
         label_column: str | int | None = None,
         split_column: str | int | None = None,
+        separator: str | None = None,
         format: files.Format | None = None,
         encoding: str | None = None,
         min_rating: float | None = None,
@@ -163,8 +164,8 @@ class Interactions:
         are given; MovieLens' ratings; LightGCN's lists; SNAP's check-ins; MIND's behaviors.tsv (the clicks of
         impressions and of histories); JSON lines; parquet; or an .npz that scipy.sparse.save_npz wrote. Columns are
         separated by tabs, commas, semicolons, bars, `::` or blanks; text may be compressed by gzip, bzip2 or xz; lines
-        at the top that begin with `# ` are skipped. All but two columns of integers needs polars, `cw_ext[files]`
-        (and an .npz scipy).
+        at the top that begin with `# ` are skipped, but a header with usual names counts there, too. All but two
+        columns of integers needs polars, `cw_ext[files]` (and an .npz scipy).
 
         An integer id is a row as it is. Ids are numbered anew, in their sorted order, where they are strings, or where
         the largest integer is beyond 2²⁰ with more than 100 rows per distinct id; `query_labels` and `item_labels`
@@ -178,6 +179,8 @@ class Interactions:
             rating_column: by default the column with a usual name; used only with `min_rating`.
             label_column: by default a column such as `label` or `is_click`; only rows above 0 are positives.
             split_column: by default a column `split`, of train, valid and test; only rows of train are taken.
+            separator: of the columns of a text: a character, "::", "tab" or "blanks"; by default that which gives most
+                columns.
             format: "table" or "lightgcn", for files that could be both.
             encoding: of a text, such as "latin-1"; UTF-8 if None.
             min_rating: lower ratings are no positives; None keeps every rating.
@@ -201,7 +204,7 @@ class Interactions:
                 _size(name, size)
         path = Path(path)
         reading = files.Reading(
-            user_column, item_column, rating_column, label_column, split_column, format, encoding, min_rating
+            user_column, item_column, rating_column, label_column, split_column, format, encoding, min_rating, separator
         )
         if path.suffix == ".npz":
             reading.refuse_all(path, "an .npz")

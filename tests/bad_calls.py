@@ -656,11 +656,12 @@ def interactions(rng: random.Random) -> Made:
                     "Interactions.from_file",
                     Interactions.from_file,
                     {"path": _file(), "user_column": 0, "item_column": 1, "format": "table", "encoding": "utf-8"}
+                    | {"separator": "tab"}
                     | {"renumber": False}
                     | dict.fromkeys(sizes, 5),
                 ),
                 {"path": NO_FILES, "user_column": NO_COLUMNS, "item_column": NO_COLUMNS, "format": NO_FORMATS}
-                | {"encoding": NO_ENCODINGS, "renumber": NO_FORMATS[1:]}
+                | {"encoding": NO_ENCODINGS, "renumber": NO_FORMATS[1:], "separator": NO_FORMATS}
                 | sizes,
             ),
             (Call("Interactions.to", made.to, {"device": "cpu"}), {"device": NO_DEVICES}),

@@ -138,6 +138,37 @@ def test_missing_test_file_is_named(tmp_path):
         data.load(tmp_path)
 
 
+@pytest.mark.parametrize("form", ["directory", "column"])
+def test_a_split_has_no_rows_for_ids_that_do_not_occur(tmp_path, form):
+    train, test = [(7, 30), (7, 12), (3, 30), (9, 5)], [(3, 12), (9, 30), (5, 30), (7, 6)]
+    if form == "directory":
+        write_split(tmp_path, *(HEADER + "".join(f"{u}\t{i}\n" for u, i in pairs) for pairs in (train, test)))
+        dataset = data.load(tmp_path)
+    else:
+        rows = [(*pair, part) for part, pairs in (("train", train), ("test", test)) for pair in pairs]
+        content = "user,item,split\n" + "".join(f"{u},{i},{part}\n" for u, i, part in rows)
+        dataset = data.load(write(tmp_path / "pairs.csv", content))
+    assert dataset.user_ids.tolist() == [3, 7, 9] and dataset.item_ids.tolist() == [5, 12, 30]
+    assert (dataset.num_users, dataset.num_items) == (3, 3)
+    for pairs, users, items in (
+        (train, dataset.train_users, dataset.train_items),
+        (test[:2], dataset.test_users, dataset.test_items),
+    ):
+        assert sorted(zip(dataset.user_ids[users], dataset.item_ids[items], strict=True)) == sorted(pairs)
+
+
+@pytest.mark.parametrize("part", ["train", "valid", "test"])
+def test_ids_that_are_integers_in_some_files_only_are_compared_as_strings(tmp_path, part):
+    pairs = {"train": [(1, 2), (1, 10), (2, 2)], "valid": [(2, 3)], "test": [(2, 10), (1, 3)]}
+    odd = {"train": "a,2", "valid": "1,b", "test": "a,b"}[part]
+    for name, rows in pairs.items():
+        content = "user,item\n" + "".join(f"{u},{i}\n" for u, i in rows) + (f"{odd}\n" if name == part else "")
+        write(tmp_path / f"{name}.csv", content)
+    dataset = data.load(tmp_path)
+    own = list(zip(dataset.user_ids[dataset.test_users], dataset.item_ids[dataset.test_items], strict=True))
+    assert sorted((str(user), str(item)) for user, item in own) == [("1", "3"), ("2", "10")]
+
+
 def test_raw_ids_in_a_split_directory_are_numbered_anew(tmp_path):
     write_split(tmp_path, HEADER + f"0\t1\n{10**12}\t0\n", HEADER + f"0\t0\n{10**12}\t1\n")
     dataset = data.load(tmp_path)

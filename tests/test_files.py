@@ -346,6 +346,30 @@ def test_switches_that_cannot_act(tmp_path: Path) -> None:
         data.load(tmp_path / "folder", core=3)
 
 
+def test_ratings_that_are_all_too_low(tmp_path: Path) -> None:
+    path = _write(tmp_path, "user,item,rating\n1,2,0.5\n1,3,1\n")
+    for read, arguments in (
+        (data.load, {}),
+        (data.load, {"min_rating": 2}),
+        (Interactions.from_file, {"min_rating": 2}),
+    ):
+        with pytest.raises(ValueError, match=r"2 rows left out; lower min_rating \(--min-rating\)"):
+            read(path, **arguments)
+
+
+def test_a_directory_that_cannot_be_saved_to_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    _write(tmp_path, "".join(f"{u},{i}\n" for u in range(4) for i in range(4)))
+    (tmp_path / "full").mkdir()
+    _write(tmp_path / "full", "x", "thesis.txt")
+    before = sorted(tmp_path.rglob("*"))
+    for seeds in (["0"], ["0", "1"]):
+        target = "full" if len(seeds) == 1 else "full/thesis.txt"
+        arguments = ["--data", "file.txt", "--core", "1", "--loss", "sl", "--save", target, "--seed", *seeds]
+        assert training.main(arguments) == 2
+        assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_behaviors_of_mind(tmp_path: Path) -> None:
     content = (
         "1\tU13740\t11/11/2019 9:05:58 AM\tN55189 N42782\tN55689-1 N35729-0\n"
@@ -381,6 +405,32 @@ def test_json_lines(tmp_path: Path) -> None:
         _read(path)
 
 
+def test_json_keys_that_the_first_record_lacks(tmp_path: Path) -> None:
+    for key, expected in (
+        ("split", "train, valid or test as split"),
+        ("label", "a number as label"),
+        ("stars", "a number as rating"),
+    ):
+        lines = ['{"item": "x", "user": "a"}\n'] * 999 + [json.dumps({key: 1, "user": "a", "item": "y"})]
+        with pytest.raises(data.DataError, match=f"line 1: expected {expected}, got ''"):
+            data.load(_write(tmp_path, "".join(lines)), core=1)
+    path = _write(tmp_path, '{"user": "a", "item": "x", "other": 1}\n{"overall": 2, "user": "a", "item": "y"}\n')
+    with pytest.raises(ValueError, match="line 1: expected a number as rating, got ''"):
+        _read(path, min_rating=1)
+
+
+@pytest.mark.parametrize("value", [{"$oid": "u2"}, ["u2"], True, False])
+@pytest.mark.parametrize("role", ["user", "item"])
+def test_json_ids_are_strings_or_numbers(tmp_path: Path, value: object, role: str) -> None:
+    good = [{"user": word, "item": word} for word in ("[u]", "{}", "true", "false")]
+    lines = [json.dumps(record) + "\n" for record in good]
+    path = _write(tmp_path, "".join(lines))
+    assert _read(path) == [(word, word) for word in ("[u]", "{}", "true", "false")]
+    path = _write(tmp_path, "".join([*lines, json.dumps({"user": 1, "item": 2} | {role: value})]))
+    with pytest.raises(ValueError, match=f"line 5: expected a string or a number as {role} id, got "):
+        _read(path)
+
+
 def test_parquet(tmp_path: Path) -> None:
     path = tmp_path / "file.pq"
     frame = pl.DataFrame(
@@ -395,6 +445,8 @@ def test_parquet(tmp_path: Path) -> None:
     frame.with_columns(movieId=pl.Series([1.0, 2.0, 3.0])).write_parquet(path)
     with pytest.raises(ValueError, match="expected integers or strings as item ids, got the column type Float64"):
         _read(path)
+    pl.DataFrame({"user": [" a", "a", "a "], "item": [1, 2, 3]}).write_parquet(path)
+    assert _read(path) == [(" a", 1), ("a", 2), ("a ", 3)]
     pl.DataFrame({"user": [2**64 - 1, 5], "item": [1, 2]}, schema_overrides={"user": pl.UInt64}).write_parquet(path)
     assert _read(path) == [(str(2**64 - 1), 1), ("5", 2)]
 
@@ -448,6 +500,129 @@ def test_quotes_that_are_none(tmp_path: Path) -> None:
     assert _read(_write(tmp_path, content)) == [(1, "a"), (2, '"b')]
 
 
+def test_the_separator_is_that_of_most_columns(tmp_path: Path) -> None:
+    """Whatever else divides every line: decimal commas, bars in a name."""
+    content = "u1;i1;0,5\nu2;i1;1,5\nu2;i2;2,5\n"
+    path = _write(tmp_path, content)
+    assert _read(path, user_column=0, item_column=1) == [("u1", "i1"), ("u2", "i1"), ("u2", "i2")]
+    content = "u1,a;b,1\nu2,c;d,2\n"  # semicolons divide every line, too
+    path = _write(tmp_path, content)
+    assert _read(path, user_column=0, item_column=1) == [("u1", "a;b"), ("u2", "c;d")]
+    assert _read(path, user_column=0, item_column=1, separator=";") == [("u1,a", "b,1"), ("u2,c", "d,2")]
+    path = _write(tmp_path, "x;user,item;y\n1;2,3;4\n")  # semicolons give more, but no known name
+    assert _read(path, item_column=0, user_column="user,item") == [("2,3", 1)]
+    path = _write(tmp_path, "user,item|x|y\n1,2|3|4\n")
+    assert _read(path, item_column="item|x|y") == [(1, "2|3|4")]
+
+
+@pytest.mark.parametrize("separator", ["\t", ",", ";", "|", "::", "^", "~", "-"])
+def test_a_separator_that_is_given(tmp_path: Path, separator: str) -> None:
+    name = "tab" if separator == "\t" else separator
+    content = "".join(separator.join((f"u{n}", f"i{n}", "x y")) + "\n" for n in range(3))
+    for header in ("", separator.join(("user", "item", "z")) + "\n"):
+        path = _write(tmp_path, header + content)
+        chosen = {"separator": name} | ({} if header else {"user_column": 0, "item_column": 1})
+        assert _read(path, **chosen) == [(f"u{n}", f"i{n}") for n in range(3)]
+    quoted = content.replace("u1", f'"u{separator}1"') if separator != "::" else content
+    quoted = quoted.replace("u0", '"u0"') if separator != "::" else quoted
+    expected = [("u0", "i0"), (f"u{separator}1" if separator != "::" else "u1", "i1"), ("u2", "i2")]
+    assert _read(_write(tmp_path, quoted), separator=name, user_column=0, item_column=1) == expected
+
+
+def test_two_separators_of_as_many_columns(tmp_path: Path) -> None:
+    path = _write(tmp_path, "1,2|3\n4,5|6\n")
+    complaint = r"line 1: expected columns separated in one way; choose by separator \(--separator\), got 2 columns by "
+    for read in (Interactions.from_file, lambda path: data.load(path, core=1)):
+        with pytest.raises(ValueError, match=complaint + "commas or bars"):
+            read(path)
+    assert _read(path, separator="|") == [("1,2", 3), ("4,5", 6)]
+    arguments = ["--data", str(path), "--core", "1", "--separator", ",", "--loss", "sl", "--min-rating", "1"]
+    assert training.main(arguments) == 2  # no ratings: it was read
+    path = _write(tmp_path, "1 5 0,5\n2 5 1,5\n")
+    with pytest.raises(ValueError, match=r"line 1: expected one user per line; .* \(--separator\) blanks, got '1 5 0'"):
+        _read(path)
+    with pytest.raises(ValueError, match="line 1: expected one user per line"):
+        _read(path, user_column=0, item_column=1)
+    assert _read(path, separator=",") == [("1 5 0", 5), ("2 5 1", 5)]
+    assert _read(path, separator="blanks", user_column=0, item_column=1) == [(1, 5), (2, 5)]
+    assert read_interactions(path, Reading(separator="blanks", user_column=0, item_column=1)).summary.endswith(
+        "columns 0, 1 of a table without header, separated by blanks"
+    )
+    with pytest.raises(ValueError, match="expected a user and an item, separated by semicolons, got '1 5 0,5'"):
+        _read(path, separator=";")
+
+
+@pytest.mark.parametrize("quote", ["", '"'])
+@pytest.mark.parametrize("kind", ["table", "lists", "json"])
+def test_line_ends_of_old_macs_are_one_line(tmp_path: Path, quote: str, kind: str) -> None:
+    lines = {
+        "table": [f"{quote}user_id{quote},item_id", f"{quote}u1{quote},i1", "u2,i2"],
+        "lists": ["0 1 2", "1 2", "2 0 1 2"],
+        "json": ['{"user": 1, "item": 2}'] * 3,
+    }[kind]
+    path = _write(tmp_path, "\r".join(lines) + "\r")
+    for read in (Interactions.from_file, data.load):
+        with pytest.raises(
+            ValueError, match=r"file.txt, line 1: expected lines that end with .*, got line ends \\r: "
+        ) as e:
+            read(path)
+        assert "\n" not in str(e.value) and "\r" not in str(e.value)
+
+
+def test_a_line_end_of_old_macs_further_down(tmp_path: Path) -> None:
+    for rows in (1, 200):
+        path = _write(tmp_path, "user,item\n" + "a,b\n" * rows + '"c","d"\r"e","f"\n')
+        with pytest.raises(ValueError, match=f"file.txt, line {rows + 2}: expected fields separated by commas"):
+            _read(path)
+
+
+def test_line_ends_of_any_kind_within_quotes(tmp_path: Path) -> None:
+    content = 'user,text,item\n1,"a\n""b"" c\rd",2\n3,"\r",4\n'
+    assert _read(_write(tmp_path, content)) == [(1, 2), (3, 4)]
+
+
+def test_long_quoted_fields(tmp_path: Path) -> None:
+    limit = csv.field_size_limit()
+    long = "x" * 200_000
+    content = f'user,text,item\n1,"{long}, y",2\n3,"z",4\n'
+    assert _read(_write(tmp_path, content)) == [(1, 2), (3, 4)]
+    content = "user,text,item\n" + "1,x,2\n" * 200 + f'3,"{long}\n{long}",4\n'
+    assert _read(_write(tmp_path, content))[-1] == (3, 4)
+    content = f'1;"{long}"\n'
+    assert _read(_write(tmp_path, content)) == [(1, long)]
+    assert csv.field_size_limit() == limit
+
+
+# --- headers ---
+
+
+def test_with_numbers_of_columns_no_header_is_guessed(tmp_path: Path) -> None:
+    path = _write(tmp_path, "anna,paris,x\n1,2,3\n4,5,6\n")
+    assert _read(path, user_column=0, item_column=1) == [("anna", "paris"), ("1", "2"), ("4", "5")]
+    for header in ("customer,paris,x", "anna,item_id,x", "a:token,b:token,c:float"):
+        path = _write(tmp_path, f"{header}\n1,2,3\n4,5,6\n")
+        assert _read(path, user_column=0, item_column=1) == [(1, 2), (4, 5)]
+    path = _write(tmp_path, "anna,paris,item\n1,2,3\n")  # no item stands in the column of users
+    assert _read(path, user_column=0, item_column=1) == [("anna", "paris"), ("1", "2")]
+
+
+@pytest.mark.parametrize("polars", [True, False])
+@pytest.mark.parametrize("separator", [",", "\t", " "])
+@pytest.mark.parametrize("comment", ["# item_id,user_id", "# item_id user_id", "#\titem_id\tuser_id"])
+def test_a_header_may_be_a_comment(
+    tmp_path: Path, polars: bool, separator: str, comment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not polars:
+        monkeypatch.setitem(sys.modules, "polars", None)
+    content = f"# pairs of user and item\n{comment}\n# from a log\n1{separator}2\n3{separator}4\n"
+    if "," in comment and separator != ",":
+        comment = comment.replace(",", separator)
+    known = Interactions.from_file(_write(tmp_path, content.replace("# item_id,user_id", comment)))
+    assert _known(known) == {(2, 1), (4, 3)} and "columns user_id, item_id" in known.source
+    known = Interactions.from_file(_write(tmp_path, f"# From To\n1{separator}2\n3{separator}4\n"))
+    assert _known(known) == {(1, 2), (3, 4)}
+
+
 # --- lists ---
 
 
@@ -482,6 +657,44 @@ def test_format_decides(tmp_path: Path) -> None:
     assert _read(path, format="lightgcn") == [("u1", "a"), ("u1", "b"), ("u2", "c")]
 
 
+@pytest.mark.parametrize("separator", ["\t", ",", ";", "::", ", "])
+def test_lists_with_another_first_separator(tmp_path: Path, separator: str) -> None:
+    lists = {n: [n] for n in range(60)} | {70: [1, 2, 3], 71: []}
+    content = "".join(f"{user}{separator}{' '.join(map(str, items))}\n" for user, items in lists.items())
+    path = _write(tmp_path, content)
+    for read in (Interactions.from_file, data.load):
+        with pytest.raises(
+            ValueError, match=r"line 61: expected one item per line; .*\(--format\) lightgcn, got '1 2 3'"
+        ):
+            read(path)
+    expected = {(user, item) for user, items in lists.items() for item in items}
+    assert set(_read(path, format="lightgcn")) == expected
+    path = _write(tmp_path, "1,2\n" * 200 + "2,3 4\n")
+    with pytest.raises(
+        ValueError, match=r"line 201: expected an integer from 0 as item id; .* format .* lightgcn, got"
+    ):
+        Interactions.from_file(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "got"),
+    [
+        ("1,2,3\n2,3\n", 1, "'1,2,3'"),
+        ("u1,a b\nu2,c\n", 1, "'u1,a b'"),
+        ("1 2 3\n2,3\n", 2, "'2,3'"),
+        ("1 2 3\n2 3,4 5\n", 2, "'2 3,4 5'"),
+        ("1 2 3\n2 3\n" * 60 + "2,4 5\n", 121, "'2,4 5'"),
+        ("1,2 3\n" * 120 + "1 2 3\n", 121, "'1 2 3'"),
+    ],
+)
+def test_lists_of_other_words_are_refused(tmp_path: Path, content: str, line: int, got: str) -> None:
+    path = _write(tmp_path, content)
+    with pytest.raises(
+        data.DataError, match=rf"line {line}: expected a user.* items, separated by blanks.*, got {got}"
+    ):
+        data.load(path, core=1, format="lightgcn")
+
+
 def test_a_directory_of_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _write(tmp_path, "0 1 2 3\n1 0\n2 3 4\n", "train.txt")
     _write(tmp_path, "0 4 1\n1 9\n2\n3 1\n", "test.txt")
@@ -501,6 +714,14 @@ def test_a_directory_of_other_files(tmp_path: Path) -> None:
     assert (dataset.test_users.tolist(), dataset.test_items.tolist()) == ([0], [2])
     with pytest.raises(data.DataError, match=r"split_column \(--split-column\) cannot act on a directory"):
         data.load(tmp_path, split_column="sku")
+    for split, complaint in (("test", None), ("TRAIN", "test.csv, line 2: expected the split test, .*, got train")):
+        (tmp_path / "test.csv.gz").unlink(missing_ok=True)
+        _write(tmp_path, f"customer,sku,split\na,z,{split}\n", "test.csv")
+        if complaint is None:
+            assert data.load(tmp_path).test_items.tolist() == [2]
+        else:
+            with pytest.raises(data.DataError, match=complaint):
+                data.load(tmp_path)
     _write(tmp_path, "1 2\n", "train.txt")
     with pytest.raises(data.DataError, match="expected one file of the part train, got train.csv.gz, train.txt"):
         data.load(tmp_path)
@@ -532,6 +753,19 @@ def test_strings_are_numbered_in_their_order(tmp_path: Path) -> None:
             known.query_rows(bad)
     for copied in (copy.copy(known), copy.deepcopy(known), pickle.loads(pickle.dumps(known)), known.to("meta")):
         assert copied.query_labels.tolist() == known.query_labels.tolist() and copied.source == known.source
+
+
+def test_the_same_id_as_an_integer_and_a_decimal(tmp_path: Path) -> None:
+    for content, line, role in (("1,2\n1.0,3\n", 2, "user"), ("a,2.00\nb,3\nb,c\nb,2\n", 1, "item")):
+        path = _write(tmp_path, f"user,item\n{content}")
+        decimal = "1.0" if role == "user" else "2.00"
+        got = f"got both '{decimal[0]}' and '{decimal}'"
+        for read in (Interactions.from_file, data.load):
+            with pytest.raises(
+                ValueError, match=rf"file.txt, line {line + 1}: expected {role} ids of one form.*, {got}"
+            ):
+                read(path)
+    assert _read(_write(tmp_path, "user,item\na,1.0\na,2\n")) == [("a", "1.0"), ("a", "2")]
 
 
 def test_integers_are_rows_as_they_are(tmp_path: Path) -> None:
@@ -674,6 +908,7 @@ def test_random_ids_come_back(
     frame = pl.DataFrame(pairs, schema=["user", "item"], orient="row")
     packed = io.BytesIO()
     frame.write_parquet(packed)
+    lightgcn = {"format": "lightgcn", "separator": "blanks"}
     contents: list[tuple[bytes, list[tuple[str, str]], dict[str, Any]]] = [
         (_as_csv(pairs, ",", csv.QUOTE_MINIMAL), pairs, {}),
         (_as_csv(pairs, ";", csv.QUOTE_ALL), pairs, {}),
@@ -682,7 +917,7 @@ def test_random_ids_come_back(
         (("user\titem\n" + "".join(f"{u}\t{i}\n" for u, i in bare)).encode(), bare, {}),
         ("".join(json.dumps(name) + "\n" for name in names).encode(), pairs, {}),
         (packed.getvalue(), pairs, {}),
-        ("".join(f"{u} {' '.join(i)}\n" for u, i in lists.items()).encode(), of_lists, {"format": "lightgcn"}),
+        ("".join(f"{u} {' '.join(i)}\n" for u, i in lists.items()).encode(), of_lists, lightgcn),
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(text, "_BLOCK", block)

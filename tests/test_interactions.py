@@ -358,7 +358,7 @@ def test_bad_lines(tmp_path: Path, bad: str, separator: str) -> None:
             assert str(caught.value).startswith(f"{path}, line {number}: ")
 
 
-@pytest.mark.parametrize("bad", ["a,4", "4,a", "1.0,4", "1e3,4", "nan,4", "- 1,4", "-1,4", f"{2**63},4", "# 3,4"])
+@pytest.mark.parametrize("bad", ["a,4", "4,a", "3.0,4", "1e3,4", "nan,4", "- 1,4", "-1,4", f"{2**63},4", "# 3,4"])
 def test_one_id_that_is_no_integer_does_not_renumber_the_others(tmp_path: Path, bad: str) -> None:
     path = _file(tmp_path, f"1,2\n{bad}\n2,2\n")
     message = r"pairs.txt, line 2: expected an integer from 0 as .* give renumber=True, got"

@@ -239,6 +239,28 @@ def test_users_are_taken_from_a_file_in_its_order(tmp_path, suffix):
     assert read(tmp_path / "recs.csv") == as_rows(expected, *STRINGS)
 
 
+@pytest.mark.parametrize("suffix", [".txt", ".csv", ".parquet"])
+def test_blanks_around_an_id_of_a_text_count_only_if_the_model_has_them(tmp_path, capsys, suffix):
+    model, train, test = save_model(tmp_path, *STRINGS)
+    names = STRINGS[0].tolist()
+    rows = [row for row, name in enumerate(names) if name == name.strip() and name.isprintable()][:3]
+    rows += [row for row, name in enumerate(names) if name != name.strip()][:1]
+    assert len(rows) == 4
+    ids, path = [STRINGS[0][row] for row in rows], tmp_path / f"users{suffix}"
+    padded = [f" {ids[0]}\t", *ids]
+    if suffix == ".txt":
+        path.write_text("\n".join(padded))
+    else:
+        table = pl.DataFrame({"user": padded})
+        table.write_csv(path) if suffix == ".csv" else table.write_parquet(path)
+    if suffix == ".parquet":
+        assert "got 1 unknown ones of 5" in fails(capsys, model, "--users", path, "--out", tmp_path / "recs.csv")
+        return
+    run(model, "--users", path, "--k", 3, "--out", tmp_path / "recs.csv")
+    expected = brute_force(*vectors("many ties"), 3, train | test, rows)
+    assert read(tmp_path / "recs.csv") == as_rows(expected, *STRINGS)
+
+
 def test_what_was_written_can_be_read_as_ids(tmp_path):
     model, _, _ = save_model(tmp_path, *STRINGS)
     for suffix in (".csv", ".parquet"):
@@ -265,12 +287,12 @@ def fails(capsys, model: Path, *arguments: Any) -> str:
 BAD_FILES = {
     "unknown": (
         "u.txt",
-        b"3\n99\nx\n03\n1\n 2\n4.0\ny\nz\n",
-        "got 7 unknown ones of 9: '99', 'x', '03', ' 2', '4.0', ...",
+        b"3\n99\nx\n03\n1\n -2\n4.0\ny\nz\n",
+        "got 7 unknown ones of 9: '99', 'x', '03', '-2', '4.0', ...",
     ),
     "one unknown": ("u.txt", b"3\nx\n", "got 1 unknown ones of 2: 'x'"),
     "empty": ("u.txt", b"", "expected at least one user id, got none"),
-    "blank": ("u.txt", b"\n\n", "expected at least one user id, got none"),
+    "blank": ("u.txt", b"\n \n", "expected at least one user id, got none"),
     "other bytes": ("u.txt", b"\xff\xfe3\n", "expected UTF-8 text, got other bytes"),
     "no column": ("u.csv", b"users,x\n3,1\n", "expected a column 'user', got the columns users, x"),
     "no header": ("u.csv", b"3\n4\n", "expected a column 'user', got the columns 3"),

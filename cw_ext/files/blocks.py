@@ -6,13 +6,15 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterator
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cw_ext.files import text
 from cw_ext.files.errors import fail, shown
-from cw_ext.files.layout import SEPARATORS, Layout, quote_pattern
+from cw_ext.files.layout import Layout
+from cw_ext.files.options import option
+from cw_ext.files.separators import long_fields, name_of, quote_pattern
 
 if TYPE_CHECKING:
     import polars as pl
@@ -106,28 +108,26 @@ def _quoted(path: Path, layout: Layout, remaining: Iterator[pl.DataFrame]) -> It
                 yield line + "\n"
 
     wanted = [*layout.columns.items()]
-    columns: dict[str, list[str | int]] = {role: [] for role in ("line", *layout.columns)}
     rows = csv.reader(feed(), delimiter=str(layout.separator), skipinitialspace=True, strict=True)
-    while True:
+    columns: dict[str, list[str | int]] = {"line": [0]}
+    while columns["line"]:
+        columns = {role: [] for role in ("line", *layout.columns)}
         try:
-            row = next(rows, None)
+            with long_fields():
+                for row in islice(rows, _QUOTED_ROWS):
+                    if len(row) != layout.num_columns:
+                        _fail_width(path, layout, number, len(row), str(layout.separator).join(row))
+                    columns["line"].append(number)
+                    for role, index in wanted:
+                        columns[role].append(row[index])
         except csv.Error as error:
-            fail(path, number, f"fields separated by {SEPARATORS[layout.separator]}, quoted or not", str(error))
-        if row is None or len(columns["line"]) == _QUOTED_ROWS:
-            if columns["line"]:
-                yield pl.DataFrame(columns)
-            columns = {role: [] for role in columns}
-        if row is None:
-            return
-        if len(row) != layout.num_columns:
-            _fail_width(path, layout, number, len(row), str(layout.separator).join(row))
-        columns["line"].append(number)
-        for role, index in wanted:
-            columns[role].append(row[index])
+            fail(path, number, f"fields separated by {name_of(layout.separator)}, quoted or not", str(error))
+        if columns["line"]:
+            yield pl.DataFrame(columns)
 
 
 def _fail_width(path: Path, layout: Layout, number: int, width: int, line: str) -> None:
-    separated = f"separated by {SEPARATORS[layout.separator]}, as in the first line"
+    separated = f"separated by {name_of(layout.separator)}, as in the first line"
     fail(path, number, f"{layout.num_columns} columns {separated} (there are {width})", shown(line))
 
 
@@ -135,13 +135,27 @@ def _lists(path: Path, layout: Layout, encoding: str | None) -> Iterator[pl.Data
     import polars as pl
 
     for block in _lines(path, layout, encoding):
-        words = pl.col("text").str.strip_chars().str.replace_all(r"\s+", " ").str.split(" ")
-        lists = block.select(line="number", words=words).select(
-            "line", user=pl.col("words").list.first(), item=pl.col("words").list.slice(1)
-        )
+        lines = block["text"] if layout.separator in (None, " ") else _first_separated(path, layout, block)
+        wrong = lines.str.contains(r"[,;|]|::")
+        if layout.separator is None and wrong.any():
+            number, line = block.row(wrong.arg_true()[0])
+            expected = f"a user and its items, separated by blanks; if they are, give {option('separator')} blanks"
+            fail(path, number, expected, shown(line))
+        words = lines.str.strip_chars().str.replace_all(r"\s+", " ").str.split(" ")
+        lists = pl.DataFrame({"line": block["number"], "user": words.list.first(), "item": words.list.slice(1)})
         empty = pl.col("item").list.len() == 0
         yield lists.filter(~empty).explode("item")
         yield lists.filter(empty).with_columns(item=pl.lit(None, pl.String))
+
+
+def _first_separated(path: Path, layout: Layout, block: pl.DataFrame) -> pl.Series:
+    """The lines with a blank in place of the separator between a user and its items."""
+    separator = str(layout.separator)
+    wrong = block["text"].str.count_matches(separator, literal=True) != 1
+    if wrong.any():
+        number, line = block.row(wrong.arg_true()[0])
+        fail(path, number, f"a user, {separator!r} and its items, separated by blanks", shown(line))
+    return block["text"].str.replace(separator, " ", literal=True)
 
 
 def _behaviors(path: Path, layout: Layout, encoding: str | None) -> Iterator[pl.DataFrame]:
@@ -194,7 +208,18 @@ def _json(path: Path, layout: Layout, encoding: str | None) -> Iterator[pl.DataF
                 if not _is_object(line):
                     fail(path, number, "a JSON object per line", shown(line))
             fail(path, None, f"strings or numbers in {' and '.join(schema)}", reason)
+        for role in ("user", "item"):
+            _check_json_ids(path, block, table[names[role]], role)
         yield table.select(**{role: pl.col(name) for role, name in names.items()}).with_columns(line=block["number"])
+
+
+def _check_json_ids(path: Path, block: pl.DataFrame, ids: pl.Series, role: str) -> None:
+    """Refuse objects, lists and booleans, of which polars makes text; only what looks like one is parsed again."""
+    for place in ids.str.contains(r"^\s*[\[{]|^(true|false)$").fill_null(value=False).arg_true():
+        number, line = block.row(place)
+        value = json.loads(line)[ids.name]
+        if isinstance(value, (dict, list, bool)):
+            fail(path, number, f"a string or a number as {role} id", shown(json.dumps(value)))
 
 
 def _is_object(line: str) -> bool:

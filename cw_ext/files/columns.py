@@ -46,7 +46,8 @@ def is_number(text: str) -> bool:
 def header_names(first: Sequence[str], rows: Sequence[Sequence[str]], reading: Reading) -> list[str] | None:
     """The names of the columns if the first line is a header, else None.
 
-    It is one if it is typed (`user_id:token`), contains a usual name of users or a name that was given, or has no
+    It is one if it is typed (`user_id:token`), contains a usual name of users or a name that was given, or a usual name
+    of items in the column that was given by number. Where no number of a column was given, it also is one if it has no
     number while a column below holds nothing but numbers, or ids that all have digits.
 
     Args:
@@ -61,6 +62,9 @@ def header_names(first: Sequence[str], rows: Sequence[Sequence[str]], reading: R
         return names
     if any(isinstance(reading.column(role), str) and _find(names, str(reading.column(role))) for role in ROLES):
         return names
+    if any(isinstance(reading.column(role), int) for role in ROLES):
+        item = reading.column("item")
+        return names if isinstance(item, int) and item < len(names) and _is_known(names[item], "item") else None
     rows = [row for row in rows if len(row) == len(names)]
     if not rows or any(map(is_number, names)):
         return None
@@ -68,6 +72,24 @@ def header_names(first: Sequence[str], rows: Sequence[Sequence[str]], reading: R
     numeric = any(all(map(is_number, column)) for column in columns)
     worded = not any(map(_has_digit, names)) and any(all(map(_has_digit, column)) for column in columns)
     return names if numeric or worded else None
+
+
+def commented_names(comments: Sequence[str], separator: str | None, num_columns: int) -> list[str] | None:
+    """The names of the columns where a comment above the table is a header with usual names of users and of items.
+
+    Args:
+        comments: the lines; the last one that is a header counts.
+        separator: of the columns below; those of the comment may also be separated by blanks.
+        num_columns: how many there are.
+    """
+    for comment in reversed(comments):
+        content = comment.lstrip("#").strip()
+        for fields in (content.split(separator), content.split()):
+            names = [field.strip().strip(",;|") for field in fields]
+            known = all(any(_is_known(name, role) for name in names) for role in ("user", "item"))
+            if known and len(names) == num_columns:
+                return names
+    return None
 
 
 def choose(

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 # As Python writes an integer: 007 is an id of its own. Integers beyond int64 are strings.
+_WHOLE_DECIMAL = r"^-?[0-9]+\.0*$"
 _INTEGER = r"^(0|-?[1-9][0-9]{0,18})$"
 
 
@@ -68,10 +69,12 @@ class IdColumn:
             whole = ids.cast(pl.Int64, strict=False)
             ids = whole if whole.null_count() == ids.null_count() else ids.cast(pl.String)
         elif ids.dtype in (pl.String, pl.Categorical, pl.Enum):
-            ids = ids.cast(pl.String).str.strip_chars()
+            ids = ids.cast(pl.String)
+            if self._layout.kind != "parquet":  # where blanks can be no mere layout
+                ids = ids.str.strip_chars()
         elif ids.dtype != pl.Null:
             fail(self._path, None, f"integers or strings as {self._role} ids", f"the column type {ids.dtype}")
-        empty = ids.is_null() if ids.dtype != pl.String else (ids.fill_null("") == "")
+        empty = ids.is_null() if ids.dtype != pl.String else (ids.fill_null("").str.strip_chars() == "")
         if empty.any():
             place = lines[int(empty.arg_true()[0])]
             fail(self._path, place, "a user id and an item id that are not empty", f"no {self._role} id", unit)
@@ -102,8 +105,15 @@ class IdColumn:
             self._odd = (int(lines[place]), str(ids[place]))
         return ids
 
-    def finish(self) -> Ids:
-        """Number what was added."""
+    def finish(self, lines: np.ndarray) -> Ids:
+        """Number what was added.
+
+        Args:
+            lines: int64 [P], where each interaction stands.
+
+        Raises:
+            ValueError: the same id stands there as an integer and as a decimal, such as 1 and 1.0.
+        """
         import polars as pl
 
         dtype = pl.Int64 if self._odd is None else pl.String
@@ -113,6 +123,14 @@ class IdColumn:
         )
         self._parts = []
         values = pl.concat([ids, alone]).unique(maintain_order=True)
+        if dtype == pl.String:
+            whole = values.filter(values.str.contains(_WHOLE_DECIMAL))
+            both = whole.filter(whole.str.replace(r"\..*", "").is_in(values.implode()))
+            if len(both):
+                place, decimal = lines[int((ids == both[0]).arg_true()[0])], both[0]
+                expected = f"{self._role} ids of one form, integers or decimals"
+                got = f"both '{decimal.partition('.')[0]}' and '{decimal}'"
+                fail(self._path, int(place), expected, got, self._layout.unit)
         return Ids(places(ids, values), _array(values), self._odd, self._integers, bool(self._begins_with_integer))
 
 

@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
-from cw_ext.files import columns, text
+from cw_ext.files import columns, separators, text
 from cw_ext.files.errors import fail, shown
 from cw_ext.files.options import COLUMN_OPTIONS, ROLES, Reading, option
 
-SEPARATORS: dict[str | None, str] = {
-    "::": "'::'",
-    "\t": "tabs",
-    ";": "semicolons",
-    ",": "commas",
-    "|": "bars",
-    None: "blanks",
-}
 Kind = Literal["table", "lightgcn", "mind", "json", "parquet"]
 _KINDS = {"lightgcn": "LightGCN lists", "mind": "MIND's behaviors.tsv"}
 MOVIELENS = "MovieLens ratings"
 _SNAP = "SNAP check-ins"
 
+_JSON_HEAD = 1000  # lines whose keys are looked at
 _INTEGER = re.compile(r"\d+")
+_INTEGERS = re.compile(r"\d+(\s+\d+)+")
+_LIST_WITH_SEPARATOR = re.compile(r"\s*\d+\s*(::|[,;|])\s*(?:\d+(?:\s+\d+)*)?\s*")
 _UNIX_TIME = re.compile(r"\d{9,10}")
 _ISO_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 _MIND_TIME = re.compile(r"\d{1,2}/\d{1,2}/\d{4} .*")
@@ -43,7 +38,8 @@ class Layout:
         columns: the number of the column of each role.
         names: those of the columns; None without a header.
         num_columns: of a table.
-        separator: of a table's columns; None for blanks.
+        separator: of a table's columns; None for blanks. In LightGCN lists what stands after the user: " " for blanks
+            that the caller asked for, None for blanks that are assumed.
         first_line: where the interactions begin, past comments and the header.
         known_as: the data set whose own form it has.
         may_lack_item: whether rows without an item are part of the form.
@@ -76,37 +72,29 @@ def recognise(path: Path, reading: Reading) -> Layout | None:
     """
     if text.first_bytes(path, 4) == b"PAR1":
         return _parquet(path, reading)
-    head = [(number, line) for number, line in text.head(path, reading.encoding) if not re.match(r"#(\s|$)", line)]
+    whole = text.head(path, reading.encoding)
+    head = [(number, line) for number, line in whole if not _is_comment(line)]
+    comments = [line for _, line in takewhile(lambda row: _is_comment(row[1]), whole)]
     if not head:
         return None
+    # As a rule a quoted field of a first line has no line end.
+    if "\r" in re.sub(r'"[^"]*"', "", head[0][1]).rstrip():
+        fail(path, head[0][0], r"lines that end with \n or \r\n", rf"line ends \r: {shown(head[0][1])}")
     if head[0][1].lstrip()[0] in "{[":
-        return _json(path, head[0], reading)
+        return _json(path, reading)
     if reading.format == "lightgcn":
-        return _lists(path, head[0][0], reading)
-    return _table(path, head, reading)
+        return _lists(path, head, reading)
+    return _table(path, head, reading, comments)
 
 
-def fields(line: str, separator: str | None, quotes: bool) -> list[str]:
-    """The fields of one line of a table."""
-    if separator is None or not quotes or not starts_quoted(line, separator):
-        return line.split(separator)
-    return next(csv.reader([line], delimiter=separator, skipinitialspace=True))
-
-
-def starts_quoted(line: str, separator: str | None) -> bool:
-    """Whether a field begins with a quote, as only there quotes mean something."""
-    return separator is not None and re.search(quote_pattern(separator), line) is not None
-
-
-def quote_pattern(separator: str) -> str:
-    """A regular expression for a field that begins with a quote."""
-    return rf'(?:^|{re.escape(separator)}) *"'
+def _is_comment(line: str) -> bool:
+    return re.match(r"#(\s|$)", line) is not None
 
 
 def _parquet(path: Path, reading: Reading) -> Layout:
     import polars as pl
 
-    reading.refuse(path, "a parquet file", "encoding", "format")
+    reading.refuse(path, "a parquet file", "encoding", "format", "separator")
     try:
         names = list(pl.read_parquet_schema(path))
     except pl.exceptions.PolarsError as error:
@@ -115,49 +103,68 @@ def _parquet(path: Path, reading: Reading) -> Layout:
     return Layout("parquet", chosen, names, len(names))
 
 
-def _json(path: Path, first: tuple[int, str], reading: Reading) -> Layout:
-    reading.refuse(path, "JSON lines", "format")
-    number, line = first
-    try:
-        record = json.loads(line)
-    except ValueError:
-        record = None
-    if not isinstance(record, dict):
-        fail(path, number, "a JSON object per line", shown(line))
-    names = list(record)
-    return Layout("json", columns.choose(path, number, names, len(names), reading), names, len(names))
+def _json(path: Path, reading: Reading) -> Layout:
+    reading.refuse(path, "JSON lines", "format", "separator")
+    keys: dict[str, None] = {}  # a record may lack some
+    head = [(number, line) for number, line in text.head(path, reading.encoding, _JSON_HEAD) if not _is_comment(line)]
+    for number, line in head:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if not isinstance(record, dict):
+            fail(path, number, "a JSON object per line", shown(line))
+        keys |= dict.fromkeys(record)
+    names = list(keys)
+    number = head[0][0]
+    return Layout(
+        "json", columns.choose(path, number, names, len(names), reading), names, len(names), first_line=number
+    )
 
 
-def _lists(path: Path, number: int, reading: Reading) -> Layout:
+def _lists(path: Path, head: Sequence[tuple[int, str]], reading: Reading) -> Layout:
     reading.refuse(path, _KINDS["lightgcn"], *COLUMN_OPTIONS, "min_rating")
+    number = head[0][0]
+    if reading.separator is not None:
+        separator = separators.given(reading.separator)
+        return Layout("lightgcn", first_line=number, separator=" " if separator in (None, "\t") else separator)
+    users = [_LIST_WITH_SEPARATOR.fullmatch(line) for _, line in head]
+    first = users[0]
+    if first and all(user and user[1] == first[1] for user in users):
+        return Layout("lightgcn", first_line=number, separator=first[1])
     return Layout("lightgcn", first_line=number)
 
 
-def _table(path: Path, head: Sequence[tuple[int, str]], reading: Reading) -> Layout:
+def _table(path: Path, head: Sequence[tuple[int, str]], reading: Reading, comments: Sequence[str]) -> Layout:
     number, line = head[0]
-    separator = _separator([line for _, line in head[:20]])
-    quotes = separator in (",", ";") or (separator in ("\t", "|") and starts_quoted(line, separator))
-    first, *rows = [fields(line, separator, quotes) for _, line in head]
+    separator = separators.choose(path, head[:20], reading)
+    quotes = separator in (",", ";") or (separator != "::" and separators.starts_quoted(line, separator))
+    first, *rows = [separators.fields_or_line(line, separator, quotes) for _, line in head]
     if len(first) < 2:
-        if _holds_lists(path, number, reading):  # the first user has no items
-            return _lists(path, number, reading)
-        expected = "a user and an item, separated by a tab, a comma, a semicolon, a bar, '::' or blanks"
-        fail(path, number, expected, shown(line))
+        if separator is None and _holds_lists(path, number, reading):  # the first user has no items
+            return _lists(path, head, reading)
+        usual = "a tab, a comma, a semicolon, a bar, '::' or blanks"
+        by = usual if reading.separator is None else separators.name_of(separator)
+        fail(path, number, f"a user and an item, separated by {by}", shown(line))
     names = columns.header_names(first, rows, reading)
+    first_line = number if names is None else number + 1
+    if names is None and comments:
+        names = columns.commented_names(comments, separator, len(first))
     if names is not None:
         chosen = columns.choose(path, number, names, len(names), reading)
-        return Layout("table", chosen, names, len(names), separator, number + 1, quotes=quotes)
+        return Layout("table", chosen, names, len(names), separator, first_line, quotes=quotes)
     rows = [first, *rows]
     if separator == "\t" and _are_behaviors(rows):
         reading.refuse(path, _KINDS["mind"], *COLUMN_OPTIONS, "min_rating", "format")
         return Layout("mind", num_columns=5, separator=separator, first_line=number, known_as=_KINDS["mind"])
+    if len(first) == 2 and reading.format is None:
+        _check_single_ids(path, head, rows, reading)
     given = {role for role in ROLES if reading.column(role) is not None}
     known_as, preset = (None, {}) if given >= {"user", "item"} else _known_form(rows, separator)
     if not given >= {"user", "item"} and not preset:
         if separator is None and _holds_lists(path, number, reading):
-            return _lists(path, number, reading)
+            return _lists(path, head, reading)
         if len(first) == 2:
-            _check_single_item(path, number, first)
             preset = {"user": 0, "item": 1}
     chosen = dict(preset)
     if given or not preset:
@@ -165,22 +172,6 @@ def _table(path: Path, head: Sequence[tuple[int, str]], reading: Reading) -> Lay
         own = {f"{role}_column": reading.column(role) for role in given}
         chosen = columns.choose(path, number, None, len(first), Reading(**(filled | own)))  # type: ignore[arg-type]
     return Layout("table", chosen, None, len(first), separator, number, known_as, known_as == _SNAP, quotes)
-
-
-def _separator(lines: Sequence[str]) -> str | None:
-    """The first in SEPARATORS by which all lines have as many fields, else the first that divides the first line.
-
-    Blanks separate only where nothing else does.
-    """
-
-    def count(line: str, separator: str) -> int:
-        return len(fields(line, separator, quotes=separator != "::"))
-
-    dividing = [separator for separator in SEPARATORS if separator and count(lines[0], separator) > 1]
-    for separator in dividing:
-        if len({count(line, separator) for line in lines}) == 1:
-            return separator
-    return dividing[0] if dividing else None
 
 
 def _are_behaviors(rows: Sequence[Sequence[str]]) -> bool:
@@ -212,14 +203,17 @@ def _known_form(rows: Sequence[Sequence[str]], separator: str | None) -> tuple[s
     return None, {}
 
 
-def _check_single_item(path: Path, number: int, first: Sequence[str]) -> None:
-    if re.fullmatch(r"\d+( +\d+)+", first[1].strip()):
-        fail(
-            path,
-            number,
-            f"one item per line; for a user's list of items give {option('format')} lightgcn",
-            shown(first[1]),
-        )
+def _check_single_ids(
+    path: Path, head: Sequence[tuple[int, str]], rows: Sequence[Sequence[str]], reading: Reading
+) -> None:
+    """Refuse several integers as one id in a table of two columns."""
+    for (number, _), (user, *items) in zip(head, rows, strict=True):
+        if len(items) == 1 and _INTEGERS.fullmatch(items[0].strip()):
+            expected = f"one item per line; for a user's list of items give {option('format')} lightgcn"
+            fail(path, number, expected, shown(items[0].strip()))
+        if reading.separator is None and len(items) == 1 and _INTEGERS.fullmatch(user.strip()):
+            expected = f"one user per line; for columns by blanks give {option('separator')} blanks"
+            fail(path, number, expected, shown(user))
 
 
 def _holds_lists(path: Path, number: int, reading: Reading) -> bool:

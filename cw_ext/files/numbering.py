@@ -10,15 +10,17 @@ import numpy as np
 
 from cw_ext.files.errors import fail, shown
 from cw_ext.files.ids import Ids
+from cw_ext.files.options import option
 from cw_ext.files.reader import InteractionTable
 
 # An integer id is its own row, unless most rows of the table would then belong to nobody: where the largest id is
 # beyond the first number, and there are more than the second number of rows per id.
-LARGEST_UNQUESTIONED = 2**20
-MOST_ROWS_PER_ID = 100
+_LARGEST_UNQUESTIONED = 2**20
+_MOST_ROWS_PER_ID = 100
 _LARGEST = 2**31 - 2
 # Integers become such numbers in a table with gaps.
 _DECIMAL = re.compile(r"-?\d+\.\d*")
+_LIST = re.compile(r"\d+(\s+\d+)+")
 
 
 class Rows(NamedTuple):
@@ -35,17 +37,12 @@ class Rows(NamedTuple):
     labels: np.ndarray | None
 
 
-def is_sparse(ids: np.ndarray, largest_unquestioned: int = LARGEST_UNQUESTIONED) -> bool:
-    """Whether distinct integers leave so many gaps that they should be numbered anew.
-
-    Args:
-        ids: int64, each once.
-        largest_unquestioned: with a largest id up to this they never are.
-    """
+def _is_sparse(ids: np.ndarray) -> bool:
+    """Whether distinct integers leave so many gaps that they should be numbered anew."""
     if not len(ids):
         return False
     spread = int(ids.max()) - min(int(ids.min()), 0) + 1
-    return spread - 1 > largest_unquestioned and spread > MOST_ROWS_PER_ID * len(ids)
+    return spread - 1 > _LARGEST_UNQUESTIONED and spread > _MOST_ROWS_PER_ID * len(ids)
 
 
 def number(path: Path, table: InteractionTable, ids: Ids, kind: str, size: int | None, renumber: bool | None) -> Rows:
@@ -67,7 +64,7 @@ def number(path: Path, table: InteractionTable, ids: Ids, kind: str, size: int |
     if renumber is True and size is not None:
         raise ValueError(f"{sizes} must not be given with renumber=True, as it is the number of distinct ids")
     if ids.odd is None:
-        as_they_are = renumber is False or size is not None or (renumber is None and not is_sparse(ids.values))
+        as_they_are = renumber is False or size is not None or (renumber is None and not _is_sparse(ids.values))
     else:
         as_they_are = renumber is False or size is not None
         doubtful = (ids.begins_with_integer and not table.has_header) or ids.integers * 2 > len(ids.codes)
@@ -75,6 +72,8 @@ def number(path: Path, table: InteractionTable, ids: Ids, kind: str, size: int |
         if as_they_are or (doubtful and renumber is None):
             line, got = ids.odd
             why = "" if as_they_are else "; for ids of any kind give renumber=True"
+            if kind == "item" and _LIST.fullmatch(got):
+                why = f"; for a user's list of items give {option('format')} lightgcn"
             where = f"{path}, {table.unit} {line}"
             raise ValueError(f"{where}: expected an integer from 0 as {kind} id{why}, got {shown(got)}")
     if not as_they_are:

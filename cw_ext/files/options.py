@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import codecs
 import math
+import string
 from dataclasses import dataclass, fields
 from numbers import Real
 from pathlib import Path
 from typing import Literal, get_args
+
+from cw_ext.files.errors import shown
 
 Format = Literal["table", "lightgcn"]
 FORMATS: tuple[str, ...] = get_args(Format)
@@ -21,6 +24,8 @@ class Reading:
     Attributes:
         user_column, item_column, rating_column, label_column, split_column: the name of a column in the header, or its
             number from 0 (the way to choose in a table without header).
+        separator: of a text's columns: a character, "::", "tab", or "blanks" for any number of them. Of LightGCN lists
+            only what stands between a user and its items; with blanks words may hold other separators.
         format: "table", or "lightgcn" for lines of one user and all of its items, separated by blanks.
         encoding: of a text file; UTF-8 if None.
         min_rating: ratings below it are no positives; None keeps every rating.
@@ -37,6 +42,7 @@ class Reading:
     format: Format | None = None
     encoding: str | None = None
     min_rating: float | None = None
+    separator: str | None = None
 
     def __post_init__(self) -> None:
         for role in ROLES:
@@ -49,6 +55,8 @@ class Reading:
             raise ValueError(f"format must be one of {', '.join(map(repr, FORMATS))}, got {self.format!r}")
         if self.encoding is not None:
             _check_encoding(self.encoding)
+        if self.separator is not None:
+            _check_separator(self.separator)
         if self.min_rating is not None:
             if isinstance(self.min_rating, bool) or not isinstance(self.min_rating, Real):
                 raise TypeError(f"min_rating must be a number, got {type(self.min_rating).__name__}")
@@ -81,6 +89,18 @@ COLUMN_OPTIONS = tuple(f"{role}_column" for role in ROLES)
 def option(name: str) -> str:
     """An argument's name, and that of the command line's switch."""
     return f"{name} (--{name.replace('_', '-')})"
+
+
+def _check_separator(separator: object) -> None:
+    if not isinstance(separator, str):
+        raise TypeError(f"separator must be a string, got {type(separator).__name__}")
+    if separator in ("tab", "blanks", "::", " ", "\t"):
+        return
+    if len(separator) != 1 or separator not in string.punctuation or separator == '"':
+        raise ValueError(
+            "separator must be a punctuation mark such as ',' (no quote), '::', 'tab' or 'blanks', "
+            f"got {shown(separator)}"
+        )
 
 
 def _check_encoding(encoding: object) -> None:

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from cw_ext.files import columns
+from cw_ext.files import columns, separators
 from cw_ext.files.errors import shown
 from cw_ext.files.options import Reading
 
@@ -34,12 +34,15 @@ def read_pairs(path: Path, reading: Reading) -> tuple[np.ndarray, np.ndarray, np
         if getattr(reading, field.name) is not None:
             raise ImportError(f"{path}: {field.name} needs polars; {_INSTALL}")
     query_ids, item_ids, numbers = array("q"), array("q"), array("q")
-    user, separator, source = 0, "", "columns 0, 1 of a table without header"
-    first = True
+    user, separator, names = 0, "", None
+    first, comments = True, list[str]()
     try:
         with path.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, 1):
-                if line.isspace() or (first and re.match(r"#(\s|$)", line)):
+                if line.isspace():
+                    continue
+                if first and re.match(r"#(\s|$)", line):
+                    comments.append(line)
                     continue
                 pair = _PAIR.fullmatch(line)
                 if first and pair is None and not any(map(str.isdecimal, line)):
@@ -47,8 +50,11 @@ def read_pairs(path: Path, reading: Reading) -> tuple[np.ndarray, np.ndarray, np
                     if names is None or len(names) != 2:
                         _refuse(path, number, line)
                     user = columns.choose(path, number, names, 2, reading)["user"]
-                    source, first = f"columns {names[user]}, {names[1 - user]}", False
+                    first = False
                     continue
+                if first and pair:
+                    names = columns.commented_names(comments, pair[2] if pair[2] in separators.NAMES else None, 2)
+                    user = 0 if names is None else columns.choose(path, number, names, 2, reading)["user"]
                 first = False
                 separator = separator or (pair[2] if pair else "")
                 if pair is None or pair[2] != separator or max(abs(int(pair[1])), abs(int(pair[3]))) >= 2**63:
@@ -59,6 +65,9 @@ def read_pairs(path: Path, reading: Reading) -> tuple[np.ndarray, np.ndarray, np
     except UnicodeDecodeError:
         raise ImportError(f"{path}: expected UTF-8 text; {_INSTALL}") from None
     ids = [np.array(column, dtype=np.int64) for column in (query_ids, item_ids, numbers)]
+    source = f"columns 0, 1 of a table without header, separated by {separators.NAMES.get(separator, 'blanks')}"
+    if names is not None:
+        source = f"columns {names[user]}, {names[1 - user]}"
     return ids[0], ids[1], ids[2], source
 
 

@@ -15,6 +15,7 @@ from cw_ext.files.errors import fail, shown
 from cw_ext.files.ids import IdColumn, Ids
 from cw_ext.files.layout import MOVIELENS, Layout, recognise
 from cw_ext.files.options import Reading, option
+from cw_ext.files.separators import name_of
 
 if TYPE_CHECKING:
     import polars as pl
@@ -109,11 +110,12 @@ def read_interactions(
         lines.append(block["line"].to_numpy())
         if "split" in block.columns:
             splits.append(_split(path, layout, block))
-    own = (users.finish(), items.finish())
+    places = np.concatenate(lines) if lines else np.empty(0, np.int64)
+    own = (users.finish(places), items.finish(places))
     return InteractionTable(
         *own,
         np.concatenate(splits) if splits else None,
-        np.concatenate(lines) if lines else np.empty(0, np.int64),
+        places,
         _summary(layout, own, min_rating, counts),
         layout.names is not None,
         layout.unit,
@@ -228,7 +230,8 @@ def _summary(layout: Layout, own: Sequence[Ids], min_rating: float | None, count
     if "rating" in layout.columns and min_rating is None:
         parts.append("every rating kept")
     elif "rating" in layout.columns:
-        parts.append(f"rating ≥ {min_rating:g} kept, {counts.low} rows left out")
+        lower = "" if total else f"; lower {option('min_rating')}"
+        parts.append(f"rating ≥ {min_rating:g} kept, {counts.low} rows left out{lower if counts.low else ''}")
     if counts.nowhere:
         parts.append(f"{counts.nowhere} rows without an item left out")
     return "; ".join(parts)
@@ -240,5 +243,7 @@ def _source(layout: Layout) -> str:
     if layout.kind == "mind":
         return "clicks in impressions and histories (MIND)"
     named = ", ".join(columns.describe(layout.names, layout.columns[role]) for role in ("user", "item"))
-    kind = f" of {layout.known_as}" if layout.known_as else " of a table without header" if not layout.names else ""
-    return f"columns {named}{kind}"
+    if layout.names:
+        return f"columns {named}"
+    kind = layout.known_as or f"a table without header, separated by {name_of(layout.separator)}"
+    return f"columns {named} of {kind}"

@@ -1,0 +1,103 @@
+"""What separates the columns of a text, and the fields of its lines."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from cw_ext.files import columns
+from cw_ext.files.errors import fail
+from cw_ext.files.options import Reading, option
+
+NAMES: dict[str | None, str] = {
+    "::": "'::'",
+    "\t": "tabs",
+    ";": "semicolons",
+    ",": "commas",
+    "|": "bars",
+    None: "blanks",
+}
+_WORDS = {"tab": "\t", "blanks": None, " ": None}
+
+
+def given(word: str) -> str | None:
+    """The separator that the argument of that name means; None for blanks."""
+    return _WORDS.get(word, word)
+
+
+def choose(path: Path, head: Sequence[tuple[int, str]], reading: Reading) -> str | None:
+    """That which is given; else of those by which all lines have as many fields that with most, first of all where the
+    first line then is a header with known names. Where the lines differ by each, it is one that divides the first.
+
+    Blanks separate only where nothing else does.
+
+    Raises:
+        ValueError: two are as likely.
+    """
+    if reading.separator is not None:
+        return given(reading.separator)
+    number, lines = head[0][0], [line for _, line in head]
+
+    def widths(separator: str) -> list[int]:
+        return [len(fields_or_line(line, separator, quotes=separator != "::")) for line in lines]
+
+    found = {separator: widths(separator) for separator in NAMES if separator}
+    found = {separator: counts for separator, counts in found.items() if counts[0] > 1}
+    found = {separator: counts for separator, counts in found.items() if len({*counts}) == 1} or found
+    if not found:
+        return None
+    known = [
+        separator
+        for separator in found
+        if columns.header_names(fields_or_line(lines[0], separator, quotes=separator != "::"), [], reading)
+    ]
+    most = max(found[separator][0] for separator in known or found)
+    best = [separator for separator in known or found if found[separator][0] == most]
+    if len(best) > 1:
+        expected = f"columns separated in one way; choose by {option('separator')}"
+        fail(path, number, expected, f"{most} columns by {' or '.join(map(name_of, best))}")
+    return best[0]
+
+
+def name_of(separator: str | None) -> str:
+    """What messages call a separator."""
+    return NAMES.get(separator) or repr(separator)
+
+
+@contextmanager
+def long_fields() -> Iterator[None]:
+    """Let csv read fields of any length, which it else refuses beyond 131,072 characters."""
+    limit = csv.field_size_limit(2**31 - 1)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _fields(line: str, separator: str | None, quotes: bool) -> list[str]:
+    """The fields of one line of a table; csv.Error where quotes do not allow that."""
+    if separator is None or not quotes or not starts_quoted(line, separator):
+        return line.split(separator)
+    with long_fields():
+        return next(csv.reader([line], delimiter=separator, skipinitialspace=True))
+
+
+def fields_or_line(line: str, separator: str | None, quotes: bool) -> list[str]:
+    """The fields, or the line as one: it may be a part of a field that goes on over several lines."""
+    try:
+        return _fields(line, separator, quotes)
+    except csv.Error:
+        return [line]
+
+
+def starts_quoted(line: str, separator: str | None) -> bool:
+    """Whether a field begins with a quote, as only there quotes mean something."""
+    return separator is not None and re.search(quote_pattern(separator), line) is not None
+
+
+def quote_pattern(separator: str) -> str:
+    """A regular expression for a field that begins with a quote."""
+    return rf'(?:^|{re.escape(separator)}) *"'
