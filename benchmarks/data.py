@@ -153,6 +153,8 @@ def load_split_directory(path: str | Path, reading: files.Reading | None = None)
             raise DataError(f"{parts[name]}: expected interactions, got {table.summary}")
         _check_part(parts[name], name, table)  # type: ignore[arg-type]
     notes = [f"{parts[name].name}: {table.summary}" for name, table in tables.items()]  # type: ignore[union-attr]
+    for kind in ("user", "item"):
+        _check_one_form(path, kind, [getattr(table, f"{kind}s").of_rows for table in tables.values()])
     test = tables.pop("test")
     train = [_joined(ids) for ids in zip(*(_own_ids(table) for table in tables.values()), strict=True)]
     return _as_split(path, (train[0], train[1]), _own_ids(test), path.resolve().name, notes)
@@ -268,7 +270,9 @@ def _split_at_random(path: Path, users: np.ndarray, items: np.ndarray, seed: int
 
 def _split_file(directory: Path, name: str) -> Path | None:
     """The one file of that part of a split; None where there is no validation part."""
-    found = sorted({*directory.glob(f"{name}.*"), *directory.glob(f"*.{name}.inter"), *directory.glob(f"*.{name}.csv")})
+    words = ("valid", "val", "validation", "dev") if name == "valid" else (name,)
+    patterns = [pattern for word in words for pattern in (f"{word}.*", f"*.{word}.inter", f"*.{word}.csv")]
+    found = sorted({part for pattern in patterns for part in directory.glob(pattern)})
     if len(found) > 1:
         names = ", ".join(part.name for part in found)
         raise DataError(f"{directory}: expected one file of the part {name}, got {names}")
@@ -291,6 +295,18 @@ def _check_part(path: Path, name: str, table: files.InteractionTable) -> None:
     if len(others):
         line, got = table.lines[others[0]], files.SPLITS[table.split[others[0]]]
         raise DataError(f"{path}, {table.unit} {line}: expected the split {name}, as the file's name says, got {got}")
+
+
+def _check_one_form(path: Path, kind: str, parts: Sequence[np.ndarray]) -> None:
+    """Refuse an id that is an integer in one file, and the same number with a decimal point in another."""
+    if len({part.dtype for part in parts}) == 1:
+        return
+    integers = {str(name) for part in parts if part.dtype != object for name in np.unique(part).tolist()}
+    for part in parts:
+        for name in part.tolist() if part.dtype == object else ():
+            whole, point, zeros = name.partition(".")
+            if point and not zeros.strip("0") and whole in integers:
+                raise DataError(f"{path}: expected {kind} ids of one form, got both '{whole}' and '{name}'")
 
 
 def _joined(ids: Sequence[np.ndarray]) -> np.ndarray:

@@ -374,3 +374,18 @@ def test_validation_fraction_is_checked(fraction):
     dataset = data.InteractionData(ids, torch.arange(2), ids, ids, 1, 2, "made up")
     with pytest.raises(ValueError, match="fraction must be in"):
         data.split_validation(dataset, fraction)
+
+
+@pytest.mark.parametrize("name", ["valid.csv", "val.csv", "validation.csv", "dev.csv"])
+def test_the_validation_part_has_several_names(tmp_path, name):
+    for part, rows in {"train.csv": "1,5\n2,6\n", name: "1,6\n", "test.csv": "2,5\n"}.items():
+        (tmp_path / part).write_text("user,item\n" + rows)
+    loaded = data.load(tmp_path)
+    assert len(loaded.train_users) == 3 and len(loaded.test_users) == 1
+
+
+def test_an_id_has_one_form_in_all_files(tmp_path):
+    for part, rows in {"train.csv": "1,5\n2,5\n2,7\n", "valid.csv": "1.0,6\n", "test.csv": "1,7\n2,6\n"}.items():
+        (tmp_path / part).write_text("user,item\n" + rows)
+    with pytest.raises(data.DataError, match=r"expected user ids of one form, got both '1' and '1.0'"):
+        data.load(tmp_path)

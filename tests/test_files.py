@@ -94,7 +94,7 @@ def test_check_ins_of_snap(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "columns 0, 4 of SNAP check-ins; 1 rows without an item left out" in Interactions.from_file(path).source
     with pytest.raises(data.DataError, match=r"10-core filter \(--core 10\), got none of 4 distinct pairs of 2 users"):
         data.load(path)
-    with pytest.raises(ValueError, match="5 columns without a header"):
+    with pytest.raises(ValueError, match="5 columns by tabs without a header"):
         Interactions.from_file(_write(tmp_path, content.replace("T", " ")))
     assert len(Interactions.from_file(tmp_path / "file.txt", user_column=0, item_column=4)) == 4
 
@@ -257,7 +257,7 @@ def test_more_than_one_column_of_a_name(tmp_path: Path) -> None:
         ("1,2\n3,4\n", {"item_column": "y"}, "got a table without header"),
         ("1,2,3\n", {"user_column": 0, "item_column": 3}, "expected a column of number 3 .*, got 3 columns"),
         ("1,2,3\n", {"user_column": 1, "item_column": 1}, "expected different columns for user and item, got column 1"),
-        ("1,2,3\n", {"user_column": 1}, "got 3 columns without a header"),
+        ("1,2,3\n", {"user_column": 1}, "got 3 columns by (commas|blanks) without a header"),
         (
             "user,item\n1,2\n",
             {"min_rating": 3},
@@ -287,7 +287,7 @@ def test_more_than_one_column_of_a_name(tmp_path: Path) -> None:
             r"expected a table or LightGCN lists, told by format \(--format\) table or lightgcn, got 3",
         ),
         ("1 2\n2\n3 4\n", {}, "expected a table or LightGCN lists, .*got 1 to 2 integers per line"),
-        ("1 2 3\n1 4 5\n", {}, "got 3 columns without a header"),
+        ("1 2 3\n1 4 5\n", {}, "got 3 columns by (commas|blanks) without a header"),
         ("1 2\n1 3\n2\n", {}, r"line 3: expected 2 columns separated by blanks.*\(there are 1\)"),
         (b"PK\x03\x04rest", {}, "expected text, plain or compressed .*, got a zip archive"),
         (gzip.compress(b"1,2\n" * 1000)[:-20], {}, "expected a whole compressed file, got"),
@@ -538,11 +538,10 @@ def test_two_separators_of_as_many_columns(tmp_path: Path) -> None:
     assert _read(path, separator="|") == [("1,2", 3), ("4,5", 6)]
     arguments = ["--data", str(path), "--core", "1", "--separator", ",", "--loss", "sl", "--min-rating", "1"]
     assert training.main(arguments) == 2  # no ratings: it was read
-    path = _write(tmp_path, "1 5 0,5\n2 5 1,5\n")
-    with pytest.raises(ValueError, match=r"line 1: expected one user per line; .* \(--separator\) blanks, got '1 5 0'"):
+    path = _write(tmp_path, "1 5 0,5\n2 5 1,5\n")  # by commas the user would be "1 5 0"
+    with pytest.raises(ValueError, match="line 1: expected a header, .* got 3 columns by blanks without a header"):
         _read(path)
-    with pytest.raises(ValueError, match="line 1: expected one user per line"):
-        _read(path, user_column=0, item_column=1)
+    assert _read(path, user_column=0, item_column=1) == [(1, 5), (2, 5)]
     assert _read(path, separator=",") == [("1 5 0", 5), ("2 5 1", 5)]
     assert _read(path, separator="blanks", user_column=0, item_column=1) == [(1, 5), (2, 5)]
     assert read_interactions(path, Reading(separator="blanks", user_column=0, item_column=1)).summary.endswith(
@@ -597,13 +596,44 @@ def test_long_quoted_fields(tmp_path: Path) -> None:
 
 
 def test_with_numbers_of_columns_no_header_is_guessed(tmp_path: Path) -> None:
-    path = _write(tmp_path, "anna,paris,x\n1,2,3\n4,5,6\n")
-    assert _read(path, user_column=0, item_column=1) == [("anna", "paris"), ("1", "2"), ("4", "5")]
+    path = _write(tmp_path, "anna,paris,x\nb1,c2,3\nb4,c5,6\n")
+    assert _read(path, user_column=0, item_column=1) == [("anna", "paris"), ("b1", "c2"), ("b4", "c5")]
+    path = _write(tmp_path, "anna,paris,x\n1,2,3\n4,5,6\n")  # but words above numbers are
+    assert _read(path, user_column=0, item_column=1) == [(1, 2), (4, 5)]
     for header in ("customer,paris,x", "anna,item_id,x", "a:token,b:token,c:float"):
         path = _write(tmp_path, f"{header}\n1,2,3\n4,5,6\n")
         assert _read(path, user_column=0, item_column=1) == [(1, 2), (4, 5)]
-    path = _write(tmp_path, "anna,paris,item\n1,2,3\n")  # no item stands in the column of users
-    assert _read(path, user_column=0, item_column=1) == [("anna", "paris"), ("1", "2")]
+    path = _write(tmp_path, "anna,paris,item\nb1,c2,3\n")  # no item stands in the column of users
+    assert _read(path, user_column=0, item_column=1) == [("anna", "paris"), ("b1", "c2")]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("u1,i1,A|B|C|D\nu2,i2,C|D|E|F\n", [("u1", "i1"), ("u2", "i2")]),
+        ("1\t2\ta,b,c,d\n3\t4\ta,b,c,e\n", [(1, 2), (3, 4)]),
+        ('1,2,"a;b;c;d"\n3,4,"a;b;c;e"\n', [(1, 2), (3, 4)]),
+        ("10,100,Action;Drama\n20,200,War;Comedy\n", [(10, 100), (20, 200)]),
+        ("u1 p1 10:00:00,123\nu2 p2 11:00:00,456\n", [("u1", "p1"), ("u2", "p2")]),
+    ],
+)
+def test_the_separator_is_not_in_the_ids(tmp_path: Path, content: str, expected: list[tuple[Any, Any]]) -> None:
+    """Columns after those of users and items may hold lists by other marks."""
+    assert _read(_write(tmp_path, content), user_column=0, item_column=1) == expected
+
+
+@pytest.mark.parametrize("polars", [True, False])
+@pytest.mark.parametrize("comment", ["# 943 users 1682 items", "# movie reader", "# Game Client", "# user items"])
+def test_a_comment_is_no_header_by_chance(
+    tmp_path: Path, comment: str, polars: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if polars:
+        ratings = _write(tmp_path, f"{comment}\n196\t242\t3\t881250949\n186\t302\t3\t891717742\n")
+        assert _read(ratings) == [(186, 302), (196, 242)] or _read(ratings) == [(196, 242), (186, 302)]
+    else:
+        monkeypatch.setitem(sys.modules, "polars", None)
+    known = Interactions.from_file(_write(tmp_path, f"{comment}\n1\t2\n3\t4\n"))
+    assert _known(known) == {(1, 2), (3, 4)}
 
 
 @pytest.mark.parametrize("polars", [True, False])

@@ -30,7 +30,7 @@ _NAMES: dict[str, tuple[set[str], ...]] = {
         | _with_ids("anime", "app", "goods", "hotel", "photo", "document", "content")
         | {"asin", "isbn", "stockcode", "productcode"},
     ),
-    "rating": (_with_ids("rating", "star", "score") | {"overall", "bookrating"},),
+    "rating": (_with_ids("rating", "star", "score") | {"overall", "bookrating", "starrating"},),
     "label": ({"label", "click", "clicked", "isclick", "isclicked", "like", "liked", "islike"},),
     "split": ({"split"},),
 }
@@ -47,8 +47,9 @@ def header_names(first: Sequence[str], rows: Sequence[Sequence[str]], reading: R
     """The names of the columns if the first line is a header, else None.
 
     It is one if it is typed (`user_id:token`), contains a usual name of users or a name that was given, or a usual name
-    of items in the column that was given by number. Where no number of a column was given, it also is one if it has no
-    number while a column below holds nothing but numbers, or ids that all have digits.
+    of items in the column that was given by number, or no number in the columns of users and items that were given
+    while all below are numbers. Where no number of a column was given, it also is one if it has no number while a
+    column below holds nothing but numbers, or ids that all have digits.
 
     Args:
         first: the fields of the first line.
@@ -62,10 +63,14 @@ def header_names(first: Sequence[str], rows: Sequence[Sequence[str]], reading: R
         return names
     if any(isinstance(reading.column(role), str) and _find(names, str(reading.column(role))) for role in ROLES):
         return names
-    if any(isinstance(reading.column(role), int) for role in ROLES):
-        item = reading.column("item")
-        return names if isinstance(item, int) and item < len(names) and _is_known(names[item], "item") else None
     rows = [row for row in rows if len(row) == len(names)]
+    if any(isinstance(reading.column(role), int) for role in ROLES):
+        user, item = reading.column("user"), reading.column("item")
+        if isinstance(item, int) and item < len(names) and _is_known(names[item], "item"):
+            return names
+        ids = [index for index in (user, item) if isinstance(index, int) and index < len(names)]
+        words = rows and not any(is_number(names[index]) for index in ids)
+        return names if words and all(is_number(row[index]) for row in rows for index in ids) else None
     if not rows or any(map(is_number, names)):
         return None
     columns = [[row[index] for row in rows] for index in range(len(names))]
@@ -77,23 +82,30 @@ def header_names(first: Sequence[str], rows: Sequence[Sequence[str]], reading: R
 def commented_names(comments: Sequence[str], separator: str | None, num_columns: int) -> list[str] | None:
     """The names of the columns where a comment above the table is a header with usual names of users and of items.
 
+    A comment may as well be a sentence or a count, such as `# 943 users 1682 items`. So the names of users and items
+    must be of ids, such as `user_id`; or, separated as the columns are, but for blanks, `user` and `item` themselves.
+
     Args:
         comments: the lines; the last one that is a header counts.
-        separator: of the columns below; those of the comment may also be separated by blanks.
+        separator: of the columns below; None for blanks.
         num_columns: how many there are.
     """
+
+    def is_header(names: Sequence[str], role: str, by: str | None) -> bool:
+        known = [_normalised(name) for name in names if _is_known(name, role)]
+        return any(name.endswith(("id", "ids")) or (by is not None and name == role) for name in known)
+
     for comment in reversed(comments):
         content = comment.lstrip("#").strip()
-        for fields in (content.split(separator), content.split()):
-            names = [field.strip().strip(",;|") for field in fields]
-            known = all(any(_is_known(name, role) for name in names) for role in ("user", "item"))
-            if known and len(names) == num_columns:
+        for by in (separator, None):
+            names = [field.strip() for field in content.split(by)]
+            if len(names) == num_columns and is_header(names, "user", by) and is_header(names, "item", by):
                 return names
     return None
 
 
 def choose(
-    path: Path, line: int | None, names: Sequence[str] | None, num_columns: int, reading: Reading
+    path: Path, line: int | None, names: Sequence[str] | None, num_columns: int, reading: Reading, by: str = ""
 ) -> dict[str, int]:
     """The number of the column of each role that the table has: at least "user" and "item".
 
@@ -102,6 +114,7 @@ def choose(
         names: of the columns; None where there is no header.
         num_columns: how many there are.
         reading: columns that are given come before those with usual names.
+        by: what separates them, for messages.
 
     Raises:
         ValueError: a column that was given is not there, or users' or items' cannot be told.
@@ -117,7 +130,7 @@ def choose(
                 chosen[role] = found
     for role in ("user", "item"):
         if role not in chosen:
-            _ask(path, line, names, num_columns, role)
+            _ask(path, line, names, num_columns, role, by)
     taken: dict[int, str] = {}
     for role, index in chosen.items():
         if index in taken:
@@ -177,7 +190,7 @@ def _by_name(path: Path, line: int | None, names: Sequence[str], role: str) -> i
     return None
 
 
-def _ask(path: Path, line: int | None, names: Sequence[str] | None, num_columns: int, role: str) -> None:
+def _ask(path: Path, line: int | None, names: Sequence[str] | None, num_columns: int, role: str, by: str) -> None:
     if names is not None:
         expected = f"a column of {role}s with a usual name, such as {role}_id; else name it by "
         fail(path, line, expected + option(f"{role}_column"), f"columns {_listed(names)}")
@@ -186,7 +199,7 @@ def _ask(path: Path, line: int | None, names: Sequence[str] | None, num_columns:
         line,
         "a header, or two columns, or the numbers of the columns (from 0) as "
         f"{option('user_column')} and {option('item_column')}",
-        f"{num_columns} columns without a header",
+        f"{num_columns} columns{f' by {by}' if by else ''} without a header",
     )
 
 

@@ -127,10 +127,12 @@ class IdColumn:
             whole = values.filter(values.str.contains(_WHOLE_DECIMAL))
             both = whole.filter(whole.str.replace(r"\..*", "").is_in(values.implode()))
             if len(both):
-                place, decimal = lines[int((ids == both[0]).arg_true()[0])], both[0]
+                decimal = both[0]
+                found = (ids == decimal).arg_true()
+                place = int(lines[int(found[0])]) if len(found) else None  # none: that of a user without items
                 expected = f"{self._role} ids of one form, integers or decimals"
                 got = f"both '{decimal.partition('.')[0]}' and '{decimal}'"
-                fail(self._path, int(place), expected, got, self._layout.unit)
+                fail(self._path, place, expected, got, self._layout.unit)
         return Ids(places(ids, values), _array(values), self._odd, self._integers, bool(self._begins_with_integer))
 
 

@@ -148,7 +148,7 @@ def _table(path: Path, head: Sequence[tuple[int, str]], reading: Reading, commen
         fail(path, number, f"a user and an item, separated by {by}", shown(line))
     names = columns.header_names(first, rows, reading)
     first_line = number if names is None else number + 1
-    if names is None and comments:
+    if names is None and comments and _known_form([first, *rows], separator)[0] is None:
         names = columns.commented_names(comments, separator, len(first))
     if names is not None:
         chosen = columns.choose(path, number, names, len(names), reading)
@@ -170,7 +170,8 @@ def _table(path: Path, head: Sequence[tuple[int, str]], reading: Reading, commen
     if given or not preset:
         filled = {f"{role}_column": index for role, index in preset.items() if role not in given}
         own = {f"{role}_column": reading.column(role) for role in given}
-        chosen = columns.choose(path, number, None, len(first), Reading(**(filled | own)))  # type: ignore[arg-type]
+        by = separators.name_of(separator)
+        chosen = columns.choose(path, number, None, len(first), Reading(**(filled | own)), by)  # type: ignore[arg-type]
     return Layout("table", chosen, None, len(first), separator, number, known_as, known_as == _SNAP, quotes)
 
 

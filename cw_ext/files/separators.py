@@ -29,10 +29,12 @@ def given(word: str) -> str | None:
 
 
 def choose(path: Path, head: Sequence[tuple[int, str]], reading: Reading) -> str | None:
-    """That which is given; else of those by which all lines have as many fields that with most, first of all where the
-    first line then is a header with known names. Where the lines differ by each, it is one that divides the first.
+    """The separator of a table.
 
-    Blanks separate only where nothing else does.
+    It is the one that is given. Else it is one by which all lines have as many fields: a tab or '::'; then the one with
+    which the first line is a header with known names; then the one that leaves no other in the users and items; then
+    that with most fields. Where the lines differ by each, it is one that divides the first. Blanks separate only where
+    nothing else does, or where only they leave no other in the users and items.
 
     Raises:
         ValueError: two are as likely.
@@ -46,20 +48,52 @@ def choose(path: Path, head: Sequence[tuple[int, str]], reading: Reading) -> str
 
     found = {separator: widths(separator) for separator in NAMES if separator}
     found = {separator: counts for separator, counts in found.items() if counts[0] > 1}
-    found = {separator: counts for separator, counts in found.items() if len({*counts}) == 1} or found
+    equal = {separator: counts for separator, counts in found.items() if len({*counts}) == 1}
+    found = equal or found
     if not found:
         return None
+    for separator in ("::", "\t"):  # these are seldom part of a text
+        if separator in equal:
+            return separator
     known = [
         separator
         for separator in found
         if columns.header_names(fields_or_line(lines[0], separator, quotes=separator != "::"), [], reading)
     ]
+    if not known and equal:
+        clean = _that_leave_no_other(lines, equal, reading)
+        if len(clean) == 1:
+            return clean[0]
     most = max(found[separator][0] for separator in known or found)
     best = [separator for separator in known or found if found[separator][0] == most]
     if len(best) > 1:
         expected = f"columns separated in one way; choose by {option('separator')}"
         fail(path, number, expected, f"{most} columns by {' or '.join(map(name_of, best))}")
     return best[0]
+
+
+def _that_leave_no_other(lines: Sequence[str], equal: dict[str, list[int]], reading: Reading) -> list[str | None]:
+    """Of the separators by which all lines have as many fields those with which users and items hold none of them."""
+    by_blanks = {len(line.split()) for line in lines}
+    candidates: list[str | None] = [*equal]
+    if len(by_blanks) == 1 and by_blanks != {1}:
+        candidates.append(None)
+    places = [reading.column(role) for role in ("user", "item")]
+    ids = [place if isinstance(place, int) else index for index, place in enumerate(places)]
+
+    def is_clean(separator: str | None) -> bool:
+        rows = [fields_or_line(line, separator, quotes=True) for line in lines]
+        others = [other for other in candidates if other != separator]
+        return all(
+            max(ids) < len(row) and not any(_holds(row[index].strip(), other) for index in ids for other in others)
+            for row in rows
+        )
+
+    return [separator for separator in candidates if is_clean(separator)]
+
+
+def _holds(field: str, separator: str | None) -> bool:
+    return len(field.split()) > 1 if separator is None else separator in field
 
 
 def name_of(separator: str | None) -> str:
