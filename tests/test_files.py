@@ -956,3 +956,12 @@ def test_random_ids_come_back(
             path = _write(folder, content)
             found = [(str(user), str(item)) for user, item in _read(path, **reading)]
             assert found == expected
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["user_id,item_ids\n1,2 3 4\n2,5\n", "user\titems\n1\t7\n2\t2;3;4\n", 'user,items\n1,"[2, 3]"\n2,4\n'],
+)
+def test_lists_in_a_table_with_a_header_are_no_ids(tmp_path: Path, content: str) -> None:
+    with pytest.raises(ValueError, match="line [23]: expected one item per line, not a list of them, got "):
+        _read(_write(tmp_path, content))

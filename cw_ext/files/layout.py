@@ -22,6 +22,7 @@ _SNAP = "SNAP check-ins"
 _JSON_HEAD = 1000  # lines whose keys are looked at
 _INTEGER = re.compile(r"\d+")
 _INTEGERS = re.compile(r"\d+(\s+\d+)+")
+_INTEGER_LIST = re.compile(r"\[?\d+([\s,;|]+\d+)+\]?")
 _LIST_WITH_SEPARATOR = re.compile(r"\s*\d+\s*(::|[,;|])\s*(?:\d+(?:\s+\d+)*)?\s*")
 _UNIX_TIME = re.compile(r"\d{9,10}")
 _ISO_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
@@ -152,6 +153,8 @@ def _table(path: Path, head: Sequence[tuple[int, str]], reading: Reading, commen
         names = columns.commented_names(comments, separator, len(first))
     if names is not None:
         chosen = columns.choose(path, number, names, len(names), reading)
+        if reading.item_column is None:
+            _check_no_lists(path, head if first_line == number else head[1:], rows, chosen["item"])
         return Layout("table", chosen, names, len(names), separator, first_line, quotes=quotes)
     rows = [first, *rows]
     if separator == "\t" and _are_behaviors(rows):
@@ -202,6 +205,14 @@ def _known_form(rows: Sequence[Sequence[str]], separator: str | None) -> tuple[s
         if all_within(2, -90, 90) and all_within(3, -180, 180):
             return _SNAP, {"user": 0, "item": 4}
     return None, {}
+
+
+def _check_no_lists(path: Path, head: Sequence[tuple[int, str]], rows: Sequence[Sequence[str]], column: int) -> None:
+    """Refuse a column of items in which all lines hold integers, and some several."""
+    items = [row[column].strip() if column < len(row) else "" for row in rows]
+    several = [place for place, item in enumerate(items) if _INTEGER_LIST.fullmatch(item)]
+    if several and all(_INTEGER_LIST.fullmatch(item) or _INTEGER.fullmatch(item) for item in items):
+        fail(path, head[several[0]][0], "one item per line, not a list of them", shown(items[several[0]]))
 
 
 def _check_single_ids(
