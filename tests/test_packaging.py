@@ -104,7 +104,7 @@ print(reason)
     ("library", "built_for", "why"),
     [
         # Where the tests run on an installed copy, that one has them.
-        (None, None, r"are not in \S+, the copy that was imported(; in its .* with: pip install|, but they are in \S+)"),
+        (None, None, r"are not in \S+, the copy that was imported(; in its .* with: pip|, but they are in \S+)"),
         (
             "",
             OTHER_TORCH,

@@ -154,7 +154,7 @@ def _table(path: Path, head: Sequence[tuple[int, str]], reading: Reading, commen
     if names is not None:
         chosen = columns.choose(path, number, names, len(names), reading)
         if reading.item_column is None:
-            _check_no_lists(path, head if first_line == number else head[1:], rows, chosen["item"])
+            _check_no_lists(path, head[1:], rows, chosen["item"])
         return Layout("table", chosen, names, len(names), separator, first_line, quotes=quotes)
     rows = [first, *rows]
     if separator == "\t" and _are_behaviors(rows):
