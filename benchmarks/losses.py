@@ -27,7 +27,7 @@ class LossOptions:
         positive_temperature: τ₁, of the positive (bsl, two-tau).
         prior: share π of sampled negatives that are positives, or "auto": estimated at each validation, and 0 until
             the first (cw, dcl).
-        extra_positives: further positives per row for the correction (cw, dcl).
+        extra_positives: extra positives per row for the correction (cw, dcl).
         weighting, weight_temperature, floor: of the weights and the correction, as of :func:`cw_ext.cw_loss` (cw).
         confidence_temperature: τ_c of the confidence in the positive, on the half cosine; None for none (cw; slk's
             τ_w, which must be there).
@@ -83,7 +83,7 @@ class RankingLoss:
         settings: the hyper-parameters that it uses, for tables and result files.
         negatives: which it has.
         takes_ids: whether a batch has to bring the negatives, as the loss does not draw them itself.
-        extra_positives: how many further positives per row it wants.
+        extra_positives: how many extra positives per row it wants.
         thresholds: what ``Batch.thresholds`` are; None if it does not want them.
         estimates_prior: whether it wants ``Batch.prior``.
         initial_std: standard deviation of the embeddings that training starts from, given a table's rows and columns.

@@ -44,7 +44,7 @@ _QUADRATURE_NODES = 96
 
 
 class Setting(NamedTuple):
-    """What a row draws: N from the mixture with share π of positives, M further positives.
+    """What a row draws: N from the mixture with share π of positives, M extra positives.
 
     With none C = ω(0), which need not be μ⁺; with the sigmoid it is, by the symmetry of these margins.
     """
@@ -137,7 +137,7 @@ def estimators_of(setting: Setting) -> dict[str, tuple[Estimator, float]]:
 
 
 def draw(setting: Setting, rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Margins of the negatives [rows, N] and of the further positives [rows, M], fp64."""
+    """Margins of the negatives [rows, N] and of the extra positives [rows, M], fp64."""
     negatives, positives = (rows, setting.negatives), (rows, setting.positives)
     is_positive = torch.rand(negatives, generator=generator, dtype=torch.float64) < setting.prior
     mean = torch.where(is_positive, POSITIVE_MEAN, NEGATIVE_MEAN)

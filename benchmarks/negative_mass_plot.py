@@ -25,7 +25,7 @@ _STYLES = {
 _SWEEPS = {
     "prior": "π, share of positives among the negatives",
     "negatives": "N, negatives per row",
-    "positives": "M, further positives per row (0: C = ω(0))",
+    "positives": "M, extra positives per row (0: C = ω(0))",
 }
 _SYMBOLS = {"prior": "π", "negatives": "N", "positives": "M"}
 _STANDARD_ERRORS = 2
@@ -80,7 +80,7 @@ def _draw(
 ) -> None:
     for order, (name, (colour, marker, size)) in enumerate(_STYLES.items()):
         known = [point for point in points if name in point["estimates"][weighting]]
-        # M = 0 is another estimate, not the limit of few further positives: no line leads to it.
+        # M = 0 is another estimate, not the limit of few extra positives: no line leads to it.
         for part in ([p for p in known if p["positives"] == 0], [p for p in known if p["positives"] > 0]):
             estimates = [point["estimates"][weighting][name] for point in part]
             axes.errorbar(

@@ -34,7 +34,7 @@ class Batch(NamedTuple):
     items: Tensor  # [num_items, D]
     query_ids: Tensor  # int64 [B], the users
     pos_ids: Tensor  # int64 [B]
-    extra_pos_ids: Tensor | None  # int64 [B, M], further positives, −1 where a user has none
+    extra_pos_ids: Tensor | None  # int64 [B, M], extra positives, −1 where a user has none
     interactions: Interactions  # what is known of all users
     seed: Tensor  # int64 [], for the draws of this step
     neg_ids: Tensor | None = None  # int64 [B, N], where the loss takes negatives that were drawn before

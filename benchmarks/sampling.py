@@ -1,4 +1,4 @@
-"""Training interactions by index, and further positives of their users."""
+"""Training interactions by index, and extra positives of their users."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class InteractionSampler:
     def further_positives(
         self, interactions: torch.Tensor, num_positives: int, generator: torch.Generator
     ) -> torch.Tensor:
-        """Draw further positives uniformly, with replacement, from the user's other training items.
+        """Draw extra positives uniformly, with replacement, from the user's other training items.
 
         Args:
             interactions: int64 indices [B] into ``users`` and ``items``.

@@ -25,7 +25,15 @@ from torch import Tensor
 
 from benchmarks import gpu, reporting, steady_memory
 from benchmarks.arguments import positive_int
-from cw_ext import Interactions, cw_loss, cw_loss_from_embeddings, reference, reference_draws, sampled_cw_loss, sampling
+from cw_ext import (
+    Interactions,
+    cw_loss,
+    cw_loss_from_embeddings,
+    negative_sampling,
+    reference,
+    reference_sampling,
+    sampled_cw_loss,
+)
 
 # In this order: what large calls leave in the allocator is no growth.
 PARTS = ("steps", "levels", "exact", "scores", "table")
@@ -267,10 +275,10 @@ def wrong_draws(batch: Batch, neg_ids: Tensor) -> Check:
     place = torch.arange(n, device=at.device).expand(len(at), n)
     seed = torch.tensor(SEED, device=at.device)
     zero = torch.zeros_like(place)
-    words = torch.stack(reference_draws.philox(place // 4, zero, at.expand_as(place), zero, seed), -1)
+    words = torch.stack(reference_sampling.philox(place // 4, zero, at.expand_as(place), zero, seed), -1)
     product = words.gather(2, (place % 4).unsqueeze(2)).squeeze(2) * num_items
     named, fair = product >> 32, (product & 0xFFFFFFFF) >= 2**32 % num_items
-    known = reference_draws.is_known(reference_draws.history_of(batch.query_ids, batch.interactions), num_items)
+    known = reference_sampling.is_known(reference_sampling.history_of(batch.query_ids, batch.interactions), num_items)
     found, row = neg_ids[batch.checked].long(), at.expand_as(place)
     wrong = (fair & ~known(row, named) & (found != named)) | known(row, found)
     return Check(f"ids of {len(at)} rows that were not to be drawn", float(wrong.sum()), 0.0)
@@ -280,8 +288,8 @@ def drawn_ids(batch: Batch, device: str, scratch: Path | None) -> Tensor:
     """The negatives of level 3, [B, N]."""
     rows, items = len(batch.queries), len(batch.items)
     neg_ids = large_input((rows, batch.negatives), torch.int32, device, scratch)
-    draws = sampling.draws_of(batch.query_ids, batch.interactions, batch.negatives, SEED)
-    return neg_ids.copy_(sampling.draw(draws, rows, items, fused=True))
+    draws = negative_sampling.draws_of(batch.query_ids, batch.interactions, batch.negatives, SEED)
+    return neg_ids.copy_(negative_sampling.draw(draws, rows, items, fused=True))
 
 
 def sampled(batch: Batch, **settings: Any) -> Outcome:

@@ -149,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--extra-positives",
         type=non_negative_int,
         default=defaults.extra_positives,
-        help="further positives M",
+        help="extra positives M",
     )
     parser.add_argument("--dim", type=positive_int, default=defaults.dim, help="length of an embedding D")
     parser.add_argument("--items", type=positive_int, default=defaults.items, help="rows of the item table")

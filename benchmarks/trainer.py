@@ -78,7 +78,7 @@ _UNLABELED_PER_POSITIVE = 50
 _LARGEST_PRIOR = 0.9
 _ROWS_PER_BLOCK = 4096  # of such scores, to bound what they gather
 
-# The parts of a training step that are timed, in their order; "sampling" is the further positives, and the negatives
+# The parts of a training step that are timed, in their order; "sampling" is the extra positives, and the negatives
 # where the loss does not draw them itself; "queries" is the model and the look-up of the users.
 STEP_PARTS = ("sampling", "queries", "loss_forward", "backward", "optimizer")
 

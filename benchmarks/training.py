@@ -252,7 +252,7 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--extra-positives",
         type=non_negative_int,
         default=loss_defaults.extra_positives,
-        help="further positives per row that the correction averages over (cw, dcl)",
+        help="extra positives per row that the correction averages over (cw, dcl)",
     )
     parser.add_argument("--weighting", choices=WEIGHTINGS, default=loss_defaults.weighting, help="of negatives (cw)")
     parser.add_argument("--weight-tau", type=float, help="temperature of the weights; the loss's if not given (cw)")

@@ -29,7 +29,7 @@ struct History {
   at::Tensor known;      // [P] int32
 };
 
-// Negatives that are drawn: draw.h has the rule.
+// Negatives that are drawn: negative_sampling.h has the rule.
 struct Draws {
   at::Tensor seed;  // [] int64
   int64_t first_row;
@@ -81,8 +81,8 @@ struct EmbeddingsCall {
   RowOutputs out;
   at::Tensor d_queries;     // [B, D] T            these three only with_gradients
   at::Tensor unit_queries;  // [B, D] T            the queries, divided by their norms where normalized
-  at::Tensor coefficients;  // [B, 1 + M + N] T    dloss/dscore · scale: positive, further positives, negatives; on
-                            //                     the CPU in the order of cpu/pairs.h, with the next two
+  at::Tensor coefficients;  // [B, 1 + M + N] T    dloss/dscore · scale: positive, extra positives, negatives; on
+                            //                     the CPU in the order of cpu/bucketed_pairs.h, with the next two
   at::Tensor pair_keys;     // [B, 1 + M + N] int16      else empty
   at::Tensor pair_ends;     // [blocks, buckets] int32   else empty
 };
@@ -148,8 +148,8 @@ void item_gradient(const cw_ext::ItemGradientCall& call);
 void draw(const cw_ext::Draws& draws, const at::Tensor& out);
 void sampled(const cw_ext::SampledCall& call);
 void sampled_item_gradient(const cw_ext::SampledItemGradientCall& call);
-// loss [] = the sum of the rows' losses, over the number of live rows if `mean`; then also share [] = rows over live rows.
-void reduce_rows(const cw_ext::RowOutputs& rows, bool mean, const at::Tensor& loss, const at::Tensor& share);
+// loss [] = the sum of the rows' losses, over the number of live rows if `mean`; then also rescale [] = rows over live rows.
+void reduce_rows(const cw_ext::RowOutputs& rows, bool mean, const at::Tensor& loss, const at::Tensor& rescale);
 // x [B, ...] times factor, [B] or one number; where that is 1, x is neither read nor written.
 void scale_in_place(const at::Tensor& x, const at::Tensor& factor);
 }  // namespace cw_cuda

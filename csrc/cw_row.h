@@ -1,6 +1,6 @@
 // The mathematics of one row: the only place where the formula stands in C++. Plain scalars, host and device.
 //
-// A row is the positive s⁺, N negatives s_j with log weights log q_j, and M further positives s_k. With d = s − s⁺:
+// A row is the positive s⁺, N negatives s_j with log weights log q_j, and M extra positives s_k. With d = s − s⁺:
 //     A = Σ_j q_j ω(d_j) e^φ(d_j) / Σ_j q_j      C = (1/M) Σ_k ω(d_k) e^φ(d_k)      G = max(A − πC, floor) / (1 − π)
 //     L = log(N_eff·G)  or  log(1 + N_eff·G)     row loss = c(s⁺)·L
 // where e^φ is exp(d/τ) or one of PSL's surrogates. The README states it in full; cw_ext/reference.py is its twin.
@@ -70,7 +70,7 @@ CW_INLINE Parameters<T> make_parameters(const cw_ext::LossArguments& a) {
   return p;
 }
 
-// ---- scalar functions ----------------------------------------------------------------------------------------------
+// ---- scalar functions -----------------------------------------------------------------------------------------------
 
 template <typename T>
 CW_INLINE T infinity() {
@@ -223,7 +223,7 @@ CW_INLINE bool is_finite(T x) {
   return x - x == T(0);
 }
 
-// ---- one element ---------------------------------------------------------------------------------------------------
+// ---- one element ----------------------------------------------------------------------------------------------------
 
 // factor·e^exponent. The exponent carries all that grows exponentially, the factor stays moderate.
 template <typename T>
@@ -360,7 +360,7 @@ CW_INLINE T slope(T d, Weighting weighting, Surrogate surrogate, const Parameter
   return p.detach_weights ? own : own + weight_slope(d, weighting, p);
 }
 
-// ---- one row -------------------------------------------------------------------------------------------------------
+// ---- one row --------------------------------------------------------------------------------------------------------
 
 // Σ factor·e^exponent = sum·e^max.
 template <typename T>
@@ -379,11 +379,11 @@ template <typename T>
 struct RowSums {
   T pos;                 // s⁺
   int64_t n_eff;         // negatives that are not masked out
-  bool spoiled;          // a NaN or +∞ among the negatives that are not masked out, or among the further positives
+  bool non_finite;          // a NaN or +∞ among the negatives that are not masked out, or among the extra positives
   LogSum<T> negatives;   // Σ q ω e^φ; max = −∞ where there is no mass
   bool has_denominator;  // external weights or normalize_weights: else the denominator is n_eff
   LogSum<T> denominator; // Σ q, or Σ q ω
-  int64_t m;             // further positives
+  int64_t m;             // extra positives
   LogSum<T> positives;   // Σ ω e^φ over them
   cw_ext::Prior<T> prior;
   T threshold;           // β
@@ -406,7 +406,7 @@ CW_INLINE RowResult<T> finish_row(const RowSums<T>& s, const Parameters<T>& p) {
   const T nan = not_a_number<T>();
   if (s.n_eff == 0) return {T(0), false, T(0), T(0), T(0), T(0), T(0)};
   const bool prior_in_range = s.prior.value >= T(0) && s.prior.rest > T(0);
-  if (s.spoiled || !is_finite(s.pos) || !prior_in_range) return {nan, true, nan, nan, nan, nan, nan};
+  if (s.non_finite || !is_finite(s.pos) || !prior_in_range) return {nan, true, nan, nan, nan, nan, nan};
   if (s.negatives.max == -infinity<T>()) return {T(0), false, T(0), T(0), T(0), T(0), T(0)};
 
   const T log_n = std::log(T(s.n_eff));

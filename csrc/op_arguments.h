@@ -117,7 +117,7 @@ inline at::Tensor or_empty(const at::Tensor& x, const at::TensorOptions& options
 
 struct Reduced {
   at::Tensor loss;   // [B], or one number
-  at::Tensor share;  // of a mean: what is left to multiply the rows' gradients by, all rows over the live ones; else empty
+  at::Tensor rescale;  // of a mean: what is left to multiply the rows' gradients by, all rows over the live ones; else empty
 };
 
 // The mean runs over the live rows; the loss of the others is 0.
@@ -129,7 +129,7 @@ inline Reduced reduced(const RowOutputs& rows, c10::string_view reduction) {
   const Reduced result{at::empty({}, options), mean ? at::empty({}, options) : at::empty({0}, options)};
 #ifdef CW_WITH_CUDA
   if (on_cuda(rows.loss)) {
-    cw_cuda::reduce_rows(rows, mean, result.loss, result.share);
+    cw_cuda::reduce_rows(rows, mean, result.loss, result.rescale);
     return result;
   }
 #endif
@@ -146,7 +146,7 @@ inline Reduced reduced(const RowOutputs& rows, c10::string_view reduction) {
     }
     count = std::max<int64_t>(1, count);
     *result.loss.mutable_data_ptr<T>() = T(mean ? total / double(count) : total);
-    if (mean) *result.share.mutable_data_ptr<T>() = T(double(rows.loss.numel()) / double(count));
+    if (mean) *result.rescale.mutable_data_ptr<T>() = T(double(rows.loss.numel()) / double(count));
   };
   rows.loss.scalar_type() == at::kDouble ? reduce(double{}) : reduce(float{});
   return result;

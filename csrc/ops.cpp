@@ -74,10 +74,10 @@ ScoresResult scores_forward(const at::Tensor& pos, const at::Tensor& neg, const 
     call.d_extra = at::empty({rows, m}, options);
   }
   if (rows > 0) run_scores(call);
-  const auto [loss, share] = reduced(call.out, reduction);
+  const auto [loss, rescale] = reduced(call.out, reduction);
   return {loss,
           call.out.live,
-          share,
+          rescale,
           or_empty(call.d_pos, options),
           or_empty(call.d_neg, options),
           or_empty(call.d_extra, options),
@@ -127,10 +127,10 @@ EmbeddingsResult embeddings_forward(const at::Tensor& queries, const at::Tensor&
   };
   const auto results = [&](const auto& call, const at::Tensor& shared_coefficients, const at::Tensor& pair_keys,
                            const at::Tensor& pair_ends) -> EmbeddingsResult {
-    const auto [loss, share] = reduced(call.out, reduction);
+    const auto [loss, rescale] = reduced(call.out, reduction);
     return {loss,
             call.out.live,
-            share,
+            rescale,
             or_empty(call.d_queries, options),
             or_empty(call.unit_queries, options),
             or_empty(call.coefficients, options),
@@ -275,13 +275,13 @@ at::Tensor item_gradient(const at::Tensor& unit_queries, const OptionalTensor& f
 TORCH_LIBRARY(cw_ext, m) {
   // Level 1: pos [B], neg [B, N], extra [B, M], log_q [B, N]; outputs without gradients wanted are empty.
   m.def("scores_forward(Tensor pos, Tensor neg, Tensor? extra, Tensor? log_q, " CW_LOSS_SCHEMA
-        ", str reduction, bool with_gradients, bool with_log_q_gradient) -> (Tensor loss, Tensor live, Tensor share, "
+        ", str reduction, bool with_gradients, bool with_log_q_gradient) -> (Tensor loss, Tensor live, Tensor rescale, "
         "Tensor d_pos, Tensor d_neg, Tensor d_extra, Tensor d_log_q, Tensor d_prior, Tensor d_threshold)");
   // Level 2: queries [B, D], items [I, D], pos_ids [B], neg_ids [B, N] or [N], extra_ids [B, M], log_q [B, N].
   m.def("embeddings_forward(Tensor queries, Tensor items, Tensor pos_ids, Tensor neg_ids, Tensor? extra_ids, "
         "Tensor? log_q, " CW_EXCLUSION_SCHEMA ", " CW_LOSS_SCHEMA
         ", str similarity, str reduction, bool with_gradients, bool with_log_q_gradient) -> (Tensor loss, "
-        "Tensor live, Tensor share, Tensor d_queries, Tensor unit_queries, Tensor coefficients, "
+        "Tensor live, Tensor rescale, Tensor d_queries, Tensor unit_queries, Tensor coefficients, "
         "Tensor shared_coefficients, Tensor pair_keys, Tensor pair_ends, Tensor d_log_q, Tensor d_prior, "
         "Tensor d_threshold)");
   // factor [B] or one number: the gradient of each row's loss, unless unit_queries have been multiplied by it. sums:

@@ -5,7 +5,7 @@
 #include <limits>
 #include <tuple>
 
-#include "draw.h"
+#include "negative_sampling.h"
 #include "op_arguments.h"
 #include "shared_negatives.h"
 
@@ -187,10 +187,10 @@ SampledResult sampled_forward(const at::Tensor& queries, const at::Tensor& items
 #endif
       cw_cpu::sampled(call);
   }
-  const auto [loss, share] = reduced(call.rows.out, reduction);
+  const auto [loss, rescale] = reduced(call.rows.out, reduction);
   return {loss,
           call.rows.out.live,
-          share,
+          rescale,
           or_empty(call.rows.d_queries, options),
           or_empty(call.rows.unit_queries, options),
           or_empty(call.rows.coefficients, options),
@@ -290,10 +290,10 @@ FullResult full_forward(const at::Tensor& queries, const at::Tensor& items, cons
   } else if (with_gradients) {
     d_items.zero_();
   }
-  const auto [loss, share] = reduced(call.out, reduction);
+  const auto [loss, rescale] = reduced(call.out, reduction);
   return {loss,
           call.out.live,
-          share,
+          rescale,
           or_empty(call.d_queries, options),
           or_empty(d_items, items.options()),
           call.out.d_prior,
@@ -309,7 +309,7 @@ TORCH_LIBRARY_FRAGMENT(cw_ext, m) {
   // Level 3: queries [B, D], items [I, D], pos_ids [B], extra_ids [B, M].
   m.def("sampled_forward(Tensor queries, Tensor items, Tensor pos_ids, Tensor? extra_ids, " CW_DRAWS_SCHEMA ", "
         CW_LOSS_SCHEMA ", str similarity, str reduction, bool with_gradients, bool keep_coefficients) -> (Tensor loss, "
-        "Tensor live, Tensor share, Tensor d_queries, Tensor unit_queries, Tensor coefficients, Tensor d_prior, "
+        "Tensor live, Tensor rescale, Tensor d_queries, Tensor unit_queries, Tensor coefficients, Tensor d_prior, "
         "Tensor d_threshold)");
   // coefficients: as sampled_forward left them, or None to compute them again.
   m.def("sampled_item_gradient(Tensor unit_queries, Tensor? factor, Tensor? coefficients, Tensor queries, Tensor items, "
@@ -317,7 +317,7 @@ TORCH_LIBRARY_FRAGMENT(cw_ext, m) {
         "-> Tensor");
   m.def("full_forward(Tensor queries, Tensor items, Tensor pos_ids, Tensor? extra_ids, " CW_HISTORY_SCHEMA ", "
         CW_LOSS_SCHEMA ", str similarity, str reduction, bool with_gradients, Tensor? factor) -> (Tensor loss, "
-        "Tensor live, Tensor share, Tensor d_queries, Tensor d_items, Tensor d_prior, Tensor d_threshold)");
+        "Tensor live, Tensor rescale, Tensor d_queries, Tensor d_items, Tensor d_prior, Tensor d_threshold)");
 }
 
 TORCH_LIBRARY_IMPL(cw_ext, CPU, m) {

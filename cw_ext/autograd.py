@@ -20,7 +20,7 @@ from torch import Tensor
 
 from cw_ext import checks, extension, reference
 from cw_ext.parameters import RowParameters
-from cw_ext.reference_draws import History
+from cw_ext.reference_sampling import History
 
 if extension.available():
     from cw_ext import fake  # noqa: F401  (registers the fake kernels)
@@ -98,9 +98,9 @@ def wants_graph() -> bool:
     return torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
 
 
-def row_grad(grad: Tensor, share: Tensor, reduction: str) -> Tensor:
+def row_grad(grad: Tensor, rescale: Tensor, reduction: str) -> Tensor:
     """What the rows' gradients are still to be multiplied by, [B] or one number for all."""
-    return grad * share if reduction == "mean" else grad
+    return grad * rescale if reduction == "mean" else grad
 
 
 @functools.cache
@@ -133,7 +133,7 @@ def apply(function: type[torch.autograd.Function], *inputs: Any) -> tuple[Tensor
 
 
 class _ScoreRows(torch.autograd.Function):
-    """Level 1: (reduced loss, live [R], share, gradients of each row's loss …)."""
+    """Level 1: (reduced loss, live [R], rescale, gradients of each row's loss …)."""
 
     @staticmethod
     def forward(
@@ -173,7 +173,7 @@ class _ScoreRows(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if grad is None:
             return (None,) * 9
-        pos, neg, extra, log_q, prior, threshold, share, *rows = ctx.saved_tensors
+        pos, neg, extra, log_q, prior, threshold, rescale, *rows = ctx.saved_tensors
         inputs = [
             pos,
             neg,
@@ -191,7 +191,7 @@ class _ScoreRows(torch.autograd.Function):
 
             gradients = through_reference(function, inputs, needs, grad, ctx.reduction)
         else:
-            gradients = scaled(rows, row_grad(grad, share, ctx.reduction), inputs, needs)
+            gradients = scaled(rows, row_grad(grad, rescale, ctx.reduction), inputs, needs)
         return (*gradients, None, None, None)
 
     @staticmethod
@@ -241,7 +241,7 @@ def score_rows(
 
 
 class _EmbeddingRows(torch.autograd.Function):
-    """Level 2: (reduced loss, live [B], share, gradients of each row's loss …)."""
+    """Level 2: (reduced loss, live [B], rescale, gradients of each row's loss …)."""
 
     @staticmethod
     def forward(
@@ -294,7 +294,7 @@ class _EmbeddingRows(torch.autograd.Function):
             return (None,) * 14
         queries, items, pos_ids, neg_ids, extra_ids, log_q, prior, threshold, *saved = ctx.saved_tensors
         history, computed = None if saved[0] is None else History(*saved[:3]), saved[3:]
-        share, d_queries, unit_queries, coefficients, shared_coefficients, keys, ends, *row_gradients = computed
+        rescale, d_queries, unit_queries, coefficients, shared_coefficients, keys, ends, *row_gradients = computed
         prior = ctx.prior if prior is None else prior
         threshold = ctx.threshold if threshold is None else threshold
         needs = ctx.needs_input_grad
@@ -316,7 +316,7 @@ class _EmbeddingRows(torch.autograd.Function):
                 ctx.reduction,
             )
             return (*gradients, *(None,) * 6)
-        grad = row_grad(grad, share, ctx.reduction)
+        grad = row_grad(grad, rescale, ctx.reduction)
         grad_items = None
         if needs[1]:
             overwrite = may_overwrite()

@@ -24,11 +24,11 @@ from cw_ext.autograd import (
     wants_graph,
 )
 from cw_ext.parameters import RowParameters
-from cw_ext.reference_draws import Draws, History
+from cw_ext.reference_sampling import Draws, History
 
 
 class _SampledRows(torch.autograd.Function):
-    """Level 3: (reduced loss, live [B], share, gradients of each row's loss …)."""
+    """Level 3: (reduced loss, live [B], rescale, gradients of each row's loss …)."""
 
     @staticmethod
     def forward(
@@ -79,7 +79,7 @@ class _SampledRows(torch.autograd.Function):
         queries, items, pos_ids, extra_ids, prior, threshold, *saved = ctx.saved_tensors
         numbers = {"num_negatives": ctx.num_negatives, "first_row": ctx.first_row}
         draws = Draws(*saved[: len(Draws._fields)])._replace(**numbers)
-        share, d_queries, unit_queries, coefficients, *row_gradients = saved[len(Draws._fields) :]
+        rescale, d_queries, unit_queries, coefficients, *row_gradients = saved[len(Draws._fields) :]
         prior = ctx.prior if prior is None else prior
         threshold = ctx.threshold if threshold is None else threshold
         needs = ctx.needs_input_grad
@@ -93,7 +93,7 @@ class _SampledRows(torch.autograd.Function):
 
             inputs = [queries, items, pos_ids, extra_ids, prior, threshold]
             return (*through_reference(rows, inputs, needs[:6], grad, ctx.reduction), *(None,) * 6)
-        grad = row_grad(grad, share, ctx.reduction)
+        grad = row_grad(grad, rescale, ctx.reduction)
         grad_items = None
         if needs[1]:
             grad_items = torch.ops.cw_ext.sampled_item_gradient(
@@ -138,7 +138,7 @@ def sampled_rows(
 
 
 class _FullRows(torch.autograd.Function):
-    """All items as negatives: (reduced loss, live [B], share, gradients …).
+    """All items as negatives: (reduced loss, live [B], rescale, gradients …).
 
     The gradient of the items is a sum over rows. Where the rows' losses are summed too it comes with the forward pass;
     where each row's loss has a gradient of its own, backward does the forward pass over again. So it does for half
@@ -182,7 +182,7 @@ class _FullRows(torch.autograd.Function):
             return (None,) * 11
         queries, items, pos_ids, extra_ids, prior, threshold, *saved = ctx.saved_tensors
         history = None if saved[0] is None else History(*saved[:3])
-        share, d_queries, d_items, *row_gradients = saved[3:]
+        rescale, d_queries, d_items, *row_gradients = saved[3:]
         prior = ctx.prior if prior is None else prior
         threshold = ctx.threshold if threshold is None else threshold
         needs = ctx.needs_input_grad
@@ -196,7 +196,7 @@ class _FullRows(torch.autograd.Function):
 
             inputs = [queries, items, pos_ids, extra_ids, prior, threshold]
             return (*through_reference(rows, inputs, needs[:6], grad, ctx.reduction), *(None,) * 5)
-        grad = row_grad(grad, share, ctx.reduction)
+        grad = row_grad(grad, rescale, ctx.reduction)
         if _FullRows.gradients_come_forward(items, ctx.reduction):
             inputs, wanted = (queries, items, prior, threshold), (needs[0], needs[1], needs[4], needs[5])
             gradients = scaled((d_queries, d_items, *row_gradients), grad, inputs, wanted)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cw_ext import checks
-from cw_ext.alias import Popularity
+from cw_ext.alias_table import Popularity
 
 if TYPE_CHECKING:
     from cw_ext.interactions import Interactions

@@ -13,7 +13,7 @@ FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGER = (torch.int32, torch.int64)
 # With the built-in types first: to ask an abstract class takes a while.
 REAL, WHOLE = (float, Real), (int, Integral)
-# A draw's place in its row is a counter of 32 bits (csrc/draw.h).
+# A draw's place in its row is a counter of 32 bits (csrc/negative_sampling.h).
 MOST_DRAWS = 2**32
 NO_VMAP = (
     "torch.func.vmap is not supported where the loss looks embeddings up by id; it is by cw_loss, on scores, and "

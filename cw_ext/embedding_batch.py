@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from cw_ext import autograd, checks, extension, reference
-from cw_ext.compact import compact_table
-from cw_ext.inputs import floating_input, per_row, without_autocast
+from cw_ext.autocast import floating_input, per_row, without_autocast
 from cw_ext.item_table import item_table
 from cw_ext.parameters import LossArguments, LossOptions, resolve
-from cw_ext.reference_draws import History
+from cw_ext.reference_sampling import History
+from cw_ext.sparse_rows import compact_table
 
 Similarity = Literal["half_cosine", "cosine", "dot"]
 

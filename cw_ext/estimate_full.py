@@ -9,7 +9,7 @@ from cw_ext import reference
 from cw_ext.embedding_batch import EmbeddingBatch, rows_of_ids
 from cw_ext.interactions import Interactions
 from cw_ext.parameters import RowParameters, resolve
-from cw_ext.reference_draws import History
+from cw_ext.reference_sampling import History
 
 
 def check_estimate_full(estimate_full: bool, row: RowParameters, log_q_correction: bool, candidates: object) -> None:

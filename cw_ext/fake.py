@@ -48,7 +48,7 @@ def _scores_forward(
 
 
 def _sorted_pairs(queries: Tensor, width: int, items: int, *, wanted: bool) -> tuple[Tensor, Tensor]:
-    """The order that the CPU leaves the pairs in: csrc/cpu/pairs.h has the same rule."""
+    """The order that the CPU leaves the pairs in: csrc/cpu/bucketed_pairs.h has the same rule."""
     if not wanted or queries.device.type != "cpu":
         return queries.new_empty((0,), dtype=torch.int16), queries.new_empty((0,), dtype=torch.int32)
     rows = queries.shape[0]

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from cw_ext import autograd, checks, extension, reference
+from cw_ext.autocast import floating_input, per_row, without_autocast
 from cw_ext.embedding_batch import Similarity, embedding_batch, loss_of_ids
-from cw_ext.inputs import floating_input, per_row, without_autocast
 from cw_ext.parameters import LossArguments, documents_loss_arguments, resolve
 
 if extension.available():
-    from cw_ext import exported  # noqa: F401  (defines the ops of exported programs)
+    from cw_ext import export_ops  # noqa: F401  (defines the ops of exported programs)
 
 
 @documents_loss_arguments
@@ -36,7 +36,7 @@ def cw_loss(
         pos_scores: s⁺ [...], fp16, bf16, fp32 or fp64; any leading shape, any strides.
         neg_scores: s_j [..., N], N ≥ 1. A score of −inf is a negative with no mass (it still counts in N; mask it
             out with `neg_log_weights` where it should not). NaN or +inf makes its own row's loss NaN, no other.
-        extra_pos_scores: s_k [..., M], further positives of the same query for the correction; −inf is padding.
+        extra_pos_scores: s_k [..., M], extra positives of the same query for the correction; −inf is padding.
         neg_log_weights: log q_j [..., N], or a shape that broadcasts to it (such as [N]): importance weights, a
             sampling correction, a log probability of being a true negative. −inf masks the negative out.
         row_weights: [...], multiplies the rows.
@@ -110,7 +110,7 @@ def cw_loss_from_embeddings(
             not run.
         pos_ids: [B], int32 or int64, rows of `items`. −1 is padding: the row is left out.
         neg_ids: [B, N], or [N] where all rows share the negatives. −1 is padding: the negative is masked out.
-        extra_pos_ids: [B, M], further positives of the same query for the correction. −1 is padding.
+        extra_pos_ids: [B, M], extra positives of the same query for the correction. −1 is padding.
         neg_log_weights: log q_j [B, N], or a shape that broadcasts to it (such as [N]); −inf masks out.
         row_weights: [B], multiplies the rows.
         similarity: the score: "half_cosine" ½·cos(q, x) in [−½, ½] (as in the paper), "cosine" or "dot". A zero

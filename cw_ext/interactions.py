@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from cw_ext import checks, files
-from cw_ext.alias import ONE, Popularity, popularity_table
+from cw_ext.alias_table import ONE, Popularity, popularity_table
 from cw_ext.candidates import Candidates
 
 DISTRIBUTIONS = ("uniform", "popularity")

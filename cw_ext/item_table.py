@@ -28,9 +28,9 @@ class _NoGradientAt(torch.autograd.Function):
             # In place: nobody else sees this gradient, and a copy of the table takes a while.
             own = may_overwrite() and not grad.requires_grad
             return (grad.index_fill_ if own else grad.index_fill)(0, row, 0), None
-        ids, values = grad._indices(), grad._values()  # coalesced, as cw_ext.compact makes them
+        ids, values = grad._indices(), grad._values()  # coalesced, as cw_ext.sparse_rows makes them
         kept = ids[0] != ctx.row
-        # The reference in ctx keeps the gradient coalesced, as in cw_ext.compact.
+        # The reference in ctx keeps the gradient coalesced, as in cw_ext.sparse_rows.
         ctx.result = torch.sparse_coo_tensor(
             ids[:, kept], values[kept], grad.shape, check_invariants=False, is_coalesced=True
         )

@@ -12,9 +12,9 @@ from cw_ext.embedding_batch import Similarity, check_similarity
 from cw_ext.estimate_full import check_estimate_full
 from cw_ext.functional import cw_loss, cw_loss_from_embeddings
 from cw_ext.interactions import Interactions
+from cw_ext.negative_sampling import Distribution, check_draws, check_interactions
 from cw_ext.parameters import LossArguments, documents_loss_arguments, resolve
-from cw_ext.sampled import cw_loss_full, cw_loss_in_batch, sampled_cw_loss
-from cw_ext.sampling import Distribution, check_draws, check_interactions
+from cw_ext.sampled_losses import cw_loss_full, cw_loss_in_batch, sampled_cw_loss
 
 
 class _Loss(nn.Module):

@@ -103,7 +103,7 @@ def dcl(
 ) -> DCLArguments:
     """Debiased contrastive loss (Chuang et al., 2020, arXiv 2007.00224, eq. 8).
 
-    Without further positives the anchor's own positive stands for E_{p⁺}, the paper's M = 1.
+    Without extra positives the anchor's own positive stands for E_{p⁺}, the paper's M = 1.
 
     Args:
         temperature: τ.

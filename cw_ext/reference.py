@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cw_ext import sums
 from cw_ext.parameters import RowParameters
-from cw_ext.reference_draws import History, is_known
+from cw_ext.reference_sampling import History, is_known
 
 SCORE_SCALE = {"half_cosine": 0.5, "cosine": 1.0, "dot": 1.0}
 
@@ -179,7 +179,7 @@ def scores_from_embeddings(
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Level 2 turned into level 1: (pos [B], neg [B, N], extra [B, M] or None, log_q [B, N] or None).
 
-    Ids of −1 are padding: a padded negative is masked out, a padded further positive is left out, and a row with
+    Ids of −1 are padding: a padded negative is masked out, a padded extra positive is left out, and a row with
     a padded positive has all its negatives masked out. A row without negatives reads neither its query nor its
     positives, which may hold NaN. Allocates [B, N, D] unless the negatives are shared.
     """

@@ -237,7 +237,7 @@ def make_scores(
     row_weights: bool = False,
     spread: float = 0.5,
 ) -> Scores:
-    """Scores in [−spread, spread]; with m > 1 the last further positive of row 0 is padding."""
+    """Scores in [−spread, spread]; with m > 1 the last extra positive of row 0 is padding."""
     g = generator(seed)
 
     def uniform(*size: int) -> Tensor:

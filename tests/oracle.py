@@ -244,7 +244,7 @@ def scores_of_row(
     prior: Number = 0.0,
     threshold: Number = 0.0,
 ) -> Inputs:
-    """Level 2's row as a row of scores. −1 is padding: masked negative, absent further positive, dead row."""
+    """Level 2's row as a row of scores. −1 is padding: masked negative, absent extra positive, dead row."""
 
     def scored(item_id: int, padding: float) -> Number:
         return score(query, items[item_id], similarity) if item_id >= 0 else padding

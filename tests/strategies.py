@@ -68,7 +68,7 @@ def loss_arguments(draw: st.DrawFn) -> dict[str, Any]:
 
 @st.composite
 def oracle_rows(draw: st.DrawFn) -> list[oracle.Inputs]:
-    """A few rows of a like number of negatives and further positives, some of them absent or masked out."""
+    """A few rows of a like number of negatives and extra positives, some of them absent or masked out."""
     n, m = draw(st.integers(1, 9)), draw(st.integers(0, 3))
     absent = st.just(-math.inf)
 

@@ -35,7 +35,7 @@ from cw_ext import (
     presets,
     sampled_cw_loss,
 )
-from cw_ext.alias import popularity_table
+from cw_ext.alias_table import popularity_table
 from cw_ext.prior import estimate_prior
 
 INF, NAN = math.inf, math.nan

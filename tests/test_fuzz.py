@@ -209,7 +209,7 @@ def _moved_truth(call: Call, roundings: int, seed: int) -> Result:
     exact, weights_of = reference.log_surrogate, iter((log_q, torch.zeros(())))
 
     def log_surrogate(d: Tensor, p: RowParameters) -> Tensor:
-        """φ(d) of the negatives, then of the further positives, off by roundings of what it is added to, too, and of
+        """φ(d) of the negatives, then of the extra positives, off by roundings of what it is added to, too, and of
         the 1 that a surrogate adds. The gradient of log q is a difference of shares, one of which has those of φ."""
         through = next(weights_of)
         through = (through - through.detach()).nan_to_num(0.0)

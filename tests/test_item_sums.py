@@ -20,7 +20,7 @@ from torch import Tensor
 
 from cw_ext import build_config
 
-# Pairs of a part where there are few: csrc/cuda/sorted_sum.cu.
+# Pairs of a part where there are few: csrc/cuda/sorted_sum_kernel.cu.
 SPAN = 32
 
 RUNS = {

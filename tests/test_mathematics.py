@@ -1,7 +1,7 @@
 """What follows from the formula alone: slopes, the kink at the floor, limits, bounds and expectations.
 
 h(d) = ω(d)·exp(d/τ) is what a negative with margin d adds to the negative mass, so that A is a mean of h over the
-negatives and C one over further positives. Losses are compared with one another or with a formula on paper; where A and
+negatives and C one over extra positives. Losses are compared with one another or with a formula on paper; where A and
 C themselves are needed they come from the oracle.
 """
 
@@ -78,7 +78,7 @@ FORMS: dict[str, dict[str, Any]] = {
 
 
 def _moving(margins: Tensor, others: int, seed: int) -> Scores:
-    """A row for each margin of its first negative; the rest is the same in every row, further positives included."""
+    """A row for each margin of its first negative; the rest is the same in every row, extra positives included."""
     rest = make_scores((1,), others, 2, seed=seed, log_q=True, spread=0.3)
     rows = margins.shape[0]
     pos = rest.pos.expand(rows)
@@ -136,9 +136,9 @@ def test_normalized_weights_that_rise_let_an_easy_negative_lower_the_loss(backen
 @each_float
 def test_detached_weights_push_every_negative_down(backend: str, arguments: dict[str, Any], dtype: torch.dtype) -> None:
     """With ω a constant, exp(d/τ) is all that moves, and it and all surrogates rise: no negative's gradient is below 0
-    and no further positive's above, whatever the weighting, the floor or the confidence (which multiplies it by c > 0).
+    and no extra positive's above, whatever the weighting, the floor or the confidence (which multiplies it by c > 0).
     The positive's own is not above 0 either without confidence, but for surrogates with a correction: flat where the
-    negatives are and steep at the further positives, they can turn it, as weights can below."""
+    negatives are and steep at the extra positives, they can turn it, as weights can below."""
     arguments = arguments | {"detach_weights": True}
     for seed in range(10):
         case = make_scores((30,), 9, 3, seed=100 + seed, log_q=True, spread=1.0).to(dtype)
@@ -153,8 +153,8 @@ def test_detached_weights_push_every_negative_down(backend: str, arguments: dict
 @pytest.mark.parametrize("weighting", ["none", "sigmoid", "exponential", "linear"])
 @each_float
 def test_the_pull_on_the_positive(backend: str, weighting: Any, dtype: torch.dtype) -> None:
-    """With ω a constant and further positives, s⁺ moves all exponents alike: A − πC and ε·A are both exp(−s⁺/τ) times
-    something, so the gradient of log(N·G) in s⁺ is −1/τ whether the floor binds or not. Without further positives C
+    """With ω a constant and extra positives, s⁺ moves all exponents alike: A − πC and ε·A are both exp(−s⁺/τ) times
+    something, so the gradient of log(N·G) in s⁺ is −1/τ whether the floor binds or not. Without extra positives C
     does not move, and the pull is A/(A − πC) times that, which the floor keeps to 1/ε."""
     case = make_scores((200,), 9, 3, seed=3, log_q=True).to(dtype)
     arguments: dict[str, Any] = {"temperature": TAU, "weighting": weighting, "prior": 0.3, "floor": 0.2}
@@ -170,10 +170,10 @@ def test_the_pull_on_the_positive(backend: str, weighting: Any, dtype: torch.dty
 
 @pytest.mark.parametrize("detach_weights", [True, False])
 def test_the_loss_in_the_positives_score(backend: str, detach_weights: bool) -> None:
-    """Whether the loss falls in s⁺: without a prior wherever h rises; with one and no further positives too, as C is
-    then a constant; with further positives where mean h′(d_j) > π·mean h′(e_k) (or the floor binds). For ω = 1 that is
+    """Whether the loss falls in s⁺: without a prior wherever h rises; with one and no extra positives too, as C is
+    then a constant; with extra positives where mean h′(d_j) > π·mean h′(e_k) (or the floor binds). For ω = 1 that is
     A > πC, so always. For sigmoid weights with ρ = τ, h is σ(d/τ), and hard negatives, of which it is flat, can leave
-    the further positives to decide: then the loss *rises* in s⁺. The gradient with detached weights does not follow."""
+    the extra positives to decide: then the loss *rises* in s⁺. The gradient with detached weights does not follow."""
     arguments: dict[str, Any] = {"temperature": TAU, "floor": 1e-3, "detach_weights": detach_weights}
     shifts = torch.linspace(-0.2, 0.2, 41, dtype=torch.float64)
     row = make_scores((1,), 7, seed=4, spread=0.3).map(lambda t: t.expand(41, *t.shape[1:]))
@@ -210,7 +210,7 @@ def test_the_loss_in_a_further_positives_score(
     """Against h: C is a mean of it, and the loss falls in C until the floor binds, from where on it is constant."""
     margins = torch.linspace(-1.0, 1.0, 401, dtype=torch.float64)
     pos = torch.full((401,), 0.2, dtype=torch.float64)
-    # Two further positives, the first at its margin and the other at the positive; and negatives a little above that.
+    # Two extra positives, the first at its margin and the other at the positive; and negatives a little above that.
     case = Scores(pos, (pos + 0.05).unsqueeze(1).expand(401, 5), torch.stack([pos + margins, pos], 1))
     arguments = arguments | {"temperature": TAU, "weighting": weighting, "weight_temperature": rho, "prior": 0.15}
     result = evaluate(case, torch.ones(401), detach_weights=False, backend=backend, **arguments)
@@ -230,7 +230,7 @@ def test_the_loss_in_a_further_positives_score(
 @each_float
 def test_slopes_of_the_items(backend: str, dtype: torch.dtype) -> None:
     """Level 2, where each item has one role: along its query the item of a negative is pushed back, that of a positive
-    or a further positive drawn near (similarity "dot", in which an item's gradient is a multiple of its query)."""
+    or a extra positive drawn near (similarity "dot", in which an item's gradient is a multiple of its query)."""
     n, m, dim = 12, 3, 8
     g = generator(6)
     queries = torch.randn(1, dim, generator=g, dtype=torch.float64).to(dtype)
@@ -307,7 +307,7 @@ def test_the_loss_is_continuous_where_the_floor_begins_to_bind(
 @pytest.mark.parametrize("weighting", ["none", "sigmoid"])
 @pytest.mark.parametrize("floor", [0.05, 0.3, 0.9])
 def test_the_loss_is_continuous_in_the_scores_at_the_floor(backend: str, weighting: Any, floor: float) -> None:
-    """The same with the further positives moved through the kink by ±δ: log C moves by at most δ/τ, and with it L by
+    """The same with the extra positives moved through the kink by ±δ: log C moves by at most δ/τ, and with it L by
     (1/ε − 1)·δ/τ on the free side, to first order; on the other side the floor holds it."""
     for seed in range(5):
         case, kink, _ = _at_kink(seed, floor, weighting)
@@ -326,7 +326,7 @@ def test_the_loss_is_continuous_in_the_scores_at_the_floor(backend: str, weighti
 @pytest.mark.parametrize("floor", [0.05, 0.3, 0.9])
 def test_the_gradient_jumps_by_the_floor_where_it_begins_to_bind(backend: str, weighting: Any, floor: float) -> None:
     """Just below, a negative's gradient is 1/ε of what it is just above, and no more: A/(A − πC) is 1/ε there. That of
-    the further positives ends (it was −(1/ε − 1)·w_k/τ, with w the softmax of their shares in C), and that of the
+    the extra positives ends (it was −(1/ε − 1)·w_k/τ, with w the softmax of their shares in C), and that of the
     positive does not jump at all."""
     for seed in range(5):
         case, kink, _ = _at_kink(seed, floor, weighting)
@@ -597,7 +597,7 @@ def _omega(weighting: str, margins: Tensor, rho: float) -> Tensor:
 @pytest.mark.parametrize("weighting", ["none", "sigmoid", "exponential", "linear"])
 def test_drawn_negatives_are_corrected_to_the_true_ones(backend: str, weighting: Any) -> None:
     """A whole catalogue as the known mixture: of the items that a query is not known to like, the share π is liked all
-    the same. The loss draws its negatives from all of these and gets further positives drawn from the liked ones;
+    the same. The loss draws its negatives from all of these and gets extra positives drawn from the liked ones;
     exp(L)/N = (A − πC)/(1 − π) then has the mean of h over the items that are not liked, a plain sum. With half of π,
     twice as much or none it has not, and the same test says so."""
     g = generator(19)

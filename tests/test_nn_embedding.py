@@ -117,7 +117,7 @@ def by_the_op(name: str, table: nn.Embedding, backend: str) -> tuple[Tensor, Ten
 @each_form
 @pytest.mark.parametrize("options", [{}, {"padding_idx": PADDING}, {"padding_idx": PADDING - ITEMS}], ids=str)
 def test_is_the_look_up(backend: str, name: str, options: dict[str, Any]) -> None:
-    """Rows at padding_idx stand among the positives, further positives and negatives: used, and without gradient."""
+    """Rows at padding_idx stand among the positives, extra positives and negatives: used, and without gradient."""
     expected_table, table = embedding(**options), embedding(**options)
     expected, found = by_look_up(name, expected_table), by_the_op(name, table, backend)
     for what, a, b in zip(("loss", "gradient of queries"), found, expected, strict=True):

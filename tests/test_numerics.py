@@ -114,7 +114,7 @@ def test_easy_negatives_keep_their_digits(backend: str) -> None:
 def test_correction_close_to_everything(backend: str, closeness: float) -> None:
     """A − πC with πC = (1 − δ)·A and no floor in the way: of the relative error of A, 1/δ is left."""
     n = torch.linspace(-0.3, 0.3, 7, dtype=torch.float64)
-    mean = torch.exp(n / 0.1).mean().log() * 0.1  # one further positive as heavy as the negatives' mean
+    mean = torch.exp(n / 0.1).mean().log() * 0.1  # one extra positive as heavy as the negatives' mean
     case = Scores(exact([0.0]), n.unsqueeze(0), mean.reshape(1, 1))
     prior = 1 - closeness
     arguments = {"weighting": "none", "prior": prior, "floor": 1e-9}

@@ -1,4 +1,4 @@
-"""The CPU's way to the item gradient: pairs sorted by blocks of rows and buckets of items (csrc/cpu/pairs.h)."""
+"""The CPU's order of pairs for the item gradient: by blocks of rows, buckets of items (csrc/cpu/bucketed_pairs.h)."""
 
 from __future__ import annotations
 

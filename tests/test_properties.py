@@ -130,7 +130,7 @@ def test_without_weights_and_prior_it_is_logsumexp(backend: str, dtype: torch.dt
 
 @pytest.mark.parametrize("name", ["defaults", "prior", "linear-through", "min-margin"])
 def test_a_further_positive_equal_to_the_positive_adds_nothing(backend: str, name: str) -> None:
-    """C = ω(0)·e⁰ is what C is without further positives."""
+    """C = ω(0)·e⁰ is what C is without extra positives."""
     case = make_scores((4,), 9, seed=77)
     with_it = replace(case, extra=case.pos.unsqueeze(1).expand(4, 2))
     a, b = (c.loss(backend=backend, **(VARIANTS[name] | {"prior": 0.1})) for c in (case, with_it))

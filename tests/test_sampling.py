@@ -15,9 +15,9 @@ from cases import child_environment, generator
 from drawing import assert_distributed, histories, make_interactions
 from torch import Tensor
 
-from cw_ext import Interactions, build_config, draw_negatives, reference_draws, sampled_cw_loss
-from cw_ext.reference_draws import Draws, history_of
-from cw_ext.sampling import draws_of
+from cw_ext import Interactions, build_config, draw_negatives, reference_sampling, sampled_cw_loss
+from cw_ext.negative_sampling import draws_of
+from cw_ext.reference_sampling import Draws, history_of
 
 # Random123's known answers for philox4x32-10 (kat_vectors): counter, key, result.
 KNOWN_ANSWERS = [
@@ -42,7 +42,7 @@ def test_the_generator_is_philox(kernels: None, counter: str, key: str, expected
     found = torch.ops.cw_ext.philox_words(torch.tensor([_words(counter)]), _signed(_words(key)))
     assert found[0].tolist() == _words(expected)
     words = [torch.tensor([word]) for word in _words(counter)]
-    found = reference_draws.philox(*words, torch.tensor(_signed(_words(key))))
+    found = reference_sampling.philox(*words, torch.tensor(_signed(_words(key))))
     assert [int(word) for word in found] == _words(expected)
 
 
@@ -61,7 +61,7 @@ def _by_kernels(draws: Draws, rows: int, num_items: int, device: torch.device) -
 
 @pytest.mark.parametrize("popular", [False, True], ids=["uniform", "popularity"])
 @pytest.mark.parametrize("n", [1, 3, 255, 256, 1000])
-def test_kernels_draw_what_the_reference_draws(kernels: None, device: torch.device, n: int, popular: bool) -> None:
+def test_kernels_draw_what_the_reference_sampling(kernels: None, device: torch.device, n: int, popular: bool) -> None:
     interactions = make_interactions(12, 500, 2000)
     table = interactions.popularity(0.6) if popular else None
     names = ("thresholds", "aliases", "cumulative", "known_shares")
@@ -69,7 +69,7 @@ def test_kernels_draw_what_the_reference_draws(kernels: None, device: torch.devi
     query_ids = torch.arange(12).repeat(2)
     history = history_of(query_ids, interactions)._asdict()
     draws = _draws(500, n, 2**62 + 12345, **history, **tables)
-    expected = reference_draws.draw(draws, 24, 500)
+    expected = reference_sampling.draw(draws, 24, 500)
     assert torch.equal(_by_kernels(draws, 24, 500, device).long(), expected)
 
 
@@ -88,7 +88,7 @@ def test_parts_of_a_batch_draw_what_the_whole_draws(
         assert torch.equal(part, whole[begin:end])
     assert first_row == 0 or not torch.equal(draw_negatives(query_ids, interactions, 9, **settings), whole)
     draws = draws_of(query_ids, interactions, 9, 4, first_row, settings["distribution"])
-    assert torch.equal(reference_draws.draw(draws, 24, 500), whole)
+    assert torch.equal(reference_sampling.draw(draws, 24, 500), whole)
 
 
 @pytest.mark.parametrize("left", [0, 1, 2, 10])
@@ -114,7 +114,7 @@ def test_what_almost_nothing_is_left_for_is_drawn_the_same(
         tables = {name: getattr(interactions.popularity(exponent), name) for name in tables}
         assert tables["known_shares"] is not None
     draws = _draws(num_items, 100, 3, **history, **tables)
-    expected = reference_draws.draw(draws, 4, num_items)
+    expected = reference_sampling.draw(draws, 4, num_items)
     assert torch.equal(_by_kernels(draws, 4, num_items, device).long(), expected)
     assert torch.equal(_by_kernels(draws._replace(known_shares=None), 4, num_items, device).long(), expected)
     assert (expected[0] == -1).all() if left == 0 else not torch.isin(expected[0], known).any()
@@ -125,7 +125,7 @@ def test_any_number_of_items(kernels: None, device: torch.device, num_items: int
     """With 3·2²⁹ + 1 items a quarter of the words favours an item, and is drawn again."""
     draws = _draws(num_items, 500, 7)
     found = _by_kernels(draws, 3, num_items, device).long()
-    assert torch.equal(found, reference_draws.draw(draws, 3, num_items))
+    assert torch.equal(found, reference_sampling.draw(draws, 3, num_items))
     assert 0 <= found.min() and found.max() < num_items
     assert found.unique().numel() > min(num_items, 1000) / 2
 
@@ -343,7 +343,7 @@ def test_rows_of_padding_draw_nothing(kernels: None, device: torch.device, distr
     expected = draw_negatives(query_ids.clamp(min=0), interactions, 300, seed=1, distribution=distribution)
     assert torch.equal(ids[::2], expected[::2]) and (ids[1::2] == -1).all()
     draws = draws_of(query_ids, interactions, 300, 1, distribution=distribution)
-    assert torch.equal(reference_draws.draw(draws, 4, 50), ids)
+    assert torch.equal(reference_sampling.draw(draws, 4, 50), ids)
 
 
 # ---- bad input ---------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Further positives, the losses of the benchmarks, and training end to end on made-up data."""
+"""Extra positives, the losses of the benchmarks, and training end to end on made-up data."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def blocks(tmp_path: Path) -> Path:
     return write_blocks(tmp_path / "blocks.txt")
 
 
-# --- further positives ---
+# --- extra positives ---
 
 
 def seeded(device: torch.device, seed: int = 0) -> torch.Generator:

@@ -28,7 +28,7 @@ from benchmarks import reporting
 from cw_ext import cw_loss, presets
 
 # %% [markdown]
-# The row. The margins of the other negatives, and of the further positives that the correction takes for samples of
+# The row. The margins of the other negatives, and of the extra positives that the correction takes for samples of
 # what hides among the negatives, are normal, as in benchmarks.negative_mass: here their quantiles, so that nothing
 # depends on a draw. The positive's score matters to its confidence alone.
 
@@ -67,7 +67,7 @@ class Curve(NamedTuple):
     arguments: dict[str, Any]  # of cw_loss
     line: dict[str, Any]  # of matplotlib's
     others: bool = True  # whether it sees the other negatives
-    extras: bool = False  # whether it sees the further positives
+    extras: bool = False  # whether it sees the extra positives
 
 
 _EASY = {"temperature": TEMPERATURE, "weight_temperature": 0.3}

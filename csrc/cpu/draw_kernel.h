@@ -1,7 +1,7 @@
-// Rows of drawn negatives (draw.h), many draws at a time. Included by kernels_impl.h.
+// Rows of drawn negatives (negative_sampling.h), many draws at a time. Included by kernels_impl.h.
 #pragma once
 
-#include "../draw.h"
+#include "../negative_sampling.h"
 #include "kernels.h"
 
 namespace cw_cpu {
@@ -19,12 +19,12 @@ struct Filter {
   uint32_t mask;
   bool is_exact;  // every item has a bit of its own
 
-  CW_INLINE Filter(uint32_t* room, const History& history, uint32_t num_items) : bits(room), mask(31) {
+  CW_INLINE Filter(uint32_t* room, const KnownItems& known, uint32_t num_items) : bits(room), mask(31) {
     constexpr uint32_t kLarge = kFilterWords * 32 - 1;
-    while (history.count > 0 && mask < kLarge && int64_t(mask) < history.count * 64) mask = 2 * mask + 1;
+    while (known.count > 0 && mask < kLarge && int64_t(mask) < known.count * 64) mask = 2 * mask + 1;
     for (uint32_t w = 0; w <= mask / 32; ++w) bits[w] = 0;
-    for (int64_t k = 0; k < history.count; ++k) {
-      const uint32_t bit = uint32_t(history.items[k]) & mask;
+    for (int64_t k = 0; k < known.count; ++k) {
+      const uint32_t bit = uint32_t(known.items[k]) & mask;
       bits[bit / 32] |= 1u << (bit % 32);
     }
     is_exact = num_items - 1 <= mask;
@@ -120,10 +120,10 @@ int further_attempts(const NegativeSource& source, uint32_t excess, uint64_t see
 // Draws [first, first + count) of a row, count ≤ kDraws; `out` has room for kDraws.
 template <bool Popular>
 void draw_some(const NegativeSource& source, uint32_t excess, uint64_t seed, int64_t row, int64_t first, int count,
-               const History& history, const Filter& filter, int32_t* out) {
+               const KnownItems& known, const Filter& filter, int32_t* out) {
   uint8_t doubts[kDraws];
   const auto is_rejected = [&](int32_t id, uint8_t doubt) {
-    return (doubt & kFavours) || (doubt && (filter.is_exact || history.contains(id)));
+    return (doubt & kFavours) || (doubt && (filter.is_exact || known.contains(id)));
   };
   int32_t open[kDraws];  // what is still rejected
   int left = 0;
@@ -146,7 +146,7 @@ void draw_some(const NegativeSource& source, uint32_t excess, uint64_t seed, int
     }
     left = still;
   }
-  for (int i = 0; i < left; ++i) out[open[i]] = last_resort(source, history, seed, row, first + open[i]);
+  for (int i = 0; i < left; ++i) out[open[i]] = last_resort(source, known, seed, row, first + open[i]);
 }
 
 // out[j] = table[ids[j]], or 0 for an id of −1.
@@ -169,14 +169,14 @@ void draw_rows(const NegativeSource& source, int64_t n, int64_t begin, int64_t e
       for (int64_t j = 0; j < n; ++j) row[j] = -1;
       continue;
     }
-    const History history = history_of(source, b);
-    const Filter filter(room, history, source.num_items);
+    const KnownItems known = known_items_of(source, b);
+    const Filter filter(room, known, source.num_items);
     for (int64_t first = 0; first < n; first += kDraws) {
       int32_t some[kDraws];
       const int count = int(n - first < kDraws ? n - first : kDraws);
       int32_t* const now = count < kDraws ? some : row + first;
       const auto draw_now = source.thresholds ? draw_some<true> : draw_some<false>;
-      draw_now(source, excess, seed, source.row_offset + b, first, count, history, filter, now);
+      draw_now(source, excess, seed, source.row_offset + b, first, count, known, filter, now);
       for (int j = 0; now == some && j < count; ++j) row[first + j] = some[j];
     }
     for (int64_t j = 0; source.candidates && j < n; ++j) row[j] = item_at(source, row[j]);

@@ -1,8 +1,8 @@
 // Rows of a table by their ids: scores against a query, and weighted sums. Included by kernels_impl.h.
 #pragma once
 
-#include "elements.h"
-#include "lanes.h"
+#include "dtypes.h"
+#include "simd.h"
 
 namespace cw_cpu {
 namespace CW_ISA {

@@ -5,9 +5,9 @@
 
 #include <cstdint>
 
-#include "../draw.h"
+#include "../negative_sampling.h"
 #include "../kernel_types.h"
-#include "pairs.h"
+#include "bucketed_pairs.h"
 
 namespace cw_cpu {
 
@@ -85,7 +85,7 @@ struct EmbeddingsTask : QueryTask<In> {
 };
 
 // Known positives, as calls.h's History has them; query_ids may be null.
-struct RowHistories {
+struct HistoryPointers {
   const int64_t* query_ids;
   const int64_t* starts;
   const int32_t* known;
@@ -102,7 +102,7 @@ struct SharedTask : QueryTask<In> {
   bool any_padding;          // among them
   const int32_t* first_column;  // [I], or null: as Exclusion has them
   const int32_t* next_column;   // [N]
-  RowHistories histories;
+  HistoryPointers histories;
   T* columns;                // x̂ᵀ·scale, packed: [panels of N, D, kPanel]      filled by pack_shared()
   T* rows;                   // x̂, packed: [panels of D, N, kPanel]; 0 in the place of values that are not finite
   T* coefficients;           // [B, 1 + M]: dloss/dscore · scale
@@ -110,7 +110,7 @@ struct SharedTask : QueryTask<In> {
   int64_t first_row;
 };
 
-// The gradient of the item table from sorted pairs (pairs.h): coefficient times source row, for each pair of an item.
+// The gradient of the item table from sorted pairs (bucketed_pairs.h): coefficient times source row, for each pair of an item.
 template <typename In>
 struct ItemGradientTask {
   using T = typename Compute<In>::type;

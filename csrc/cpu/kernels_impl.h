@@ -5,10 +5,10 @@
 
 #include "../cw_row.h"
 #include "draw_kernel.h"
-#include "elements.h"
+#include "dtypes.h"
 #include "gather.h"
 #include "kernels.h"
-#include "lanes.h"
+#include "simd.h"
 #include "product_kernel.h"
 #include "row_kernel.h"
 
@@ -28,7 +28,7 @@ CW_INLINE void write_row(const RowResults<T>& out, int64_t b, const RowResult<T>
   if (out.d_threshold) out.d_threshold[b] = result.by_threshold;
 }
 
-// ---- long sums -----------------------------------------------------------------------------------------------------
+// ---- long sums ------------------------------------------------------------------------------------------------------
 
 // A sum of many terms in three parts, so that small terms are not lost beside a large sum: `sum` of the latest pairs, `high`
 // of those before, and `low` of what was rounded away where `sum` was added to `high` (Knuth's TwoSum).
@@ -67,7 +67,7 @@ CW_INLINE void add_low(const LongSums<T>& x, int64_t n, T* out) {
   for (int64_t i = 0; i < n; ++i) out[i] = x.high[i] + (is_finite(x.low[i]) ? x.low[i] : T(0));
 }
 
-// ---- level 1 -------------------------------------------------------------------------------------------------------
+// ---- level 1 --------------------------------------------------------------------------------------------------------
 
 // scratch: scores_scratch(n, m).
 template <typename In>
@@ -112,7 +112,7 @@ void scale_rows(const ScaleRowsTask<In>& task, int64_t begin, int64_t end) {
   }
 }
 
-// ---- level 2 -------------------------------------------------------------------------------------------------------
+// ---- level 2 --------------------------------------------------------------------------------------------------------
 
 template <typename In>
 void inverse_norms(const In* x, int64_t dim, typename Compute<In>::type* out, int64_t begin, int64_t end) {
@@ -176,7 +176,7 @@ void embeddings(const EmbeddingsTask<In, Id>& task, int64_t begin, int64_t end, 
   const int64_t padded_dim = items.chunks.vectors() * kLanes<T>;
   const bool wanted = coefficients != nullptr;
 
-  // All [1 + m + n] in the coefficients' layout: positive, further positives, negatives.
+  // All [1 + m + n] in the coefficients' layout: positive, extra positives, negatives.
   T* const score = scratch;
   T* const inverse = score + width;
   T* const log_q = inverse + width;
@@ -309,7 +309,7 @@ void shared_negatives(const SharedTask<In>& task, int64_t begin, int64_t end, ty
   T* const scores = scratch;                          // [panels·kPanel]
   T* const units = scores + step * panels * kPanel;   // [dim]
   T* const sums = units + step * room;                // [dim_panels·kPanel]
-  T* const own_scores = sums + step * room;           // [1 + m], positive and further positives
+  T* const own_scores = sums + step * room;           // [1 + m], positive and extra positives
   T* const inverse = own_scores + step * own;         // [1 + m]
   T* const query_inverse = inverse + step * own;      // one number
   // Of one row:

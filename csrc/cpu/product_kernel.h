@@ -4,7 +4,7 @@
 #include <type_traits>
 
 #include "kernels.h"
-#include "lanes.h"
+#include "simd.h"
 
 namespace cw_cpu {
 namespace CW_ISA {

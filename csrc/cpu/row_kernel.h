@@ -3,7 +3,7 @@
 
 #include "../cw_row.h"
 #include "kernels.h"
-#include "lanes.h"
+#include "simd.h"
 
 namespace cw_cpu {
 namespace CW_ISA {
@@ -40,7 +40,7 @@ struct RowGradients {
 // A surrogate's exponent costs a logarithm: found once and kept. That of exp is found again where it is used.
 constexpr bool is_costly(Surrogate s) { return s != Surrogate::exp; }
 
-// The scores [n] of a row, or of its further positives.
+// The scores [n] of a row, or of its extra positives.
 template <typename T, bool HasLogQ>
 struct Elements {
   const T* scores;
@@ -52,7 +52,7 @@ struct Elements {
 
 // The largest exponent, and whether one element spoils the row. Costly exponents are left in `terms`.
 template <typename T, Weighting W, Surrogate S, bool HasLogQ>
-T largest_exponent(const Elements<T, HasLogQ> x, const Parameters<T>& parameters, T* terms, bool& spoiled) {
+T largest_exponent(const Elements<T, HasLogQ> x, const Parameters<T>& parameters, T* terms, bool& non_finite) {
   const Parameters<T> p = parameters;  // in registers: a select between two loads would be a branch
   T max = -infinity<T>();
   T spoils = 0;  // a T as the rest of the loop: with an int, GCC 12 gets this reduction wrong for fp64 on AVX-512
@@ -62,7 +62,7 @@ T largest_exponent(const Elements<T, HasLogQ> x, const Parameters<T>& parameters
       spoils += x.scores[j] == x.scores[j] ? T(0) : T(1);
       max = x.scores[j] > max ? x.scores[j] : max;
     }
-    spoiled |= spoils != T(0) || max == infinity<T>();
+    non_finite |= spoils != T(0) || max == infinity<T>();
     return mass(max, x.pos, T(0), W, S, p).exponent;
   }
 #pragma omp simd reduction(max : max) reduction(+ : spoils)
@@ -72,7 +72,7 @@ T largest_exponent(const Elements<T, HasLogQ> x, const Parameters<T>& parameters
     spoils += exponent == exponent ? T(0) : T(1);
     max = exponent > max ? exponent : max;
   }
-  spoiled |= spoils != T(0);
+  non_finite |= spoils != T(0);
   return max;
 }
 
@@ -96,9 +96,9 @@ CW_INLINE T sum_of(int64_t n, T* terms, Term term) {
 
 // Σ factor·e^exponent, and in `terms` each element's term relative to the largest exponent.
 template <typename T, Weighting W, Surrogate S, bool HasLogQ>
-LogSum<T> sum_masses(const Elements<T, HasLogQ> x, const Parameters<T>& parameters, T* terms, bool& spoiled) {
+LogSum<T> sum_masses(const Elements<T, HasLogQ> x, const Parameters<T>& parameters, T* terms, bool& non_finite) {
   const Parameters<T> p = parameters;
-  const T max = largest_exponent<T, W, S>(x, p, terms, spoiled);
+  const T max = largest_exponent<T, W, S>(x, p, terms, non_finite);
   if (max == -infinity<T>()) {
     fill(terms, x.n, T(0));
     return {max, T(0)};
@@ -187,15 +187,15 @@ RowResult<T> row_kernel(const Row<T>& row, const Parameters<T>& p, RowGradients<
     for (int64_t j = 0; j < row.n; ++j) masked += row.log_q[j] == -infinity<T>();
     sums.n_eff -= masked;
     const Elements<T, true> negatives{row.neg, row.log_q, row.n, row.pos};
-    sums.negatives = sum_masses<T, W, S>(negatives, p, gradients.neg, sums.spoiled);
+    sums.negatives = sum_masses<T, W, S>(negatives, p, gradients.neg, sums.non_finite);
   } else {
     const Elements<T, false> negatives{row.neg, nullptr, row.n, row.pos};
-    sums.negatives = sum_masses<T, W, S>(negatives, p, gradients.neg, sums.spoiled);
+    sums.negatives = sum_masses<T, W, S>(negatives, p, gradients.neg, sums.non_finite);
   }
   for (int64_t k = 0; k < row.m; ++k) sums.m += !(row.extra[k] == -infinity<T>());
   if (sums.m > 0) {
     const Elements<T, false> extra{row.extra, nullptr, row.m, row.pos};
-    sums.positives = sum_masses<T, W, S>(extra, p, gradients.extra, sums.spoiled);
+    sums.positives = sum_masses<T, W, S>(extra, p, gradients.extra, sums.non_finite);
   }
 
   const RowResult<T> result = finish_row(sums, p);

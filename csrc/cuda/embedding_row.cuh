@@ -1,8 +1,8 @@
-// A row of level 2 as row.cuh wants it.
+// A row of level 2 as scores_two_pass.cuh wants it.
 #pragma once
 
-#include "pairs.cuh"
-#include "row.cuh"
+#include "pair_ids.cuh"
+#include "scores_two_pass.cuh"
 
 namespace cw_cuda {
 

@@ -8,7 +8,7 @@
 
 #include <cstdint>
 
-#include "../draw.h"
+#include "../negative_sampling.h"
 #include "../kernel_types.h"
 
 namespace cw_cuda {
@@ -20,7 +20,7 @@ using cw_ext::RowPrior;
 using cw_ext::RowResults;
 using cw_ext::RowValue;
 
-// The ids of level 2. A row's 1 + M + N pairs are, in this order, its positive, further positives and negatives.
+// The ids of level 2. A row's 1 + M + N pairs are, in this order, its positive, extra positives and negatives.
 struct Pairs {
   const int64_t* pos_ids;    // [B]
   const int64_t* extra_ids;  // [B, M]
@@ -31,7 +31,7 @@ struct Pairs {
   int64_t num_items;
 };
 
-// ---- level 1: scores.cu --------------------------------------------------------------------------------------------
+// ---- level 1: scores_kernel.cu --------------------------------------------------------------------------------------
 
 // What the gradients of scores are kept in until backward. bf16 has the range of fp32; in fp16 a mean's would vanish.
 template <typename In>
@@ -73,7 +73,7 @@ struct ScoresTask {
 template <typename In>
 cudaError_t launch_scores(const ScoresTask<In>& task, cudaStream_t stream);
 
-// ---- shared negatives that a row leaves out: exclude.cu ------------------------------------------------------------
+// ---- shared negatives that a row leaves out: mask_kernel.cu ---------------------------------------------------------
 
 // values[b, c] = −∞ in the columns c of row b's own positive and of its query's known positives.
 template <typename T>
@@ -93,7 +93,7 @@ struct ExclusionTask {
 template <typename T>
 cudaError_t launch_exclusion(const ExclusionTask<T>& task, cudaStream_t stream);
 
-// ---- over rows: rows.cu --------------------------------------------------------------------------------------------
+// ---- over rows: reduce_kernel.cu ------------------------------------------------------------------------------------
 
 template <typename T>
 struct ReductionTask {
@@ -102,7 +102,7 @@ struct ReductionTask {
   int64_t rows;
   bool mean;  // over the live rows; else the sum
   T* loss;    // one number
-  T* share;   // B over the live rows, of which there is at least one; only for a mean
+  T* rescale;   // B over the live rows, of which there is at least one; only for a mean
 };
 
 template <typename T>
@@ -121,7 +121,7 @@ struct ScaleTask {
 template <typename E>
 cudaError_t launch_scale(const ScaleTask<E>& task, cudaStream_t stream);
 
-// ---- drawn negatives: draw.cu --------------------------------------------------------------------------------------
+// ---- drawn negatives: draw_kernel.cu --------------------------------------------------------------------------------
 
 template <typename T>
 struct DrawTask {
@@ -138,7 +138,7 @@ struct DrawTask {
 template <typename T>
 cudaError_t launch_draw(const DrawTask<T>& task, cudaStream_t stream);
 
-// ---- level 2: one_visit.cu, embeddings.cu --------------------------------------------------------------------------
+// ---- level 2: embeddings_online_kernel.cu, embeddings_kernel.cu -----------------------------------------------------
 
 template <typename In>
 struct EmbeddingsTask {
@@ -179,7 +179,7 @@ cudaError_t embeddings_blocks(const EmbeddingsTask<In>& task, int* blocks);
 template <typename In>
 cudaError_t launch_embeddings(const EmbeddingsTask<In>& task, cudaStream_t stream);
 
-// ---- the gradient of the item table: item_gradient.cu, sorted_sum.cu, sort.cu --------------------------------------
+// ---- the gradient of the item table: item_gradient_kernel.cu, sorted_sum_kernel.cu, sort_kernel.cu ------------------
 
 // sum[id(b, c)] += coefficient[b, c]·source[b], over the pairs c of all rows b.
 template <typename T>
@@ -211,10 +211,10 @@ template <typename T>
 cudaError_t launch_sort_keys(const ItemSumTask<T>& task, int64_t first, const SortedPairs& pairs, cudaStream_t stream);
 
 // The order is stable, so that it depends on nothing but the keys. With temporary == nullptr it only says how many bytes
-// it needs there. sort.cu
+// it needs there. sort_kernel.cu
 cudaError_t sort_pairs(void* temporary, size_t* temporary_bytes, const SortedPairs& pairs, cudaStream_t stream);
 
-// The sums of ItemSumTask over sorted pairs, in an order that only the ids and sizes decide: sorted_sum.cu. Place
+// The sums of ItemSumTask over sorted pairs, in an order that only the ids and sizes decide: sorted_sum_kernel.cu. Place
 // p < rows·width is a pair as there; a place beyond has source further + (p − rows·width) and coefficient 1. Rows of
 // `sum` without a pair are left alone.
 template <typename T>

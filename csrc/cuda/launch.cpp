@@ -1,6 +1,6 @@
 // The ATen side of the CUDA kernels: from a call's tensors to a task of pointers, on the tensors' device and the
 // current stream. Nothing here waits for the device. Levels 1 and 2, and rows; torch's extension builder names objects
-// without the ending, and scores.cpp would meet scores.cu.
+// without the ending, so names differ in more than that.
 #include <ATen/Functions.h>
 
 #include <type_traits>
@@ -91,13 +91,13 @@ void embeddings(const cw_ext::EmbeddingsCall& call) {
   with_type(call.queries.scalar_type(), [&](auto element) { embeddings_of<decltype(element)>(call); });
 }
 
-void reduce_rows(const cw_ext::RowOutputs& rows, bool mean, const at::Tensor& loss, const at::Tensor& share) {
+void reduce_rows(const cw_ext::RowOutputs& rows, bool mean, const at::Tensor& loss, const at::Tensor& rescale) {
   const c10::cuda::CUDAGuard guard(rows.loss.device());
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
   with_compute_type(rows.loss.scalar_type(), [&](auto element) {
     using T = decltype(element);
     const ReductionTask<T> task{input<T>(rows.loss), input<bool>(rows.live), rows.loss.numel(), mean, output<T>(loss),
-                                output<T>(share)};
+                                output<T>(rescale)};
     C10_CUDA_CHECK(launch_reduction(task, stream));
   });
 }

@@ -81,7 +81,7 @@ inline NegativeSource source_of(const cw_ext::History& history) {
 
 inline int64_t num_known(const cw_ext::History& history) { return history.known.defined() ? history.known.size(0) : 0; }
 
-// ---- the rows [begin, begin + count) -------------------------------------------------------------------------------
+// ---- the rows [begin, begin + count) --------------------------------------------------------------------------------
 
 inline at::Tensor narrowed(const at::Tensor& x, int64_t begin, int64_t count) {
   return x.defined() ? x.narrow(0, begin, count) : x;

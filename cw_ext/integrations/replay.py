@@ -27,7 +27,7 @@ class CWSampled(nn.Module):
     The rows are the package's: one per target that `target_padding_mask` keeps, without the negatives that are a
     positive of its position, or are `negative_labels_ignore_index`. So presets.infonce(temperature=1.0) is CESampled,
     and with `feature_name` CESampledWeighted, but for rows without any negative, which CW leaves out of the mean. Of
-    several positives at one position the others are the row's further positives, for the correction.
+    several positives at one position the others are the row's extra positives, for the correction.
     """
 
     logits_callback: Callable[[Tensor, Tensor], Tensor]  # the model sets it

@@ -50,7 +50,7 @@ def contraction() -> str:
 def kernels() -> list[Path]:
     """The CUDA sources, with a stand-in for the sort, which is CUB's."""
     found = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
-    return [HERE / "sort.cpp" if source.name == "sort.cu" else source for source in found]
+    return [HERE / "sort.cpp" if source.name == "sort_kernel.cu" else source for source in found]
 
 
 def ninja_file() -> str:
@@ -68,7 +68,7 @@ def ninja_file() -> str:
     ]
 
     def compiled(source: Path, kind: str, flags: str) -> str:
-        # With the ending: scores.cpp and scores.cu may both be there.
+        # With the ending: scores.cpp and scores_kernel.cu may both be there.
         target = f"{kind}/{source.name}.o"
         lines.extend([f"build {target}: compile {source}", f"  flags = {flags}"])
         if source.suffix != ".cu":

@@ -1,4 +1,4 @@
-// Stands in for csrc/cuda/sort.cu, which is CUB's: the same order, that of a stable sort.
+// Stands in for csrc/cuda/sort_kernel.cu, which is CUB's: the same order, that of a stable sort.
 #include <algorithm>
 #include <numeric>
 #include <vector>

@@ -5,13 +5,13 @@
 #pragma once
 
 #include "../cw_row.h"
-#include "lanes.cuh"
+#include "warp.cuh"
 
 namespace cw_cuda {
 
 using namespace CW_NAMESPACE;
 
-// ---- sums relative to a running maximum ----------------------------------------------------------------------------
+// ---- sums relative to a running maximum -----------------------------------------------------------------------------
 
 template <typename T>
 CW_INLINE LogSum<T> no_mass() {
@@ -40,7 +40,7 @@ CW_INLINE LogSum<T> merged(const LogSum<T>& a, const LogSum<T>& b) {
   return {max, a.sum * exp_nonpositive(a.max - max) + b.sum * exp_nonpositive(b.max - max)};
 }
 
-// ---- the statistics of a row ---------------------------------------------------------------------------------------
+// ---- the statistics of a row ----------------------------------------------------------------------------------------
 
 template <typename T>
 struct RowStatistics {
@@ -48,8 +48,8 @@ struct RowStatistics {
   LogSum<T> denominator;
   LogSum<T> positives;
   int64_t masked;  // negatives that are masked out
-  int64_t m;       // further positives that are no padding
-  int spoiled;
+  int64_t m;       // extra positives that are no padding
+  int non_finite;
 };
 
 template <typename T>
@@ -65,7 +65,7 @@ CW_INLINE RowStatistics<T> merged(const RowStatistics<T>& a, const RowStatistics
   s.positives = merged(a.positives, b.positives);
   s.masked = a.masked + b.masked;
   s.m = a.m + b.m;
-  s.spoiled = a.spoiled | b.spoiled;
+  s.non_finite = a.non_finite | b.non_finite;
   return s;
 }
 
@@ -85,18 +85,18 @@ __device__ __forceinline__ RowStatistics<T> merged_over_warp(RowStatistics<T> s)
     other.positives = from_lane(s.positives, offset);
     other.masked = __shfl_down_sync(kAllLanes, s.masked, offset);
     other.m = __shfl_down_sync(kAllLanes, s.m, offset);
-    other.spoiled = __shfl_down_sync(kAllLanes, s.spoiled, offset);
+    other.non_finite = __shfl_down_sync(kAllLanes, s.non_finite, offset);
     s = merged(s, other);
   }
   return s;
 }
 
-// A further positive's part in the statistics.
+// A extra positive's part in the statistics.
 template <typename T>
 CW_INLINE void add_positive(RowStatistics<T>& s, T score, T pos, const Parameters<T>& p) {
   const Mass<T> element[1] = {mass(score, pos, T(0), p.weighting, p.surrogate, p)};
   s.m += score != -infinity<T>();
-  s.spoiled |= element[0].exponent != element[0].exponent;
+  s.non_finite |= element[0].exponent != element[0].exponent;
   add(s.positives, element);
 }
 
@@ -106,13 +106,13 @@ CW_INLINE Mass<T> denominator_mass(T score, T pos, T log_q, const Parameters<T>&
   return p.normalize_weights ? weight_mass(score, pos, log_q, p.weighting, p) : Mass<T>{log_q, T(1)};
 }
 
-// ---- what the second pass needs ------------------------------------------------------------------------------------
+// ---- what the second pass needs -------------------------------------------------------------------------------------
 
 template <typename T>
 struct RowPlan {
   RowResult<T> result;
   bool regular;         // else every gradient is `filler`
-  T filler;             // NaN in a spoiled row, 0 in a dead one
+  T filler;             // NaN in a non_finite row, 0 in a dead one
   T negatives_max;      // a term times the unit is the derivative to the log of its mass
   T negatives_unit;
   T denominator_max;
@@ -127,7 +127,7 @@ CW_INLINE RowPlan<T> plan_row(const RowStatistics<T>& s, T pos, int64_t n, bool 
   RowSums<T> sums;
   sums.pos = pos;
   sums.n_eff = n - s.masked;
-  sums.spoiled = s.spoiled != 0;
+  sums.non_finite = s.non_finite != 0;
   sums.negatives = s.negatives;
   sums.has_denominator = has_denominator;
   sums.denominator = s.denominator;
@@ -198,7 +198,7 @@ __device__ __forceinline__ void write_row(const RowResults<T>& out, int64_t b, c
   if (out.d_threshold) out.d_threshold[b] = result.by_threshold;
 }
 
-// ---- the walk ------------------------------------------------------------------------------------------------------
+// ---- the walk -------------------------------------------------------------------------------------------------------
 
 // Calls body(constant, j) with every j in [0, n) in parts of constant elements: kVec, or 1 where that does not go.
 template <int kVec, int kThreads, typename Body>
@@ -231,7 +231,7 @@ struct TeamScratch {
 //   n, m, pos, prior, threshold, has_log_q
 //   excluded                          how many of the n, with a score of −∞, are no negatives
 //   load<V>(j, score, log_q)          negatives [j, j + V); log_q is −∞ for a masked one
-//   extra(k)                          a further positive
+//   extra(k)                          a extra positive
 //   set_pos(d), set<V>(j, d), set_extra(k, d), set_log_q<V>(j, d)
 //   wants_log_q
 
@@ -250,7 +250,7 @@ __device__ __forceinline__ RowStatistics<T> own_statistics(const Row& row, const
     for (int i = 0; i < V; ++i) {
       elements[i] = mass(score[i], pos, log_q[i], p.weighting, p.surrogate, p);
       own.masked += log_q[i] == -infinity<T>();
-      own.spoiled |= elements[i].exponent != elements[i].exponent;
+      own.non_finite |= elements[i].exponent != elements[i].exponent;
     }
     add(own.negatives, elements);
     if (has_denominator) {

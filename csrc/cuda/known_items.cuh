@@ -4,23 +4,23 @@
 #undef NDEBUG  // the checks must stay, whatever the build
 #include <cassert>
 
-#include "lanes.cuh"
+#include "warp.cuh"
 
 namespace cw_cuda {
 
-using CW_NAMESPACE::History;
+using CW_NAMESPACE::KnownItems;
 
 // What is out of range stops the kernel with a message; should it run on, such a query has no known positives.
-__device__ __forceinline__ History checked_history(const NegativeSource& source, int64_t num_known, int64_t row) {
+__device__ __forceinline__ KnownItems checked_known_items(const NegativeSource& source, int64_t num_known, int64_t row) {
   if (!source.query_ids || CW_NAMESPACE::is_padding(source, row)) return {nullptr, 0};
-  const History history = CW_NAMESPACE::history_of(source, row);
+  const KnownItems known = CW_NAMESPACE::known_items_of(source, row);
   [[maybe_unused]] const int64_t query = source.query_ids[row];
   assert(query >= 0 && query < source.num_queries && "query_ids must be in [0, queries)");
-  if (history.count == 0) return {source.known, 0};  // where nothing at all is known, that is a null pointer
-  const int64_t first = history.items - source.known;
-  const bool inside = history.items && first >= 0 && history.count >= 0 && history.count <= num_known - first;
+  if (known.count == 0) return {source.known, 0};  // where nothing at all is known, that is a null pointer
+  const int64_t first = known.items - source.known;
+  const bool inside = known.items && first >= 0 && known.count >= 0 && known.count <= num_known - first;
   assert(inside && "starts must rise from 0 to the number of known positives");
-  return inside ? history : History{nullptr, 0};
+  return inside ? known : KnownItems{nullptr, 0};
 }
 
 }  // namespace cw_cuda

@@ -1,6 +1,6 @@
-// Negatives drawn by the rule of draw.h. A thread takes the places of one Philox counter: nearly all of their first
+// Negatives drawn by the rule of negative_sampling.h. A thread takes the places of one Philox counter: nearly all of their first
 // attempts stand, and the few others are drawn on one by one.
-#include "history.cuh"
+#include "known_items.cuh"
 
 namespace cw_cuda {
 
@@ -16,21 +16,21 @@ constexpr int kBlocks = 3;
 constexpr int kBlocks = 4;
 #endif
 
-// Which of `items` the history holds, as bits. They share the steps of the search, so that all of their loads take no
+// Which of `items` are known, as bits. They share the steps of the search, so that all of their loads take no
 // longer than those of one.
 template <int V>
-__device__ __forceinline__ unsigned found_in(const History& history, const int32_t (&items)[V]) {
-  if (history.count == 0) return 0;
-  uint32_t base[V] = {};  // a history has fewer than 2³¹ items
-  for (uint32_t left = uint32_t(history.count); left > 1;) {
+__device__ __forceinline__ unsigned found_in(const KnownItems& known, const int32_t (&items)[V]) {
+  if (known.count == 0) return 0;
+  uint32_t base[V] = {};  // a query has fewer than 2³¹ known items
+  for (uint32_t left = uint32_t(known.count); left > 1;) {
     const uint32_t half = left / 2;
 #pragma unroll
-    for (int v = 0; v < V; ++v) base[v] += history.items[base[v] + half] <= items[v] ? half : 0;
+    for (int v = 0; v < V; ++v) base[v] += known.items[base[v] + half] <= items[v] ? half : 0;
     left -= half;
   }
   unsigned found = 0;
 #pragma unroll
-  for (int v = 0; v < V; ++v) found |= unsigned(history.items[base[v]] == items[v]) << v;
+  for (int v = 0; v < V; ++v) found |= unsigned(known.items[base[v]] == items[v]) << v;
   return found;
 }
 
@@ -38,8 +38,8 @@ __device__ __forceinline__ unsigned found_in(const History& history, const int32
 template <typename T>
 __attribute__((noinline)) __device__ int32_t drawn_on(const DrawTask<T>& task, int64_t batch_row, int64_t j) {
   const NegativeSource& source = task.source;
-  const History history = checked_history(source, task.num_known, batch_row);
-  return item_at(source, draw(source, history, excess_of(source.num_items), uint64_t(*source.seed),
+  const KnownItems known = checked_known_items(source, task.num_known, batch_row);
+  return item_at(source, draw(source, known, excess_of(source.num_items), uint64_t(*source.seed),
                               source.row_offset + batch_row, j, 1));
 }
 
@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) draw_kernel(const __grid_co
     return;
   }
   const uint64_t seed = uint64_t(*task.source.seed);
-  const History history = checked_history(task.source, task.num_known, batch_row);
+  const KnownItems known = checked_known_items(task.source, task.num_known, batch_row);
   const int64_t row = task.source.row_offset + batch_row;
 
   NegativeSource source = task.source;
@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) draw_kernel(const __grid_co
   int32_t ids[V];  // `first | v`: so the compiler sees that all are of one counter
 #pragma unroll
   for (int v = 0; v < V; ++v) ids[v] = attempt_of(source, excess, seed, row, first | v, 0);
-  unsigned rejected = found_in(history, ids);
+  unsigned rejected = found_in(known, ids);
 #pragma unroll
   for (int v = 0; v < V; ++v) rejected |= unsigned(ids[v] < 0) << v;
   const int here = int(task.n - first < V ? task.n - first : V);

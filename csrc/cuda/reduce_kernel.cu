@@ -1,5 +1,5 @@
 // What is done with the rows' results: their losses reduced to one number, their gradients scaled in place.
-#include "lanes.cuh"
+#include "warp.cuh"
 
 namespace cw_cuda {
 
@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(kReducingThreads) reduction_kernel(const Reduc
   if (threadIdx.x != 0) return;
   const double count = live > 1 ? live : 1;
   *task.loss = T(task.mean ? total / count : total);
-  if (task.mean) *task.share = T(double(task.rows) / count);
+  if (task.mean) *task.rescale = T(double(task.rows) / count);
 }
 
 template <typename E>

@@ -15,7 +15,7 @@ constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr int kVectorBytes = 16;
 constexpr int64_t kMaxGrid = 0x7fffffff;  // of blocks along x
 
-// ---- loads and stores ----------------------------------------------------------------------------------------------
+// ---- loads and stores -----------------------------------------------------------------------------------------------
 
 __device__ __forceinline__ float to_compute(float x) { return x; }
 __device__ __forceinline__ double to_compute(double x) { return x; }
@@ -99,7 +99,7 @@ __device__ __forceinline__ float max_or_nan(float a, float b) {
 }
 __device__ __forceinline__ double max_or_nan(double a, double b) { return a > b || a != a ? a : b; }
 
-// ---- lanes ---------------------------------------------------------------------------------------------------------
+// ---- lanes ----------------------------------------------------------------------------------------------------------
 
 // A warp cut into groups, one row of chunks to each: the smallest power of two that gives every chunk a lane.
 struct Lanes {
@@ -132,7 +132,7 @@ struct Lanes {
   }
 };
 
-// ---- teams ---------------------------------------------------------------------------------------------------------
+// ---- teams ----------------------------------------------------------------------------------------------------------
 
 // The threads of one row: all kWarps warps of a block, or, with one warp, any warp of it.
 template <int kWarps>
@@ -166,7 +166,7 @@ struct Team {
   }
 };
 
-// ---- launches ------------------------------------------------------------------------------------------------------
+// ---- launches -------------------------------------------------------------------------------------------------------
 
 // A block's dynamic shared memory. Outside nvcc the threads are emulated (tests/cuda_emulation).
 #if defined(__CUDACC__)

@@ -1,4 +1,4 @@
-// Which negative stands at a place: the rule that every backend follows, host and device. cw_ext/reference_draws.py is its twin.
+// Which negative stands at a place: the rule that every backend follows, host and device. cw_ext/reference_sampling.py is its twin.
 //
 // Draw j of row b, attempt t: a word of Philox keyed by the seed, at the counter (⌊4⁻¹j⌋, t, row_offset + b) for uniform
 // negatives, two words at (⌊2⁻¹j⌋, t, row_offset + b) for popular ones. An attempt is rejected where it names a known
@@ -24,7 +24,7 @@ struct NegativeSource {
   const int32_t* known;      //          sorted and distinct
   int64_t num_queries;
   uint32_t num_items;            // I; of candidates, C, and all below that is of items is of their places in `candidates`
-  const uint32_t* thresholds;    // [I], these three for popular negatives: an alias table (cw_ext/alias.py), and
+  const uint32_t* thresholds;    // [I], these three for popular negatives: an alias table (cw_ext/alias_table.py), and
   const int32_t* aliases;        // [I]
   const int64_t* cumulative;     // [I] sums of its shares, up to and with each item: the last is I·2³²
   const int64_t* known_shares;   // [P + 1], or null: sums of the shares of known[0:k], modulo 2⁶⁴
@@ -38,7 +38,7 @@ namespace CW_NAMESPACE {
 using cw_ext::NegativeSource;
 
 // The known positives of a query.
-struct History {
+struct KnownItems {
   const int32_t* items;  // [count], sorted and distinct
   int64_t count;
 
@@ -68,7 +68,7 @@ CW_INLINE bool is_padding(const NegativeSource& source, int64_t row) {
 }
 
 // A query out of range has no history: checked where the row is drawn.
-CW_INLINE History history_of(const NegativeSource& source, int64_t row) {
+CW_INLINE KnownItems known_items_of(const NegativeSource& source, int64_t row) {
   if (!source.query_ids) return {nullptr, 0};
   const int64_t query = source.query_ids[row];
   if (query < 0 || query >= source.num_queries) return {nullptr, 0};
@@ -110,7 +110,7 @@ CW_INLINE uint64_t high_product(uint64_t a, uint64_t b) {
 // Popular items by their integer shares: sums of those are exact in any order.
 struct Shares {
   const NegativeSource& source;
-  const History& history;
+  const KnownItems& history;
 
   CW_INLINE uint64_t up_to(int64_t item) const { return uint64_t(source.cumulative[item]); }
   CW_INLINE uint64_t below(int64_t item) const { return item > 0 ? up_to(item - 1) : 0; }
@@ -135,7 +135,7 @@ inline
     __attribute__((noinline))
 #endif
     int32_t
-    last_resort(const NegativeSource& source, const History& history, uint64_t seed, int64_t row, int64_t j) {
+    last_resort(const NegativeSource& source, const KnownItems& history, uint64_t seed, int64_t row, int64_t j) {
   const Philox<uint32_t> words = philox<uint32_t>(uint32_t(j), cw_ext::kMaxAttempts, uint32_t(row),
                                                   uint32_t(uint64_t(row) >> 32), seed);
   const uint64_t uniform = uint64_t(words.x[1]) << 32 | words.x[0];
@@ -153,7 +153,7 @@ inline
   const int64_t passed =
       history.places([&](int64_t k) { return shares.below(history.items[k]) - shares.known(k) <= target; });
   const uint64_t together = target + shares.known(passed);
-  const History all{nullptr, int64_t(source.num_items)};
+  const KnownItems all{nullptr, int64_t(source.num_items)};
   return int32_t(all.places([&](int64_t item) { return shares.up_to(item) <= together; }));
 }
 
@@ -163,7 +163,7 @@ CW_INLINE int32_t item_at(const NegativeSource& source, int32_t place) {
 }
 
 // Draw j of the row, from attempt `first` on: those before it are known to be rejected. `row` counts from the offset on.
-CW_INLINE int32_t draw(const NegativeSource& source, const History& history, uint32_t excess, uint64_t seed, int64_t row,
+CW_INLINE int32_t draw(const NegativeSource& source, const KnownItems& history, uint32_t excess, uint64_t seed, int64_t row,
                        int64_t j, uint32_t first) {
   for (uint32_t attempt = first; attempt < cw_ext::kMaxAttempts; ++attempt) {
     const int32_t item = attempt_of(source, excess, seed, row, j, attempt);

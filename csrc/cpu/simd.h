@@ -41,7 +41,7 @@ CW_INLINE void fill(T* x, int64_t n, T value) {
   for (int64_t i = 0; i < n; ++i) x[i] = value;
 }
 
-// ---- horizontal sums -----------------------------------------------------------------------------------------------
+// ---- horizontal sums ------------------------------------------------------------------------------------------------
 
 template <typename T>
 struct IndexOf {
@@ -78,7 +78,7 @@ CW_INLINE Lanes<T> sums_of(Lanes<T>* x) {
   }
 }
 
-// ---- chunks of a row -----------------------------------------------------------------------------------------------
+// ---- chunks of a row ------------------------------------------------------------------------------------------------
 
 using Bits = Lanes<uint32_t>;
 
@@ -114,7 +114,7 @@ struct Chunk<Half> {
   static constexpr int kElements = kLanes<float>;
   static constexpr int kVectors = 1;
   static CW_INLINE int place(int e) { return e; }
-  // As load(Half) in elements.h.
+  // As load(Half) in dtypes.h.
   static CW_INLINE void widen(Raw raw, Lanes<float>* x) {
     const Bits bits = __builtin_convertvector(raw, Bits);
     const Bits magnitude = bits & 0x7FFFu;

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cw_ext import autograd
 from cw_ext.parameters import RowParameters
-from cw_ext.reference_draws import History
+from cw_ext.reference_sampling import History
 
 
 def _either(rows: Tensor | None, number: float) -> autograd.PerRow:

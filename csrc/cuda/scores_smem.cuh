@@ -1,7 +1,7 @@
 // A row of scores that stays in shared memory from its one read to its one write, for the loss's common forms.
 #pragma once
 
-#include "row.cuh"
+#include "scores_two_pass.cuh"
 
 namespace cw_cuda {
 
@@ -235,16 +235,16 @@ __global__ void __launch_bounds__((kOneWarp ? kResidentRows : kResidentWarps) * 
                                               [](T x, T y) { return max_or_nan(x, y); });
   int masked = 0;
   if (scaled) masked = joined_over_row<kOneWarp>(read.masked, 0, masks, [](int x, int y) { return x + y; });
-  const bool spoiled = !(highest < infinity<T>());
+  const bool non_finite = !(highest < infinity<T>());
   LogSum<T> negatives = no_mass<T>();
-  if (!spoiled && highest > -infinity<T>()) {
+  if (!non_finite && highest > -infinity<T>()) {
     negatives.max = exponent_of<kForm>(highest, pos, p);
     const T max = negatives.max, e_max = exp_(max);
     negatives.sum = own.replace_all([&](T score) { return term_of_score<kForm>(score, pos, max, e_max, p); });
     negatives.sum = joined_over_row<kOneWarp>(negatives.sum, T(0), sums, [](T x, T y) { return x + y; });
   }
 
-  // The first warp takes the further positives, and its first thread draws the conclusions for all.
+  // The first warp takes the extra positives, and its first thread draws the conclusions for all.
   if (rank < kWarp) {
     RowStatistics<T> s = no_statistics<T>();
     if (task.m > 0) {
@@ -255,7 +255,7 @@ __global__ void __launch_bounds__((kOneWarp ? kResidentRows : kResidentWarps) * 
     if (rank == 0) {
       s.negatives = negatives;
       s.masked = masked + (task.excluded ? task.excluded[b] : 0);
-      s.spoiled |= spoiled;
+      s.non_finite |= non_finite;
       plans[threadIdx.y] =
           plan_row(s, pos, task.n, false, task.prior.at(b), at_row(task.threshold, b), p);
       write_row(task.out, b, plans[threadIdx.y].result);

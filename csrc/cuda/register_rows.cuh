@@ -1,7 +1,7 @@
 // Rows of the item table in a warp's registers: read once, used for their scores and for a weighted sum.
 #pragma once
 
-#include "lanes.cuh"
+#include "warp.cuh"
 
 namespace cw_cuda {
 

@@ -1,7 +1,7 @@
-// Which shared negatives a row leaves out. A warp takes a row, its lanes an item of the history each.
+// Which shared negatives a row leaves out. A warp takes a row, its lanes a known item each.
 #include <limits>
 
-#include "history.cuh"
+#include "known_items.cuh"
 
 namespace cw_cuda {
 
@@ -28,9 +28,9 @@ __global__ void __launch_bounds__(kThreads) exclusion_kernel(const ExclusionTask
   const int64_t pos_id = task.pos_ids[b];
   int count = 0;
   if (pos_id >= 0) {
-    const History history = checked_history(task.source, task.num_known, b);
-    for (int64_t k = lane; k < history.count; k += kWarp) count += leave_out(history.items[k]);
-    if (lane == 0 && !(pos_id < task.num_items && history.contains(int32_t(pos_id)))) count += leave_out(pos_id);
+    const KnownItems known = checked_known_items(task.source, task.num_known, b);
+    for (int64_t k = lane; k < known.count; k += kWarp) count += leave_out(known.items[k]);
+    if (lane == 0 && !(pos_id < task.num_items && known.contains(int32_t(pos_id)))) count += leave_out(pos_id);
   }
   if (!task.excluded) return;
   count = Team<1>::sum(count, static_cast<int*>(nullptr));

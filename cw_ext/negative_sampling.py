@@ -8,10 +8,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from cw_ext import checks, extension, reference_draws
+from cw_ext import checks, extension, reference_sampling
 from cw_ext.candidates import Candidates
 from cw_ext.interactions import DISTRIBUTIONS, Interactions
-from cw_ext.reference_draws import Draws, history_of
+from cw_ext.reference_sampling import Draws, history_of
 
 Distribution = Literal["uniform", "popularity"]
 MAX_SEED = 2**63 - 1
@@ -216,7 +216,7 @@ def _reference_draw(
     """The reference as an op: how often it draws again depends on the data, which torch.compile cannot trace."""
     history, tables = (query_ids, starts, known), (thresholds, aliases, cumulative, known_shares)
     draws = Draws(*history, seed, first_row, num_negatives, *tables, log_weights, candidates)
-    return reference_draws.draw(draws, rows, num_items).int()
+    return reference_sampling.draw(draws, rows, num_items).int()
 
 
 @_reference_draw.register_fake

@@ -1,4 +1,4 @@
-"""Which negatives a batch draws, in plain PyTorch: twin of csrc/draw.h.
+"""Which negatives a batch draws, in plain PyTorch: twin of csrc/negative_sampling.h.
 
 A draw is a function of the seed, the row and its place in the row alone, by Philox 4x32-10 (Salmon et al., "Parallel
 random numbers: as easy as 1, 2, 3", SC 2011), so that every backend, device and number of threads draws the same.

@@ -4,7 +4,7 @@
 #undef NDEBUG  // the check of ids must stay, whatever the build
 #include <cassert>
 
-#include "lanes.cuh"
+#include "warp.cuh"
 
 namespace cw_cuda {
 

@@ -24,7 +24,7 @@ from cw_ext import (
     draw_negatives,
     reference,
 )
-from cw_ext.reference_draws import history_of
+from cw_ext.reference_sampling import history_of
 
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
 MIXED: dict[str, Any] = {"num_negatives": 13, "seed": 4}

@@ -10,14 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from cw_ext import autograd_sampled, checks, reference
+from cw_ext.autocast import without_autocast
 from cw_ext.candidates import CandidateItems, Candidates
 from cw_ext.embedding_batch import EmbeddingBatch, Similarity, embedding_batch, loss_of_ids, reduced
 from cw_ext.estimate_full import check_estimate_full, loss_over_all_items
-from cw_ext.inputs import without_autocast
 from cw_ext.interactions import Interactions
-from cw_ext.parameters import LossArguments, documents_loss_arguments
-from cw_ext.reference_draws import History, history_of
-from cw_ext.sampling import (
+from cw_ext.negative_sampling import (
     Distribution,
     check_interactions,
     check_query_ids,
@@ -26,6 +24,8 @@ from cw_ext.sampling import (
     draws_of,
     uniform_draws,
 )
+from cw_ext.parameters import LossArguments, documents_loss_arguments
+from cw_ext.reference_sampling import History, history_of
 
 
 @documents_loss_arguments
@@ -86,7 +86,7 @@ def sampled_cw_loss(
             over the items that can be drawn, which are the candidates that occur or, with smoothing, all candidates.
         shared: draw one set of N negatives for all rows, each of which leaves out what it knows: a matrix product takes
             the place of look-ups.
-        extra_pos_ids: [B, M], further positives of the same query for the correction. −1 is padding.
+        extra_pos_ids: [B, M], extra positives of the same query for the correction. −1 is padding.
         row_weights: [B], multiplies the rows.
         similarity: as in :func:`cw_ext.cw_loss_from_embeddings`.
         sparse_grad: give `items` a coalesced sparse gradient in place of a dense one.
@@ -190,7 +190,7 @@ def cw_loss_in_batch(
         seed: of those; as in :func:`cw_ext.sampled_cw_loss`.
         candidates: the items that can be negatives, drawn or of the batch, as in :func:`cw_ext.sampled_cw_loss`; what
             is estimated is the loss with uniform negatives from these. A mask or ids need no `interactions`.
-        extra_pos_ids: [B, M], further positives of the same query for the correction. −1 is padding.
+        extra_pos_ids: [B, M], extra positives of the same query for the correction. −1 is padding.
         row_weights: [B], multiplies the rows.
         similarity, sparse_grad: as in :func:`cw_ext.cw_loss_from_embeddings`.
         **loss: see below.
@@ -265,7 +265,7 @@ def cw_loss_full(
         pos_ids: [B], int32 or int64, rows of `items`. −1 is padding: the row is left out.
         query_ids: [B], int32 or int64, rows of `interactions`; both are given, or none. A row of padding may have −1.
         interactions: the known positives, on the device of `queries`.
-        extra_pos_ids: [B, M], further positives of the same query for the correction. −1 is padding.
+        extra_pos_ids: [B, M], extra positives of the same query for the correction. −1 is padding.
         row_weights: [B], multiplies the rows.
         similarity: as in :func:`cw_ext.cw_loss_from_embeddings`.
         **loss: see below.

@@ -59,7 +59,7 @@ static inline PairGrid pair_grid(int64_t rows, int64_t width, int64_t items) {
   return {rows, width, rows_per_block, (rows + rows_per_block - 1) / rows_per_block, buckets, blocks_at_once};
 }
 
-// The ids of a row: its positive, M further positives, N negatives. −1 is padding.
+// The ids of a row: its positive, M extra positives, N negatives. −1 is padding.
 template <typename Id>
 struct PairIds {
   const int64_t* pos;    // [B]

@@ -1,6 +1,6 @@
-// The gradient of the item table: a sum per item by atomic additions (sorted_sum.cu has the other way), and its way back
+// The gradient of the item table: a sum per item by atomic additions (sorted_sum_kernel.cu has the other way), and its way back
 // through the normalisation.
-#include "pairs.cuh"
+#include "pair_ids.cuh"
 
 namespace cw_cuda {
 

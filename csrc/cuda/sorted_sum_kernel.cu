@@ -2,7 +2,7 @@
 // the ids and sizes decide. A group of lanes takes a span of sorted pairs, whatever items they belong to: popular items are
 // shared among many groups, rare ones share one. A run within a span is written where it belongs; the parts of one that
 // crosses into the next are carried, and a second kernel adds them up.
-#include "pairs.cuh"
+#include "pair_ids.cuh"
 
 namespace cw_cuda {
 

@@ -1,4 +1,4 @@
-// Level 2, each row with its own negatives, for what one_visit.cu does not take: a block takes a row. It visits the items
+// Level 2, each row with its own negatives, for what embeddings_online_kernel.cu does not take: a block takes a row. It visits the items
 // twice, for the scores and for the query's gradient; nothing of size B·N·D exists. Between the visits, a row's scores wait
 // where its coefficients will stand, and the inverse norms of its items in scratch of the size of the rows in flight.
 #include "embedding_row.cuh"
@@ -15,7 +15,7 @@ template <typename In>
 constexpr int kResident = sizeof(In) == 4 ? 3 : 2;
 
 // scores[c] = scale · q·x_c / |x_c| for the row's pairs c in [0, width), and 1/|x_c| to `inverse` unless it is null.
-// A padded further positive gets −∞; the other padded pairs' scores are masked by walk_row's caller.
+// A padded extra positive gets −∞; the other padded pairs' scores are masked by walk_row's caller.
 template <int V, typename In, typename T>
 __device__ __forceinline__ void score_pairs(const EmbeddingsTask<In>& task, int64_t b, const Lanes& lanes,
                                             const T* unit_query, int64_t width, T* scores, T* inverse) {

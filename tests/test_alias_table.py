@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cw_ext.alias import ONE, Popularity, popularity_table
+from cw_ext.alias_table import ONE, Popularity, popularity_table
 
 _random = settings(max_examples=300, deadline=None, derandomize=True)
 

@@ -2,7 +2,7 @@
 // registers its score is found and the item added to the query's gradient with its term relative to the largest exponent
 // so far; a larger one rescales what has been added. A block takes a row, each warp its share of the negatives.
 #include "embedding_row.cuh"
-#include "held_rows.cuh"
+#include "register_rows.cuh"
 
 namespace cw_cuda {
 
@@ -57,7 +57,7 @@ __device__ __forceinline__ Visited<Rows> visit_negatives(const EmbeddingsTask<In
     const float log_q = masked ? -infinity<float>() : (row.has_log_q ? row.log_weights[j] : 0);
     Mass<float> element = mass(score, row.pos, log_q, p.weighting, p.surrogate, p);
     if (!(element.exponent == element.exponent)) {  // the row will be NaN whatever it adds up to
-      own.spoiled |= here;
+      own.non_finite |= here;
       element.exponent = -infinity<float>();
     }
 
@@ -93,7 +93,7 @@ __device__ __forceinline__ Visited<Rows> visit_negatives(const EmbeddingsTask<In
   return visited;
 }
 
-// The further positives of a row, by one warp.
+// The extra positives of a row, by one warp.
 template <typename Rows, typename In>
 __device__ __forceinline__ void visit_positives(const EmbeddingsTask<In>& task, const EmbeddingRow<float>& row,
                                                 const typename Rows::Slice& unit_query, const Parameters<float>& p,
@@ -116,7 +116,7 @@ __device__ __forceinline__ void visit_positives(const EmbeddingsTask<In>& task, 
   }
 }
 
-// What the positive and the further positives add to the query's gradient, by one warp, once their coefficients stand.
+// What the positive and the extra positives add to the query's gradient, by one warp, once their coefficients stand.
 template <typename Rows, typename In>
 __device__ __forceinline__ void add_positives(const EmbeddingsTask<In>& task, const EmbeddingRow<float>& row,
                                               const typename Rows::Slice& unit_query, typename Rows::Slice& gradient) {
