@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from cw_ext import checks, sums
+from cw_ext import checks
 
 
 def _autocasts(device: str) -> bool:
@@ -25,7 +25,3 @@ def floating_input(name: str, value: Tensor) -> Tensor:
 
 def without_autocast(device: str) -> AbstractContextManager[None]:
     return torch.autocast(device, enabled=False) if _autocasts(device) else nullcontext()
-
-
-def per_row(value: Tensor | float, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | float:
-    return sums.expanded(value.to(dtype), shape) if isinstance(value, Tensor) else value

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from cw_ext import autograd, checks, extension, reference
-from cw_ext.autocast import floating_input, per_row, without_autocast
+from cw_ext.autocast import floating_input, without_autocast
 from cw_ext.item_table import item_table
+from cw_ext.op_inputs import EmbeddingInputs
 from cw_ext.parameters import LossArguments, LossOptions, resolve
 from cw_ext.reference_sampling import History
+from cw_ext.row_values import RowValues, row_values
 from cw_ext.sparse_rows import compact_table
 
 Similarity = Literal["half_cosine", "cosine", "dot"]
@@ -36,8 +37,7 @@ class EmbeddingBatch(NamedTuple):
     pos_ids: Tensor  # [B]
     extra_ids: Tensor | None  # [B, M]
     row_weights: Tensor | None  # [B]
-    prior: Tensor | float
-    threshold: Tensor | float
+    row_values: RowValues
     similarity: str
     options: LossOptions
     fused: bool
@@ -55,6 +55,17 @@ class EmbeddingBatch(NamedTuple):
     def dtype(self) -> torch.dtype:
         """What the loss is computed in."""
         return reference.compute_dtype(self.queries.dtype)
+
+    @property
+    def reduction(self) -> str:
+        """Of the rows' losses, to which row weights are still to be applied."""
+        return self.options.reduction if self.row_weights is None else "none"
+
+    def weighted(self, loss: Tensor, live: Tensor) -> Tensor:
+        """The loss from (loss, live) of the rows, reduced as above."""
+        if self.row_weights is None:
+            return loss
+        return reference.reduce(loss, live, self.row_weights, self.options.reduction)
 
 
 def embedding_batch(
@@ -76,18 +87,14 @@ def embedding_batch(
         checks.embeddings(queries, items, pos_ids, extra_ids)
         row_like = queries[:, 0]
         checks.row_weights(row_weights, "queries", row_like)
-        checks.per_row("prior", options.prior, "queries", row_like)
-        checks.per_row("confidence_threshold", options.confidence_threshold, "queries", row_like)
         dtype = reference.compute_dtype(queries.dtype)
-        checks.prior_in_range(options.prior, dtype)
         return EmbeddingBatch(
             queries,
             items,
             pos_ids,
             extra_ids,
             row_weights,
-            per_row(options.prior, row_like.shape, dtype),
-            per_row(options.confidence_threshold, row_like.shape, dtype),
+            row_values(options, "queries", row_like, dtype),
             similarity,
             options,
             extension.use_kernels(options.backend, device),
@@ -105,7 +112,9 @@ def loss_of_ids(
     history: History | None = None,
 ) -> Tensor:
     """The loss with these negatives; the arguments are those of :func:`rows_of_ids`."""
-    return reduced(batch, rows_of_ids(batch, neg_ids, log_q, sparse_grad=sparse_grad, exclude=exclude, history=history))
+    return batch.weighted(
+        *rows_of_ids(batch, neg_ids, log_q, sparse_grad=sparse_grad, exclude=exclude, history=history)
+    )
 
 
 def rows_of_ids(
@@ -116,38 +125,35 @@ def rows_of_ids(
     sparse_grad: bool,
     exclude: bool = False,
     history: History | None = None,
-) -> Callable[[str], tuple[Tensor, Tensor]]:
+) -> tuple[Tensor, Tensor]:
     """The rows' losses with these negatives, [B, N] or shared [N], and their log weights [B, N] or None.
 
     With `exclude`, each row leaves out the shared negatives that are its positive, or known in `history`.
 
     Returns:
-        A function of the reduction. Its results are (loss [B], or reduced; live [B]), without the row weights.
+        (loss [B], or reduced; live [B]), without the row weights.
     """
     table, ids = batch.items, (batch.pos_ids, neg_ids, batch.extra_ids)
     if sparse_grad or not batch.fused:
         for name, tensor in zip(("pos_ids", "neg_ids", "extra_pos_ids"), ids):
             checks.ids_in_range(name, tensor, table.shape[0])
-        if exclude:  # the reference masks; and a compact table has other ids than the history
+    if sparse_grad:
+        if exclude:  # a compact table has other ids than the history
             log_q = reference.leave_out(log_q, batch.pos_ids, neg_ids, history, table.shape[0], batch.dtype)
             exclude, history = False, None
-    if sparse_grad:
         if torch.compiler.is_compiling():
             torch._dynamo.graph_break(msg=_NO_SPARSE_GRAPH)
         table, ids = compact_table(table, ids)
-    arguments = (batch.queries, table, *ids, log_q, batch.prior, batch.threshold, batch.similarity, batch.options.row)
-    if batch.fused:
-        return lambda reduction: autograd.embedding_rows(*arguments, reduction, exclude, history)
-
-    def rows(reduction: str) -> tuple[Tensor, Tensor]:
-        loss, live = reference.embedding_rows(*arguments)
-        return reference.reduce(loss, live, None, reduction), live
-
-    return rows
-
-
-def reduced(batch: EmbeddingBatch, rows: Callable[[str], tuple[Tensor, Tensor]]) -> Tensor:
-    """The loss from rows(reduction) = (loss, live), which does all of the reduction but the row weights."""
-    if batch.row_weights is None:
-        return rows(batch.options.reduction)[0]
-    return reference.reduce(*rows("none"), batch.row_weights, batch.options.reduction)
+    inputs = EmbeddingInputs(
+        batch.queries,
+        table,
+        *ids,
+        log_q,
+        exclude,
+        history,
+        batch.row_values,
+        batch.options.row,
+        batch.similarity,
+        batch.reduction,
+    )
+    return autograd.embedding_rows(inputs) if batch.fused else reference.embedding_rows(inputs)

@@ -10,6 +10,7 @@ from cw_ext.embedding_batch import EmbeddingBatch, rows_of_ids
 from cw_ext.interactions import Interactions
 from cw_ext.parameters import RowParameters, resolve
 from cw_ext.reference_sampling import History
+from cw_ext.row_values import RowValues
 
 
 def check_estimate_full(estimate_full: bool, row: RowParameters, log_q_correction: bool, candidates: object) -> None:
@@ -40,9 +41,8 @@ def loss_over_all_items(
     gradient of log(1 + e^x) is the weight 1 − P(positive).
     """
     row = batch.options.row._replace(include_positive=False)
-    negatives = batch._replace(options=batch.options._replace(row=row))
-    rows = rows_of_ids(negatives, neg_ids, log_q, sparse_grad=sparse_grad, exclude=True, history=history)
-    loss, live = rows("none")
+    negatives = batch._replace(options=batch.options._replace(row=row, reduction="none"))
+    loss, live = rows_of_ids(negatives, neg_ids, log_q, sparse_grad=sparse_grad, exclude=True, history=history)
     num_negatives = _count_negatives(batch, neg_ids, log_q, history)
     left = _count_items_left(batch, history, interactions)
     scale = torch.where(live, left / torch.where(live, num_negatives, 1), 1).log()
@@ -56,12 +56,11 @@ def _count_negatives(batch: EmbeddingBatch, neg_ids: Tensor, log_q: Tensor, hist
         queries=torch.zeros(batch.rows, 1, dtype=batch.dtype, device=batch.queries.device),
         items=torch.zeros(batch.items.shape[0], 1, dtype=batch.dtype, device=batch.items.device),
         extra_ids=None,
-        prior=0.0,
-        threshold=0.0,
+        row_values=RowValues(),
         similarity="dot",
-        options=resolve({"weighting": "none", "include_positive": True}),
+        options=resolve({"weighting": "none", "include_positive": True, "reduction": "none"}),
     )
-    loss, _ = rows_of_ids(zeros, neg_ids, log_q, sparse_grad=False, exclude=True, history=history)("none")
+    loss, _ = rows_of_ids(zeros, neg_ids, log_q, sparse_grad=False, exclude=True, history=history)
     return loss.expm1()
 
 

@@ -14,34 +14,11 @@ import torch
 from torch import Tensor
 
 from cw_ext import autograd
-from cw_ext.parameters import RowParameters
-from cw_ext.reference_sampling import History
+from cw_ext.op_inputs import EMBEDDINGS, SCORES, Layout
 
 
-def _either(rows: Tensor | None, number: float) -> autograd.PerRow:
-    """The inverse of :func:`cw_ext.autograd.split`."""
-    return number if rows is None else rows
-
-
-def _loss_of_scores(*inputs: Any) -> Tensor:
-    pos, neg, extra, log_q, prior_rows, prior, threshold_rows, threshold, *parameters, reduction = inputs
-    per_row = (_either(prior_rows, prior), _either(threshold_rows, threshold))
-    return autograd.score_rows(pos, neg, extra, log_q, *per_row, RowParameters(*parameters), reduction)[0]
-
-
-def _loss_of_embeddings(*inputs: Any) -> Tensor:
-    queries, items, pos_ids, neg_ids, extra_ids, log_q, exclude, query_ids, starts, known = inputs[:10]
-    prior_rows, prior, threshold_rows, threshold = inputs[10:14]
-    *parameters, similarity, reduction = inputs[14:]
-    per_row = (_either(prior_rows, prior), _either(threshold_rows, threshold))
-    history = None if query_ids is None else History(query_ids, starts, known)
-    batch = (queries, items, pos_ids, neg_ids, extra_ids, log_q)
-    row = RowParameters(*parameters)
-    return autograd.embedding_rows(*batch, *per_row, similarity, row, reduction, exclude, history)[0]
-
-
-def _define(name: str, loss_of: Callable[..., Tensor]) -> None:
-    """The op's schema and results (loss, live), and its gradients: those of `loss_of` with the same arguments."""
+def _define(name: str, layout: Layout[Any], rows_of: Callable[[Any], tuple[Tensor, Tensor]]) -> None:
+    """The op's schema and results, and its gradients: those of rows_of(inputs) = (loss, live)."""
     op = getattr(torch.ops.cw_ext, name).default
     arguments = str(op._schema).partition("(")[2].partition(", bool with_gradients")[0]
     exported = f"cw_ext_export::{name}"
@@ -62,7 +39,8 @@ def _define(name: str, loss_of: Callable[..., Tensor]) -> None:
         wanted = [x for x, needed in zip(inputs, needs) if needed]
         create_graph = torch.is_grad_enabled()
         with torch.enable_grad():
-            found = iter(torch.autograd.grad(loss_of(*inputs), wanted, grad, create_graph=create_graph))
+            loss, _ = rows_of(layout.rebuilt(inputs))
+            found = iter(torch.autograd.grad(loss, wanted, grad, create_graph=create_graph))
         return tuple(next(found) if needed else None for needed in needs)
 
     torch.library.define(exported, f"({arguments}) -> (Tensor loss, Tensor live)")
@@ -71,5 +49,5 @@ def _define(name: str, loss_of: Callable[..., Tensor]) -> None:
     torch.library.register_autograd(exported, backward, setup_context=setup_context)
 
 
-_define("scores_forward", _loss_of_scores)
-_define("embeddings_forward", _loss_of_embeddings)
+_define("scores_forward", SCORES, autograd.score_rows)
+_define("embeddings_forward", EMBEDDINGS, autograd.embedding_rows)

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from cw_ext import autograd, checks, extension, reference
-from cw_ext.autocast import floating_input, per_row, without_autocast
+from cw_ext.autocast import floating_input, without_autocast
 from cw_ext.embedding_batch import Similarity, embedding_batch, loss_of_ids
+from cw_ext.op_inputs import ScoreInputs
 from cw_ext.parameters import LossArguments, documents_loss_arguments, resolve
+from cw_ext.row_values import row_values
 
 if extension.available():
     from cw_ext import export_ops  # noqa: F401  (defines the ops of exported programs)
@@ -61,25 +63,19 @@ def cw_loss(
         checks.scores(pos, neg, extra)
         checks.log_weights(neg_log_weights, tuple(neg.shape), "pos_scores", pos)
         checks.row_weights(row_weights, "pos_scores", pos)
-        checks.per_row("prior", options.prior, "pos_scores", pos)
-        checks.per_row("confidence_threshold", options.confidence_threshold, "pos_scores", pos)
         dtype = reference.compute_dtype(pos.dtype)
-        checks.prior_in_range(options.prior, dtype)
-
-        arguments = (
+        inputs = ScoreInputs(
             pos,
             neg,
             extra,
             _expanded(neg_log_weights, neg.shape, dtype),
-            per_row(options.prior, pos.shape, dtype),
-            per_row(options.confidence_threshold, pos.shape, dtype),
+            row_values(options, "pos_scores", pos, dtype),
             options.row,
+            options.reduction if row_weights is None else "none",
         )
         fused = extension.use_kernels(options.backend, device)
-        if fused and row_weights is None:
-            return autograd.score_rows(*arguments, options.reduction)[0]
-        rows = autograd.score_rows if fused else reference.rows
-        return reference.reduce(*rows(*arguments), row_weights, options.reduction)
+        loss, live = autograd.score_rows(inputs) if fused else reference.score_rows(inputs)
+        return loss if row_weights is None else reference.reduce(loss, live, row_weights, options.reduction)
 
 
 @documents_loss_arguments

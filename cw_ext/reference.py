@@ -14,8 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cw_ext import sums
+from cw_ext.op_inputs import EmbeddingInputs, FullInputs, ScoreInputs
 from cw_ext.parameters import RowParameters
 from cw_ext.reference_sampling import History, is_known
+from cw_ext.row_values import RowValues
 
 SCORE_SCALE = {"half_cosine": 0.5, "cosine": 1.0, "dot": 1.0}
 
@@ -64,8 +66,7 @@ def rows(
     neg: Tensor,
     extra: Tensor | None,
     log_q: Tensor | None,
-    prior: Tensor | float,
-    threshold: Tensor | float,
+    values: RowValues,
     p: RowParameters,
 ) -> tuple[Tensor, Tensor]:
     """The loss of each row, before row weights and reduction.
@@ -75,8 +76,7 @@ def rows(
         neg: s_j [..., N]. A score of −inf is a negative with no mass.
         extra: s_k [..., M] or None. A score of −inf is padding.
         log_q: log q_j [..., N] or None. −inf masks the negative out.
-        prior: π, a float or [...].
-        threshold: β, a float or [...].
+        values: prior π and threshold β, each a float or [...].
         p: the rest.
 
     Returns:
@@ -137,7 +137,7 @@ def rows(
 
     # log G = log max(A − πC, floor) − log(1 − π), through R = πC/A
     # Clamped: any π that is not 0 has crossed the floor long before, and 0 must not meet ∞.
-    share = prior * torch.exp((log_c - log_a).clamp(max=80.0))
+    share = values.prior * torch.exp((log_c - log_a).clamp(max=80.0))
     left = 1 - share.detach()
     if p.min_margin is None:
         binds = left <= p.floor
@@ -148,13 +148,13 @@ def rows(
         log_mass = log_a + torch.where(binds, math.log(p.floor), torch.log1p(-share))
     else:
         log_mass = torch.where(binds, p.min_margin / p.temperature, log_a + torch.log1p(-share))
-    one_minus_prior = torch.as_tensor(1 - prior, dtype=dtype, device=pos.device)
+    one_minus_prior = torch.as_tensor(1 - values.prior, dtype=dtype, device=pos.device)
     log_n_g = torch.log(n_eff.clamp(min=1).to(dtype)) + log_mass - torch.log(one_minus_prior)
 
     loss = torch.logaddexp(torch.zeros_like(log_n_g), log_n_g) if p.include_positive else log_n_g
     if p.confidence_temperature is not None:
         known = torch.where(dead, 0.0, pos)
-        confidence = 2 * torch.sigmoid((known - threshold) / p.confidence_temperature)
+        confidence = 2 * torch.sigmoid((known - values.threshold) / p.confidence_temperature)
         loss = confidence * loss
     loss = torch.where(dead, 0.0, torch.where(bad, math.nan, loss))
     return loss, ~dead
@@ -234,43 +234,31 @@ def leave_out(
     return torch.where(out, -math.inf, torch.zeros((), dtype=dtype, device=out.device) if log_q is None else log_q)
 
 
-def embedding_rows(
-    queries: Tensor,
-    items: Tensor,
-    pos_ids: Tensor,
-    neg_ids: Tensor,
-    extra_ids: Tensor | None,
-    log_q: Tensor | None,
-    prior: Tensor | float,
-    threshold: Tensor | float,
-    similarity: str,
-    p: RowParameters,
-) -> tuple[Tensor, Tensor]:
-    """Level 2: the loss of each row [B] and which rows are live [B]; see :func:`rows`."""
-    pos, neg, extra, log_q = scores_from_embeddings(queries, items, pos_ids, neg_ids, extra_ids, log_q, similarity)
-    return rows(pos, neg, extra, log_q, prior, threshold, p)
+def score_rows(inputs: ScoreInputs) -> tuple[Tensor, Tensor]:
+    """Level 1: (loss [...], or reduced; live [...])."""
+    pos, neg, extra, log_q, values, parameters, reduction = inputs
+    return _reduced(*rows(pos, neg, extra, log_q, values, parameters), reduction)
 
 
-def full_rows(
-    queries: Tensor,
-    items: Tensor,
-    pos_ids: Tensor,
-    extra_ids: Tensor | None,
-    prior: Tensor | float,
-    threshold: Tensor | float,
-    history: History | None,
-    similarity: str,
-    p: RowParameters,
-) -> tuple[Tensor, Tensor]:
-    """All items as negatives, but for a row's positive and what is known in `history`; see :func:`rows`.
+def embedding_rows(inputs: EmbeddingInputs) -> tuple[Tensor, Tensor]:
+    """Level 2: (loss [B], or reduced; live [B])."""
+    queries, items, pos_ids, neg_ids, extra_ids, log_q = inputs[:6]
+    if inputs.exclude:
+        dtype = compute_dtype(queries.dtype)
+        log_q = leave_out(log_q, pos_ids, neg_ids, inputs.history, items.shape[0], dtype)
+    scores = scores_from_embeddings(queries, items, pos_ids, neg_ids, extra_ids, log_q, inputs.similarity)
+    return _reduced(*rows(*scores, inputs.row_values, inputs.parameters), inputs.reduction)
 
-    Allocates [B, I].
-    """
-    num_items = items.shape[0]
-    all_ids = torch.arange(num_items, device=items.device)
-    log_q = leave_out(None, pos_ids, all_ids, history, num_items, compute_dtype(queries.dtype))
-    ids = (pos_ids, all_ids, extra_ids)
-    return embedding_rows(queries, items, *ids, log_q, prior, threshold, similarity, p)
+
+def full_rows(inputs: FullInputs) -> tuple[Tensor, Tensor]:
+    """All items as negatives: (loss [B], or reduced; live [B]). Allocates [B, I]."""
+    queries, items, pos_ids, extra_ids, *rest = inputs
+    all_ids = torch.arange(items.shape[0], device=items.device)
+    return embedding_rows(EmbeddingInputs(queries, items, pos_ids, all_ids, extra_ids, None, True, *rest))
+
+
+def _reduced(loss: Tensor, live: Tensor, reduction: str) -> tuple[Tensor, Tensor]:
+    return reduce(loss, live, None, reduction), live
 
 
 def reduce(loss: Tensor, live: Tensor, row_weights: Tensor | None, reduction: str) -> Tensor:

@@ -9,10 +9,10 @@ from typing import Unpack
 import torch
 from torch import Tensor, nn
 
-from cw_ext import autograd_sampled, checks, reference
+from cw_ext import autograd, checks, reference
 from cw_ext.autocast import without_autocast
 from cw_ext.candidates import CandidateItems, Candidates
-from cw_ext.embedding_batch import EmbeddingBatch, Similarity, embedding_batch, loss_of_ids, reduced
+from cw_ext.embedding_batch import EmbeddingBatch, Similarity, embedding_batch, loss_of_ids
 from cw_ext.estimate_full import check_estimate_full, loss_over_all_items
 from cw_ext.interactions import Interactions
 from cw_ext.negative_sampling import (
@@ -24,6 +24,7 @@ from cw_ext.negative_sampling import (
     draws_of,
     uniform_draws,
 )
+from cw_ext.op_inputs import FullInputs, SampledInputs
 from cw_ext.parameters import LossArguments, documents_loss_arguments
 from cw_ext.reference_sampling import History, history_of
 
@@ -132,9 +133,18 @@ def sampled_cw_loss(
                 log_q = log_q.expand(batch.rows, -1)
             history = history_of(query_ids, interactions) if shared else None
             return loss_of_ids(batch, neg_ids, log_q, sparse_grad=sparse_grad, exclude=shared, history=history)
-        inputs = (batch.queries, batch.items, batch.pos_ids, batch.extra_ids, batch.prior, batch.threshold)
-        settings = (draws, batch.similarity, batch.options.row)
-        return reduced(batch, lambda reduction: autograd_sampled.sampled_rows(*inputs, *settings, reduction, recompute))
+        inputs = SampledInputs(
+            batch.queries,
+            batch.items,
+            batch.pos_ids,
+            batch.extra_ids,
+            draws,
+            batch.row_values,
+            batch.options.row,
+            batch.similarity,
+            batch.reduction,
+        )
+        return batch.weighted(*autograd.sampled_rows(inputs, recompute))
 
 
 @documents_loss_arguments
@@ -284,14 +294,22 @@ def cw_loss_full(
         if interactions is not None and query_ids is None:
             raise ValueError("query_ids must be given with interactions, one row of them per row of queries, got None")
         history = _history(batch, query_ids, interactions)
-        inputs = (batch.queries, batch.items, batch.pos_ids, batch.extra_ids, batch.prior, batch.threshold)
-        settings = (history, batch.similarity, batch.options.row)
-        if not batch.fused:
-            for name, ids in (("pos_ids", pos_ids), ("extra_pos_ids", extra_pos_ids)):
-                checks.ids_in_range(name, ids, batch.items.shape[0])
-            rows = reference.full_rows(*inputs, *settings)
-            return reference.reduce(*rows, row_weights, batch.options.reduction)
-        return reduced(batch, lambda reduction: autograd_sampled.full_rows(*inputs, *settings, reduction))
+        inputs = FullInputs(
+            batch.queries,
+            batch.items,
+            batch.pos_ids,
+            batch.extra_ids,
+            history,
+            batch.row_values,
+            batch.options.row,
+            batch.similarity,
+            batch.reduction,
+        )
+        if batch.fused:
+            return batch.weighted(*autograd.full_rows(inputs))
+        for name, ids in (("pos_ids", pos_ids), ("extra_pos_ids", extra_pos_ids)):
+            checks.ids_in_range(name, ids, batch.items.shape[0])
+        return batch.weighted(*reference.full_rows(inputs))
 
 
 def _check_item_count(batch: EmbeddingBatch, interactions: Interactions) -> None:

@@ -1,0 +1,231 @@
+"""What the ops of the loss take and return: one tuple per op, with its fields in the order of the op's schema.
+
+A tuple may hold other tuples (the row values, the loss's parameters, a history, draws). To the op these are arguments
+like any other: :class:`Layout` translates. tests/test_op_inputs.py compares the tuples with the schemas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar, get_args, get_type_hints
+
+from torch import Tensor
+
+from cw_ext.parameters import RowParameters
+from cw_ext.reference_sampling import Draws, History
+from cw_ext.row_values import RowValues
+
+
+class ScoreInputs(NamedTuple):
+    """Level 1."""
+
+    pos: Tensor  # [B]
+    neg: Tensor  # [B, N]
+    extra: Tensor | None  # [B, M]
+    log_q: Tensor | None  # [B, N]
+    row_values: RowValues
+    parameters: RowParameters
+    reduction: str
+
+
+class EmbeddingInputs(NamedTuple):
+    """Level 2."""
+
+    queries: Tensor  # [B, D]
+    items: Tensor  # [I, D]
+    pos_ids: Tensor  # [B]
+    neg_ids: Tensor  # [B, N], or [N] where all rows share the negatives
+    extra_ids: Tensor | None  # [B, M]
+    log_q: Tensor | None  # [B, N]
+    exclude: bool  # each row leaves out the shared negatives that are its positive, or known in `history`
+    history: History | None
+    row_values: RowValues
+    parameters: RowParameters
+    similarity: str
+    reduction: str
+
+
+class SampledInputs(NamedTuple):
+    """Level 3: the negatives are drawn inside."""
+
+    queries: Tensor  # [B, D]
+    items: Tensor  # [I, D]
+    pos_ids: Tensor  # [B]
+    extra_ids: Tensor | None  # [B, M]
+    draws: Draws
+    row_values: RowValues
+    parameters: RowParameters
+    similarity: str
+    reduction: str
+
+
+class FullInputs(NamedTuple):
+    """All items as negatives, but for each row's positive and what is known in `history`."""
+
+    queries: Tensor  # [B, D]
+    items: Tensor  # [I, D]
+    pos_ids: Tensor  # [B]
+    extra_ids: Tensor | None  # [B, M]
+    history: History | None
+    row_values: RowValues
+    parameters: RowParameters
+    similarity: str
+    reduction: str
+
+
+# ---- the arguments after these, which choose what is computed for backward ---------------------------------
+
+
+class Wanted(NamedTuple):
+    """Of levels 1 and 2."""
+
+    with_gradients: bool
+    with_log_q_gradient: bool
+
+
+class SampledWanted(NamedTuple):
+    with_gradients: bool
+    keep_coefficients: bool  # else the item gradient computes them again
+
+
+class FullWanted(NamedTuple):
+    with_gradients: bool
+    factor: Tensor | None  # [B]: the gradients are those of the rows' losses times this
+
+
+# ---- results -----------------------------------------------------------------------------------------------
+
+
+class Losses(NamedTuple):
+    """What every op returns first."""
+
+    loss: Tensor  # [B], or reduced
+    live: Tensor  # bool [B]: the row has a negative
+
+
+# What follows is for backward: of the gradients of each row's loss those that were wanted, the others empty. A mean's
+# gradients are still to be multiplied by `rescale`.
+
+
+class ScoreResults(NamedTuple):
+    rescale: Tensor  # []
+    d_pos: Tensor  # [B]
+    d_neg: Tensor  # [B, N]
+    d_extra: Tensor  # [B, M]
+    d_log_q: Tensor  # [B, N]
+    d_row_values: Tensor  # [K, B]
+
+
+class EmbeddingResults(NamedTuple):
+    rescale: Tensor
+    d_queries: Tensor  # [B, D]
+    unit_queries: Tensor  # [B, D]: the queries, normalised where the similarity is a cosine
+    coefficients: Tensor  # [B, 1 + M + N]: dloss/dscore · scale; with shared negatives [B, 1 + M]
+    shared_coefficients: Tensor  # [B, N]
+    pair_keys: Tensor  # these two: csrc/cpu/bucketed_pairs.h
+    pair_ends: Tensor
+    d_log_q: Tensor  # [B, N]
+    d_row_values: Tensor  # [K, B]
+
+
+class SampledResults(NamedTuple):
+    rescale: Tensor
+    d_queries: Tensor  # these three as at level 2
+    unit_queries: Tensor
+    coefficients: Tensor
+    d_row_values: Tensor  # [K, B]
+
+
+class FullResults(NamedTuple):
+    rescale: Tensor
+    d_queries: Tensor  # [B, D]
+    d_items: Tensor  # [I, D]
+    d_row_values: Tensor  # [K, B]
+
+
+# ---- tuples and an op's arguments --------------------------------------------------------------------------
+
+T = TypeVar("T")
+
+
+class Layout(Generic[T]):
+    """How the fields of a tuple stand among an op's arguments.
+
+    Attributes:
+        fields: of the tuple.
+        names: of the arguments.
+        tensors: for each argument, whether it is a tensor (or None).
+    """
+
+    fields: tuple[str, ...]
+    names: tuple[str, ...]
+    tensors: tuple[bool, ...]
+
+    def __init__(self, make: Callable[..., T]) -> None:
+        self.make = make
+        names: list[str] = []
+        tensors: list[bool] = []
+        # Of each field that is a tuple itself: its place, the first and the last of its arguments, its layout, and
+        # whether it may be None.
+        groups: list[tuple[int, int, int, Layout[Any], bool]] = []
+        hints = get_type_hints(make)
+        for place, (name, hint) in enumerate(hints.items()):
+            kinds = (hint, *get_args(hint))
+            group = next((kind for kind in kinds if hasattr(kind, "_fields")), None)
+            if group is None:
+                names.append(name)
+                tensors.append(Tensor in kinds)
+            else:
+                layout = _RowValuesLayout() if group is RowValues else Layout(group)
+                groups.append((place, len(names), len(names) + len(layout.names), layout, type(None) in kinds))
+                names += layout.names
+                tensors += layout.tensors
+        self.fields, self.names, self.tensors, self._groups = tuple(hints), tuple(names), tuple(tensors), tuple(groups)
+
+    def flat(self, values: Any) -> list[Any]:
+        """The op's arguments from the tuple."""
+        found: list[Any] = []
+        done = 0
+        for place, first, end, layout, _ in self._groups:
+            found += values[done:place]
+            found += [None] * (end - first) if values[place] is None else layout.flat(values[place])
+            done = place + 1
+        found += values[done:]
+        return found
+
+    def rebuilt(self, arguments: Sequence[Any]) -> T:
+        """The tuple from the op's arguments."""
+        found: list[Any] = []
+        done = 0
+        for _, first, end, layout, optional in self._groups:
+            found += arguments[done:first]
+            missing = optional and arguments[first] is None
+            found.append(None if missing else layout.rebuilt(arguments[first:end]))
+            done = end
+        found += arguments[done:]
+        return self.make(*found)
+
+
+class _RowValuesLayout(Layout[RowValues]):
+    """Two arguments for each value: a tensor or None, and a number."""
+
+    def __init__(self) -> None:
+        self.fields = RowValues._fields
+        self.names = tuple(name for field in self.fields for name in (f"{field}_rows", field))
+        self.tensors = (True, False) * len(self.fields)
+
+    def flat(self, values: Any) -> list[Any]:
+        found: list[Any] = []
+        for value in values:
+            found += (value, 0.0) if isinstance(value, Tensor) else (None, value)
+        return found
+
+    def rebuilt(self, arguments: Sequence[Any]) -> RowValues:
+        pairs = zip(arguments[::2], arguments[1::2])
+        return RowValues(*[number if rows is None else rows for rows, number in pairs])
+
+
+SCORES = Layout(ScoreInputs)
+EMBEDDINGS = Layout(EmbeddingInputs)
+SAMPLED = Layout(SampledInputs)
+FULL = Layout(FullInputs)

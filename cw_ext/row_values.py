@@ -1,0 +1,30 @@
+"""The loss's arguments that may differ from row to row."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cw_ext import checks, sums
+from cw_ext.parameters import LossOptions
+
+
+class RowValues(NamedTuple):
+    """Each is a tensor with one value per row, or a number for all rows; in the order in which the ops take them.
+
+    An op has two arguments for each, NAME_rows and NAME, and a row of its result d_row_values [K, B].
+    """
+
+    prior: Tensor | float = 0.0
+    threshold: Tensor | float = 0.0
+
+
+def row_values(options: LossOptions, like_name: str, like: Tensor, dtype: torch.dtype) -> RowValues:
+    """The values of a batch, checked, in `dtype` and with one value per element of `like`."""
+    given = RowValues(prior=options.prior, threshold=options.confidence_threshold)
+    checks.per_row("prior", given.prior, like_name, like)
+    checks.per_row("confidence_threshold", given.threshold, like_name, like)
+    checks.prior_in_range(given.prior, dtype)
+    return RowValues(*[sums.expanded(x.to(dtype), like.shape) if isinstance(x, Tensor) else x for x in given])
