@@ -14,10 +14,21 @@ inline bool on_cuda([[maybe_unused]] const at::Tensor& x) {
 #endif
 }
 
-void run_scores(const ScoresCall& call);
-void run_embeddings(const EmbeddingsCall& call);
-void run_item_gradient(const ItemGradientCall& call);
-struct SharedNegativesCall;
-void run_shared_negatives(const SharedNegativesCall& call);
+// Runs a function that both backends have, on the device of `tensor`.
+#ifdef CW_WITH_CUDA
+#define CW_RUN(tensor, ...) (cw_ext::on_cuda(tensor) ? cw_cuda::__VA_ARGS__ : cw_cpu::__VA_ARGS__)
+#else
+#define CW_RUN(tensor, ...) cw_cpu::__VA_ARGS__
+#endif
+
+// Registers the ops for the backends that this build has: CW_LIBRARY_IMPL(m.impl(…); m.impl(…);)
+#ifdef CW_WITH_CUDA
+#define CW_LIBRARY_IMPL(...)                      \
+  TORCH_LIBRARY_IMPL(cw_ext, CPU, m) { __VA_ARGS__ }  \
+  TORCH_LIBRARY_IMPL(cw_ext, CUDA, m) { __VA_ARGS__ }
+#else
+#define CW_LIBRARY_IMPL(...) \
+  TORCH_LIBRARY_IMPL(cw_ext, CPU, m) { __VA_ARGS__ }
+#endif
 
 }  // namespace cw_ext

@@ -1,4 +1,4 @@
-// What the ops hand to a backend: tensors checked, flattened and allocated in ops.cpp. T is the compute dtype: fp64 for
+// What the ops hand to a backend: tensors checked, flattened and allocated in the ops (csrc/*.cpp). T is the compute dtype: fp64 for
 // fp64 inputs, else fp32. An undefined tensor is an argument that was not given, or a result that nobody wants.
 #pragma once
 
@@ -14,12 +14,24 @@ struct PerRow {
   double value;
 };
 
+// The row values of loss_fields.h.
+struct RowTensors {
+#define CW_VALUE(name) PerRow name;
+  CW_ROW_VALUES(CW_VALUE)
+#undef CW_VALUE
+};
+
+// What a call asks of the loss.
+struct Loss {
+  LossArguments arguments;
+  RowTensors values;
+};
+
 struct RowOutputs {
-  at::Tensor loss;         // [B] T
-  at::Tensor live;         // [B] bool
-  at::Tensor d_log_q;      // [B, N] T, only where wanted
-  at::Tensor d_prior;      // [B] T
-  at::Tensor d_threshold;  // [B] T
+  at::Tensor loss;      // [B] T
+  at::Tensor live;      // [B] bool
+  at::Tensor d_log_q;   // [B, N] T, only where wanted
+  at::Tensor d_values;  // [kRowValues, B] T
 };
 
 // Known positives, CSR: those of query u are known[starts[u]:starts[u + 1]], sorted and distinct. Undefined: none are known.
@@ -47,7 +59,7 @@ struct Draws {
 
 // Level 1. Rows may have any stride; within a row elements are contiguous.
 struct ScoresCall {
-  LossArguments arguments;
+  Loss loss;
   at::Tensor pos;    // [B]
   at::Tensor neg;    // [B, N]
   at::Tensor extra;  // [B, M], M may be 0
@@ -55,8 +67,6 @@ struct ScoresCall {
   at::Tensor row_scale;     // [B] T, both or none: the negatives' scores are neg · row_scale · column_scale, and a negative
   at::Tensor column_scale;  // [N] T               one of the two masks out. Only CUDA's level 2 gives them
   at::Tensor excluded;      // [B] int32, or undefined: so many of the scores of −∞ are no negatives. CUDA's level 2 only
-  PerRow prior;
-  PerRow threshold;
   bool with_gradients;
   RowOutputs out;
   at::Tensor d_pos;    // [B] T      these three only with_gradients
@@ -64,27 +74,29 @@ struct ScoresCall {
   at::Tensor d_extra;  // [B, M] T
 };
 
-// Level 2, each row with its own negatives. All contiguous, but for the rows of log_q.
-struct EmbeddingsCall {
-  LossArguments arguments;
+// Level 2, but for the negatives. All contiguous.
+struct QueryCall {
+  Loss loss;
   at::Tensor queries;    // [B, D]
   at::Tensor items;      // [I, D]
   at::Tensor pos_ids;    // [B] int64
-  at::Tensor neg_ids;    // [B, N] int32 or int64
   at::Tensor extra_ids;  // [B, M] int64, M may be 0
-  at::Tensor log_q;      // [B, N] T, or undefined
-  PerRow prior;
-  PerRow threshold;
   double scale;     // of the similarity
   bool normalized;  // cosine
   bool with_gradients;
   RowOutputs out;
-  at::Tensor d_queries;     // [B, D] T            these three only with_gradients
-  at::Tensor unit_queries;  // [B, D] T            the queries, divided by their norms where normalized
-  at::Tensor coefficients;  // [B, 1 + M + N] T    dloss/dscore · scale: positive, extra positives, negatives; on
-                            //                     the CPU in the order of cpu/bucketed_pairs.h, with the next two
-  at::Tensor pair_keys;     // [B, 1 + M + N] int16      else empty
-  at::Tensor pair_ends;     // [blocks, buckets] int32   else empty
+  at::Tensor d_queries;     // [B, D] T    these three only with_gradients
+  at::Tensor unit_queries;  // [B, D] T    the queries, divided by their norms where normalized
+  at::Tensor coefficients;  // [B, W] T    dloss/dscore · scale: positive, extra positives and, where the negatives are the
+                            //             row's own, those: W = 1 + M + N, else 1 + M
+};
+
+// Each row with its own negatives. On the CPU the coefficients are in the order of cpu/bucketed_pairs.h, with the last two.
+struct EmbeddingsCall : QueryCall {
+  at::Tensor neg_ids;    // [B, N] int32 or int64
+  at::Tensor log_q;      // [B, N] T, or undefined; rows may have any stride
+  at::Tensor pair_keys;  // [B, 1 + M + N] int16      else empty
+  at::Tensor pair_ends;  // [blocks, buckets] int32   else empty
 };
 
 // Level 3. What is drawn is drawn again wherever it is needed, a bounded part of the batch at a time.

@@ -21,8 +21,10 @@
 
 namespace CW_NAMESPACE {
 
-enum class Weighting : int { none, sigmoid, exponential, linear };
-enum class Surrogate : int { exp, tanh, atan, relu };
+#define CW_NAME(name) name,
+enum class Weighting : int { CW_WEIGHTINGS(CW_NAME) };
+enum class Surrogate : int { CW_SURROGATES(CW_NAME) };
+#undef CW_NAME
 
 // The arguments of the loss, as the elements need them.
 template <typename T>
@@ -60,10 +62,10 @@ CW_INLINE Parameters<T> make_parameters(const cw_ext::LossArguments& a) {
   p.normalize_weights = a.normalize_weights;
   p.floor = T(a.floor);
   p.log_floor = T(std::log(a.floor));
-  p.has_min_margin = a.has_min_margin;
-  p.scaled_min_margin = a.has_min_margin ? T(a.min_margin / a.temperature) : T(0);
-  p.has_confidence = a.has_confidence;
-  p.inv_tau_c = a.has_confidence ? T(1 / a.confidence_temperature) : T(0);
+  p.has_min_margin = a.min_margin.given;
+  p.scaled_min_margin = a.min_margin.given ? T(a.min_margin.value / a.temperature) : T(0);
+  p.has_confidence = a.confidence_temperature.given;
+  p.inv_tau_c = a.confidence_temperature.given ? T(1 / a.confidence_temperature.value) : T(0);
   p.include_positive = a.include_positive;
   p.log_weight_at_0 = p.weighting == Weighting::sigmoid ? T(std::log(0.5)) : T(0);
   p.gradient_scale = T(a.gradient_scale);
@@ -208,8 +210,9 @@ CW_INLINE T log_rest(T x) {
 
 // log(1 − π)
 template <typename T>
-CW_INLINE T log_of_rest(const cw_ext::Prior<T>& prior) {
-  return prior.rest < T(0.5) ? std::log(prior.rest) : log_rest(prior.value);
+CW_INLINE T log_of_rest(double prior) {
+  const T rest = T(1 - prior);
+  return rest < T(0.5) ? std::log(rest) : log_rest(T(prior));
 }
 
 // log(1 + e^x)
@@ -379,14 +382,13 @@ template <typename T>
 struct RowSums {
   T pos;                 // s⁺
   int64_t n_eff;         // negatives that are not masked out
-  bool non_finite;          // a NaN or +∞ among the negatives that are not masked out, or among the extra positives
+  bool non_finite;       // a NaN or +∞ among the negatives that are not masked out, or among the extra positives
   LogSum<T> negatives;   // Σ q ω e^φ; max = −∞ where there is no mass
   bool has_denominator;  // external weights or normalize_weights: else the denominator is n_eff
   LogSum<T> denominator; // Σ q, or Σ q ω
   int64_t m;             // extra positives
   LogSum<T> positives;   // Σ ω e^φ over them
-  cw_ext::Prior<T> prior;
-  T threshold;           // β
+  cw_ext::RowArguments values;
 };
 
 // The row's loss, and its derivatives times gradient_scale.
@@ -397,17 +399,40 @@ struct RowResult {
   T by_log_a;       // dloss / d log A
   T by_log_c;       // dloss / d log C
   T by_pos;         // dloss / ds⁺ through the confidence alone
-  T by_prior;       // dloss / dπ
-  T by_threshold;   // dloss / dβ
+#define CW_VALUE(name) T by_##name;
+  CW_ROW_VALUES(CW_VALUE)  // dloss / dπ and so on
+#undef CW_VALUE
 };
+
+// The row's loss, whether it is live, and where they are wanted the derivatives by its values.
+template <typename T>
+CW_INLINE void write_row(const cw_ext::RowResults<T>& out, int64_t b, const RowResult<T>& result) {
+  out.loss[b] = result.loss;
+  out.live[b] = result.live;
+  if (!out.d_values) return;
+  T* to = out.d_values + b;
+#define CW_VALUE(name)       \
+  *to = result.by_##name;    \
+  to += out.d_values_stride;
+  CW_ROW_VALUES(CW_VALUE)
+#undef CW_VALUE
+}
+
+// All derivatives the same: those of a row without negatives, or with a loss that is no number.
+template <typename T>
+CW_INLINE RowResult<T> without_derivatives(T loss, bool live, T filler) {
+#define CW_VALUE(name) filler,
+  return {loss, live, filler, filler, filler, CW_ROW_VALUES(CW_VALUE)};
+#undef CW_VALUE
+}
 
 template <typename T>
 CW_INLINE RowResult<T> finish_row(const RowSums<T>& s, const Parameters<T>& p) {
-  const T nan = not_a_number<T>();
-  if (s.n_eff == 0) return {T(0), false, T(0), T(0), T(0), T(0), T(0)};
-  const bool prior_in_range = s.prior.value >= T(0) && s.prior.rest > T(0);
-  if (s.non_finite || !is_finite(s.pos) || !prior_in_range) return {nan, true, nan, nan, nan, nan, nan};
-  if (s.negatives.max == -infinity<T>()) return {T(0), false, T(0), T(0), T(0), T(0), T(0)};
+  const T nan = not_a_number<T>(), prior = T(s.values.prior), prior_rest = T(1 - s.values.prior);
+  if (s.n_eff == 0) return without_derivatives(T(0), false, T(0));
+  const bool prior_in_range = prior >= T(0) && prior_rest > T(0);
+  if (s.non_finite || !is_finite(s.pos) || !prior_in_range) return without_derivatives(nan, true, nan);
+  if (s.negatives.max == -infinity<T>()) return without_derivatives(T(0), false, T(0));
 
   const T log_n = std::log(T(s.n_eff));
   const T log_a = log_of(s.negatives) - (s.has_denominator ? log_of(s.denominator) : log_n);
@@ -421,7 +446,7 @@ CW_INLINE RowResult<T> finish_row(const RowSums<T>& s, const Parameters<T>& p) {
   // With R = πC/A, the mass that the correction leaves is A(1 − R).
   // Clamped: any π that is not 0 has crossed the floor long before, and 0 must not meet ∞.
   const T c_over_a = exp_(log_c - log_a < T(80) ? log_c - log_a : T(80));
-  const T share = s.prior.value * c_over_a;
+  const T share = prior * c_over_a;
   const T left = T(1) - share;
   bool binds;
   T log_mass;
@@ -433,11 +458,11 @@ CW_INLINE RowResult<T> finish_row(const RowSums<T>& s, const Parameters<T>& p) {
     binds = left <= p.floor;
     log_mass = log_a + (binds ? p.log_floor : log_rest(share));
   }
-  const T log_ng = log_n + log_mass - log_of_rest(s.prior);
+  const T log_ng = log_n + log_mass - log_of_rest<T>(s.values.prior);
 
   const T value = p.include_positive ? softplus(log_ng) : log_ng;
   const T outer = p.include_positive ? sigmoid(log_ng) : T(1);
-  const T z = p.has_confidence ? (s.pos - s.threshold) * p.inv_tau_c : T(0);
+  const T z = p.has_confidence ? (s.pos - T(s.values.threshold)) * p.inv_tau_c : T(0);
   const T confidence = p.has_confidence ? T(2) * sigmoid(z) : T(1);
   const T confidence_slope = p.has_confidence ? confidence * sigmoid(-z) * p.inv_tau_c : T(0);
 
@@ -449,7 +474,7 @@ CW_INLINE RowResult<T> finish_row(const RowSums<T>& s, const Parameters<T>& p) {
   r.by_log_a = by_log_g * (binds ? (p.has_min_margin ? T(0) : T(1)) : T(1) / left);
   r.by_log_c = binds ? T(0) : -by_log_g * share / left;
   r.by_pos = by_z;
-  r.by_prior = by_log_g * (T(1) / s.prior.rest - (binds ? T(0) : c_over_a / left));
+  r.by_prior = by_log_g * (T(1) / prior_rest - (binds ? T(0) : c_over_a / left));
   r.by_threshold = -by_z;
   return r;
 }

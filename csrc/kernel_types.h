@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "loss_fields.h"
+
 #if defined(__CUDACC__)
 #define CW_INLINE __host__ __device__ __forceinline__
 #else
@@ -16,20 +18,22 @@
 
 namespace cw_ext {
 
-// The arguments of the loss as the user gave them; cw_row.h's make_parameters() takes them.
+struct Optional {
+  bool given;
+  double value;
+};
+
+// What the user asked for, for all rows; cw_row.h's make_parameters() takes it. A choice is a place in its list.
 struct LossArguments {
-  double temperature;
-  int weighting;  // cw_row.h's Weighting
-  double weight_temperature;
-  bool detach_weights;
-  bool normalize_weights;
-  double floor;
-  bool has_min_margin;
-  double min_margin;
-  bool has_confidence;
-  double confidence_temperature;
-  bool include_positive;
-  int surrogate;  // cw_row.h's Surrogate
+#define CW_NUMBER(name) double name;
+#define CW_OPTIONAL(name) Optional name;
+#define CW_FLAG(name) bool name;
+#define CW_CHOICE(name, list) int name;
+  CW_LOSS_FIELDS(CW_NUMBER, CW_OPTIONAL, CW_FLAG, CW_CHOICE)
+#undef CW_NUMBER
+#undef CW_OPTIONAL
+#undef CW_FLAG
+#undef CW_CHOICE
   double gradient_scale;  // multiplies the gradients of every row, but not its loss
 };
 
@@ -43,37 +47,41 @@ struct Compute<double> {
   using type = double;
 };
 
-// A quantity per row: one value for all (rows == nullptr), or rows[b·stride].
+// A quantity per row: one value for all (rows == nullptr), or rows[b·stride]. In fp64, since fp32 has no number between
+// 1 − 2^-24 and 1, where a prior may lie.
 template <typename T>
 struct RowValue {
   const T* rows;
   int64_t stride;
-  T value;
+  double all;
+
+  CW_INLINE double at(int64_t row) const { return rows ? double(rows[row * stride]) : all; }
 };
 
-// π, and 1 − π. The latter of a float comes from the double that was given: fp32 has no number between 1 − 2^-24 and 1.
-template <typename T>
-struct Prior {
-  T value;
-  T rest;
+// The values of one row.
+struct RowArguments {
+#define CW_VALUE(name) double name;
+  CW_ROW_VALUES(CW_VALUE)
+#undef CW_VALUE
 };
 
-// One for all (rows == nullptr), or of rows[b·stride].
+// Those of all rows.
 template <typename T>
-struct RowPrior {
-  const T* rows;
-  int64_t stride;
-  Prior<T> all;
+struct RowInputs {
+#define CW_VALUE(name) RowValue<T> name;
+  CW_ROW_VALUES(CW_VALUE)
+#undef CW_VALUE
 
-  CW_INLINE Prior<T> at(int64_t row) const {
-    return rows ? Prior<T>{rows[row * stride], T(1) - rows[row * stride]} : all;
+  CW_INLINE RowArguments at(int64_t row) const {
+#define CW_VALUE(name) name.at(row),
+    return {CW_ROW_VALUES(CW_VALUE)};
+#undef CW_VALUE
   }
 };
 
-template <typename T>
-inline RowPrior<T> row_prior(const RowValue<T>& x, double all) {
-  return {x.rows, x.stride, {x.value, T(1 - all)}};
-}
+#define CW_VALUE(name) +1
+constexpr int kRowValues = CW_ROW_VALUES(CW_VALUE);
+#undef CW_VALUE
 
 // Where the rows' results go. A null pointer is a result that nobody wants.
 template <typename T>
@@ -81,8 +89,8 @@ struct RowResults {
   T* loss;         // [B]
   bool* live;      // [B]
   T* d_log_q;      // [B, N]
-  T* d_prior;      // [B]
-  T* d_threshold;  // [B]
+  T* d_values;     // [kRowValues, B]: the gradients of the row values, in the order of their list
+  int64_t d_values_stride;
 };
 
 }  // namespace cw_ext

@@ -1,7 +1,7 @@
 // Level 2 where all rows share their negatives.
 #pragma once
 
-#include "calls.h"
+#include "backend.h"
 
 namespace cw_ext {
 
@@ -13,26 +13,11 @@ struct Exclusion {
   History history;
 };
 
-// As EmbeddingsCall, with the negatives' ids [N].
-struct SharedNegativesCall {
-  LossArguments arguments;
-  at::Tensor queries;    // [B, D]
-  at::Tensor items;      // [I, D]
-  at::Tensor pos_ids;    // [B] int64
-  at::Tensor neg_ids;    // [N] int64
-  at::Tensor extra_ids;  // [B, M] int64, M may be 0
-  at::Tensor log_q;      // [B, N] T, or undefined
-  PerRow prior;
-  PerRow threshold;
-  double scale;
-  bool normalized;
+struct SharedNegativesCall : QueryCall {
+  at::Tensor neg_ids;  // [N] int64
+  at::Tensor log_q;    // [B, N] T, or undefined; rows may have any stride
   Exclusion exclusion;
-  bool with_gradients;
-  RowOutputs out;
-  at::Tensor d_queries;            // [B, D] T     these three and one of the next two only with_gradients
-  at::Tensor unit_queries;         // [B, D] T
-  at::Tensor coefficients;         // [B, 1 + M] T
-  at::Tensor shared_coefficients;  // [B, N] T; on CUDA, for tables in bf16, bf16
+  at::Tensor shared_coefficients;  // [B, N] T; on CUDA, for tables in bf16, bf16. With gradients, this one or the next
   at::Tensor negative_sums;        // [N, D] T, zeros: nothing of size B·N is kept then. To row n is added, over the rows b,
                                    //           scale · dloss/dscore[b, n] · row_factor[b] · row b of unit_queries
   at::Tensor row_factor;           // [B] T, or undefined: 1
@@ -47,3 +32,9 @@ void shared_negatives(const cw_ext::SharedNegativesCall& call);
 namespace cw_cuda {
 void shared_negatives(const cw_ext::SharedNegativesCall& call);
 }  // namespace cw_cuda
+
+namespace cw_ext {
+
+inline void run_shared_negatives(const SharedNegativesCall& call) { CW_RUN(call.queries, shared_negatives(call)); }
+
+}  // namespace cw_ext

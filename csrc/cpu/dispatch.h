@@ -65,14 +65,16 @@ T* pointer(const at::Tensor& t) {
 }
 
 template <typename T>
-RowValue<T> per_row(const cw_ext::PerRow& x) {
-  return {pointer<const T>(x.rows), x.rows.defined() ? x.rows.stride(0) : 0, T(x.value)};
+RowInputs<T> row_inputs(const cw_ext::RowTensors& x) {
+#define CW_VALUE(name) {pointer<const T>(x.name.rows), x.name.rows.defined() ? x.name.rows.stride(0) : 0, x.name.value},
+  return {CW_ROW_VALUES(CW_VALUE)};
+#undef CW_VALUE
 }
 
 template <typename T>
 RowResults<T> row_outputs(const cw_ext::RowOutputs& out) {
-  return {pointer<T>(out.loss), pointer<bool>(out.live), pointer<T>(out.d_log_q), pointer<T>(out.d_prior),
-          pointer<T>(out.d_threshold)};
+  return {pointer<T>(out.loss), pointer<bool>(out.live), pointer<T>(out.d_log_q), pointer<T>(out.d_values),
+          out.loss.size(0)};
 }
 
 // Rows per task, so that one is worth a thread's waking up, which takes tens of microseconds where threads do not spin
@@ -102,15 +104,14 @@ Table<In> readable_table(const at::Tensor& items, std::vector<In>& room) {
 template <typename In, typename Call>
 void fill_query_task(const Call& call, std::vector<In>& room, QueryTask<In>& task) {
   using T = typename Compute<In>::type;
-  task.arguments = call.arguments;
+  task.arguments = call.loss.arguments;
   task.queries = pointer<const In>(call.queries);
   task.items = readable_table(call.items, room);
   task.n = call.neg_ids.defined() ? call.neg_ids.size(-1) : 0;
   task.m = call.extra_ids.size(1);
   task.log_q = pointer<const T>(call.log_q);
   task.log_q_stride = call.log_q.defined() ? call.log_q.stride(0) : 0;
-  task.prior = row_prior(per_row<T>(call.prior), call.prior.value);
-  task.threshold = per_row<T>(call.threshold);
+  task.values = row_inputs<T>(call.loss.values);
   task.scale = T(call.scale);
   task.normalized = call.normalized;
   task.with_gradients = call.with_gradients;

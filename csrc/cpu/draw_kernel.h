@@ -1,6 +1,8 @@
 // Rows of drawn negatives (negative_sampling.h), many draws at a time. Included by kernels_impl.h.
 #pragma once
 
+#include <cstring>
+
 #include "../negative_sampling.h"
 #include "kernels.h"
 

@@ -12,9 +12,8 @@
 namespace cw_cpu {
 
 using cw_ext::Compute;
-using cw_ext::RowPrior;
+using cw_ext::RowInputs;
 using cw_ext::RowResults;
-using cw_ext::RowValue;
 
 struct Half {
   uint16_t bits;
@@ -37,8 +36,7 @@ struct ScoresTask {
   int64_t m;
   const T* log_q;  // [B, N] or null
   int64_t log_q_stride;
-  RowPrior<T> prior;
-  RowValue<T> threshold;
+  RowInputs<T> values;
   RowResults<T> out;
   T* d_pos;    // [B]; null: no gradients wanted
   T* d_neg;    // [B, N]
@@ -67,8 +65,7 @@ struct QueryTask {
   int64_t m;
   const T* log_q;  // [B, N] or null
   int64_t log_q_stride;
-  RowPrior<T> prior;
-  RowValue<T> threshold;
+  RowInputs<T> values;
   T scale;          // of the similarity
   bool normalized;  // cosine
   bool with_gradients;

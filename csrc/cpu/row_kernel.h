@@ -24,8 +24,7 @@ struct Row {
   const T* extra;  // [M]
   int64_t m;
   const T* log_q;  // [N] or null
-  cw_ext::Prior<T> prior;
-  T threshold;
+  cw_ext::RowArguments values;
 };
 
 template <typename T>
@@ -177,8 +176,7 @@ RowResult<T> row_kernel(const Row<T>& row, const Parameters<T>& p, RowGradients<
 
   RowSums<T> sums{};
   sums.pos = row.pos;
-  sums.prior = row.prior;
-  sums.threshold = row.threshold;
+  sums.values = row.values;
   sums.n_eff = row.n - row.left_out;
   sums.has_denominator = row.log_q || p.normalize_weights;
   if (sums.has_denominator) sums.denominator = denominator<T, W>(row, p, denominator_terms);
@@ -244,29 +242,25 @@ using RowKernel = RowResult<T> (*)(const Row<T>&, const Parameters<T>&, RowGradi
 template <typename T, Weighting W>
 RowKernel<T> with_surrogate(Surrogate surrogate) {
   switch (surrogate) {
-    case Surrogate::tanh:
-      return row_kernel<T, W, Surrogate::tanh>;
-    case Surrogate::atan:
-      return row_kernel<T, W, Surrogate::atan>;
-    case Surrogate::relu:
-      return row_kernel<T, W, Surrogate::relu>;
-    default:
-      return row_kernel<T, W, Surrogate::exp>;
+#define CW_CASE(name)      \
+  case Surrogate::name:    \
+    return row_kernel<T, W, Surrogate::name>;
+    CW_SURROGATES(CW_CASE)
+#undef CW_CASE
   }
+  return nullptr;
 }
 
 template <typename T>
 RowKernel<T> choose_row_kernel(const Parameters<T>& p) {
   switch (p.weighting) {
-    case Weighting::sigmoid:
-      return with_surrogate<T, Weighting::sigmoid>(p.surrogate);
-    case Weighting::exponential:
-      return with_surrogate<T, Weighting::exponential>(p.surrogate);
-    case Weighting::linear:
-      return with_surrogate<T, Weighting::linear>(p.surrogate);
-    default:
-      return with_surrogate<T, Weighting::none>(p.surrogate);
+#define CW_CASE(name)      \
+  case Weighting::name:    \
+    return with_surrogate<T, Weighting::name>(p.surrogate);
+    CW_WEIGHTINGS(CW_CASE)
+#undef CW_CASE
   }
+  return nullptr;
 }
 
 }  // namespace CW_ISA

@@ -10,7 +10,7 @@ void scores(const cw_ext::ScoresCall& call) {
     using In = decltype(element);
     using T = typename Compute<In>::type;
     ScoresTask<In> task;
-    task.arguments = call.arguments;
+    task.arguments = call.loss.arguments;
     task.pos = pointer<const In>(call.pos);
     task.pos_stride = call.pos.stride(0);
     task.neg = pointer<const In>(call.neg);
@@ -21,8 +21,7 @@ void scores(const cw_ext::ScoresCall& call) {
     task.m = call.extra.size(1);
     task.log_q = pointer<const T>(call.log_q);
     task.log_q_stride = call.log_q.defined() ? call.log_q.stride(0) : 0;
-    task.prior = row_prior(per_row<T>(call.prior), call.prior.value);
-    task.threshold = per_row<T>(call.threshold);
+    task.values = row_inputs<T>(call.loss.values);
     task.out = row_outputs<T>(call.out);
     task.d_pos = call.with_gradients ? pointer<T>(call.d_pos) : nullptr;
     task.d_neg = pointer<T>(call.d_neg);

@@ -18,8 +18,7 @@ struct EmbeddingRow {
   int64_t n;
   int64_t m;
   T pos;
-  Prior<T> prior;
-  T threshold;
+  RowArguments values;
   bool has_log_q;
   bool wants_log_q;
   bool dead;  // its positive is padding
@@ -56,8 +55,7 @@ __device__ __forceinline__ EmbeddingRow<T> embedding_row(const EmbeddingsTask<In
           pairs.n,
           pairs.m,
           pos,
-          task.prior.at(b),
-          at_row(task.threshold, b),
+          task.values.at(b),
           task.log_q != nullptr,
           task.with_gradients && task.out.d_log_q != nullptr,
           pair_id(pairs, b, 0) < 0,

@@ -15,10 +15,9 @@ namespace cw_cuda {
 
 using cw_ext::Compute;
 using cw_ext::NegativeSource;
-using cw_ext::Prior;
-using cw_ext::RowPrior;
+using cw_ext::RowArguments;
+using cw_ext::RowInputs;
 using cw_ext::RowResults;
-using cw_ext::RowValue;
 
 // The ids of level 2. A row's 1 + M + N pairs are, in this order, its positive, extra positives and negatives.
 struct Pairs {
@@ -61,8 +60,7 @@ struct ScoresTask {
   const T* row_scale;     // [B] or null: the negatives' scores are neg·row_scale·column_scale; a negative one of the
   const T* column_scale;  // [N]          two masks out. Both are given, or none
   const int32_t* excluded;  // [B] or null: so many of the scores of −∞ are no negatives
-  RowPrior<T> prior;
-  RowValue<T> threshold;
+  RowInputs<T> values;
   bool with_gradients;
   RowResults<T> out;
   T* d_pos;                         // [B]
@@ -102,7 +100,7 @@ struct ReductionTask {
   int64_t rows;
   bool mean;  // over the live rows; else the sum
   T* loss;    // one number
-  T* rescale;   // B over the live rows, of which there is at least one; only for a mean
+  T* rescale;  // B over the live rows, of which there is at least one; only for a mean
 };
 
 template <typename T>
@@ -151,8 +149,7 @@ struct EmbeddingsTask {
   Pairs pairs;
   const T* log_q;  // [B, N] or null
   int64_t log_q_stride;
-  RowPrior<T> prior;
-  RowValue<T> threshold;
+  RowInputs<T> values;
   T scale;          // of the similarity
   bool normalized;  // cosine
   bool with_gradients;

@@ -66,8 +66,7 @@ EmbeddingsCall drawn_part(const EmbeddingsCall& rows, const Draws& draws, int64_
         &EmbeddingsCall::unit_queries, &EmbeddingsCall::coefficients}) {
     part.*field = narrowed(rows.*field, begin, count);
   }
-  part.prior = narrowed(rows.prior, begin, count);
-  part.threshold = narrowed(rows.threshold, begin, count);
+  part.loss = narrowed(rows.loss, begin, count);
   part.out = narrowed(rows.out, begin, count);
   const auto options = rows.out.loss.options();
   part.neg_ids = at::empty({count, draws.n}, options.dtype(at::kInt));

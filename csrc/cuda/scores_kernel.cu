@@ -18,8 +18,7 @@ struct ScoreRow {
   int64_t m;
   int64_t excluded;
   T pos;
-  Prior<T> prior;
-  T threshold;
+  RowArguments values;
   bool has_log_q;
   bool wants_log_q;
   bool inputs_aligned;
@@ -39,8 +38,7 @@ struct ScoreRow {
     m = task.m;
     excluded = task.excluded ? task.excluded[b] : 0;
     pos = to_compute(task.pos[b * task.pos_stride]);
-    prior = task.prior.at(b);
-    threshold = at_row(task.threshold, b);
+    values = task.values.at(b);
     has_log_q = task.log_q != nullptr;
     wants_log_q = task.with_gradients && task.out.d_log_q != nullptr;
     neg = task.neg + b * task.neg_stride;

@@ -257,7 +257,7 @@ __global__ void __launch_bounds__((kOneWarp ? kResidentRows : kResidentWarps) * 
       s.masked = masked + (task.excluded ? task.excluded[b] : 0);
       s.non_finite |= non_finite;
       plans[threadIdx.y] =
-          plan_row(s, pos, task.n, false, task.prior.at(b), at_row(task.threshold, b), p);
+          plan_row(s, pos, task.n, false, task.values.at(b), p);
       write_row(task.out, b, plans[threadIdx.y].result);
     }
   }

@@ -122,8 +122,8 @@ struct RowPlan {
 };
 
 template <typename T>
-CW_INLINE RowPlan<T> plan_row(const RowStatistics<T>& s, T pos, int64_t n, bool has_denominator, const Prior<T>& prior, T threshold,
-                              const Parameters<T>& p) {
+CW_INLINE RowPlan<T> plan_row(const RowStatistics<T>& s, T pos, int64_t n, bool has_denominator,
+                              const RowArguments& values, const Parameters<T>& p) {
   RowSums<T> sums;
   sums.pos = pos;
   sums.n_eff = n - s.masked;
@@ -133,8 +133,7 @@ CW_INLINE RowPlan<T> plan_row(const RowStatistics<T>& s, T pos, int64_t n, bool 
   sums.denominator = s.denominator;
   sums.m = s.m;
   sums.positives = s.positives;
-  sums.prior = prior;
-  sums.threshold = threshold;
+  sums.values = values;
 
   RowPlan<T> plan;
   plan.result = finish_row(sums, p);
@@ -190,14 +189,6 @@ CW_INLINE T negative_gradient(T score, T pos, T log_q, bool wants_log_q, const R
   return plan.regular ? value : plan.filler;
 }
 
-template <typename T>
-__device__ __forceinline__ void write_row(const RowResults<T>& out, int64_t b, const RowResult<T>& result) {
-  out.loss[b] = result.loss;
-  out.live[b] = result.live;
-  if (out.d_prior) out.d_prior[b] = result.by_prior;
-  if (out.d_threshold) out.d_threshold[b] = result.by_threshold;
-}
-
 // ---- the walk -------------------------------------------------------------------------------------------------------
 
 // Calls body(constant, j) with every j in [0, n) in parts of constant elements: kVec, or 1 where that does not go.
@@ -228,7 +219,7 @@ struct TeamScratch {
 // A Row gives and takes scores:
 //   kVec                              how many negatives it can give and take at a time
 //   inputs_aligned, outputs_aligned   and whether it can at all
-//   n, m, pos, prior, threshold, has_log_q
+//   n, m, pos, values, has_log_q
 //   excluded                          how many of the n, with a score of −∞, are no negatives
 //   load<V>(j, score, log_q)          negatives [j, j + V); log_q is −∞ for a masked one
 //   extra(k)                          a extra positive
@@ -283,7 +274,7 @@ __device__ __forceinline__ void conclude(RowStatistics<T> own, const Row& row, i
   if (rank == 0) {
     const bool has_denominator = row.has_log_q || p.normalize_weights;
     own.masked += row.excluded;
-    scratch.plan = plan_row(own, row.pos, row.n, has_denominator, row.prior, row.threshold, p);
+    scratch.plan = plan_row(own, row.pos, row.n, has_denominator, row.values, p);
     write_row(out, b, scratch.plan.result);
   }
 }

@@ -90,7 +90,7 @@ void leave_out(const SharedNegativesCall& call, int64_t begin, const at::Tensor&
 // Leaves out of the block what its rows, from `begin` on, leave out: by scores of −∞ that are not counted, which level
 // 1's fast forms take. Where a score of −∞ counts in the denominator, or there are log weights, by log weights of −∞.
 void exclude(const SharedNegativesCall& call, int64_t begin, ScoresCall& block) {
-  if (!call.arguments.normalize_weights && !call.log_q.defined()) {
+  if (!call.loss.arguments.normalize_weights && !call.log_q.defined()) {
     block.excluded = at::empty({block.neg.size(0)}, block.neg.options().dtype(at::kInt));
     leave_out(call, begin, block.neg, block.excluded);
     return;
@@ -161,15 +161,13 @@ void shared_negatives(const SharedNegativesCall& call) {
         (at::bmm(extras, q.unsqueeze(-1)).squeeze(-1) * call.scale).masked_fill_(extra_ids < 0, -kInfinity);
 
     ScoresCall scores;
-    scores.arguments = call.arguments;
+    scores.loss = narrowed(call.loss, begin, count);
     scores.pos = pos;
     scores.neg = product(left.narrow(0, begin, count), right);  // [b, N]
     scores.row_scale = narrowed(row_scale, begin, count);
     scores.column_scale = column_scale;
     scores.extra = extra.contiguous();
     scores.log_q = narrowed(call.log_q, begin, count);
-    scores.prior = narrowed(call.prior, begin, count);
-    scores.threshold = narrowed(call.threshold, begin, count);
     scores.with_gradients = call.with_gradients;
     scores.out = narrowed(call.out, begin, count);
     if (excludes) exclude(call, begin, scores);

@@ -47,14 +47,16 @@ T* output(const at::Tensor& t) {
 inline int64_t row_stride(const at::Tensor& t) { return t.defined() ? t.stride(0) : 0; }
 
 template <typename T>
-RowValue<T> per_row(const cw_ext::PerRow& x) {
-  return {input<T>(x.rows), row_stride(x.rows), T(x.value)};
+RowInputs<T> row_inputs(const cw_ext::RowTensors& x) {
+#define CW_VALUE(name) {input<T>(x.name.rows), row_stride(x.name.rows), x.name.value},
+  return {CW_ROW_VALUES(CW_VALUE)};
+#undef CW_VALUE
 }
 
 template <typename T>
 RowResults<T> row_outputs(const cw_ext::RowOutputs& out) {
-  return {output<T>(out.loss), output<bool>(out.live), output<T>(out.d_log_q), output<T>(out.d_prior),
-          output<T>(out.d_threshold)};
+  return {output<T>(out.loss), output<bool>(out.live), output<T>(out.d_log_q), output<T>(out.d_values),
+          out.d_values.stride(0)};
 }
 
 inline Pairs pairs_of(const at::Tensor& pos_ids, const at::Tensor& extra_ids, const at::Tensor& neg_ids,
@@ -87,13 +89,15 @@ inline at::Tensor narrowed(const at::Tensor& x, int64_t begin, int64_t count) {
   return x.defined() ? x.narrow(0, begin, count) : x;
 }
 
-inline cw_ext::PerRow narrowed(const cw_ext::PerRow& x, int64_t begin, int64_t count) {
-  return {narrowed(x.rows, begin, count), x.value};
+inline cw_ext::Loss narrowed(const cw_ext::Loss& x, int64_t begin, int64_t count) {
+#define CW_VALUE(name) {narrowed(x.values.name.rows, begin, count), x.values.name.value},
+  return {x.arguments, {CW_ROW_VALUES(CW_VALUE)}};
+#undef CW_VALUE
 }
 
 inline cw_ext::RowOutputs narrowed(const cw_ext::RowOutputs& x, int64_t begin, int64_t count) {
   return {narrowed(x.loss, begin, count), narrowed(x.live, begin, count), narrowed(x.d_log_q, begin, count),
-          narrowed(x.d_prior, begin, count), narrowed(x.d_threshold, begin, count)};
+          x.d_values.narrow(1, begin, count)};
 }
 
 }  // namespace cw_cuda

@@ -78,11 +78,6 @@ __host__ __device__ __forceinline__ bool rows_are_aligned(const E* p, int64_t di
   return is_aligned(p) && dim * int64_t(sizeof(E)) % kVectorBytes == 0;
 }
 
-template <typename T>
-__device__ __forceinline__ T at_row(const RowValue<T>& x, int64_t row) {
-  return x.rows ? x.rows[row * x.stride] : x.value;
-}
-
 // 1/√squared; 0 of 0.
 __device__ __forceinline__ float inverse_norm(float squared) { return squared == 0.0f ? 0.0f : rsqrtf(squared); }
 __device__ __forceinline__ double inverse_norm(double squared) { return squared == 0.0 ? 0.0 : 1.0 / std::sqrt(squared); }

@@ -1,0 +1,108 @@
+// Level 2, each row with its own negatives. Included by kernels_impl.h.
+#pragma once
+
+#include "gather.h"
+#include "long_sums.h"
+#include "query_row.h"
+
+namespace cw_cpu {
+namespace CW_ISA {
+
+template <typename In>
+void inverse_norms(const In* x, int64_t dim, typename Compute<In>::type* out, int64_t begin, int64_t end) {
+  using T = typename Compute<In>::type;
+  for (int64_t i = begin; i < end; ++i) out[i] = inverse_norm(squared_norm<In, T>(x + i * dim, dim));
+}
+
+// Items whose sum is made before it is added to a query's gradient.
+constexpr int64_t kItemsPerSum = 512;
+
+// coefficients: of rows [begin, end), or null. item_rows: [1 + m + n]. scratch: embeddings_scratch(n, m, dim).
+template <typename In, typename Id>
+void embeddings(const EmbeddingsTask<In, Id>& task, int64_t begin, int64_t end, typename Compute<In>::type* coefficients,
+                const In** item_rows, typename Compute<In>::type* scratch) {
+  using T = typename Compute<In>::type;
+  const Parameters<T> p = make_parameters<T>(task.arguments);
+  const RowKernel<T> kernel = choose_row_kernel(p);
+  const int64_t n = task.n, m = task.m, dim = task.items.dim, width = 1 + m + n;
+  const Gather<In, T> items(task.items, task.inverse_norms, task.normalized);
+  const int64_t padded_dim = items.chunks.vectors() * kLanes<T>;
+  const bool wanted = coefficients != nullptr;
+
+  // All [1 + m + n] in the coefficients' layout: positive, extra positives, negatives.
+  T* const score = scratch;
+  T* const inverse = score + width;
+  T* const log_q = inverse + width;
+  T* const row_scratch = log_q + width;  // [n]
+  T* const own_coefficients = row_scratch + width;
+  T* const unit = own_coefficients + width;        // [dim]
+  T* const query = unit + round_up_dim(dim);       // [padded_dim], in the order of chunks
+  T* const d_query = query + round_up_dim(dim);    // 3 times [padded_dim], likewise
+  const LongSums<T> sums{d_query, d_query + round_up_dim(dim), d_query + 2 * round_up_dim(dim)};
+
+  for (int64_t b = begin; b < end; ++b) {
+    const int64_t* const pos_id = task.ids.pos + b;
+    const int64_t* const extra_ids = task.ids.extra + b * m;
+    const Id* const neg_ids = task.ids.negatives_of(b);
+
+    const T query_inverse = unit_query(task, b, unit);
+    if (*pos_id < 0) {  // all is masked: nothing of the table is read
+      write_row(task.out, b, RowResult<T>{});
+      if (task.out.d_log_q) fill(task.out.d_log_q + b * n, n, T(0));
+      if (!wanted) continue;
+      fill(coefficients + (b - begin) * width, width, T(0));
+      for (int64_t i = 0; task.d_queries && i < dim; ++i) {
+        task.d_queries[b * dim + i] = T(0);
+        task.unit_queries[b * dim + i] = unit[i];
+      }
+      continue;
+    }
+    to_chunks(unit, dim, items.chunks, query);
+
+    items.scores(query, pos_id, 1, task.scale, item_rows, score, inverse);
+    items.scores(query, extra_ids, m, task.scale, item_rows + 1, score + 1, inverse + 1);
+    items.scores(query, neg_ids, n, task.scale, item_rows + 1 + m, score + 1 + m, inverse + 1 + m);
+    for (int64_t k = 0; k < m; ++k) {
+      if (extra_ids[k] < 0) score[1 + k] = -infinity<T>();
+    }
+    Id smallest = 0;
+#pragma omp simd reduction(min : smallest)
+    for (int64_t j = 0; j < n; ++j) smallest = neg_ids[j] < smallest ? neg_ids[j] : smallest;
+    // Of some rows alone, as the ids are.
+    const T* const given_log_q = task.log_q ? task.log_q + (b - task.ids.first) * task.log_q_stride : nullptr;
+
+    const T* const masked = masked_log_q(smallest < 0, given_log_q, n, log_q,
+                                         [=](int64_t j) { return neg_ids[j] < 0; });
+    T* const row_coefficients = wanted ? coefficients + (b - begin) * width : own_coefficients;
+    T* const neg_coefficients = row_coefficients + 1 + m;
+    const RowResult<T> result = solve_row(task, kernel, p, b, score, score + 1 + m, 0, masked, row_coefficients,
+                                          neg_coefficients, row_scratch);
+    if (!wanted) continue;
+
+#pragma omp simd
+    for (int64_t j = 0; j < n; ++j) neg_coefficients[j] *= task.scale;
+    if (!task.d_queries) continue;
+    T* const target = task.d_queries + b * dim;
+    if (result.live) {
+      fill(sums.sum, padded_dim, T(0));
+      if (width <= kItemsPerSum) {
+        items.add(item_rows, width, row_coefficients, inverse, sums.sum);
+      } else {
+        for (int64_t j = 0; j < width; j += kItemsPerSum) {
+          const int64_t count = width - j < kItemsPerSum ? width - j : kItemsPerSum;
+          items.add(item_rows + j, count, row_coefficients + j, inverse + j, sums.sum);
+          carry_over(sums, j == 0, int(padded_dim / kLanes<T>));
+        }
+        add_low(sums, padded_dim, sums.sum);
+      }
+      from_chunks<In>(sums.sum, dim, target);
+      if (task.normalized) through_normalization(target, unit, query_inverse, dim);
+    } else {
+      fill(target, dim, T(0));
+    }
+    for (int64_t i = 0; i < dim; ++i) task.unit_queries[b * dim + i] = unit[i];
+  }
+}
+
+}  // namespace CW_ISA
+}  // namespace cw_cpu

@@ -1,0 +1,52 @@
+// A row of level 2, from its scores. Included by kernels_impl.h.
+#pragma once
+
+#include "gather.h"
+#include "row_kernel.h"
+
+namespace cw_cpu {
+namespace CW_ISA {
+
+// The row's log weights, with −∞ for what padding masks; `room` [n] holds them where they are not those given.
+// absent(j): whether negative j is padding.
+template <typename T, typename Absent>
+CW_INLINE const T* masked_log_q(bool any, const T* given, int64_t n, T* room, Absent absent) {
+  if (!any) return given;
+  for (int64_t j = 0; j < n; ++j) room[j] = absent(j) ? -infinity<T>() : (given ? given[j] : T(0));
+  return room;
+}
+
+// The query of row b over its norm (dot: itself), in `unit` [dim]. Returns what it was multiplied by.
+template <typename In, typename T>
+CW_INLINE T unit_query(const QueryTask<In>& task, int64_t b, T* unit) {
+  const int64_t dim = task.items.dim;
+  const In* const query = task.queries + b * dim;
+  const T inverse = task.normalized ? inverse_norm(squared_norm<In, T>(query, dim)) : T(1);
+#pragma omp simd
+  for (int64_t i = 0; i < dim; ++i) unit[i] = load(query[i]) * inverse;
+  return inverse;
+}
+
+// Row b from its scores, own_scores [1 + m] of the positives and neg_scores [n]. Leaves dloss/dscore · scale of the former
+// in own_coefficients and dloss/dscore of the latter in neg_coefficients.
+template <typename In, typename T>
+CW_INLINE RowResult<T> solve_row(const QueryTask<In>& task, RowKernel<T> kernel, const Parameters<T>& p, int64_t b,
+                                 const T* own_scores, const T* neg_scores, int64_t left_out, const T* log_q,
+                                 T* own_coefficients, T* neg_coefficients, T* scratch) {
+  const Row<T> row{own_scores[0], neg_scores, task.n, left_out, own_scores + 1, task.m, log_q,
+                   task.values.at(b)};
+  RowGradients<T> gradients;
+  gradients.wanted = task.with_gradients;
+  gradients.neg = neg_coefficients;
+  gradients.extra = own_coefficients + 1;
+  gradients.log_q = task.out.d_log_q ? task.out.d_log_q + b * task.n : nullptr;
+  const RowResult<T> result = kernel(row, p, gradients, scratch);
+  write_row(task.out, b, result);
+  if (!gradients.wanted) return result;
+  own_coefficients[0] = gradients.pos;
+  for (int64_t k = 0; k < 1 + task.m; ++k) own_coefficients[k] *= task.scale;
+  return result;
+}
+
+}  // namespace CW_ISA
+}  // namespace cw_cpu

@@ -1,0 +1,107 @@
+// The loss's arguments in the ops: schema, parameters and checks, from the lists in loss_fields.h; and what every forward
+// op returns of its rows.
+#pragma once
+
+#include <algorithm>
+
+#include "calls.h"
+#include "checks.h"
+
+namespace cw_ext {
+
+// Each ends with a comma: other arguments follow.
+#define CW_SCHEMA_VALUE(name) "Tensor? " #name "_rows, float " #name ", "
+#define CW_SCHEMA_NUMBER(name) "float " #name ", "
+#define CW_SCHEMA_OPTIONAL(name) "float? " #name ", "
+#define CW_SCHEMA_FLAG(name) "bool " #name ", "
+#define CW_SCHEMA_CHOICE(name, list) "str " #name ", "
+#define CW_LOSS_SCHEMA            \
+  CW_ROW_VALUES(CW_SCHEMA_VALUE)  \
+  CW_LOSS_FIELDS(CW_SCHEMA_NUMBER, CW_SCHEMA_OPTIONAL, CW_SCHEMA_FLAG, CW_SCHEMA_CHOICE)
+
+#define CW_PARAMETER_VALUE(name) const OptionalTensor &name##_rows, double name,
+#define CW_PARAMETER_NUMBER(name) double name,
+#define CW_PARAMETER_OPTIONAL(name) std::optional<double> name,
+#define CW_PARAMETER_FLAG(name) bool name,
+#define CW_PARAMETER_CHOICE(name, list) c10::string_view name,
+#define CW_LOSS_PARAMETERS           \
+  CW_ROW_VALUES(CW_PARAMETER_VALUE)  \
+  CW_LOSS_FIELDS(CW_PARAMETER_NUMBER, CW_PARAMETER_OPTIONAL, CW_PARAMETER_FLAG, CW_PARAMETER_CHOICE)
+
+// The Loss of an op with these parameters and `reduction`, for so many rows, on the device and in the compute type of
+// `like`.
+#define CW_VALUE_OF(name) per_row(name##_rows, name, loss_rows, #name "_rows", loss_like),
+#define CW_NUMBER_OF(name) name,
+#define CW_OPTIONAL_OF(name) {name.has_value(), name.value_or(0)},
+#define CW_FLAG_OF(name) name,
+#define CW_QUOTED(name) #name,
+#define CW_CHOICE_OF(name, list) index_of(name, {list(CW_QUOTED)}, #name),
+#define CW_LOSS(rows, like)                                                                                        \
+  [&](int64_t loss_rows, const at::Tensor& loss_like) -> Loss {                                                    \
+    return {{CW_LOSS_FIELDS(CW_NUMBER_OF, CW_OPTIONAL_OF, CW_FLAG_OF, CW_CHOICE_OF) gradient_scale(reduction, loss_rows)}, \
+            {CW_ROW_VALUES(CW_VALUE_OF)}};                                                                         \
+  }(rows, like)
+
+// The gradient of a mean comes out divided by all rows, so that where all are live nothing is left to multiply.
+inline double gradient_scale(c10::string_view reduction, int64_t rows) {
+  return reduction == "mean" && rows > 0 ? 1.0 / double(rows) : 1.0;
+}
+
+inline PerRow per_row(const OptionalTensor& rows, double value, int64_t count, const char* name, const at::Tensor& like) {
+  if (!rows) return {at::Tensor(), value};
+  check_shape(*rows, {count}, name, like);
+  check_type(*rows, compute_type(like), name);
+  return {*rows, 0};
+}
+
+inline at::Tensor log_weights(const OptionalTensor& log_q, int64_t rows, int64_t n, const at::Tensor& like) {
+  if (!log_q) return {};
+  check_shape(*log_q, {rows, n}, "log_q", like);
+  check_type(*log_q, compute_type(like), "log_q");
+  return with_contiguous_rows(*log_q);
+}
+
+// Without the gradient of log q, which few calls want.
+inline RowOutputs allocate_rows(int64_t rows, const at::TensorOptions& options) {
+  return {at::empty({rows}, options), at::empty({rows}, options.dtype(at::kBool)), at::Tensor(),
+          at::empty({kRowValues, rows}, options)};
+}
+
+struct Reduced {
+  at::Tensor loss;   // [B], or one number
+  at::Tensor rescale;  // of a mean: what is left to multiply the rows' gradients by, all rows over the live ones; else empty
+};
+
+// The mean runs over the live rows; the loss of the others is 0.
+inline Reduced reduced(const RowOutputs& rows, c10::string_view reduction) {
+  const int kind = index_of(reduction, {"none", "sum", "mean"}, "reduction");
+  const bool mean = kind == 2;
+  const auto options = rows.loss.options();
+  if (kind == 0) return {rows.loss, at::empty({0}, options)};
+  const Reduced result{at::empty({}, options), mean ? at::empty({}, options) : at::empty({0}, options)};
+#ifdef CW_WITH_CUDA
+  if (on_cuda(rows.loss)) {
+    cw_cuda::reduce_rows(rows, mean, result.loss, result.rescale);
+    return result;
+  }
+#endif
+  // A few numbers, for which a call of ATen takes longer than to add them.
+  const auto reduce = [&](auto element) {
+    using T = decltype(element);
+    const T* const loss = rows.loss.const_data_ptr<T>();
+    const bool* const live = rows.live.const_data_ptr<bool>();
+    double total = 0;
+    int64_t count = 0;
+    for (int64_t b = 0; b < rows.loss.numel(); ++b) {
+      total += double(loss[b]);
+      count += live[b];
+    }
+    count = std::max<int64_t>(1, count);
+    *result.loss.mutable_data_ptr<T>() = T(mean ? total / double(count) : total);
+    if (mean) *result.rescale.mutable_data_ptr<T>() = T(double(rows.loss.numel()) / double(count));
+  };
+  rows.loss.scalar_type() == at::kDouble ? reduce(double{}) : reduce(float{});
+  return result;
+}
+
+}  // namespace cw_ext

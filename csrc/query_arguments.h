@@ -1,0 +1,41 @@
+// What levels 2 and 3 take and return besides their negatives.
+#pragma once
+
+#include "id_arguments.h"
+#include "loss_arguments.h"
+
+namespace cw_ext {
+
+inline void check_tables(const at::Tensor& queries, const at::Tensor& items) {
+  TORCH_CHECK_VALUE(queries.dim() == 2 && items.dim() == 2 && queries.size(1) > 0,
+                    "queries must be [B, D] and items [I, D], got ", queries.sizes(), " and ", items.sizes());
+  check_shape(items, {items.size(0), queries.size(1)}, "items", queries);
+  check_type(items, queries.scalar_type(), "items");
+}
+
+// Where every call reads the items: negatives are drawn from them, or are all of them.
+inline void check_items(const at::Tensor& items) {
+  TORCH_CHECK_VALUE(items.size(0) > 0, "items must have at least one row, got ", items.sizes());
+}
+
+// Fills the inputs of the call, and allocates what it returns but for the coefficients.
+inline void fill_query_call(QueryCall& call, const at::Tensor& queries, const at::Tensor& items,
+                            const PositiveIds& positives, Loss loss, c10::string_view similarity, bool with_gradients) {
+  const auto options = queries.options().dtype(compute_type(queries));
+  const int64_t rows = queries.size(0), dim = queries.size(1);
+  call.loss = std::move(loss);
+  call.queries = queries.contiguous();
+  call.items = items.contiguous();
+  call.pos_ids = positives.pos;
+  call.extra_ids = positives.extra;
+  const Similarity score = similarity_of(similarity);
+  call.scale = score.scale;
+  call.normalized = score.normalized;
+  call.with_gradients = with_gradients;
+  call.out = allocate_rows(rows, options);
+  if (!with_gradients) return;
+  call.d_queries = at::empty({rows, dim}, options);
+  call.unit_queries = at::empty({rows, dim}, options);
+}
+
+}  // namespace cw_ext

@@ -1,0 +1,68 @@
+// Level 1: the loss of scores, and the gradient of each.
+#include <torch/library.h>
+
+#include <tuple>
+
+#include "loss_arguments.h"
+
+namespace cw_ext {
+
+namespace {
+
+using ScoresResult =
+    std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+
+ScoresResult scores_forward(const at::Tensor& pos, const at::Tensor& neg, const OptionalTensor& extra,
+                            const OptionalTensor& log_q, CW_LOSS_PARAMETERS c10::string_view reduction,
+                            bool with_gradients, bool with_log_q_gradient) {
+  TORCH_CHECK_VALUE(pos.dim() == 1 && neg.dim() == 2, "pos must be [B] and neg [B, N], got ", pos.sizes(), " and ",
+                    neg.sizes());
+  const int64_t rows = pos.size(0), n = neg.size(1);
+  TORCH_CHECK_VALUE(n > 0, "neg must hold at least one negative per row, got ", neg.sizes());
+  check_shape(neg, {rows, n}, "neg", pos);
+  check_type(neg, pos.scalar_type(), "neg");
+  const int64_t m = extra && extra->dim() == 2 ? extra->size(1) : 0;
+  if (extra) {
+    check_shape(*extra, {rows, m}, "extra", pos);
+    check_type(*extra, pos.scalar_type(), "extra");
+  }
+  const auto options = pos.options().dtype(compute_type(pos));
+
+  ScoresCall call;
+  call.loss = CW_LOSS(rows, pos);
+  call.pos = pos;
+  call.neg = with_contiguous_rows(neg);
+  call.extra = extra ? with_contiguous_rows(*extra) : at::empty({rows, 0}, pos.options());
+  call.log_q = log_weights(log_q, rows, n, pos);
+  call.with_gradients = with_gradients;
+  call.out = allocate_rows(rows, options);
+  if (with_log_q_gradient && log_q) call.out.d_log_q = at::empty({rows, n}, options);
+  if (with_gradients) {
+    call.d_pos = at::empty({rows}, options);
+    call.d_neg = empty_large({rows, n}, kept_options(pos));
+    call.d_extra = at::empty({rows, m}, options);
+  }
+  if (rows > 0) CW_RUN(pos, scores(call));
+  const auto [loss, rescale] = reduced(call.out, reduction);
+  return {loss,
+          call.out.live,
+          rescale,
+          or_empty(call.d_pos, options),
+          or_empty(call.d_neg, options),
+          or_empty(call.d_extra, options),
+          or_empty(call.out.d_log_q, options),
+          call.out.d_values};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(cw_ext, m) {
+  // pos [B], neg [B, N], extra [B, M], log_q [B, N]; outputs without gradients wanted are empty.
+  m.def("scores_forward(Tensor pos, Tensor neg, Tensor? extra, Tensor? log_q, " CW_LOSS_SCHEMA
+        "str reduction, bool with_gradients, bool with_log_q_gradient) -> (Tensor loss, Tensor live, Tensor rescale, "
+        "Tensor d_pos, Tensor d_neg, Tensor d_extra, Tensor d_log_q, Tensor d_row_values)");
+}
+
+CW_LIBRARY_IMPL(m.impl("scores_forward", &scores_forward);)
+
+}  // namespace cw_ext
