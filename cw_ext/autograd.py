@@ -159,7 +159,7 @@ class _Full(Op):
         inputs: FullInputs = saved.inputs()
         again = FullWanted(with_gradients=True, factor=grad.expand(inputs.queries.shape[0]))
         _, _, *computed = self.op(*FULL.flat(inputs), *again)
-        results = FullResults(*computed[:-1])
+        results = FullResults(*computed)
         tables = {"queries": results.d_queries.to(inputs.queries.dtype), "items": results.d_items}
         return tables | self.scaled(saved, grad, [name for name in wanted if name not in tables])
 

@@ -7,44 +7,69 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cw_ext.op_inputs import (
+    DRAWS,
+    EMBEDDINGS,
+    FULL,
+    SAMPLED,
+    SCORES,
+    EmbeddingResults,
+    FullResults,
+    FullWanted,
+    Losses,
+    SampledResults,
+    SampledWanted,
+    ScoreResults,
+    Wanted,
+)
 from cw_ext.reference import compute_dtype
+from cw_ext.row_values import RowValues
+
+
+class _New:
+    """Makes tensors in the compute dtype of `like`; without elements where they are not wanted."""
+
+    def __init__(self, like: Tensor) -> None:
+        self._like = like
+        self._rows = like.shape[0]
+
+    def __call__(self, *shape: int, wanted: bool = True) -> Tensor:
+        return self._like.new_empty(shape if wanted else (0,), dtype=compute_dtype(self._like.dtype))
+
+    def kept(self, *shape: int, wanted: bool = True) -> Tensor:
+        """What the gradients of the negatives' scores are kept in until backward: csrc/checks.h has the same rule."""
+        narrow = self._like.device.type == "cuda" and self._like.dtype == torch.bfloat16
+        return self._like.new_empty(shape, dtype=torch.bfloat16) if narrow and wanted else self(*shape, wanted=wanted)
+
+    def losses(self, reduction: str) -> Losses:
+        loss = self(*((self._rows,) if reduction == "none" else ()))
+        return Losses(loss, self._like.new_empty((self._rows,), dtype=torch.bool))
+
+    def rescale(self, reduction: str) -> Tensor:
+        return self(wanted=reduction == "mean")
+
+    def row_values(self) -> Tensor:
+        return self(len(RowValues._fields), self._rows)
 
 
 def _width(x: Tensor | None) -> int:
     return 0 if x is None else x.shape[1]
 
 
-def _loss_shape(rows: int, reduction: str) -> tuple[int, ...]:
-    return (rows,) if reduction == "none" else ()
-
-
-def _kept_dtype(x: Tensor) -> torch.dtype:
-    """What the gradients of the negatives' scores are kept in until backward: csrc/ops.cpp has the same rule."""
-    return x.dtype if x.device.type == "cuda" and x.dtype == torch.bfloat16 else compute_dtype(x.dtype)
-
-
 @torch.library.register_fake("cw_ext::scores_forward")
-def _scores_forward(
-    pos: Tensor, neg: Tensor, extra: Tensor | None, log_q: Tensor | None, *arguments: Any
-) -> tuple[Tensor, ...]:
-    *_, reduction, with_gradients, with_log_q_gradient = arguments
-    rows, n = neg.shape
-
-    def new(*shape: int, wanted: bool = True) -> Tensor:
-        return pos.new_empty(shape if wanted else (0,), dtype=compute_dtype(pos.dtype))
-
-    d_neg = pos.new_empty((rows, n), dtype=_kept_dtype(pos)) if with_gradients else new(0)
-    return (
-        new(*_loss_shape(rows, reduction)),
-        pos.new_empty((rows,), dtype=torch.bool),
-        new(wanted=reduction == "mean"),
-        new(rows, wanted=with_gradients),
-        d_neg,
-        new(rows, _width(extra), wanted=with_gradients),
-        new(rows, n, wanted=with_log_q_gradient and log_q is not None),
-        new(rows),
-        new(rows),
+def _scores_forward(*arguments: Any) -> tuple[Tensor, ...]:
+    inputs, wanted = SCORES.split(arguments, Wanted)
+    new, (rows, n) = _New(inputs.pos), inputs.neg.shape
+    gradients = wanted.with_gradients
+    results = ScoreResults(
+        rescale=new.rescale(inputs.reduction),
+        d_pos=new(rows, wanted=gradients),
+        d_neg=new.kept(rows, n, wanted=gradients),
+        d_extra=new(rows, _width(inputs.extra), wanted=gradients),
+        d_log_q=new(rows, n, wanted=wanted.with_log_q_gradient and inputs.log_q is not None),
+        d_row_values=new.row_values(),
     )
+    return (*new.losses(inputs.reduction), *results)
 
 
 def _sorted_pairs(queries: Tensor, width: int, items: int, *, wanted: bool) -> tuple[Tensor, Tensor]:
@@ -61,118 +86,63 @@ def _sorted_pairs(queries: Tensor, width: int, items: int, *, wanted: bool) -> t
 
 
 @torch.library.register_fake("cw_ext::embeddings_forward")
-def _embeddings_forward(
-    queries: Tensor,
-    items: Tensor,
-    pos_ids: Tensor,
-    neg_ids: Tensor,
-    extra_ids: Tensor | None,
-    log_q: Tensor | None,
-    *arguments: Any,
-) -> tuple[Tensor, ...]:
-    *_, reduction, with_gradients, with_log_q_gradient = arguments
-    rows, dim = queries.shape
-    n = neg_ids.shape[-1]
-    shared = neg_ids.dim() == 1
-    own = 1 + _width(extra_ids)
-
-    def new(*shape: int, wanted: bool = True) -> Tensor:
-        return queries.new_empty(shape if wanted else (0,), dtype=compute_dtype(queries.dtype))
-
-    shared_coefficients = new(0)
-    if with_gradients and shared:
-        shared_coefficients = queries.new_empty((rows, n), dtype=_kept_dtype(queries))
-    return (
-        new(*_loss_shape(rows, reduction)),
-        queries.new_empty((rows,), dtype=torch.bool),
-        new(wanted=reduction == "mean"),
-        new(rows, dim, wanted=with_gradients),
-        new(rows, dim, wanted=with_gradients),
-        new(rows, own if shared else own + n, wanted=with_gradients),
-        shared_coefficients,
-        *_sorted_pairs(queries, own + n, items.shape[0], wanted=with_gradients and not shared),
-        new(rows, n, wanted=with_log_q_gradient and log_q is not None),
-        new(rows),
-        new(rows),
+def _embeddings_forward(*arguments: Any) -> tuple[Tensor, ...]:
+    inputs, wanted = EMBEDDINGS.split(arguments, Wanted)
+    new, (rows, dim), n = _New(inputs.queries), inputs.queries.shape, inputs.neg_ids.shape[-1]
+    shared, own = inputs.neg_ids.dim() == 1, 1 + _width(inputs.extra_ids)
+    gradients = wanted.with_gradients
+    keys, ends = _sorted_pairs(inputs.queries, own + n, inputs.items.shape[0], wanted=gradients and not shared)
+    results = EmbeddingResults(
+        rescale=new.rescale(inputs.reduction),
+        d_queries=new(rows, dim, wanted=gradients),
+        unit_queries=new(rows, dim, wanted=gradients),
+        coefficients=new(rows, own if shared else own + n, wanted=gradients),
+        shared_coefficients=new.kept(rows, n, wanted=gradients and shared),
+        pair_keys=keys,
+        pair_ends=ends,
+        d_log_q=new(rows, n, wanted=wanted.with_log_q_gradient and inputs.log_q is not None),
+        d_row_values=new.row_values(),
     )
+    return (*new.losses(inputs.reduction), *results)
 
 
 @torch.library.register_fake("cw_ext::draw_negatives")
-def _draw_negatives(
-    rows: int,
-    num_items: int,
-    query_ids: Tensor | None,
-    starts: Tensor | None,
-    known: Tensor | None,
-    seed: Tensor,
-    first_row: int,
-    num_negatives: int,
-    *tables: Any,
-) -> Tensor:
-    return seed.new_empty((rows, num_negatives), dtype=torch.int32)
+def _draw_negatives(rows: int, num_items: int, *arguments: Any) -> Tensor:
+    draws = DRAWS.rebuilt(arguments)
+    return draws.seed.new_empty((rows, draws.num_negatives), dtype=torch.int32)
 
 
 @torch.library.register_fake("cw_ext::sampled_forward")
-def _sampled_forward(
-    queries: Tensor,
-    items: Tensor,
-    pos_ids: Tensor,
-    extra_ids: Tensor | None,
-    query_ids: Tensor | None,
-    starts: Tensor | None,
-    known: Tensor | None,
-    seed: Tensor,
-    first_row: int,
-    num_negatives: int,
-    *arguments: Any,
-) -> tuple[Tensor, ...]:
-    *_, reduction, with_gradients, keep_coefficients = arguments
-    rows, dim = queries.shape
-
-    def new(*shape: int, wanted: bool = True) -> Tensor:
-        return queries.new_empty(shape if wanted else (0,), dtype=compute_dtype(queries.dtype))
-
-    return (
-        new(*_loss_shape(rows, reduction)),
-        queries.new_empty((rows,), dtype=torch.bool),
-        new(wanted=reduction == "mean"),
-        new(rows, dim, wanted=with_gradients),
-        new(rows, dim, wanted=with_gradients),
-        new(rows, 1 + _width(extra_ids) + num_negatives, wanted=with_gradients and keep_coefficients),
-        new(rows),
-        new(rows),
+def _sampled_forward(*arguments: Any) -> tuple[Tensor, ...]:
+    inputs, wanted = SAMPLED.split(arguments, SampledWanted)
+    new, (rows, dim) = _New(inputs.queries), inputs.queries.shape
+    gradients, width = wanted.with_gradients, 1 + _width(inputs.extra_ids) + inputs.draws.num_negatives
+    results = SampledResults(
+        rescale=new.rescale(inputs.reduction),
+        d_queries=new(rows, dim, wanted=gradients),
+        unit_queries=new(rows, dim, wanted=gradients),
+        coefficients=new(rows, width, wanted=gradients and wanted.keep_coefficients),
+        d_row_values=new.row_values(),
     )
-
-
-@torch.library.register_fake("cw_ext::sampled_item_gradient")
-def _sampled_item_gradient(
-    unit_queries: Tensor,
-    factor: Tensor | None,
-    coefficients: Tensor | None,
-    queries: Tensor,
-    items: Tensor,
-    *arguments: Any,
-) -> Tensor:
-    return torch.empty_like(items, memory_format=torch.contiguous_format)
+    return (*new.losses(inputs.reduction), *results)
 
 
 @torch.library.register_fake("cw_ext::full_forward")
-def _full_forward(queries: Tensor, items: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    *_, reduction, with_gradients, _factor = arguments
-    rows, dim = queries.shape
-
-    def new(*shape: int, wanted: bool = True) -> Tensor:
-        return queries.new_empty(shape if wanted else (0,), dtype=compute_dtype(queries.dtype))
-
-    return (
-        new(*_loss_shape(rows, reduction)),
-        queries.new_empty((rows,), dtype=torch.bool),
-        new(wanted=reduction == "mean"),
-        new(rows, dim, wanted=with_gradients),
-        items.new_empty(items.shape if with_gradients else (0,)),
-        new(rows),
-        new(rows),
+def _full_forward(*arguments: Any) -> tuple[Tensor, ...]:
+    inputs, wanted = FULL.split(arguments, FullWanted)
+    new, (rows, dim) = _New(inputs.queries), inputs.queries.shape
+    results = FullResults(
+        rescale=new.rescale(inputs.reduction),
+        d_queries=new(rows, dim, wanted=wanted.with_gradients),
+        d_items=inputs.items.new_empty(inputs.items.shape if wanted.with_gradients else (0,)),
+        d_row_values=new.row_values(),
     )
+    return (*new.losses(inputs.reduction), *results)
+
+
+@torch.library.register_fake("cw_ext::sampled_item_gradient")
+def _sampled_item_gradient(unit_queries: Tensor, factor: Any, coefficients: Any, *arguments: Any) -> Tensor:
+    return torch.empty_like(SAMPLED.rebuilt(arguments).items, memory_format=torch.contiguous_format)
 
 
 @torch.library.register_fake("cw_ext::item_gradient")

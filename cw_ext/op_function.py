@@ -39,10 +39,6 @@ def _wants_graph() -> bool:
     return torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
 
 
-def shim(output):  # type: ignore
-    return (*output[:-2], torch.stack(output[-2:]))
-
-
 class Saved:
     """What a forward pass left for backward."""
 
@@ -115,9 +111,7 @@ class Op:
     def __call__(self, inputs: Any, wanted: Callable[[bool], Any]) -> tuple[Tensor, ...]:
         """The op's results, with gradients: wanted(whether there is to be any) is what is wanted for backward."""
         arguments = self.arguments(inputs)
-        needs_gradient = torch.is_grad_enabled() and any(
-            isinstance(x, Tensor) and x.requires_grad for x in arguments
-        )
+        needs_gradient = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in arguments)
         # torch.func's transforms and torch.compile want the setup_context.
         compiling, transformed = torch.compiler.is_compiling(), torch._C._are_functorch_transforms_active()
         if compiling and transformed:
@@ -128,16 +122,16 @@ class Op:
         result: tuple[Tensor, ...]
         if not needs_gradient and not transformed:
             result = self.op(*self.layout.flat(inputs), *wanted(False))
-            return shim(result)
-        function = OpFunction if compiling or transformed else _Direct
-        result = function.apply(self, *arguments, wanted(needs_gradient))
+        else:
+            function = OpFunction if compiling or transformed else _Direct
+            result = function.apply(self, *arguments, wanted(needs_gradient))
         return result
 
     def forward(self, ctx: Any, arguments: Sequence[Any]) -> tuple[Tensor, ...]:
         """The op's results. A ctx saves them."""
         wanted = arguments[-1]
         op_inputs = self.layout.flat(self.inputs(arguments[:-1]))
-        output: tuple[Tensor, ...] = shim(self.op(*op_inputs, *wanted))
+        output: tuple[Tensor, ...] = self.op(*op_inputs, *wanted)
         if ctx is not None:
             self._save(ctx, op_inputs, wanted, output)
         return output

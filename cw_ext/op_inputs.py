@@ -90,7 +90,7 @@ class SampledWanted(NamedTuple):
 
 class FullWanted(NamedTuple):
     with_gradients: bool
-    factor: Tensor | None  # [B]: the gradients are those of the rows' losses times this
+    factor: Tensor | None  # [B], or None: 1. The gradients are those of the rows' losses times this
 
 
 # ---- results -----------------------------------------------------------------------------------------------
@@ -146,6 +146,7 @@ class FullResults(NamedTuple):
 # ---- tuples and an op's arguments --------------------------------------------------------------------------
 
 T = TypeVar("T")
+W = TypeVar("W")
 
 
 class Layout(Generic[T]):
@@ -206,6 +207,12 @@ class Layout(Generic[T]):
         return self.make(*found)
 
 
+    def split(self, arguments: Sequence[Any], wanted: Callable[..., W]) -> tuple[T, W]:
+        """The tuple from the op's first arguments, and another from the rest."""
+        mine = len(self.names)
+        return self.rebuilt(arguments[:mine]), wanted(*arguments[mine:])
+
+
 class _RowValuesLayout(Layout[RowValues]):
     """Two arguments for each value: a tensor or None, and a number."""
 
@@ -229,3 +236,4 @@ SCORES = Layout(ScoreInputs)
 EMBEDDINGS = Layout(EmbeddingInputs)
 SAMPLED = Layout(SampledInputs)
 FULL = Layout(FullInputs)
+DRAWS = Layout(Draws)
