@@ -1,11 +1,17 @@
-"""The loss's keyword arguments: names, types, defaults, meaning and checks, once for every level and backend."""
+"""The loss's keyword arguments, each described once: type, default, check and documentation.
+
+A new argument is an entry of :class:`LossArguments`, and a field of :class:`RowParameters` (a number for all rows that
+the kernels take) or of :class:`LossOptions` (anything else). Defaults, documentation, signatures and checks follow from
+the entry.
+"""
 
 from __future__ import annotations
 
 import functools
 import inspect
+import textwrap
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, TypedDict, TypeVar, Unpack
+from typing import Annotated, Any, Literal, NamedTuple, TypedDict, TypeVar, Unpack, cast, get_args, get_type_hints
 
 import torch
 from torch import Tensor
@@ -17,73 +23,178 @@ Surrogate = Literal["exp", "tanh", "atan", "relu"]
 Reduction = Literal["mean", "sum", "none"]
 Backend = Literal["auto", "fused", "reference"]
 
-WEIGHTINGS = ("none", "sigmoid", "exponential", "linear")
-SURROGATES = ("exp", "tanh", "atan", "relu")
-REDUCTIONS = ("mean", "sum", "none")
-BACKENDS = ("auto", "fused", "reference")
+WEIGHTINGS: tuple[str, ...] = get_args(Weighting)
+SURROGATES: tuple[str, ...] = get_args(Surrogate)
+REDUCTIONS: tuple[str, ...] = get_args(Reduction)
+BACKENDS: tuple[str, ...] = get_args(Backend)
+
+# Takes an argument's name and value; returns the value to compute with, or raises.
+Check = Callable[[str, Any], Any]
+
+
+class Argument(NamedTuple):
+    """What an entry of :class:`LossArguments` adds to the argument's name and type."""
+
+    default: Any
+    check: Check
+    meaning: str
+
+
+def _number(
+    within: str = "", contains: Callable[[float], bool] | None = None, *, none: bool = False, rows: bool = False
+) -> Check:
+    """A check for a finite number.
+
+    Args:
+        within: the range in words, for the messages.
+        contains: whether a number is in that range.
+        none: None is allowed too.
+        rows: a tensor is allowed too. Its shape and values are checked later, against the scores. The argument is then
+            a field of :class:`LossOptions`.
+    """
+    expected = " or ".join(
+        [f"a number {within}".strip()] + ["None"] * none + ["a tensor with one value per row"] * rows
+    )
+
+    def check(name: str, value: Any) -> Any:
+        if (none and value is None) or (rows and isinstance(value, Tensor)):
+            return value
+        number = checks.number(name, value, expected)
+        if contains is not None and not contains(number):
+            raise ValueError(f"{name} must be {within}, got {value}")
+        return number
+
+    return check
+
+
+def _choice(choices: tuple[str, ...]) -> Check:
+    def check(name: str, value: Any) -> Any:
+        checks.choice(name, value, choices)
+        return value
+
+    return check
+
+
+def _flag(name: str, value: Any) -> Any:
+    checks.flag(name, value)
+    return value
+
+
+def _is_positive(x: float) -> bool:
+    return x > 0
 
 
 class LossArguments(TypedDict, total=False):
     """Keyword arguments that every form of the loss takes."""
 
-    temperature: float
-    prior: float | Tensor
-    weighting: Weighting
-    weight_temperature: float | None
-    detach_weights: bool
-    normalize_weights: bool
-    floor: float
-    min_margin: float | None
-    confidence_temperature: float | None
-    confidence_threshold: float | Tensor
-    include_positive: bool
-    surrogate: Surrogate
-    reduction: Reduction
-    backend: Backend
+    temperature: Annotated[
+        float,
+        Argument(
+            0.1,
+            _number("> 0", _is_positive),
+            "τ > 0, on the scale of the scores (for ½·cosine, half the value used with the cosine).",
+        ),
+    ]
+    prior: Annotated[
+        float | Tensor,
+        Argument(
+            0.0,
+            _number("in [0, 1)", lambda x: 0 <= x < 1, rows=True),
+            "π in [0, 1), the share of sampled negatives that are really positives; a float, or a tensor with one "
+            "value per row. A tensor's values are checked on the CPU outside torch.compile; elsewhere a value out of "
+            "range makes its row NaN.",
+        ),
+    ]
+    weighting: Annotated[
+        Weighting,
+        Argument(
+            "sigmoid",
+            _choice(WEIGHTINGS),
+            'weight ω(d) of a negative with margin d = s_j − s⁺: "none" 1, "sigmoid" σ(−d/ρ), "exponential" '
+            'exp(−d/ρ), "linear" max(0, 1 − d/ρ).',
+        ),
+    ]
+    weight_temperature: Annotated[
+        float | None,
+        Argument(
+            None,
+            _number("> 0", none=True),  # the sign: see _check_together
+            'ρ > 0; default τ for "sigmoid", 1 for "exponential" and "linear". A negative ρ (harder negatives count '
+            'more) is allowed for "exponential" only.',
+        ),
+    ]
+    detach_weights: Annotated[
+        bool,
+        Argument(
+            True,
+            _flag,
+            "take ω as a constant in the gradient (an importance weight); False lets the gradient flow through it.",
+        ),
+    ]
+    normalize_weights: Annotated[
+        bool,
+        Argument(False, _flag, "divide the weighted sum by Σ q·ω in place of Σ q (the convention of HCL)."),
+    ]
+    floor: Annotated[
+        float,
+        Argument(
+            0.3,
+            _number("in (0, 1]", lambda x: 0 < x <= 1),
+            "ε in (0, 1]; the correction may take away at most the share 1 − ε of the negative mass.",
+        ),
+    ]
+    min_margin: Annotated[
+        float | None,
+        Argument(
+            None,
+            _number(none=True),
+            "None, or m: replaces the relative floor by the absolute one, A − π·C ≥ exp(m/τ), with no gradient where "
+            "it binds (the floor of DCL, for bounded scores).",
+        ),
+    ]
+    confidence_temperature: Annotated[
+        float | None,
+        Argument(
+            None,
+            _number("> 0", _is_positive, none=True),
+            "None, or τ_c > 0: multiplies each row by 2σ((s⁺ − β)/τ_c).",
+        ),
+    ]
+    confidence_threshold: Annotated[
+        float | Tensor,
+        Argument(0.0, _number(rows=True), "β, a float, or a tensor with one value per row."),
+    ]
+    include_positive: Annotated[
+        bool,
+        Argument(False, _flag, "L = log(1 + N·G) in place of log(N·G) (the InfoNCE form)."),
+    ]
+    surrogate: Annotated[
+        Surrogate,
+        Argument(
+            "exp",
+            _choice(SURROGATES),
+            'what stands in place of exp(d/τ): "exp", or PSL\'s "tanh" (tanh d + 1)^(1/τ), "atan" (atan d + 1)^(1/τ), '
+            '"relu" max(0, d + 1)^(1/τ).',
+        ),
+    ]
+    reduction: Annotated[
+        Reduction,
+        Argument("mean", _choice(REDUCTIONS), '"mean" (Σ w·L / Σ w over the live rows), "sum" or "none".'),
+    ]
+    backend: Annotated[
+        Backend,
+        Argument(
+            "auto",
+            _choice(BACKENDS),
+            '"auto" (the kernels where they exist, else the reference), "fused" (the kernels, or an error that says '
+            'why not) or "reference" (pure PyTorch).',
+        ),
+    ]
 
 
-DEFAULTS: LossArguments = {
-    "temperature": 0.1,
-    "prior": 0.0,
-    "weighting": "sigmoid",
-    "weight_temperature": None,
-    "detach_weights": True,
-    "normalize_weights": False,
-    "floor": 0.3,
-    "min_margin": None,
-    "confidence_temperature": None,
-    "confidence_threshold": 0.0,
-    "include_positive": False,
-    "surrogate": "exp",
-    "reduction": "mean",
-    "backend": "auto",
-}
-
-_DOCUMENTATION = """
-    Loss arguments (keywords):
-        temperature: τ > 0, on the scale of the scores (for ½·cosine, half the value used with the cosine).
-        prior: π in [0, 1), the share of sampled negatives that are really positives; a float, or a tensor
-            with one value per row. A tensor's values are checked on the CPU outside torch.compile; elsewhere
-            a value out of range makes its row NaN.
-        weighting: weight ω(d) of a negative with margin d = s_j − s⁺: "none" 1, "sigmoid" σ(−d/ρ),
-            "exponential" exp(−d/ρ), "linear" max(0, 1 − d/ρ).
-        weight_temperature: ρ > 0; default τ for "sigmoid", 1 for "exponential" and "linear". A negative ρ
-            (harder negatives count more) is allowed for "exponential" only.
-        detach_weights: take ω as a constant in the gradient (an importance weight); False lets the gradient
-            flow through it.
-        normalize_weights: divide the weighted sum by Σ q·ω in place of Σ q (the convention of HCL).
-        floor: ε in (0, 1]; the correction may take away at most the share 1 − ε of the negative mass.
-        min_margin: None, or m: replaces the relative floor by the absolute one, A − π·C ≥ exp(m/τ), with no
-            gradient where it binds (the floor of DCL, for bounded scores).
-        confidence_temperature: None, or τ_c > 0: multiplies each row by 2σ((s⁺ − β)/τ_c).
-        confidence_threshold: β, a float, or a tensor with one value per row.
-        include_positive: L = log(1 + N·G) in place of log(N·G) (the InfoNCE form).
-        surrogate: what stands in place of exp(d/τ): "exp", or PSL's "tanh" (tanh d + 1)^(1/τ),
-            "atan" (atan d + 1)^(1/τ), "relu" max(0, d + 1)^(1/τ).
-        reduction: "mean" (Σ w·L / Σ w over the live rows), "sum" or "none".
-        backend: "auto" (the kernels where they exist, else the reference), "fused" (the kernels, or an
-            error that says why not) or "reference" (pure PyTorch).
-"""
+_HINTS = get_type_hints(LossArguments, include_extras=True)
+ARGUMENTS: dict[str, Argument] = {name: hint.__metadata__[0] for name, hint in _HINTS.items()}
+DEFAULTS = cast(LossArguments, {name: argument.default for name, argument in ARGUMENTS.items()})
 
 
 class RowParameters(NamedTuple):
@@ -111,28 +222,6 @@ class LossOptions(NamedTuple):
     backend: str
 
 
-def _choice(name: str, value: str, choices: tuple[str, ...]) -> str:
-    checks.choice(name, value, choices)
-    return value
-
-
-def _flag(name: str, value: bool) -> bool:
-    checks.flag(name, value)
-    return value
-
-
-def _weight_temperature(value: float | None, weighting: str, temperature: float) -> float:
-    if value is None:
-        return temperature if weighting == "sigmoid" else 1.0
-    number = checks.number("weight_temperature", value, "a number > 0 or None")
-    if number == 0 or (number < 0 and weighting != "exponential"):
-        raise ValueError(
-            f"weight_temperature must be > 0 (or, with weighting='exponential' only, < 0), got {value} "
-            f"with weighting={weighting!r}"
-        )
-    return number
-
-
 def resolve(loss: LossArguments) -> LossOptions:
     """Check the keyword arguments and fill in the defaults.
 
@@ -140,9 +229,11 @@ def resolve(loss: LossArguments) -> LossOptions:
         TypeError: an unknown keyword, or a value of the wrong type.
         ValueError: a value out of its range. The message names the argument, the range and the value.
     """
-    # The same few arguments come with every batch, and checking them costs as much as a small batch's loss.
-    if torch.compiler.is_compiling() or any(isinstance(value, Tensor) for value in loss.values()):
+    if torch.compiler.is_compiling():
         return _resolve(**loss)
+    if any(isinstance(value, Tensor) for value in loss.values()):
+        return _resolve_with_tensors(loss)
+    # The same few arguments come with every batch, and checking them costs as much as a small batch's loss.
     try:
         hash(tuple(loss.values()))
     except TypeError:
@@ -150,54 +241,53 @@ def resolve(loss: LossArguments) -> LossOptions:
     return _resolve_once(**loss)
 
 
+def _resolve_with_tensors(loss: LossArguments) -> LossOptions:
+    """Tensors change from batch to batch, and a cache would keep them alive: the rest alone is looked up in it."""
+    rest: Any = {}
+    tensors = {}
+    for name, value in loss.items():
+        if isinstance(value, Tensor):
+            tensors[name] = _argument(name).check(name, value)
+        else:
+            rest[name] = value
+    return resolve(rest)._replace(**tensors)
+
+
+def _argument(name: str) -> Argument:
+    if name not in ARGUMENTS:
+        raise TypeError(f"unknown loss argument {name!r}; the known ones are {', '.join(ARGUMENTS)}")
+    return ARGUMENTS[name]
+
+
 def _resolve(**loss: Unpack[LossArguments]) -> LossOptions:
-    for name in loss:
-        if name not in DEFAULTS:
-            raise TypeError(f"unknown loss argument {name!r}; the known ones are {', '.join(DEFAULTS)}")
-    given: LossArguments = {**DEFAULTS, **loss}
+    values = {**DEFAULTS, **{name: _argument(name).check(name, value) for name, value in loss.items()}}
+    _check_together(values)
+    if values["weight_temperature"] is None:  # ρ follows τ
+        values["weight_temperature"] = values["temperature"] if values["weighting"] == "sigmoid" else 1.0
+    row = RowParameters(**{name: values.pop(name) for name in RowParameters._fields})
+    return LossOptions(row, **values)
 
-    temperature = checks.positive_number("temperature", given["temperature"])
-    weighting = _choice("weighting", given["weighting"], WEIGHTINGS)
-    prior = given["prior"]
-    if not isinstance(prior, Tensor):
-        prior = checks.number("prior", prior, "a number in [0, 1) or a tensor with one value per row")
-        if not 0 <= prior < 1:
-            raise ValueError(f"prior must be in [0, 1), got {prior}")
-    threshold = given["confidence_threshold"]
-    if not isinstance(threshold, Tensor):
-        threshold = checks.number("confidence_threshold", threshold, "a number or a tensor with one value per row")
-    floor = checks.number("floor", given["floor"], "a number in (0, 1]")
-    if not 0 < floor <= 1:
-        raise ValueError(f"floor must be in (0, 1], got {floor}")
-    min_margin = given["min_margin"]
-    if min_margin is not None:
-        min_margin = checks.number("min_margin", min_margin, "a number or None")
-    confidence_temperature = given["confidence_temperature"]
-    if confidence_temperature is not None:
-        confidence_temperature = checks.positive_number("confidence_temperature", confidence_temperature)
 
-    row = RowParameters(
-        temperature=temperature,
-        weighting=weighting,
-        weight_temperature=_weight_temperature(given["weight_temperature"], weighting, temperature),
-        detach_weights=_flag("detach_weights", given["detach_weights"]),
-        normalize_weights=_flag("normalize_weights", given["normalize_weights"]),
-        floor=floor,
-        min_margin=min_margin,
-        confidence_temperature=confidence_temperature,
-        include_positive=_flag("include_positive", given["include_positive"]),
-        surrogate=_choice("surrogate", given["surrogate"], SURROGATES),
-    )
-    return LossOptions(
-        row=row,
-        prior=prior,
-        confidence_threshold=threshold,
-        reduction=_choice("reduction", given["reduction"], REDUCTIONS),
-        backend=_choice("backend", given["backend"], BACKENDS),
-    )
+def _check_together(values: dict[str, Any]) -> None:
+    """What is right or wrong of an argument only beside another."""
+    rho, weighting = values["weight_temperature"], values["weighting"]
+    if rho is not None and (rho == 0 or (rho < 0 and weighting != "exponential")):
+        raise ValueError(
+            f"weight_temperature must be > 0 (or, with weighting='exponential' only, < 0), got {rho} "
+            f"with weighting={weighting!r}"
+        )
 
 
 _resolve_once = functools.lru_cache(maxsize=64, typed=True)(_resolve)
+
+
+def _documentation() -> str:
+    wrapper = textwrap.TextWrapper(
+        112, initial_indent=" " * 4, subsequent_indent=" " * 8, break_long_words=False, break_on_hyphens=False
+    )
+    entries = (wrapper.fill(f"{name}: {argument.meaning}") for name, argument in ARGUMENTS.items())
+    return "\n".join(["Loss arguments (keywords):", *entries])
+
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -206,11 +296,12 @@ def documents_loss_arguments(function: _F) -> _F:
     """Show the keyword arguments in the function's help() and signature, where `**loss` alone says nothing."""
     signature = inspect.signature(function)
     own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    types = LossArguments.__annotations__
     shared = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=types[name].__forward_arg__)
-        for name, default in DEFAULTS.items()
+        inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=argument.default, annotation=_HINTS[name].__origin__
+        )
+        for name, argument in ARGUMENTS.items()
     ]
     function.__signature__ = signature.replace(parameters=own + shared)  # type: ignore[attr-defined]
-    function.__doc__ = (function.__doc__ or "") + _DOCUMENTATION
+    function.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\n{_documentation()}\n"
     return function

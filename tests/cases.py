@@ -163,6 +163,8 @@ class Scores(_Tensors):
     prior: Tensor | None = None
     threshold: Tensor | None = None
     row_weights: Tensor | None = None
+    temperature: Tensor | None = None
+    knots: Tensor | None = None
 
     def loss(self, **arguments: Any) -> Tensor:
         return cw_loss(
@@ -171,7 +173,7 @@ class Scores(_Tensors):
             extra_pos_scores=self.extra,
             neg_log_weights=self.log_q,
             row_weights=self.row_weights,
-            **_with_tensors(arguments, self.prior, self.threshold),
+            **_with_tensors(arguments, self),
         )
 
 
@@ -188,6 +190,8 @@ class Embeddings(_Tensors):
     prior: Tensor | None = None
     threshold: Tensor | None = None
     row_weights: Tensor | None = None
+    temperature: Tensor | None = None
+    knots: Tensor | None = None
 
     def loss(self, **arguments: Any) -> Tensor:
         return cw_loss_from_embeddings(
@@ -198,15 +202,18 @@ class Embeddings(_Tensors):
             extra_pos_ids=self.extra_ids,
             neg_log_weights=self.log_q,
             row_weights=self.row_weights,
-            **_with_tensors(arguments, self.prior, self.threshold),
+            **_with_tensors(arguments, self),
         )
 
 
 Case = Scores | Embeddings
 
 
-def _with_tensors(arguments: dict[str, Any], prior: Tensor | None, threshold: Tensor | None) -> dict[str, Any]:
-    given = {"prior": prior, "confidence_threshold": threshold}
+def _with_tensors(arguments: dict[str, Any], case: Any) -> dict[str, Any]:
+    """The case's tensors in the place of numbers, and its knots in that of the curve's."""
+    given = {"prior": case.prior, "confidence_threshold": case.threshold, "temperature": case.temperature}
+    if case.knots is not None:
+        given["score_curve"] = replace(arguments["score_curve"], log_weights=case.knots)
     return arguments | {name: value for name, value in given.items() if value is not None}
 
 

@@ -62,9 +62,11 @@ class Drawn(_Tensors):
     prior: Tensor | None = None
     threshold: Tensor | None = None
     row_weights: Tensor | None = None
+    temperature: Tensor | None = None
+    knots: Tensor | None = None
 
     def loss(self, **arguments: Any) -> Tensor:
-        arguments = _with_tensors(self.settings | arguments, self.prior, self.threshold)
+        arguments = _with_tensors(self.settings | arguments, self)
         arguments |= {"extra_pos_ids": self.extra_ids, "row_weights": self.row_weights}
         interactions = self.interactions.to(self.queries.device)
         if self.kind == "sampled":

@@ -25,6 +25,8 @@ DEFAULTS: dict[str, Any] = {
     "prior": 0.0,
     "weighting": "sigmoid",
     "weight_temperature": None,
+    "positive_temperature": None,
+    "score_curve": None,
     "detach_weights": True,
     "normalize_weights": False,
     "floor": 0.3,
@@ -45,7 +47,10 @@ class Row(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """One row's numbers. −inf in `log_q` masks a negative; −inf in `extras` is padding."""
+    """One row's numbers. −inf in `log_q` masks a negative; −inf in `extras` is padding.
+
+    `temperature` is the row's own, in place of the argument; `knots` are the log weights of `score_curve`.
+    """
 
     pos: Number
     negatives: Sequence[Number]
@@ -53,6 +58,16 @@ class Inputs(NamedTuple):
     log_q: Sequence[Number] | None = None
     prior: Number = 0.0
     threshold: Number = 0.0
+    temperature: Number | None = None
+    knots: Sequence[Number] | None = None
+
+
+class Curve(NamedTuple):
+    """Where the knots are: equally spaced from `low` to `high`, on the axis of "score" or "margin"."""
+
+    low: Number
+    high: Number
+    on: str = "score"
 
 
 def _precise(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -119,6 +134,21 @@ def _exp_or_surrogate(d: Decimal, loss: dict[str, Any]) -> Decimal:
     return (base.ln() / tau).exp() if base else _ZERO
 
 
+def _on_curve(x: Number, curve: Curve, knots: Sequence[Number]) -> Number:
+    """The log weight at x: the straight line between the two knots beside it, −inf where it needs one of −inf."""
+    low, high = Decimal(curve.low), Decimal(curve.high)
+    at = min(max(Decimal(x), low), high)
+    places = [low + (high - low) * k / (len(knots) - 1) for k in range(len(knots))]
+    for place, value in zip(places, knots):
+        if at == place:
+            return value
+    right = next(k for k, place in enumerate(places) if place > at)
+    if _is_minus_infinity(knots[right - 1]) or _is_minus_infinity(knots[right]):
+        return -math.inf
+    share = (at - places[right - 1]) / (places[right] - places[right - 1])
+    return (1 - share) * Decimal(knots[right - 1]) + share * Decimal(knots[right])
+
+
 def _is_minus_infinity(x: Number) -> bool:
     return float(x) == -math.inf
 
@@ -128,18 +158,44 @@ def _spoils(x: Number) -> bool:
     return not float(x) < math.inf
 
 
+def _log_weights(inputs: Inputs, curve: Curve | None, at: Inputs) -> list[Number]:
+    """log q of each negative: the external one and the curve's, for the scores in `at`."""
+    log_q: list[Number] = list(inputs.log_q) if inputs.log_q is not None else [0.0] * len(inputs.negatives)
+    if curve is None:
+        return log_q
+    assert inputs.knots is not None
+    for j, score in enumerate(at.negatives):
+        if _is_minus_infinity(log_q[j]) or math.isnan(score):  # a NaN spoils its row in any case
+            continue
+        x = score if curve.on == "score" else Decimal(score) - Decimal(at.pos)
+        further = _on_curve(x, curve, inputs.knots)
+        log_q[j] = -math.inf if _is_minus_infinity(further) else Decimal(log_q[j]) + Decimal(further)
+    return log_q
+
+
 @_precise
-def row(inputs: Inputs, *, weights_at: Inputs | None = None, **arguments: Any) -> Row:
+def above(inputs: Inputs, score_curve: Curve | None = None) -> int:
+    """How many negatives that are not masked out score above the threshold."""
+    log_q = _log_weights(inputs, score_curve, inputs)
+    return sum(s > inputs.threshold for s, q in zip(inputs.negatives, log_q) if not _is_minus_infinity(q))
+
+
+@_precise
+def row(inputs: Inputs, *, weights_at: Inputs | None = None, curve_at: Inputs | None = None, **arguments: Any) -> Row:
     """The loss of one row.
 
     Args:
         inputs: the row.
-        weights_at: the scores at which ω is evaluated: given, ω is a constant in a finite difference.
-        **arguments: the loss arguments of the API.
+        weights_at: the row at which ω is evaluated: given, ω is a constant in a finite difference.
+        curve_at: likewise the scores at which the curve is.
+        **arguments: the loss arguments of the API; `score_curve` as a Curve, with the knots in `inputs`.
     """
     loss = DEFAULTS | arguments
     seen = weights_at or inputs
-    log_q = inputs.log_q if inputs.log_q is not None else [0.0] * len(inputs.negatives)
+    of_weights = loss | ({} if seen.temperature is None else {"temperature": seen.temperature})
+    if inputs.temperature is not None:
+        loss |= {"temperature": inputs.temperature}
+    log_q = _log_weights(inputs, loss["score_curve"], curve_at or inputs)
     live = [j for j, value in enumerate(log_q) if not _is_minus_infinity(value)]
     if not live:
         return Row(_ZERO, live=False)
@@ -160,18 +216,18 @@ def row(inputs: Inputs, *, weights_at: Inputs | None = None, **arguments: Any) -
         if _is_minus_infinity(inputs.negatives[j]):
             sum_q_omega += q * _omega_at_minus_infinity(loss)
             continue
-        omega = _omega(Decimal(seen.negatives[j]) - pos_seen, loss)
+        omega = _omega(Decimal(seen.negatives[j]) - pos_seen, of_weights)
         sum_q_omega += q * omega
         mass += q * omega * _exp_or_surrogate(Decimal(inputs.negatives[j]) - pos, loss)
     if mass == 0:
         return Row(_ZERO, live=False)
     a = mass / (sum_q_omega if loss["normalize_weights"] else sum_q)
 
-    c = _omega(_ZERO, loss)
+    c = _omega(_ZERO, of_weights)
     if further:
         c = _ZERO
         for k in further:
-            omega = _omega(Decimal(seen.extras[k]) - pos_seen, loss)
+            omega = _omega(Decimal(seen.extras[k]) - pos_seen, of_weights)
             c += omega * _exp_or_surrogate(Decimal(inputs.extras[k]) - pos, loss) / len(further)
 
     if loss["min_margin"] is None:
@@ -180,6 +236,8 @@ def row(inputs: Inputs, *, weights_at: Inputs | None = None, **arguments: Any) -
         least = (Decimal(loss["min_margin"]) / Decimal(loss["temperature"])).exp()
     g = max(a - prior * c, least) / (1 - prior)
     value = (len(live) * g + (1 if loss["include_positive"] else 0)).ln()
+    if loss["positive_temperature"] is not None:
+        value += pos * (1 / Decimal(loss["temperature"]) - 1 / Decimal(loss["positive_temperature"]))
     if loss["confidence_temperature"] is not None:
         sharpness = Decimal(loss["confidence_temperature"])
         value *= 2 / (1 + (-(pos - Decimal(inputs.threshold)) / sharpness).exp())
@@ -201,13 +259,13 @@ def row_gradients(inputs: Inputs, **arguments: Any) -> dict[str, Any]:
         value = getattr(inputs, name)
         here = value if place is None else value[place]
         if _is_minus_infinity(here):
-            return 0.0
+            return 0.0  # also of a knot: what is masked out stays so
 
         def moved(step: Decimal) -> Decimal:
             new: Any = Decimal(here) + step
             if place is not None:
                 new = [*value[:place], new, *value[place + 1 :]]
-            return row(inputs._replace(**{name: new}), weights_at=frozen, **arguments).loss
+            return row(inputs._replace(**{name: new}), weights_at=frozen, curve_at=inputs, **arguments).loss
 
         return derivative(moved)
 

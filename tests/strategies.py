@@ -123,7 +123,7 @@ class WithoutHistory(Drawn):
     """In-batch or all items as negatives, where nothing is known of the queries."""
 
     def loss(self, **arguments: Any) -> Tensor:
-        arguments = _with_tensors(self.settings | arguments, self.prior, self.threshold)
+        arguments = _with_tensors(self.settings | arguments, self)
         arguments |= {"extra_pos_ids": self.extra_ids, "row_weights": self.row_weights}
         function = {"in_batch": cw_loss_in_batch, "full": cw_loss_full}[self.kind]
         if self.kind == "in_batch":

@@ -1,0 +1,136 @@
+"""Weights of negatives as a function of their scores: a piecewise linear curve of log weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from cw_ext import checks
+
+# Within these, places and their distances are finite numbers of fp32, and an index made of them is in range.
+_FURTHEST, _SHORTEST = 1e30, 1e-30
+
+CurveArgument = Literal["score", "margin"]
+
+
+@dataclass(frozen=True, eq=False)  # a comparison of tensors is no bool
+class ScoreCurve:
+    """Log weights at K equally spaced places, with straight lines between them.
+
+    Each negative's weight q_j is multiplied by exp(curve(x)), x its score or its margin. This stands for any weight
+    that is a function of the score: an estimated probability of being a true negative, a published weighting, one's
+    own. The weight is a constant in the gradient of the scores; `log_weights` gets a gradient where it asks for one.
+
+    Args:
+        low: where the first place is, on the scale of the scores as the loss sees them (½·cosine by default). Below it
+            the curve has its first value.
+        high: where the last place is, > low. Above it the curve has its last value.
+        log_weights: [K], K ≥ 2, fp16, bf16, fp32 or fp64; the values at low, …, high. −inf masks negatives out: where
+            x is at that place, and strictly between it and its neighbours. NaN and +inf are refused on the CPU outside
+            torch.compile; elsewhere they make the rows that they reach NaN.
+        on: what x is: "score" s_j, or "margin" s_j − s⁺.
+
+    Raises:
+        TypeError, ValueError: the message contains the argument, what was expected and what came.
+
+    >>> curve = ScoreCurve(-0.5, 0.5, torch.tensor([0.0, 0.0, -1.0]))  # negatives with a positive score count less
+    >>> cw_loss(pos_scores, neg_scores, score_curve=curve)
+    """
+
+    low: float
+    high: float
+    log_weights: Tensor
+    on: CurveArgument = "score"
+
+    def __post_init__(self) -> None:
+        low, high = _end("low", self.low), _end("high", self.high)
+        if not high - low >= _SHORTEST:
+            raise ValueError(f"high must be > low = {low}, by {_SHORTEST} or more, got {self.high}")
+        checks.has_dtype("log_weights", self.log_weights, checks.FLOATING)
+        shape = tuple(self.log_weights.shape)
+        if len(shape) != 1 or shape[0] < 2:
+            raise ValueError(f"log_weights must have shape [K] with K ≥ 2, got {shape}")
+        _check_values(self.log_weights)
+        checks.choice("on", self.on, get_args(CurveArgument))
+
+    @classmethod
+    def from_function(
+        cls,
+        function: Callable[[Tensor], Tensor],
+        low: float,
+        high: float,
+        knots: int = 257,
+        on: CurveArgument = "score",
+    ) -> ScoreCurve:
+        """A log weight, sampled.
+
+        Args:
+            function: takes places x [K] in fp64, returns the log weights there [K].
+            low, high, on: as above.
+            knots: K ≥ 2. The curve is off by at most h²/8·max|function″|, with h = (high − low)/(K − 1).
+
+        >>> ScoreCurve.from_function(lambda d: F.logsigmoid(-d / 0.1), -1.0, 1.0, on="margin")
+        """
+        checks.whole_number("knots", knots, 2)
+        places = torch.linspace(_end("low", low), _end("high", high), knots, dtype=torch.float64)
+        log_weights = function(places)
+        checks.is_tensor("function(x)", log_weights)
+        checks.has_shape("function(x)", log_weights, (knots,), "one log weight per place")
+        return cls(low, high, log_weights, on)
+
+    def to(self, device: torch.device | str) -> ScoreCurve:
+        """The same curve with its log weights on another device."""
+        return replace(self, log_weights=self.log_weights.to(device))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The log weights at x.
+
+        Args:
+            x: scores or margins, any shape, on the device of `log_weights`. They get no gradient.
+
+        Returns:
+            The shape of x; fp64 for fp64, else fp32. NaN where x is NaN.
+        """
+        checks.has_dtype("x", x, checks.FLOATING)
+        checks.matches("x", x, "log_weights", self.log_weights, dtype=False)
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        x, w = x.detach().to(dtype), self.log_weights.to(dtype)
+        last = w.shape[0] - 1
+
+        # Place k + f on the scale of the knots. high itself must come out as the last knot, whatever t is rounded to.
+        nan = x.isnan()
+        t = (torch.where(nan, self.low, x).clamp(self.low, self.high) - self.low) * (last / (self.high - self.low))
+        beyond = x >= self.high
+        k = torch.where(beyond, last - 1, t.long().clamp(max=last - 1))
+        f = torch.where(beyond, 1.0, (t - k).clamp(max=1.0))
+        # Not w[k], whose backward pass on several threads adds in an order that differs from run to run.
+        left, right = (w.index_select(0, i.flatten()).reshape(x.shape) for i in (k, k + 1))
+
+        # lerp is exact at both ends and between equal values. Values that it must not see are replaced before it, and
+        # its results after it: where() alone would send NaN through the gradient of the branch that was not taken.
+        masked = (left == -torch.inf) | (right == -torch.inf)
+        between = torch.lerp(torch.where(masked, 0.0, left), torch.where(masked, 0.0, right), f)
+        end = torch.where(f == 0, left, torch.where(f == 1, right, -torch.inf))
+        value = torch.where(masked, torch.where(end == -torch.inf, -torch.inf, end), between)
+        return torch.where(nan, torch.nan, value)
+
+
+def _end(name: str, value: object) -> float:
+    number = checks.number(name, value, "a number")
+    if abs(number) > _FURTHEST:
+        raise ValueError(f"{name} must be a number in [−{_FURTHEST}, {_FURTHEST}], got {value}")
+    return number
+
+
+def _check_values(log_weights: Tensor) -> None:
+    """Where a look at them costs no synchronisation and breaks no graph."""
+    if log_weights.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    log_weights = torch.func.debug_unwrap(log_weights)
+    bad = ~(log_weights < torch.inf)
+    if bad.any():
+        raise ValueError(f"log_weights must be finite or −inf, got {log_weights[bad].flatten()[0].item()}")

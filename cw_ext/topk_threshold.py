@@ -1,0 +1,143 @@
+"""The score that an item needs to be among a query's first K, learned while training goes on."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from cw_ext import checks
+
+# The largest move, in steps. It lets a threshold that is far too low rise quickly, and hardly ever cuts a count off
+# where the threshold is right.
+_LARGEST_MOVE = 4.0
+# The steps of a query shrink with its updates to this share of the first: scores go on moving.
+_LAST_STEP = 0.1
+
+
+class TopKThreshold(nn.Module):
+    """Learns, for each query, the score that only the K best of its unknown items exceed.
+
+    It is the β of SL@K (`presets.slk`), found without a pass over the catalogue: by stochastic quantile regression
+    (Robbins & Monro, 1951; Talos, arXiv 2601.19276, eq. for L_q) from the number of negatives that score above β,
+    which the loss counts in any case. In each update β moves up where more than the share k/num_items of the negatives
+    scored above it, and down where fewer did.
+
+    The negatives must be drawn uniformly (also shared ones, or all items): popular ones would move the quantile. Known
+    positives, which are never drawn, do not count among the K, as they do not in a ranking of new items. That is where
+    this differs from SL@K's estimate, which ranks all items.
+
+    Args:
+        num_queries: Q.
+        k: K, 1 ≤ k < num_items.
+        num_items: how many items the negatives are drawn from.
+        step: the first step, on the scale of the scores; the later ones shrink with the square root of the query's
+            updates, to a tenth of it. The default suits ½·cosine. Otherwise about a third of the standard deviation
+            of a query's scores.
+
+    Buffers, saved in the state_dict:
+        thresholds: β [Q] in fp32; 0 at first.
+        updates: [Q] in int64, how many updates each has had.
+
+    Raises:
+        TypeError, ValueError: the message contains the argument, what was expected and what came.
+
+    >>> beta = TopKThreshold(num_queries, k=20, num_items=num_items)
+    >>> loss, above = sampled_cw_loss(..., query_ids, ..., num_negatives, return_above=True,
+    ...                               confidence_threshold=beta.threshold(query_ids), **presets.slk())
+    >>> loss.backward(); optimizer.step()
+    >>> beta.update(query_ids, above, num_negatives)
+    """
+
+    thresholds: Tensor
+    updates: Tensor
+
+    def __init__(self, num_queries: int, k: int, num_items: int, *, step: float = 0.05) -> None:
+        super().__init__()
+        checks.whole_number("num_queries", num_queries, 1)
+        checks.whole_number("num_items", num_items, 2)
+        checks.whole_number("k", k, 1, num_items - 1)
+        self.k, self.num_items = k, num_items
+        self.step = checks.positive_number("step", step)
+        self.register_buffer("thresholds", torch.zeros(num_queries))
+        self.register_buffer("updates", torch.zeros(num_queries, dtype=torch.int64))
+
+    def extra_repr(self) -> str:
+        return f"{len(self.thresholds)}, k={self.k}, num_items={self.num_items}, step={self.step}"
+
+    def threshold(self, query_ids: Tensor) -> Tensor:
+        """β of each row, for `confidence_threshold`.
+
+        Args:
+            query_ids: [B], int32 or int64. −1 is padding, whose threshold is 0.
+
+        Returns:
+            [B] in fp32, without gradient; a copy, which later updates leave as it is.
+
+        Raises:
+            IndexError: an id out of range, on the CPU.
+        """
+        self._check_ids(query_ids)
+        return torch.where(query_ids < 0, 0.0, self.thresholds[query_ids.clamp(min=0)])
+
+    @torch.no_grad()
+    def update(self, query_ids: Tensor, above: Tensor, num_negatives: int | Tensor) -> None:
+        """Move the thresholds of a batch, after its step.
+
+        A query that occurs several times is updated once, with the counts of all its rows.
+
+        Args:
+            query_ids: [B], those given to :meth:`threshold`. −1 is padding.
+            above: [B], int32 or int64: how many of the row's negatives scored above its threshold.
+            num_negatives: of how many; an integer, or [B] where some are masked out. A row of 0 is left out.
+
+        Raises:
+            TypeError, ValueError: the message contains the argument, what was expected and what came.
+            IndexError: an id out of range, on the CPU.
+        """
+        self._check_ids(query_ids)
+        counted = self._counted(query_ids, above, num_negatives)
+        counts = torch.stack([above, counted]).to(self.thresholds.dtype)
+        counts = torch.where(query_ids < 0, 0.0, counts)
+
+        # Rows of one query side by side, and their counts added up in the place of the first. No id is looked at, and
+        # no more is allocated than the batch needs.
+        ids, order = query_ids.clamp(min=0).long().sort()
+        first = torch.ones_like(ids, dtype=torch.bool)
+        first[1:] = ids[1:] != ids[:-1]
+        group = first.cumsum(0) - 1
+        found, number = torch.zeros_like(counts).index_add_(1, group, counts[:, order])[:, group]
+
+        first = first & (number > 0)
+        expected = number * (self.k / self.num_items)
+        # In units of the expected count, or of one negative where less than one is expected: of variance 1 or less.
+        move = ((found - expected) / expected.clamp(min=1.0)).clamp(max=_LARGEST_MOVE)
+        step = self.step * (self.updates[ids] + 1).rsqrt().clamp(min=_LAST_STEP)
+        self.thresholds.index_add_(0, ids, torch.where(first, step * move, 0.0))
+        self.updates.index_add_(0, ids, first.long())
+
+    def _check_ids(self, query_ids: Tensor) -> None:
+        checks.has_dtype("query_ids", query_ids, checks.INTEGER)
+        checks.matches("query_ids", query_ids, "the thresholds", self.thresholds, dtype=False)
+        if query_ids.dim() != 1:
+            raise ValueError(f"query_ids must have shape [B], got {tuple(query_ids.shape)}")
+        checks.ids_in_range("query_ids", query_ids, len(self.thresholds))
+
+    def _counted(self, query_ids: Tensor, above: Tensor, num_negatives: int | Tensor) -> Tensor:
+        """How many negatives each row has, [B]. Checks the counts; their values where `ids_in_range` does so."""
+        rows = tuple(query_ids.shape)
+        if isinstance(num_negatives, Tensor):
+            checks.has_dtype("num_negatives", num_negatives, checks.INTEGER)
+            checks.matches("num_negatives", num_negatives, "query_ids", query_ids, dtype=False)
+            checks.has_shape("num_negatives", num_negatives, rows, "one count per row")
+        else:
+            checks.whole_number("num_negatives", num_negatives, 1)
+            num_negatives = torch.full_like(query_ids, num_negatives)
+        checks.has_dtype("above", above, checks.INTEGER)
+        checks.matches("above", above, "query_ids", query_ids, dtype=False)
+        checks.has_shape("above", above, rows, "one count per row")
+        if above.device.type == "cpu" and not torch.compiler.is_compiling():
+            bad = (above < 0) | (above > num_negatives)
+            if bad.any():
+                got, of = above[bad][0].item(), num_negatives[bad][0].item()
+                raise ValueError(f"above must be in [0, num_negatives], got {got} with num_negatives = {of}")
+        return num_negatives
