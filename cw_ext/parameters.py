@@ -105,6 +105,15 @@ class LossArguments(TypedDict, total=False):
             "range makes its row NaN.",
         ),
     ]
+    positive_temperature: Annotated[
+        float | None,
+        Argument(
+            None,
+            _number("> 0", _is_positive, none=True),
+            "None, or τ⁺ > 0, a temperature of the positive's own: L gains s⁺·(1/τ − 1/τ⁺), so that with π = 0 and ω = 1 "
+            "a row is logsumexp_j(s_j/τ) − s⁺/τ⁺.",
+        ),
+    ]
     weighting: Annotated[
         Weighting,
         Argument(
@@ -201,6 +210,7 @@ class RowParameters(NamedTuple):
     """What a kernel needs to know about the formula, in the order in which the ops take it."""
 
     temperature: float
+    positive_temperature: float | None
     weighting: str
     weight_temperature: float
     detach_weights: bool

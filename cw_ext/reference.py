@@ -152,6 +152,8 @@ def rows(
     log_n_g = torch.log(n_eff.clamp(min=1).to(dtype)) + log_mass - torch.log(one_minus_prior)
 
     loss = torch.logaddexp(torch.zeros_like(log_n_g), log_n_g) if p.include_positive else log_n_g
+    if p.positive_temperature is not None:
+        loss = loss + torch.where(dead, 0.0, pos) * (1 / p.temperature - 1 / p.positive_temperature)
     if p.confidence_temperature is not None:
         known = torch.where(dead, 0.0, pos)
         confidence = 2 * torch.sigmoid((known - values.threshold) / p.confidence_temperature)
