@@ -23,7 +23,8 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from benchmarks import data, training
+from benchmarks.common import data
+from benchmarks.training import __main__ as training
 from cw_ext import Interactions, draw_negatives
 from cw_ext.files import InteractionTable, Reading, blocks, read_interactions, text
 

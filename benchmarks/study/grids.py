@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from benchmarks.losses import LossOptions
-from benchmarks.negatives import Negatives
 from benchmarks.study.published import ELECTRONIC, GOWALLA, HEALTH
 from benchmarks.study.runs import Run, Store
-from benchmarks.trainer import TrainingConfig
+from benchmarks.training.losses import LossOptions
+from benchmarks.training.negatives import Negatives
+from benchmarks.training.trainer import TrainingConfig
 
 LOSSES = (
     "bpr", "llpauc", "sl", "infonce", "dcl", "advinfonce", "bsl", "psl-tanh", "psl-atan", "psl-relu", "slk", "cw"

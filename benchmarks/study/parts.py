@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from benchmarks.losses import DEFAULT_TOP_K, LossOptions
-from benchmarks.negatives import Negatives
 from benchmarks.study import grids
 from benchmarks.study.grids import chosen, config, search_runs
 from benchmarks.study.published import ELECTRONIC, GOWALLA, HEALTH
 from benchmarks.study.runs import Run, Store
+from benchmarks.training.losses import DEFAULT_TOP_K, LossOptions
+from benchmarks.training.negatives import Negatives
 
 # --- which loss ranks best ---
 

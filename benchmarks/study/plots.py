@@ -12,13 +12,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from benchmarks import effectiveness, reporting
-from benchmarks.study import parts, step_times
+from benchmarks.common import reporting
+from benchmarks.study import effectiveness, parts, step_times
 from benchmarks.study.published import HEALTH, LOSS_NAMES, SHORT_NAMES, published
 from benchmarks.study.runs import Store
 from benchmarks.study.summary import Summary, summarise
 
-# Okabe and Ito's palette, as in benchmarks/plots.py; the markers tell apart what colour does not.
+# Okabe and Ito's palette, as in benchmarks/training/plots.py; the markers tell apart what colour does not.
 _BLUE, _ORANGE, _GREEN, _RED, _PINK, _SKY, _BLACK = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000"
 )  # fmt: skip

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import reporting
+from benchmarks.common import reporting
 from benchmarks.study import grids, parts, plots, step_times
 from benchmarks.study.published import SHORT_NAMES, published
 from benchmarks.study.runs import Store
 from benchmarks.study.summary import Summary, difference, diverged, summarise
-from benchmarks.training import describe_settings
+from benchmarks.training.compare import describe_settings
 
 TABLES_FILE = "tables.md"
 

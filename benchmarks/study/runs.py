@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks import reporting
-from benchmarks.losses import LossOptions, RankingLoss, build_loss
-from benchmarks.trainer import TrainingConfig
+from benchmarks.common import reporting
+from benchmarks.training.losses import LossOptions, RankingLoss, build_loss
+from benchmarks.training.trainer import TrainingConfig
 
 RUNS_FILE = "runs.json"
 
@@ -23,7 +23,7 @@ class Run:
 
     Attributes:
         dataset: name of a data set's folder.
-        loss: key in :data:`benchmarks.losses.LOSSES`.
+        loss: key in :data:`benchmarks.training.losses.LOSSES`.
         options, config: as a training run takes them.
     """
 

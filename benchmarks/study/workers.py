@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from benchmarks import data, reporting
+from benchmarks.common import data, reporting
 from benchmarks.study.runs import Run, Store
-from benchmarks.trainer import TrainingError, train
+from benchmarks.training.trainer import TrainingError, train
 
 
 @functools.lru_cache(maxsize=2)
