@@ -1,10 +1,10 @@
-"""Training with an item table that no machine holds alone: its rows are spread over the processes.
+"""Training with an item table that is too large for one machine: its rows are spread over the processes.
 
     torchrun --nproc-per-node 2 -m examples.row_sharded
 
-Each process has rows of the batch of its own, draws their negatives, and fetches every table row that they name once:
-the ids go to the processes that hold the rows, the rows come back, and in backward their gradients go where the ids
-went, by torch.distributed's all-to-all. The loss runs on what was fetched, as on any small table.
+Each process has its own rows of the batch, draws their negatives, and fetches every table row that it needs once: the
+ids go to the processes that hold the rows, the rows come back, and in backward their gradients go where the ids went,
+by torch.distributed's all-to-all. The loss runs on the fetched rows, as on any small table.
 
 Prints the loss of a run on made-up data. What a step sends and how long it takes: benchmarks.distributed.
 """
@@ -34,7 +34,7 @@ def distinct_ids(*ids: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         The distinct ids [U] in increasing order, without −1, and each tensor with the places of its ids among them
         (−1 stays −1), int64.
     """
-    # By sorting: flags per table row, as a table in one place has them, would be as long as the whole table.
+    # By sorting: flags per table row, as for a table on one machine, would be as long as the whole table.
     distinct, places = torch.unique(torch.cat([t.reshape(-1) for t in ids]), return_inverse=True)
     padding = int((distinct == -1).sum())
     parts = (places - padding).split([t.numel() for t in ids])
@@ -42,12 +42,12 @@ def distinct_ids(*ids: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
 
 
 class RowShardedTable(nn.Module):
-    """An embedding table [I, D] of which each of R processes holds ⌈I/R⌉ rows, the first process the first ones.
+    """An embedding table [I, D] of which each of R processes holds ⌈I/R⌉ rows, in the order of the ranks.
 
     That is the layout of DTensor's Shard(0), so torch.distributed.checkpoint can save the table, for another number of
     processes too, as `DTensor.from_local(table.weight, mesh, [Shard(0)], shape=(I, D), stride=(D, 1))`.
 
-    Gradients are means over the processes, as DistributedDataParallel's are, whose modules can stand beside the table.
+    Gradients are means over the processes, as with DistributedDataParallel, which can be used beside the table.
     The optimizer works on `weight`, the process's own rows: SparseAdam, or with sparse=False any.
     """
 
@@ -57,7 +57,7 @@ class RowShardedTable(nn.Module):
         Args:
             num_rows: I ≥ 1.
             dim: D.
-            sparse: give `weight` a sparse gradient, so that a step costs nothing for rows that the batch has not.
+            sparse: give `weight` a sparse gradient, so that a step costs nothing for rows that are not in the batch.
             dtype: of the table; torch's default if None.
         """
         super().__init__()
@@ -67,7 +67,7 @@ class RowShardedTable(nn.Module):
         self.weight = nn.Parameter(torch.randn(own, dim, dtype=dtype))
 
     def forward(self, *ids: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Fetch the rows that this process asks for. All processes have to call this, and backward, together.
+        """Fetch the rows of these ids. All processes must call this, and backward, together.
 
         Args:
             ids: integer tensors of any shapes on the table's device, in [0, I) or −1 for padding.
@@ -83,9 +83,9 @@ class RowShardedTable(nn.Module):
         for id_ in distinct[[0, -1]].tolist() if len(distinct) else []:
             if not 0 <= id_ < self.num_rows:
                 raise IndexError(f"ids must be -1 or in [0, {self.num_rows}), got {id_}")
-        # Increasing ids are in the order of who holds them already.
+        # Increasing ids are already in the order of the processes that hold them.
         counts = torch.bincount(distinct // self.share, minlength=world)
-        others = collectives.all_to_all_single(counts, None, None, group).tolist()  # how many each process wants
+        others = collectives.all_to_all_single(counts, None, None, group).tolist()  # how many each process asks for
         mine = counts.tolist()
         wanted = collectives.all_to_all_single(distinct, others, mine, group)
         rows = F.embedding(wanted - self.first, self.weight, sparse=self.sparse)
@@ -96,13 +96,13 @@ class RowShardedTable(nn.Module):
 
 
 def train(num_users: int = 1000, num_items: int = 3000, steps: int = 150) -> list[float]:
-    """Train on made-up data, in which users and items of the same of 10 groups like each other.
+    """Train on made-up data, in which users like the items of their own group, one of 10.
 
     Returns:
         The loss of every step, the mean over the processes.
     """
     world = dist.get_world_size()
-    shared = torch.Generator().manual_seed(0)  # the same data everywhere; anything else differs by process
+    shared = torch.Generator().manual_seed(0)  # the same data in all processes; all else differs
     torch.manual_seed(dist.get_rank())
     user_ids = torch.randint(num_users, (20 * num_users,), generator=shared)
     item_ids = torch.randint(num_items // 10, user_ids.shape, generator=shared) * 10 + user_ids % 10

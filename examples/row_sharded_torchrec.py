@@ -1,7 +1,7 @@
-"""The table of row_sharded.py held by TorchRec, for those who have their tables there: fp32, updated in backward.
+"""The table of row_sharded.py as a TorchRec table, for users of TorchRec: fp32, updated in backward.
 
-On the CPU with torch 2.13 that is torchrec 1.8.0 with fbgemm-gpu-cpu 1.8.0. There the dimension has to be a multiple of
-4, the optimizer SGD or Adagrad, and every process has to hold rows and to ask for some.
+On the CPU with torch 2.13 that is torchrec 1.8.0 with fbgemm-gpu-cpu 1.8.0. There the dimension must be a multiple of
+4, the optimizer SGD or Adagrad, and every process must hold rows and ask for some.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from examples.row_sharded import distinct_ids
 
 
 class TorchRecTable(nn.Module):
-    """An embedding table [I, D], used as RowShardedTable is; its gradients are means over the processes, too."""
+    """An embedding table [I, D], used like RowShardedTable; its gradients are means over the processes too."""
 
     def __init__(self, num_rows: int, dim: int, *, optimizer: type[torch.optim.Optimizer], **settings: Any) -> None:
         """Take the sizes, and the optimizer with its settings (`lr=…`), which backward runs."""

@@ -21,7 +21,7 @@ TEST_FRACTION = 0.2
 
 
 class DataError(ValueError):
-    """Interactions that cannot be used; the message names the file and line, and what was expected."""
+    """Interactions that cannot be used; the message has the file and line, and what was expected."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class InteractionData:
         name: what to call the data set in tables and plots.
         user_ids, item_ids: the file's own id of each user [num_users] and item [num_items], integers or strings; None
             where they are the numbers from 0.
-        notes: what was read and what was kept of it, a line each.
+        notes: what was read and how much of it was kept, a line each.
     """
 
     train_users: torch.Tensor
@@ -50,7 +50,7 @@ class InteractionData:
     notes: tuple[str, ...] = ()
 
     def sizes(self) -> dict[str, str | int]:
-        """Return what a result file says about the data: its name, and how many users, items and interactions."""
+        """Return the entry of a result file: the data's name, and the numbers of users, items and interactions."""
         return {
             "name": self.name,
             "users": self.num_users,
@@ -69,7 +69,7 @@ def load(path: str | Path | None = None, *, seed: int = 0, core: int | None = No
     """Load a file or a directory of interactions, or (``path`` None) MovieLens-100K.
 
     A directory's training and test files are kept as they are (:func:`load_split_directory`), and so is the split of a
-    file that has a column ``split``, in which what is for validation joins the training set. Any other file is filtered
+    file with a column ``split``, whose validation rows join the training set. Any other file is filtered
     to its k-core and split 80/20 per user: the 20 % are rounded down, but at least one interaction, and never a user's
     only one; every test item also occurs in training. Repeated pairs count once.
 
@@ -106,7 +106,7 @@ def load_seeds(
 
 @contextmanager
 def _as_data_errors(path: str | Path | None) -> Iterator[None]:
-    """Raise what goes wrong in reading as DataError."""
+    """Raise errors of reading as DataError."""
     try:
         yield
     except DataError:
@@ -131,9 +131,9 @@ def load_movielens_100k(*, seed: int = 0, core: int | None = None, **reading: An
 def load_split_directory(path: str | Path, reading: files.Reading | None = None) -> InteractionData:
     """Load the files ``train.*`` and ``test.*`` of a directory, or ``*.train.inter`` and ``*.test.inter``.
 
-    Pairs of ``valid.*`` join the training set. Ids are numbered in the sorted order of those in training, so that there
-    is no row for any other; integers from 0 without gaps stay as they are. Test pairs that stand in training, and those
-    of users and items that do not occur there, are left out and counted on stderr.
+    Pairs of ``valid.*`` join the training set. Ids are numbered in the sorted order of those in training, so that no
+    other has a row; integers from 0 without gaps stay as they are. Test pairs that occur in training, or whose user or
+    item does not occur there, are left out and counted on stderr.
 
     Raises:
         DataError: a file is missing or malformed, or no test pair is left.
@@ -321,7 +321,7 @@ def _as_strings(ids: np.ndarray) -> np.ndarray:
 def _as_split(
     path: Path, train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray], name: str, notes: list[str]
 ) -> InteractionData:
-    """Number the ids of a split by its training part, and leave out of the test part what cannot be a hit."""
+    """Number the ids of a split by its training part, and leave test pairs out that cannot be hits."""
     users, test_users, num_users, user_ids = _numbered(train[0], test[0])
     items, test_items, num_items, item_ids = _numbered(train[1], test[1])
     users, items = _distinct_pairs(users, items)

@@ -1,4 +1,4 @@
-"""The switches that say how a command's --data is to be read."""
+"""The switches for reading a command's --data."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ROLES = {
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Add --core, --min-rating, --user-column and its kin, --separator, --format and --encoding; None if not given."""
+    """Add --core, --min-rating, the --…-column switches, --separator, --format and --encoding; None if not given."""
     parser.add_argument(
         "--core", type=positive_int, help=f"k of the k-core filter of a file; {data.DEFAULT_CORE} if not given"
     )
@@ -28,12 +28,12 @@ def add(parser: argparse.ArgumentParser) -> None:
         type=float,
         help=f"lowest rating of a positive; {data.DEFAULT_MIN_RATING:g} if not given and there are ratings",
     )
-    for role, held in _ROLES.items():
+    for role, content in _ROLES.items():
         parser.add_argument(
             f"--{role}-column",
             type=_column,
             metavar="NAME|NUMBER",
-            help=f"the column of {held}; its number from 0 without a header; by its usual name if not given",
+            help=f"the column of {content}; its number from 0 without a header; by its usual name if not given",
         )
     parser.add_argument(
         "--separator", metavar="CHARACTER|::|tab|blanks", help="of columns; that which gives most if not given"

@@ -14,7 +14,7 @@ COPIES = 20
 
 
 def require(device: str) -> None:
-    """Refuse a device that is not there, in words that name the flag.
+    """Refuse a device that is not available; the message contains the flag.
 
     Raises:
         ValueError: device is "cuda" and torch finds no GPU.
@@ -24,7 +24,7 @@ def require(device: str) -> None:
 
 
 def synchronize(device: str) -> None:
-    """Wait until the device has done what it was given; the CPU always has."""
+    """Wait until the device has finished its work; the CPU always has."""
     if device == "cuda":
         torch.cuda.synchronize()
 
@@ -42,11 +42,11 @@ def properties() -> dict[str, Any]:
 
 
 def copy_bytes_per_second(device: str = "cuda", size: int = COPY_BYTES) -> float:
-    """Measure what a copy within the device's memory reaches: bytes read and bytes written, per second.
+    """Measure the bandwidth of a copy within the device's memory, bytes read and bytes written per second.
 
     Args:
         device: "cuda"; "cpu" works too.
-        size: bytes to copy, far more than caches hold.
+        size: bytes to copy, far more than fits into caches.
 
     Returns:
         The median of :data:`COPIES` copies, each of `size` bytes read and as many written.

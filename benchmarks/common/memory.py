@@ -18,19 +18,19 @@ Step = Callable[[], object]
 def peak_extra_bytes(warm_up: Callable[[], Step], build: Callable[[], Step]) -> int | None:
     """Run one step in a fresh process and return by how much the resident set grew at its peak.
 
-    Unlike a profiler of torch's allocator, that also counts what a kernel allocates for itself. It comes in whole
-    pages and holds whatever else the process does meanwhile, so that some 100 KiB either way say nothing.
+    Unlike a profiler of torch's allocator, this also counts what a kernel allocates for itself. It is measured in whole
+    pages and includes whatever else the process does meanwhile, so that differences of some 100 KiB mean nothing.
 
     Args:
         warm_up: returns a step that is run first, too small to leave memory behind for reuse. Both are pickled, so
             each is a function of a module or a functools.partial of one.
-        build: returns the step to measure; what it allocates or runs by itself is not counted.
+        build: returns the step to measure; what building it allocates or runs is not counted.
 
     Returns:
         Bytes, or None on systems without /proc.
 
     Raises:
-        RuntimeError: the process ended without a result; its own message is on stderr.
+        RuntimeError: the process ended without a result; its message is on stderr.
     """
     if not Path("/proc/self/status").exists():
         return None

@@ -61,7 +61,7 @@ def make_writable_directory(path: Path) -> None:
     """Create the directory and write a trial file, so that a long run does not fail at its end.
 
     Raises:
-        OSError: the directory cannot be created or written to; the message names it.
+        OSError: the directory cannot be created or written to; the message contains it.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -73,11 +73,11 @@ def make_writable_directory(path: Path) -> None:
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Give the name of a file to write, and rename it once it is: a write that fails or is interrupted leaves the
-    previous file as it was, and nothing else.
+    """Yield the name of a file to write, and rename it once it is written: a write that fails or is interrupted leaves
+    the previous file as it was, and nothing else.
 
     Raises:
-        OSError: the file cannot be written; the message names it.
+        OSError: the file cannot be written; the message contains it.
     """
     unfinished = path.with_name(f"unfinished-{path.name}")
     try:
@@ -94,7 +94,7 @@ def write_json(path: Path, results: dict[str, Any]) -> None:
     """Write results as one file, whole or not at all.
 
     Raises:
-        OSError: the file cannot be written; the message names it.
+        OSError: the file cannot be written; the message contains it.
     """
     text = json.dumps(results, indent=2, allow_nan=False) + "\n"
     with written_whole(path) as unfinished:
@@ -105,14 +105,14 @@ def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as a PNG, whole or not at all.
 
     Raises:
-        OSError: the file cannot be written; the message names it.
+        OSError: the file cannot be written; the message contains it.
     """
     with written_whole(path) as unfinished:
         figure.savefig(unfinished, dpi=150)
 
 
 def first_line(error: BaseException) -> str:
-    """Return what an error says, without the stack that torch adds to some."""
+    """Return an error's message without the stack that torch adds to some."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 

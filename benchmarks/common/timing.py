@@ -1,4 +1,4 @@
-"""Times of steps that alternate in one process, and their quantiles."""
+"""Time steps that take turns in one process, and return quantiles."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ WARM_UP_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class Limits:
-    """What samples ask of a device.
+    """How long samples must be on a device.
 
     Attributes:
-        sample_seconds: the least length of a sample. Reading the clock must not count: on the CPU its resolution, on
-            a GPU also the wait for the device, some 10 µs in which nothing is launched.
+        sample_seconds: the least length of a sample, so that reading the clock does not matter: on the CPU its
+            resolution, on a GPU also the wait for the device, some 10 µs in which nothing is launched.
         slow_step_seconds: steps longer than this get fewer rounds.
     """
 
@@ -41,8 +41,8 @@ class Plan:
     Attributes:
         rounds: samples to take.
         repetitions: runs of the step in a sample.
-        warm_up: whether the step runs once, untimed, before each sample. What the one before it has freed goes back
-            to the system when the next one frees something on top of it, which takes longer than a short step.
+        warm_up: whether the step runs once, untimed, before each sample. Memory that the step before it has freed goes
+            back to the system when the next step frees something, which takes longer than a short step.
     """
 
     rounds: int
@@ -51,7 +51,7 @@ class Plan:
 
 
 def plan(step_seconds: float, rounds: int, budget_seconds: float, limits: Limits = LIMITS["cpu"]) -> Plan:
-    """Choose the number of samples of a step that takes about so long.
+    """Choose the number of samples of a step, given about how long it takes.
 
     Slow steps get as many rounds as the budget allows, but at least 5 (or `rounds`, where that is less).
     """
@@ -64,10 +64,10 @@ def plan(step_seconds: float, rounds: int, budget_seconds: float, limits: Limits
 def alternate(
     steps: Mapping[str, Step], plans: Mapping[str, Plan], synchronize: Callable[[], None]
 ) -> dict[str, list[float]]:
-    """Time the steps in turns, so that a disturbance of the machine meets them all.
+    """Time the steps in turns, so that a disturbance of the machine affects all of them.
 
-    A step with fewer rounds than others sits some out, evenly. The order within a round is drawn anew, since what
-    ran before decides what is in the caches.
+    A step with fewer rounds than others skips some, evenly. The order within a round is random, since the step before
+    decides what is in the caches.
 
     Args:
         steps: by name; each has run before.

@@ -10,25 +10,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# Of Linux's renameat2: paths are relative to the working directory, and both directories exist and change places.
+# For Linux's renameat2: relative to the working directory; exchange the two directories.
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Give an empty directory to fill, and put it in the place of `path` when it is filled.
+    """Yield an empty directory to fill, which then replaces `path`.
 
-    A write that fails or is interrupted leaves what was at `path` as it was. Where the system can swap two directories
-    in one step (Linux, on most file systems), so does a process that is killed at any moment; elsewhere there is an
-    instant in which what was there lies at ``previous-NAME`` beside it.
+    A write that fails or is interrupted leaves `path` as it was. Where the system can swap two directories in one step
+    (Linux, on most file systems), this holds even if the process is killed; elsewhere there is a moment in which the
+    earlier directory is at ``previous-NAME`` beside it.
 
     Raises:
         OSError: the directory cannot be made or put in its place.
     """
     path = path.resolve()  # a link stays a link
     unfinished = path.with_name(f"unfinished-{path.name}")
-    _remove(unfinished)  # of a process that was killed
+    _remove(unfinished)  # left by a process that was killed
     try:
         unfinished.mkdir(parents=True)
         yield unfinished

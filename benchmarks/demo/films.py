@@ -32,7 +32,7 @@ def titles() -> dict[str, str]:
 
 
 def _natural(title: str) -> str:
-    """Put the article of "Godfather, The" in front."""
+    """Put the article first: "Godfather, The" becomes "The Godfather"."""
     name, _, article = title.rpartition(", ")
     return f"{article} {name}" if article in _ARTICLES else title
 
@@ -41,9 +41,9 @@ def describe(model: SavedModel, title_of: dict[str, str]) -> str:
     """Return, for the first users, some films that they know and the first ones that the model recommends.
 
     Args:
-        model: of MovieLens-100K. Of the films that a user has in training and validation, those with the highest scores
-            are shown, and none of them is recommended; test films can be, and are marked.
-        title_of: see :func:`titles`; a film that is not there is shown by its id.
+        model: of MovieLens-100K. Of a user's films in training and validation those with the highest scores are shown,
+            and none of them is recommended. Test films can be recommended, and are marked.
+        title_of: see :func:`titles`; a film without a title is shown by its id.
     """
     names = [title_of.get(str(item), f"film {item}") for item in model.item_ids.to_list()]
     users = torch.arange(min(USERS, len(model.users)))
@@ -66,7 +66,7 @@ def _items_of(user: int, pairs: Interactions) -> torch.Tensor:
 
 
 def _wrapped(label: str, films: list[str]) -> str:
-    """Lines that break between films, not within one."""
+    """Wrap lines between films, not within a title."""
     text = f"{_NBSP}· ".join(film.replace(" ", _NBSP) for film in films or ["nothing"])
     indents = {"initial_indent": label, "subsequent_indent": " " * len(label)}
     return "\n".join(textwrap.wrap(text, _WIDTH, **indents, break_on_hyphens=False)).replace(_NBSP, " ")

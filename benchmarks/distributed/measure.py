@@ -1,4 +1,4 @@
-"""What a step on a row-sharded table sends and how long it takes, measured; and by arithmetic for larger tables."""
+"""What a step on a row-sharded table sends and how long it takes: measured, and for larger tables computed."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def predict(step: Step, processes: int) -> dict[str, float]:
     """Count what a process sends per step and holds, for uniform negatives and positives.
 
     Returns:
-        distinct_rows: those that a step is expected to name, I·(1 − (1 − 1/I)^draws).
-        sent: bytes by kind; of all that it asks for, gets and gives back, a process has the share 1/R itself.
+        distinct_rows: the expected number that a step uses, I·(1 − (1 − 1/I)^draws).
+        sent: bytes by kind; a share 1/R of the rows that a process asks for is its own.
         held: bytes of its rows of the table and of Adam's two moments, fp32.
     """
     draws = step.batch_size + step.negatives * (1 if step.shared else step.batch_size)
@@ -76,7 +76,7 @@ def predict(step: Step, processes: int) -> dict[str, float]:
 
 
 class SentBytes(TorchDispatchMode):
-    """Bytes that this process hands to others by all-to-all, by the number of dimensions and the phase."""
+    """Bytes that this process sends to others by all-to-all, by the number of dimensions and the phase."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,10 +93,10 @@ class SentBytes(TorchDispatchMode):
 
 
 def measure(steps: Sequence[Step] = MEASURED, repeats: int = 5) -> dict[str, Any]:
-    """Measure steps in this and all other processes, which have to call with the same arguments.
+    """Measure steps in this and all other processes, which must call this with the same arguments.
 
     A step draws negatives, fetches the rows, computes the loss and its gradients, and has SparseAdam update the table.
-    Queries are fixed random vectors, since the user side is a matter of its own.
+    Queries are fixed random vectors: the user side is not measured.
 
     Args:
         steps: what to measure.
@@ -140,7 +140,7 @@ def _measure(step: Step, repeats: int) -> dict[str, Any]:
         seconds[name].append(slowest.item())
 
     for repeat in range(repeats + 1):
-        if repeat == 1:  # the first one was to warm up
+        if repeat == 1:  # the first repeat warms up
             for counts in (sent.total, distinct, seconds):
                 counts.clear()
         query_ids, pos_ids = torch.randint(QUERIES, (step.batch_size,)), torch.randint(step.items, (step.batch_size,))

@@ -30,9 +30,9 @@ from benchmarks.training.trainer import STEP_PARTS, Trainer, TrainingConfig
 
 WARM_UP_STEPS = 3
 BACKENDS = ("fused", "reference")
-# Every part of a step; "rest" is what the others leave of it, such as the release of memory.
+# Every part of a step; "rest" is the remaining time, such as the release of memory.
 PARTS = (*STEP_PARTS, "rest")
-# What a result file says of the training configuration.
+# The part of the training configuration that a result file has.
 _SETTINGS = ("model", "dim", "batch_size", "lr", "seed", "device")
 
 
@@ -48,8 +48,8 @@ def measure(
         steps: as :func:`measure_backend`, by backend.
 
     Returns:
-        A JSON-ready dict: data, settings, what :func:`measure_backend` says of each backend, and how many times as
-        long an eager epoch takes (``"epoch_ratio"``).
+        A JSON-ready dict: data, settings, the result of :func:`measure_backend` for each backend, and how many times
+        as long an eager epoch takes (``"epoch_ratio"``).
     """
     costs = {backend: measure_backend(dataset, losses[backend], config, steps[backend]) for backend in BACKENDS}
     fused = losses["fused"]
@@ -117,7 +117,7 @@ def summarize(part_seconds: Mapping[str, float], step_seconds: Sequence[float], 
 
 
 def describe(report: Mapping[str, Any]) -> str:
-    """Return a report of :func:`measure` as a table, with what the times of an epoch rest on."""
+    """Return a report of :func:`measure` as a table, with how the times of an epoch were measured."""
     fused, eager = (report["backends"][backend] for backend in BACKENDS)
 
     def line(name: str, fused_seconds: float, eager_seconds: float) -> list[str]:

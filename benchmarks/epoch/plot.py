@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.common import reporting
 
-# Okabe and Ito's palette, as in plots.py, in an order that keeps neighbours apart.
+# Okabe and Ito's palette, as in training/plots.py, in an order that keeps neighbours apart.
 _COLOURS = {
     "sampling": "#56B4E9",
     "queries": "#000000",

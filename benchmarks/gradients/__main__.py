@@ -7,7 +7,7 @@ the row's gradients in the score of the one that moves, and in that of the posit
 
     python -m benchmarks.gradients --out DIR
 
-or cell by cell in an editor that knows cells.
+or cell by cell in an editor that supports cells.
 """
 
 # %% Imports
@@ -36,7 +36,7 @@ from cw_ext import cw_loss, presets
 TEMPERATURE = 0.1
 POSITIVE = 0.2
 NEGATIVES = 100
-FURTHER = 10
+EXTRA_POSITIVES = 10
 SPREAD = 0.1
 NEGATIVE_MEAN, POSITIVE_MEAN = -0.2, 0.0
 
@@ -48,15 +48,15 @@ def quantiles(number: int, mean: float) -> Tensor:
 
 
 OTHERS = POSITIVE + quantiles(NEGATIVES - 1, NEGATIVE_MEAN)
-EXTRAS = POSITIVE + quantiles(FURTHER, POSITIVE_MEAN)
+EXTRAS = POSITIVE + quantiles(EXTRA_POSITIVES, POSITIVE_MEAN)
 MARGINS = torch.linspace(-1, 1, 401, dtype=torch.float64)
 
 # %% [markdown]
 # The losses, as arguments of cw_loss. The first row of panels is about the weights ω. BPR knows the one negative alone:
 # log(1 + exp(d/τ)). SL is ω = 1. Weights are constants in the gradient unless it is let through them.
 #
-# The second is about what is put on top of the sigmoid's. With the class prior π = 0.1, π times the mass of the further
-# positives is taken out. With π = 0.22 that leaves less than the floor ε = 0.3 until the negative that moves brings
+# The second is about what is added to the sigmoid's weights. With the class prior π = 0.1, π times the mass of the
+# extra positives is subtracted. With π = 0.22 that leaves less than the floor ε = 0.3 until the negative that moves brings
 # mass of its own: at the floor the gradient is that of the uncorrected loss, and above it up to 1/ε as much.
 
 

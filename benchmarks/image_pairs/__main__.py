@@ -86,7 +86,7 @@ BASELINE = "infonce"
 
 
 class Split(NamedTuple):
-    """The images, and which are for what."""
+    """The images, and which are for training, validation and test."""
 
     images: Tensor  # [n, 8, 8], in [0, 1]
     labels: Tensor  # [n]
@@ -191,7 +191,7 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def make_encoder(seed: int) -> nn.Module:
-    """An encoder of images [n, 8, 8] to embeddings [n, DIM], with weights that the seed decides."""
+    """An encoder of images [n, 8, 8] to embeddings [n, DIM], with weights drawn from the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         layers = (nn.Linear(SIDE * SIDE, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, DIM))
@@ -235,7 +235,7 @@ class Accuracy(NamedTuple):
 
 
 def accuracy(encoder: nn.Module, split: Split, ids: Tensor) -> Accuracy:
-    """How well the cosine of embeddings tells the digits of the images `ids`."""
+    """How well the cosine of embeddings finds the digits of the images `ids`."""
     from sklearn.neighbors import KNeighborsClassifier
 
     with torch.no_grad():
@@ -296,7 +296,7 @@ def measure(splits: Sequence[Split], views: Sequence[Tensor], name: str, share: 
 
 
 def run(seeds: int, steps: int) -> dict[str, Any]:
-    """Measure all losses at all shares, and return what results.json holds."""
+    """Measure all losses at all shares, and return the content of results.json."""
     splits = [load_split(seed) for seed in range(seeds)]
     views = [make_views(split, steps, seed) for seed, split in enumerate(splits)]
     untrained = {

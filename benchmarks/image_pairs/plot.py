@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.common import reporting
 
-# Okabe and Ito's palette, as in plots.py.
+# Okabe and Ito's palette, as in training/plots.py.
 _STYLES = {
     "infonce": ("#000000", "X"),
     "sl": ("#E69F00", "D"),

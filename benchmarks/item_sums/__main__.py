@@ -1,7 +1,7 @@
 """Which way to sum the gradient of the item table on a GPU: by atomic additions or over sorted pairs.
 
-Both ways of the kernel's op, in turns in one process, for batches of many sizes. csrc/cuda/launch.cpp chooses by the
-number of pairs (kLeastSorted); what is printed here says from where on it should.
+Both ways of the kernel's op, in turns in one process, for batches of many sizes. csrc/cuda/item_sums.cpp chooses by the
+number of pairs (kLeastSorted); what is printed here shows the number from which it should sort.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from benchmarks.common import command, gpu, reporting, timing
 
 WAYS = ("atomic", "sorted")
 ROUNDS = 20
-# For the rounds of one size.
+# For all rounds of one size.
 BUDGET_SECONDS = 0.5
 ROWS = (8, 32, 128, 512, 2048, 8192)
 NEGATIVES = 1000
-# Dimension and items: tables that an H200 keeps in its second-level cache, and one that it does not.
+# Dimension and items: tables that fit into an H200's second-level cache, and one that does not.
 TABLES = ((64, 41_000), (128, 41_000), (64, 1_000_000))
 
 
@@ -52,7 +52,7 @@ def measure(rows: int, negatives: int, dim: int, items: int, device: str = "cuda
     pos_ids, neg_ids = (
         torch.randint(items, size, generator=generator).to(device) for size in ((rows,), (rows, negatives))
     )
-    none = torch.empty(0, device=device)  # what other cases hand over
+    none = torch.empty(0, device=device)  # arguments of other cases
 
     arguments = (sources, None, coefficients, none, none, none, table, pos_ids, neg_ids, None, "half_cosine")
 

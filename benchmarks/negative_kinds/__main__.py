@@ -31,13 +31,13 @@ from benchmarks.training.trainer import TrainingConfig, train
 
 MIB = 2**20
 LOSSES = ("sl", "cw")
-# In this order, each from the best of those before; the first value of each is where the search begins. A first search
+# In this order, each starting from the best of those before; the search begins with the first values. A first search
 # (seed 0; shared:256 and full; SL and CW) found τ = 0.14, lr = 0.2 and a weight decay of 1e-6 or 1e-5 worse than these.
 SEARCHED: dict[str, tuple[float, ...]] = {"temperature": (0.1, 0.08, 0.06), "lr": (0.05, 0.1)}
 ROUNDS = 20
-# For the rounds of one kind.
+# For all rounds of one kind.
 BUDGET_SECONDS = 10.0
-# What the demo trains with, a quarter of what the step is timed with.
+# As the demo; a quarter of what the step is timed with.
 NEGATIVES = demo.NEGATIVES
 
 Settings = dict[str, float]
@@ -141,7 +141,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def describe(report: dict[str, Any]) -> str:
-    """Return the report as a table, a row per kind; what has not been measured is a dash."""
+    """Return the report as a table, a row per kind, with a dash for what was not measured."""
     header = ["negatives", "ms (20-80 %)", "peak extra MiB", "trained with"]
     header += [f"{loss} {metric}@20" for loss in LOSSES for metric in ("Recall", "NDCG")]
     header += [f"{loss} τ, lr" for loss in LOSSES]
@@ -175,11 +175,11 @@ def run(
     Args:
         shapes: one for each kind.
         datasets: as for :func:`measure_quality`.
-        settings: ``"epochs"``, ``"rounds"``, ``"negatives"`` and, for the record, more.
+        settings: ``"epochs"``, ``"rounds"``, ``"negatives"`` and others, which are only recorded.
         directory: an existing, writable directory.
 
     Returns:
-        ``(report, interrupted)``: what results.json holds, and whether Ctrl-C cut it short.
+        ``(report, interrupted)``: the content of results.json, and whether Ctrl-C ended it early.
     """
     named = shapes[0].history
     report: dict[str, Any] = {

@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter
 
 from benchmarks.common import reporting
 
-# Okabe and Ito's palette, as in plots.py.
+# Okabe and Ito's palette, as in training/plots.py.
 _STYLES = {"sl": ("#E69F00", "s", "SL"), "cw": ("#0072B2", "o", "CW")}
 
 

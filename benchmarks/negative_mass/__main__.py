@@ -66,7 +66,7 @@ class Estimator(NamedTuple):
 
     label: str
     prior_factor: float
-    # A logarithm needs a positive mass; this one adds nothing that could be seen to that of max(A − πC, 0).
+    # A logarithm needs a positive mass; this floor adds nothing visible to max(A − πC, 0).
     floor: float = 1e-6
     min_margin: float | None = None
 
@@ -199,7 +199,7 @@ def measure(
         generator: of the draws.
 
     Returns:
-        What :func:`summarize` says, per weighting and estimator.
+        The result of :func:`summarize`, per weighting and estimator.
     """
     estimators = estimators_of(setting)
     losses: dict[tuple[str, str], list[Tensor]] = {(w, name): [] for w in weightings for name in estimators}
@@ -233,7 +233,7 @@ def measure(
 
 
 def run(rows: int, seed: int) -> dict[str, Any]:
-    """Measure all settings of :data:`SWEEPS`, each once, and return what results.json holds."""
+    """Measure all settings of :data:`SWEEPS`, each once, and return the content of results.json."""
     generator = torch.Generator().manual_seed(seed)
     settings = list(dict.fromkeys(setting for sweep in SWEEPS.values() for setting in sweep))
     points = {}

@@ -13,7 +13,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullForma
 
 from benchmarks.common import reporting
 
-# Okabe and Ito's palette, as in plots.py. DCL's floor is not drawn: its curves lie on those of the true π.
+# Okabe and Ito's palette, as in training/plots.py. DCL's floor is not drawn: it coincides with the true π.
 # The floor's larger markers show behind those of the true π where the two agree.
 _STYLES = {
     "uncorrected": ("#000000", "X", 6),

@@ -1,4 +1,4 @@
-"""Read from a file which of a saved model's users or items are meant."""
+"""Read the users or items to recommend for from a file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def read_ids(path: Path, column: str) -> list[str]:
         column: "user" or "item".
 
     Raises:
-        ValueError: there are no such ids in the file.
+        ValueError: the file has no such ids.
         OSError: it cannot be read.
     """
     try:
@@ -49,10 +49,11 @@ def read_ids(path: Path, column: str) -> list[str]:
 def rows_of(path: Path, column: str, known_ids: pl.Series) -> torch.Tensor:
     """The rows, int64, of the ids in a file as :func:`read_ids` reads them, each once.
 
-    In text an id that the model does not know stands for the same without blanks around it, as data are read so too.
+    In text files an id that the model does not know is looked up again without the blanks around it, since data are
+    read without them.
 
     Raises:
-        ValueError: there are ids that the model does not know; the message has their number and the first ones.
+        ValueError: the model does not know some of the ids; the message has their number and the first ones.
     """
     rows = {name: row for row, name in enumerate(map(str, known_ids.to_list()))}
     ids = read_ids(path, column)

@@ -24,20 +24,20 @@ def recommend(
     Args:
         model: from :func:`benchmarks.training.saved.load`.
         rows: int64 rows of the users to rank for, in the order wanted; all if None.
-        k: how many items each gets; fewer where there are no more to rank.
+        k: length of a ranking; shorter where there are fewer items to rank.
         left_out: pairs (user, item) that are not ranked: ``model.known``, ``model.known_with_test``, or None.
 
     Yields:
-        A table of at least one user with the columns user, item (own ids), rank (from 1) and score, always k rows for
-        a user (or one for each item there is, if fewer); where nothing is left to rank, item and score are null. Of
-        equal scores the item that stands first in the model comes first.
+        A table of at least one user with the columns user, item (own ids), rank (from 1) and score, always k rows per
+        user (or as many as there are items, if fewer); where nothing is left to rank, item and score are null. Of equal
+        scores the item that is first in the model comes first.
     """
     blocks = top_k(model.users, model.items, min(k, len(model.items)), left_out, rows)
     yield from _tables(blocks, ("user", "item"), model.user_ids, model.item_ids)
 
 
 def similar_items(model: SavedModel, rows: torch.Tensor | None = None, k: int = 20) -> Iterator[pl.DataFrame]:
-    """Find the items with the highest cosine to an item, the item itself left out.
+    """Find the items with the highest cosine to an item, without the item itself.
 
     As :func:`recommend`, with the columns item, similar, rank and score.
     """
@@ -75,10 +75,10 @@ def write(path: Path, tables: Iterator[pl.DataFrame]) -> int:
         tables: of :func:`recommend` or :func:`similar_items`, at least one.
 
     Returns:
-        How many items were written in all.
+        The number of items written.
 
     Raises:
-        OSError: the file cannot be written; the message names it.
+        OSError: the file cannot be written; the message contains it.
     """
     count = 0
     with reporting.written_whole(path) as unfinished:

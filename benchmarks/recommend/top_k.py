@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cw_ext import Interactions
 
-# 512 × 32768 float32 scores are 64 MiB. Of long rankings so many in all are made at once.
+# 512 × 32768 float32 scores are 64 MiB. Where rankings are long, a block has fewer queries: so many places in all.
 _QUERIES_PER_BLOCK = 512
 _ITEMS_PER_BLOCK = 32768
 _FOUND_PER_BLOCK = 2**20
@@ -28,9 +28,9 @@ def top_k(
         rows: int64 ids of the queries to rank for, in any order; all if None.
 
     Yields:
-        For one block of queries after the other ``(rows, ids, scores)``: int64 [b], int64 [b, K] and float [b, K],
-        with K = min(k, num_items). Where a query has fewer items to rank, its last scores are -inf, and the ids there
-        mean nothing.
+        For each block of queries ``(rows, ids, scores)``: int64 [b], int64 [b, K] and float [b, K], with
+        K = min(k, num_items). Where a query has fewer items to rank, its last scores are -inf and the ids there are
+        arbitrary.
     """
     if rows is None:
         rows = torch.arange(len(queries))
@@ -66,7 +66,7 @@ def _top_k_of_block(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     if scores.shape[1] <= k:
         scores, ids = scores.sort(dim=1, descending=True, stable=True)
         return ids, scores
-    # torch.topk takes any of those that share the last place: one more tells whether there are such.
+    # torch.topk takes any of the items tied for the last place; one more value shows whether there is a tie.
     values, ids = scores.topk(k + 1)
     tied = (values[:, k - 1] == values[:, k]) & (values[:, k] > -torch.inf)
     ids, order = ids[:, :k].sort(dim=1)

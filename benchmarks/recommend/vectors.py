@@ -16,10 +16,10 @@ FILES = {"users.npy", "items.npy", "users.parquet", "items.parquet"}
 def export(model: SavedModel, directory: Path) -> None:
     """Write users.npy, items.npy, users.parquet and items.parquet (row, id), whole or not at all.
 
-    Inner products of the vectors are the model's scores, as of :class:`~benchmarks.training.saved.SavedModel`.
+    Inner products of the vectors are the model's scores, as in :class:`~benchmarks.training.saved.SavedModel`.
 
     Raises:
-        OSError: see :func:`check_target`, or a file cannot be written; the message names it.
+        OSError: see :func:`check_target`, or a file cannot be written; the message contains it.
     """
     check_target(directory)
     with named_errors(directory), whole_directory.written_whole(directory) as unfinished:
@@ -29,10 +29,10 @@ def export(model: SavedModel, directory: Path) -> None:
 
 
 def check_target(directory: Path) -> None:
-    """Refuse a directory that holds anything but vectors exported before.
+    """Refuse a directory that contains anything but vectors exported before.
 
     Raises:
-        OSError: there is something else, or the parent directory cannot be written to.
+        OSError: it contains something else, or the parent directory cannot be written to.
     """
     names = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
     if directory.is_file() or names not in (set(), FILES):

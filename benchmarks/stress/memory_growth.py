@@ -1,7 +1,7 @@
 """Whether memory stays flat over thousands of training steps of every level.
 
 Steps differ as those of a long run do: batches of all sizes, every reduction, dense and sparse gradients, two backward
-passes, double backward, losses that nobody differentiates, known positives that are made and dropped, and calls that
+passes, double backward, losses that are never differentiated, known positives that are made and dropped, and calls that
 raise.
 """
 
@@ -43,7 +43,7 @@ class Training:
     """A small model, and steps on it that are drawn from a seed.
 
     Attributes:
-        counts: how often each way to use the loss, and each level, has occurred.
+        counts: how often each use of the loss, and each level, has occurred.
     """
 
     def __init__(self, device: str, seed: int = 0) -> None:
@@ -233,7 +233,7 @@ class _Mallinfo2(ctypes.Structure):
 
 
 def heap_bytes() -> int | None:
-    """What is allocated by the main thread and not freed, tensors included, and all large allocations; None but for
+    """What the main thread has allocated and not freed, tensors included, and all large allocations; None without
     glibc. Unlike the resident set it does not depend on what the allocator keeps for later."""
     mallinfo2 = getattr(ctypes.CDLL(None), "mallinfo2", None)
     if mallinfo2 is None:
@@ -244,8 +244,8 @@ def heap_bytes() -> int | None:
 
 
 def python_blocks() -> int:
-    """Small blocks that Python's allocator has given out, but for those of garbage and of the cache of method names,
-    which fills for a long time."""
+    """Small blocks that Python's allocator has given out, without garbage and the cache of method names, which fills
+    for a long time."""
     gc.collect()
     if hasattr(sys, "_clear_type_cache"):
         sys._clear_type_cache()
@@ -253,7 +253,7 @@ def python_blocks() -> int:
 
 
 def sample(device: str) -> dict[str, int]:
-    """Memory in use, by the ways to look at it that this system and device have."""
+    """Memory in use, in each way that this system and device can report it."""
     found = {
         "python blocks": python_blocks(),
         "heap bytes": heap_bytes(),
@@ -286,7 +286,7 @@ def measure(steps: int, device: str) -> dict[str, Any]:
     for step in range(1, steps + 1):
         training.step()
         if step % EVERY == 0:
-            training.interactions = known  # those of the day may be larger or smaller
+            training.interactions = known  # the current ones may be larger or smaller
             for name, value in sample(device).items():
                 samples.setdefault(name, array("q")).append(value)
     warm_up = int(WARM_UP * steps)

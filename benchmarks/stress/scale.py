@@ -4,7 +4,7 @@ against the fp64 reference; and resident memory over thousands of training steps
     python -m benchmarks.stress.scale --out DIR
 
 The largest inputs (ids, scores, the table) lie in memory-mapped files on the CPU, whose pages the system can take back:
-what has to fit in memory is what the kernels allocate, at most 6 bytes a pair, or as much as the table.
+only what the kernels allocate must fit into memory, at most 6 bytes a pair, or as much as the table.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from cw_ext import (
     sampled_cw_loss,
 )
 
-# In this order: what large calls leave in the allocator is no growth.
+# Steps come first: memory that large calls leave in the allocator would look like growth.
 PARTS = ("steps", "levels", "exact", "scores", "table")
 LOSS: dict[str, Any] = {"prior": 0.05, "reduction": "none"}
 SEED = 20
@@ -49,7 +49,7 @@ TABLE_DIM = 64
 ROWS_CHECKED = 64
 # Pairs for which the fp64 reference holds its intermediates at a time.
 CHUNK_PAIRS = 2**20
-# Roundings that a result of each dtype may carry, as the tests have it.
+# How many roundings a result of each dtype may be off by, as in the tests.
 ROUNDINGS = {torch.float64: 256, torch.float32: 64, torch.bfloat16: 1}
 
 
@@ -131,7 +131,7 @@ def tolerance(dtype: torch.dtype) -> float:
 
 
 def compared(what: str, actual: Tensor, expected: Tensor, allowed: float) -> Check:
-    """The largest error over the largest value; infinite where one of them is no number."""
+    """The largest error over the largest value; the largest float where either is not finite."""
     actual, expected = actual.detach().double().cpu(), expected.detach().double().cpu()
     error = ((actual - expected).abs().max() / expected.abs().max()).item()
     return Check(what, error if math.isfinite(error) else sys.float_info.max, allowed)
@@ -155,7 +155,7 @@ def rows_to_check(rows: int, negatives: int) -> Tensor:
 
 
 def large_input(shape: tuple[int, int], dtype: torch.dtype, device: str, scratch: Path | None) -> Tensor:
-    """Zeros to be filled: on the CPU in a file that is mapped and has no name any more, and as yet no content."""
+    """Zeros to be filled: on the CPU in a mapped file, deleted and still empty."""
     if device != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
@@ -268,7 +268,7 @@ def checks_of(
 
 
 def wrong_draws(batch: Batch, neg_ids: Tensor) -> Check:
-    """How many ids of the rows to check are not the first ones that the generator names, or are known positives.
+    """How many ids of the rows to check are not the generator's first draws, or are known positives.
 
     Philox and the choice of an item are computed here again; where the first attempt is rejected any other id will do.
     """
@@ -278,10 +278,10 @@ def wrong_draws(batch: Batch, neg_ids: Tensor) -> Check:
     zero = torch.zeros_like(place)
     words = torch.stack(reference_sampling.philox(place // 4, zero, at.expand_as(place), zero, seed), -1)
     product = words.gather(2, (place % 4).unsqueeze(2)).squeeze(2) * num_items
-    named, fair = product >> 32, (product & 0xFFFFFFFF) >= 2**32 % num_items
+    first, fair = product >> 32, (product & 0xFFFFFFFF) >= 2**32 % num_items
     known = reference_sampling.is_known(reference_sampling.history_of(batch.query_ids, batch.interactions), num_items)
     found, row = neg_ids[batch.checked].long(), at.expand_as(place)
-    wrong = (fair & ~known(row, named) & (found != named)) | known(row, found)
+    wrong = (fair & ~known(row, first) & (found != first)) | known(row, found)
     return Check(f"ids of {len(at)} rows that were not to be drawn", float(wrong.sum()), 0.0)
 
 
@@ -312,7 +312,7 @@ def level_calls(rows: int, negatives: int, dim: int, items: int, device: str, sc
 
 
 def exact_call(rows: int, negatives: int, dim: int, items: int, device: str, scratch: Path | None) -> list[Call]:
-    """Level 3 in fp64, where sums over the rows are exact enough to show a few pairs that went astray."""
+    """Level 3 in fp64, where sums over the rows are exact enough to show a few misplaced pairs."""
     batch = make_batch(rows, negatives, dim, items, device)
     exact = replace(batch, queries=batch.queries.double(), items=batch.items.double(), weights=batch.weights.double())
     outcomes = {"level 3, recompute, fp64": sampled(exact, recompute=True)}
@@ -336,7 +336,7 @@ def checked_calls(batch: Batch, outcomes: dict[str, Outcome], neg_ids: Tensor) -
 
 
 def score_call(rows: int, negatives: int, device: str, scratch: Path | None) -> Call:
-    """Level 1 in bf16, row by row the same as alone; and a law that holds in all rows."""
+    """Level 1 in bf16: some rows against the reference, and an identity that holds in all rows."""
     generator = torch.Generator(device).manual_seed(SEED)
     neg = large_input((rows, negatives), torch.bfloat16, device, scratch)
     for part in chunks(rows, negatives):
@@ -374,7 +374,7 @@ def score_call(rows: int, negatives: int, device: str, scratch: Path | None) -> 
 
 
 def table_call(numbers: int, dim: int, device: str, scratch: Path | None) -> Call:
-    """Level 2 on a table of more numbers than 31 bits count, of which a batch names rows at both ends and between."""
+    """Level 2 on a table of more than 2³¹ numbers; a batch uses rows at both ends and between."""
     items, rows, n = -(-numbers // dim), 64, 100
     generator = torch.Generator().manual_seed(SEED)
     bounds = torch.tensor([min(limit // (size * dim), items - 1) for limit in (2**31, 2**32) for size in (1, 2, 4)])
@@ -419,7 +419,7 @@ def table_call(numbers: int, dim: int, device: str, scratch: Path | None) -> Cal
 
 
 class Clock:
-    """Seconds from lap to lap, with what the device still had to do."""
+    """Seconds from lap to lap, including the device's pending work."""
 
     def __init__(self, device: str) -> None:
         self.device = device

@@ -16,10 +16,10 @@ TABLES_FILE = "tables.md"
 
 
 def write_report(store: Store, directory: Path) -> list[Path]:
-    """Write tables and plots of what is there, each file whole; return the files.
+    """Write tables and plots of the results, each file whole or not at all; return the files.
 
     Args:
-        store: what has been found. What is missing is left out.
+        store: the results; missing ones are left out.
         directory: an existing, writable directory.
     """
     parts_of_report = (_comparison, _search, _models, _stages, _mechanisms, _sweeps, _combinations)

@@ -20,7 +20,7 @@ from benchmarks.training.trainer import Trainer
 
 TIMES_FILE = "step_times.json"
 
-# Seconds of a step by loss and number of negatives, the latter as JSON's keys are: {"q20", "median", "q80"}.
+# Seconds of a step by loss and number of negatives, the latter a string as in JSON: {"q20", "median", "q80"}.
 Times = dict[str, dict[str, dict[str, float]]]
 
 
@@ -65,10 +65,10 @@ def _runs(store: Store, dataset: str) -> list[Run]:
 
 
 def read(directory: Path) -> dict[str, Times]:
-    """Return the times that were measured, by data set; none where nothing was.
+    """Return the measured times by data set; empty where there are none.
 
     Raises:
-        ValueError: the file is not one of times; the message names it.
+        ValueError: the file does not contain times; the message contains its name.
     """
     path = directory / TIMES_FILE
     if not path.exists():

@@ -1,9 +1,9 @@
-"""Sampled softmax as CCE⁻ computes it: by cw_ext, by bare PyTorch, and by CCE⁻ itself.
+"""Sampled softmax as CCE⁻ computes it: by cw_ext, by plain PyTorch, and by CCE⁻ itself.
 
 CCE⁻ (https://github.com/On-Point-RND/MemoryEfficientSRS) is cut cross-entropy over negatives of each row's own. It runs
-from a checkout of its repository, of which nothing is here. The loss of a row is
+from a checkout of its repository; none of its code is here. The loss of a row is
 
-    log(1 + κ Σ_j exp(q·x_j − q·x⁺))    with κ = (I − 1)/(N + 1), by which the N negatives stand for all other items,
+    log(1 + κ Σ_j exp(q·x_j − q·x⁺))    with κ = (I − 1)/(N + 1), which makes the N negatives represent all other items,
 
 summed over the rows: CCE⁻ adds up its gradients in half precision, where a mean over thousands of rows would leave
 them too few digits.
@@ -42,7 +42,7 @@ def fused(queries: Tensor, items: Tensor, pos_ids: Tensor, neg_ids: Tensor) -> T
 
 
 def eager(queries: Tensor, items: Tensor, pos_ids: Tensor, neg_ids: Tensor) -> Tensor:
-    """The loss in bare PyTorch, scores in the tables' dtype and the rest in fp32 (fp64 for fp64), as under autocast."""
+    """The loss in plain PyTorch, scores in the tables' dtype, the rest in fp32 (fp64 for fp64), as under autocast."""
     pos = (queries * F.embedding(pos_ids, items)).sum(1)
     neg = torch.bmm(F.embedding(neg_ids, items), queries.unsqueeze(2)).squeeze(2)
     d = neg - pos.unsqueeze(1)
@@ -66,7 +66,7 @@ def cce(pos_ids: Tensor, neg_ids: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
     """Return CCE⁻'s loss of (queries, items), both fp16 or bf16, for these int64 ids [B] and [B, N].
 
     Raises:
-        ImportError: no checkout in use, or one that does not go with the Triton that is installed.
+        ImportError: no checkout in use, or one that does not work with the installed Triton.
     """
     from cut_cross_entropy.cce import CCEParams, LinearCrossEntropyFunction
 

@@ -49,21 +49,21 @@ CONTESTANTS = (
     "cw_ext", "recompute", "graph", "deterministic", "ready-ids", *SAMPLERS, "eager", "tuned", "compile", "checkpoint",
     "cce", "floor",
 )  # fmt: skip
-# They depend on more than torch and cw_ext, or ask more of them, and are left out where that is not to be had.
+# They need more than torch and cw_ext, or a special build, and are left out where that is missing.
 OPTIONAL = ("graph", "deterministic", "compile", "cce")
 
 # Relative errors that pass for rounding: of the loss, and of each gradient as a whole.
 TOLERANCE = {"float32": (1e-4, 1e-3), "bfloat16": (2e-2, 5e-2), "float16": (2e-3, 1e-2)}
 CCE_TOLERANCE = (2e-3, 5e-2)
 
-# Numbers of the largest tensor that computing the truth makes at a time: 128 MiB in fp64.
+# Size of the largest tensor when computing the truth: 128 MiB in fp64.
 TRUTH_BLOCK = 2**24
 
 Step = Callable[[], tuple[Tensor, ...]]
 
 
 class WrongResult(ValueError):
-    """A contestant that computes something else; the message names it, the shape and the tensor."""
+    """A contestant with a wrong result; the message has its name, the shape and the tensor."""
 
 
 def contestants_of(shape: Shape, chosen: Sequence[str] = CONTESTANTS, device: str = "cpu") -> list[str]:
@@ -106,7 +106,7 @@ def make_step(name: str, shape: Shape, inputs: Inputs) -> Step:
 
 
 def make_tiny_step(name: str, shape: Shape, device: str = "cpu") -> Step:
-    """Return a step of the same kind on next to no data. That of compile is not compiled."""
+    """Return a step of the same kind on very little data. That of compile is not compiled."""
     sizes = {} if shape.kind == "scores" else {"dim": 2, "items": 2}
     if shape.users:
         sizes |= {"items": 8, "users": 4}
@@ -124,16 +124,16 @@ def make_fresh_step(name: str, shape: Shape, device: str = "cpu") -> Step:
 
 
 def draws_itself(name: str, shape: Shape) -> bool:
-    """Whether the contestant's negatives are others than cw_ext's."""
+    """Whether the contestant draws other negatives than cw_ext."""
     return shape.kind == "sampled" and name in SAMPLERS
 
 
 def exact_results(shape: Shape, inputs: Inputs, name: str = "cw_ext") -> tuple[Tensor, ...]:
-    """Return loss and gradients by eager in fp64, what :func:`check` takes for right; in blocks of rows, to fit.
+    """Return loss and gradients by eager in fp64, the truth for :func:`check`; in blocks of rows, to limit memory.
 
     Args:
         shape, inputs: of the step.
-        name: whose negatives, where they are drawn.
+        name: the contestant whose negatives are used, where they are drawn.
 
     Raises:
         WrongResult: it has drawn a known positive.
@@ -165,7 +165,7 @@ def check(name: str, shape: Shape, found: Sequence[Tensor], expected: Sequence[T
     for part, a, b in zip(parts, found, expected, strict=True):
         tolerance = tolerances[0] if part == "loss" else tolerances[1]
         error = ((a.double() - b).norm() / b.norm()).item()
-        if not error <= tolerance:  # NaN is no agreement
+        if not error <= tolerance:  # also for NaN
             raise WrongResult(
                 f"{name} at {shape.table}, {shape.label}: expected the {part} of eager PyTorch in fp64 "
                 f"to within {tolerance:g}, got a relative error of {error:.2g}"

@@ -9,14 +9,14 @@ from torch import Tensor
 
 Step = Callable[[], tuple[Tensor, ...]]
 
-# Before a capture whatever is set up on first use has to be there.
+# What is set up on first use must exist before a capture.
 WARM_UP_RUNS = 3
 
 
 def captured(step: Step) -> Step:
-    """Capture the step in a CUDA graph and return its replay, which is the device's time without Python's.
+    """Capture the step in a CUDA graph and return its replay, which takes the device's time without Python's.
 
-    Its results lie in the same memory at every replay.
+    Its results are in the same memory at every replay.
     """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -36,7 +36,7 @@ def captured(step: Step) -> Step:
 
 
 def deterministic(step: Step) -> Step:
-    """Return the step under torch.use_deterministic_algorithms(True), which ends with it."""
+    """Return the step under torch.use_deterministic_algorithms(True), which is reset after it."""
 
     def run() -> tuple[Tensor, ...]:
         torch.use_deterministic_algorithms(True)

@@ -1,4 +1,4 @@
-"""The CW loss with its defaults in bare PyTorch, no more operations than the maths needs: cw_ext's rivals."""
+"""The CW loss with its defaults in plain PyTorch, with no more operations than the maths needs: cw_ext's rivals."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def _one_set_margins(queries: Tensor, items: Tensor, pos_ids: Tensor, neg_ids: T
 
 
 def _scaled_unit(queries: Tensor) -> Tensor:
-    # The half of the half cosine and 1/τ are folded in where there are B·D numbers in place of B·N.
+    # The factor 1/2 of the half cosine and 1/τ are applied to B·D numbers instead of B·N.
     return F.normalize(queries, dim=1) * (0.5 / TEMPERATURE)
 
 

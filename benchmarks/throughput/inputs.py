@@ -1,4 +1,4 @@
-"""What a step of the throughput benchmark works on."""
+"""The inputs of a step of the throughput benchmark."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Inputs:
 
 
 def make_inputs(shape: Shape, device: str = "cpu") -> Inputs:
-    """Return the same random inputs whenever called: scores in the half cosine's range, or normal embeddings.
+    """Return random inputs, the same in every call: scores in the half cosine's range, or normal embeddings.
 
     For sampled softmax the embeddings are so small that their inner products have variance 1. Where there is a history
     the rows are interactions drawn from it, as in training.

@@ -1,4 +1,4 @@
-"""Histories for the throughput benchmark: of a data set, or made up with the skew of a real one."""
+"""Known positives for the throughput benchmark: of a data set, or made up with the skew of a real one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from benchmarks.common import data
 from cw_ext import Interactions
 
-# What comes close to gowalla's training set (29,858 users, 40,988 items, 810,128 pairs, 8 to 811 of a user): its
+# Close to gowalla's training set (29,858 users, 40,988 items, 810,128 pairs, 8 to 811 of a user): its
 # lengths at the quartiles, 90 and 99 %, and its items' counts from the 10th to the last.
 _SHORTEST, _MEDIAN_BEYOND, _SPREAD, _LONGEST = 7, 7.0, 1.4, 810
 _OFFSET, _EXPONENT = 10, 0.6
@@ -27,7 +27,7 @@ def history(path: str | None, num_users: int, num_items: int) -> Interactions:
 
     Raises:
         DataError: the data set cannot be loaded.
-        ValueError: its sizes are others.
+        ValueError: it has other sizes.
     """
     if path is not None:
         dataset = data.load(path)
@@ -44,7 +44,7 @@ def history(path: str | None, num_users: int, num_items: int) -> Interactions:
         users = np.repeat(np.arange(num_users), lengths)
         popularity = (np.arange(num_items) + _OFFSET) ** -_EXPONENT
         ranks = np.searchsorted(np.cumsum(popularity / popularity.sum()), rng.random(len(users)))
-        # The last sum may be short of 1 by rounding. Ids say nothing of popularity.
+        # The last sum may be below 1 by rounding. Ids are independent of popularity.
         items = rng.permutation(num_items)[np.minimum(ranks, num_items - 1)]
         users = np.concatenate([users, rng.integers(num_users, size=num_items)])
         items = np.concatenate([items, np.arange(num_items)])

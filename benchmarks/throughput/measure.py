@@ -16,7 +16,7 @@ from benchmarks.throughput.contestants import Step
 from benchmarks.throughput.inputs import Inputs
 from benchmarks.throughput.shapes import Shape
 
-# For the rounds of one shape. Slow steps go beyond it, for the sake of 5 rounds.
+# For all rounds of one shape. Slow steps exceed it, to reach 5 rounds.
 BUDGET_SECONDS = {"cpu": 20.0, "cuda": 4.0}
 
 
@@ -25,21 +25,19 @@ def measure_shape(
 ) -> dict[str, Any]:
     """Check, time and weigh all contestants on one shape.
 
-    Those that run out of the GPU's memory are left out, all of them where that happens apart from any one's first
-    run; so are those that cannot run here, where they may (:data:`contestants.OPTIONAL`), and those that compute
-    something else.
+    Contestants that run out of the GPU's memory in their first run are left out, and all of them where it happens
+    elsewhere; so are optional ones (:data:`contestants.OPTIONAL`) that cannot run here, and those with wrong results.
 
     Args:
         shape: sizes of the step.
-        names: contestants; those that do not exist for this shape and device are passed over.
+        names: contestants; those that do not exist for this shape and device are skipped.
         device: "cpu" or "cuda".
         rounds: samples of each contestant, fewer for slow ones.
         with_memory: whether to measure peak memory as well.
 
     Returns:
-        A JSON-ready dict: the shape; per contestant the seconds per step and what
-        :func:`throughput_report.add_derived` makes of them; per contestant left out the reason; and a line on each
-        wrong result.
+        A JSON-ready dict: the shape; per contestant the seconds per step and what :func:`report.add_derived` derives
+        from them; per contestant left out the reason; and a line on each wrong result.
     """
     try:
         outcome = _check(shape, names, device)
@@ -95,7 +93,7 @@ def describe_error(error: BaseException) -> str:
 
 @dataclass
 class _Outcome:
-    """What has come of a shape's contestants: the steps and costs of some, why others were left out, what was wrong."""
+    """The results of a shape's contestants: steps and costs, why some were left out, and wrong results."""
 
     steps: dict[str, Step] = field(default_factory=dict)
     costs: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -144,7 +142,7 @@ def _measure(shape: Shape, outcome: _Outcome, device: str, rounds: int, with_mem
     for name, samples in timing.alternate(steps, plans, synchronize).items():
         costs[name] |= {"seconds": timing.quantiles(samples), **asdict(plans[name]), "peak_extra_bytes": None}
     if with_memory:
-        # A graph has its memory before it runs.
+        # A graph allocates its memory before it runs.
         for name in (name for name in steps if name not in ("floor", "graph")):
             costs[name]["peak_extra_bytes"] = _peak_extra_bytes(name, shape, device, steps[name])
 

@@ -17,7 +17,7 @@ from benchmarks.throughput.contestants import CONTESTANTS
 from benchmarks.throughput.report import MIB
 from benchmarks.throughput.shapes import Shape
 
-# Okabe and Ito's palette, as in plots.py, and some of Tol's muted one; the markers tell the contestants apart as well.
+# Okabe and Ito's palette, as in training/plots.py, and some of Tol's muted one; the markers differ too.
 _STYLES = {
     "cw_ext": ("#0072B2", "o"),
     "graph": ("#CC79A7", "v"),

@@ -1,4 +1,4 @@
-"""What the numbers of the throughput benchmark come to: ratios, rates and tables."""
+"""Ratios, rates and tables from the measurements of the throughput benchmark."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.throughput.shapes import TABLES, Shape, gradient_bytes, least_by
 
 MIB = 2**20
 RIVALS = ("eager", "tuned", "compile", "checkpoint", "cce", *SAMPLERS)
-# Whose speed everyone's is set against, in the tables where they are.
+# Those whose speed the others' is compared with, in the tables that have them.
 COMPARED = ("eager", "compile", "cce", "ready-ids", *SAMPLERS)
 
 
@@ -43,12 +43,12 @@ def add_derived(shape: Shape, costs: dict[str, dict[str, Any]]) -> None:
 
 
 def speed_key(other: str) -> str:
-    """The name under which costs hold the speed relative to another contestant's."""
+    """The key of a contestant's speed relative to another's."""
     return f"speed_vs_{other.replace('-', '_')}"
 
 
 def describe(report: dict[str, Any]) -> str:
-    """Return the report as its tables, followed by where cw_ext loses, and what else there is to say."""
+    """Return the report as its tables, followed by notes and where cw_ext loses."""
     parts = []
     copying = report["environment"].get("copy_bytes_per_second")
     for table in dict.fromkeys(TABLES.values()):
@@ -89,7 +89,7 @@ def describe(report: dict[str, Any]) -> str:
 
 
 def defeats(report: dict[str, Any]) -> list[str]:
-    """Return a phrase for every shape where the median of a rival is below that of cw_ext, naming the fastest."""
+    """Return a phrase for every shape where a rival's median is below cw_ext's, with the fastest rival."""
     found = []
     for entry in report["shapes"]:
         medians = {name: cost["seconds"]["median"] for name, cost in entry["contestants"].items()}

@@ -1,12 +1,12 @@
 """The throughput benchmark's contestants where each row draws negatives: inside the op, before it, or not at all.
 
 - cw_ext, recompute: sampled_cw_loss draws; recompute draws again in backward instead of keeping anything of size B·N.
-- ready-ids: cw_loss_from_embeddings with the ids (and log weights) there already, which no training step has.
+- ready-ids: cw_loss_from_embeddings with the ids (and log weights) ready, which no training step has.
 - torch-search, torch-isin, numpy-sets, numpy-choice, bit-table: benchmarks/throughput/samplers.py draws, then
   cw_loss_from_embeddings.
 
-The first three have the same negatives. The others' come from a seed, so that what a step should have computed can be
-computed from draws made again.
+The first three have the same negatives. The others' come from a seed, so that the expected result of a step can be
+computed from the same draws, made again.
 """
 
 from __future__ import annotations

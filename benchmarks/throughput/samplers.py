@@ -1,7 +1,7 @@
 """Ways to draw negatives outside the op, as training code does: rivals of those drawn inside.
 
-All draw with replacement from the items that are no known positive of the row's query, uniformly or in proportion to
-weights; a draw that is a known positive is drawn again until it is none. Each keeps its own random state.
+All draw with replacement from the items that are not known positives of the row's query, uniformly or in proportion to
+weights; a draw that is a known positive is repeated until it is not. Each keeps its own random state.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class NumpySets:
 
 
 class NumpyChoice:
-    """numpy's choice from the items that are left, row by row: the plainest way, which rejects nothing."""
+    """numpy's choice from the remaining items, row by row: the simplest way, which rejects nothing."""
 
     def __init__(self, interactions: Interactions, weights: Tensor | None, seed: int) -> None:
         """`weights`: [I] ≥ 0, or None for uniform draws."""
@@ -105,8 +105,8 @@ class NumpyChoice:
 class BitTable:
     """torch.randint in int32, and a bit per query and item that every draw is looked up in; uniform, on the CPU.
 
-    The fastest way that we know outside the op. Rejected draws are replaced by their rank among the free items. It
-    keeps its working memory from call to call, and so serves one thread at a time.
+    The fastest way we know outside the op. Rejected draws are replaced by rank among the free items. It keeps its
+    working memory from call to call, so only one thread can use it at a time.
     """
 
     def __init__(self, interactions: Interactions, weights: Tensor | None, seed: int) -> None:

@@ -15,7 +15,7 @@ from benchmarks.common import data
 ID_BYTES = 8
 Kind = Literal["scores", "ids", "sampled", "shared", "in-batch", "mixed", "full"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-# All rows meet the same negatives, but for those that each leaves out.
+# All rows share the same negatives, except those that each leaves out.
 ONE_SET = ("shared", "in-batch", "mixed", "full")
 # The tables of the report, a panel each in the plots.
 TABLES = {"scores": "level 1", "ids": "level 2", "sampled": "sampled", **dict.fromkeys(ONE_SET, "one set")}
@@ -67,13 +67,13 @@ class Shape:
 
     @property
     def columns(self) -> int:
-        """How many negatives a row meets, those that it leaves out included."""
+        """How many negatives a row has, including those that it leaves out."""
         batch = self.batch_size if self.kind in ("in-batch", "mixed") else 0
         return self.items if self.kind == "full" else batch + self.negatives
 
     @property
     def group(self) -> str:
-        """All but N, in words: what a curve over N holds fixed."""
+        """All but N, as text: what is fixed in a curve over N."""
         words = [f"B={self.batch_size}"]
         if self.kind != "scores":
             words += [f"D={self.dim}", f"I={self.items}"]

@@ -1,7 +1,7 @@
-"""The throughput benchmark's steps in which all rows meet one set of negatives, and each leaves out what it knows.
+"""The throughput benchmark's steps in which all rows share one set of negatives, without each row's known positives.
 
-What a row leaves out is found without sorting or searching: what its query knows is looked up among the places that the
-set's items have in the set, and marked there.
+What a row leaves out is found without sorting or searching: its query's known positives are looked up in a table of the
+places of the set's items, and marked there.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ def fused(shape: Shape, inputs: Inputs) -> Callable[[Tensor, Tensor], Tensor]:
 def eager(
     shape: Shape, inputs: Inputs, loss: Callable[..., Tensor] = one_set, rows: slice = slice(None)
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the loss of (queries, items) in bare PyTorch. What is drawn has been drawn before.
+    """Return the loss of (queries, items) in plain PyTorch, with negatives drawn before.
 
     Args:
         shape, inputs: of the step.
         loss: :func:`eager_losses.one_set`, or a compiled one.
-        rows: those of the batch that the queries are; the set is that of the whole batch.
+        rows: which rows of the batch the queries are; the set is that of the whole batch.
     """
     pos_ids, query_ids = (ids[rows] for ids in inputs.ids)
     neg_ids = negative_ids(shape, inputs)
@@ -78,7 +78,7 @@ def _left_out(shape: Shape, inputs: Inputs, pos_ids: Tensor, query_ids: Tensor, 
     known_rows, known = torch.cat([known_rows, rows]), torch.cat([items[places].long(), pos_ids])
     if neg_ids is None:
         return _marked(known_rows, known, (len(rows), shape.items))
-    # An item that is in the set more than once has one place, which the others look at.
+    # An item that is in the set more than once has one place, which its other places refer to.
     slots = torch.full((shape.items,), -1, device=query_ids.device)
     slots[neg_ids] = torch.arange(len(neg_ids), device=query_ids.device)
     in_set = slots[known] >= 0

@@ -1,4 +1,4 @@
-"""Save and restore a training run, so that an interrupted one goes on as if it had not been."""
+"""Save and restore a training run, so that an interrupted run goes on as if it had not been interrupted."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ class Resumable(Protocol):
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is not one of the run that was to go on from it."""
+    """A checkpoint that does not belong to the run, or is damaged."""
 
 
 def save(trainer: Resumable, path: Path) -> None:
     """Write the run's state, whole or not at all.
 
     Raises:
-        OSError: the file cannot be written; the message names it.
+        OSError: the file cannot be written; the message contains it.
     """
     with reporting.written_whole(path) as unfinished:
         try:
             torch.save({"run": trainer.identity(), "state": trainer.state_dict()}, unfinished)
-        except RuntimeError as error:  # torch's for a disk that is full, which speaks of positions in the file
+        except RuntimeError as error:  # torch's for a full disk, whose message is about positions in the file
             raise OSError(f"{path}: expected room for a checkpoint, got: {reporting.first_line(error)}") from None
 
 
 def is_of_any(path: Path, runs: Iterable[dict[str, Any]]) -> bool:
-    """Whether there is a checkpoint, and of one of the runs, each given as its trainer's identity."""
+    """Whether the file is a checkpoint of one of the runs, each given by its trainer's identity."""
     try:
         return dict(torch.load(path, map_location="cpu", weights_only=True)["run"]) in runs
     except Exception:  # torch has errors of many types for a damaged file
@@ -53,7 +53,7 @@ def load(trainer: Resumable, path: Path, device: str) -> None:
     """Bring a trainer, made for the same run, to where the file was written; tensors are loaded to the device.
 
     Raises:
-        CheckpointError: the file is damaged or no checkpoint, or of other data, another loss or configuration.
+        CheckpointError: the file is damaged, no checkpoint, or of other data, another loss or configuration.
     """
     try:
         checkpoint: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)

@@ -26,7 +26,7 @@ class Case(NamedTuple):
 
 
 def describe_runs(runs: Sequence[dict[str, Any]]) -> str:
-    """Return the table that a comparison ends with: one line per loss, means and deviations over its seeds."""
+    """Return the table of a comparison: one line per loss, means and deviations over its seeds."""
     k = runs[0]["k"]
     header = ["loss", f"Recall@{k}", f"NDCG@{k}", f"Recall@{k}*", f"NDCG@{k}*", f"val NDCG@{k}", "best epoch"]
     header += ["s/epoch", "negatives", "lr", "weight decay", "loss settings"]
@@ -80,7 +80,7 @@ def describe_settings(settings: dict[str, Any]) -> str:
     for name, symbol in _SYMBOLS.items():
         value = settings.get(name)
         if name == "floor" and not settings.get("prior"):
-            continue  # of no effect
+            continue  # has no effect
         if value and value != "none":
             shown.append(f"{symbol}={value}" if isinstance(value, str) else f"{symbol}={value:g}")
     return " ".join(shown) or "-"
@@ -91,30 +91,30 @@ def compare(
 ) -> tuple[dict[str, Any], bool]:
     """Do one training run after another; after each, write results.json and results.png to the directory.
 
-    user_ids.parquet and item_ids.parquet there hold the file's own id of each row.
+    user_ids.parquet and item_ids.parquet there have the file's own id of each row.
 
     Args:
-        cases: what to train, at least one, all on data of one name.
+        cases: the runs, at least one, all on data of the same name.
         directory: an existing, writable directory.
         resume: whether to go on where an earlier call with the same directory was interrupted: finished runs are
             kept, the unfinished one goes on from its last validation.
         save: the directories that models are saved to, by the number of their case.
 
     Returns:
-        ``(report, interrupted)``: what results.json holds, with one entry in ``report["runs"]`` per run that
-        got as far as a first validation; and whether Ctrl-C cut the comparison short.
+        ``(report, interrupted)``: the content of results.json, with one entry in ``report["runs"]`` per run that
+        reached a first validation; and whether Ctrl-C ended the comparison early.
 
     Raises:
         TrainingError: as :func:`train`; the runs before it are on disk.
-        ValueError: what is to be resumed is not of these cases; a directory in `save` holds something else than a saved
-            model, or not that of a run that is finished.
-        OSError: a file cannot be written; the message names it.
+        ValueError: what is to be resumed does not belong to these cases; a directory in `save` contains something other
+            than a saved model, or not the model of its finished run.
+        OSError: a file cannot be written; the message contains it.
     """
     results, checkpoint = directory / "results.json", directory / "checkpoint.pt"
     runs = _finished_runs(results, cases) if resume else {}
     if save:
         check_saved(runs, save)
-    # Also that of a run that was interrupted, or killed, just after its result was written.
+    # Also the checkpoint of a run that was interrupted or killed just after its result was written.
     if not resume or checkpoints.is_of_any(checkpoint, [identity(*cases[number]) for number in runs]):
         checkpoint.unlink(missing_ok=True)
     dataset, _, config = cases[0]
@@ -129,7 +129,7 @@ def compare(
             if number in runs:
                 continue
             run = runs[number] = train(*case, checkpoint=checkpoint, save=save.get(number))
-            # With those that come later but were finished earlier.
+            # Including later runs that were finished by an earlier call.
             report["runs"] = [runs[number] for number in sorted(runs)]
             reporting.write_json(results, report)
             interrupted = run["ended_by"] == "interrupt"
@@ -144,7 +144,7 @@ def compare(
 
 
 def _finished_runs(results: Path, cases: Sequence[Case]) -> dict[int, dict[str, Any]]:
-    """Read the runs that are not to be done again, by the number of their case."""
+    """Read the finished runs, by the number of their case."""
     try:
         report = json.loads(results.read_text(encoding="utf-8"))
         runs = [run for run in report["runs"] if run["ended_by"] != "interrupt"]

@@ -1,4 +1,4 @@
-"""Known false negatives: positives held out from training, which come back among the negatives."""
+"""Known false negatives: positives held out from training and put among the negatives."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from benchmarks.common.data import DataError, InteractionData, split_validation
 
 HELD_OUT = 0.1
-# The held-out items are another draw than the validation items, which a run's seed gives too.
+# So that the held-out items are drawn independently of the validation items, which come from the run's seed.
 _SEED_OFFSET = 1_000_003
 
 
@@ -35,7 +35,7 @@ class FalseNegatives:
         """Hold out a tenth of each user's training items, at least one and never the only one.
 
         Returns:
-            ``(false_negatives, fit)``: the held-out ones in their new role, and the data without them.
+            ``(false_negatives, fit)``: the held-out items as false negatives, and the data without them.
 
         Raises:
             DataError: no user has an item to hold out.
@@ -53,6 +53,6 @@ class FalseNegatives:
         uniform = {"generator": generator, "device": neg_ids.device}
         is_false = (torch.rand(neg_ids.shape, **uniform) < self.share) & (counts > 0)
         which = (torch.rand(neg_ids.shape, dtype=torch.float64, **uniform) * counts).long()  # below counts
-        # A user without any at the very end would be read past the end, hence the clamp.
+        # Without the clamp a user without any at the very end would be read past the end.
         items = self._items[(starts + which).clamp(max=len(self._items) - 1)]
         return torch.where(is_false, items, neg_ids)

@@ -12,7 +12,7 @@ from benchmarks.common.data import InteractionData
 from benchmarks.training.matrix_factorization import MatrixFactorization, ModelOptions
 
 with warnings.catch_warnings():
-    # PyTorch Geometric scripts two of its functions as it is imported.
+    # PyTorch Geometric scripts two of its functions when it is imported.
     warnings.filterwarnings("ignore", r"`torch\.jit\.script` is deprecated", DeprecationWarning)
     from torch_geometric.nn import LGConv
 
@@ -26,7 +26,7 @@ def normalized_adjacency(data: InteractionData) -> Tensor:
     """Return D^-1/2 A D^-1/2 of the training pairs, without self loops (He et al., SIGIR 2020, eq. 6 and 7).
 
     Args:
-        data: a pair that it has twice counts twice, in A and in the degrees D.
+        data: a repeated pair counts twice, in A and in the degrees D.
 
     Returns:
         float32 [V, V] in CSR layout on the CPU, symmetric, with V = num_users + num_items and the users first. Rows of
@@ -161,7 +161,7 @@ class XSimGCL(LightGCN):
         """Return the weighted contrastive loss of the views that the last forward pass, in training mode, left.
 
         The mean InfoNCE over the batch's users between their final embeddings and those of layer 1, by cosine, and the
-        same over its items, added up. Who occurs more than once in the batch counts once.
+        same over its items, added up. A user or an item that occurs more than once in the batch counts once.
 
         Args:
             users, items: int64 ids of the batch's users and of their positives, each [B].

@@ -1,4 +1,4 @@
-"""Write which id of a file each row of a model's tables stands for."""
+"""Write the file's own id of each row of a model's tables."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from benchmarks.common.reporting import written_whole
 
 
 def id_table(ids: np.ndarray | None, count: int) -> pl.DataFrame:
-    """The rows from 0 (column row) and the file's own id of each (column id): the row itself where ids is None."""
+    """A table of the rows from 0 (column row) and their own ids (column id), which are the rows where ids is None."""
     if ids is None:
         ids = np.arange(count)
     values = ids.astype(np.int64) if np.issubdtype(ids.dtype, np.integer) else [str(name) for name in ids]

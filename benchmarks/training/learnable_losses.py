@@ -1,4 +1,4 @@
-"""Losses with parameters of their own, which learn beside the model's, or against them."""
+"""Losses with parameters of their own, which are trained together with the model, or against it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class LearningLoss(nn.Module, ABC):
 
 
 def _scores(queries: Tensor, items: Tensor, ids: Tensor) -> Tensor:
-    """Inner products [B, N] of each query and its items. All items are scored, which takes less than a gather of
+    """Inner products [B, N] of each query and its items. All items are scored, which is faster than a gather of
     [B, N, D] up to some N·D/4 items."""
     return (queries @ items.T).gather(1, ids)
 
@@ -93,8 +93,8 @@ class LowerLeftPartialAUC(LearningLoss):
     γ; here r(x) = log(1 + e^{κx})/κ, ℓ⁺ = (p − a)² − 2(1 + γ)p and ℓ⁻ = (n − b)² + 2(1 + γ)n. Multipliers hold γ above
     −a and b − 1.
 
-    s⁺ and γ descend as all others do, as in the implementation that published numbers come from: where they ascend,
-    as in the paper, training was reported there to fail.
+    s⁺ and γ descend like all others, as in the implementation behind published numbers, whose authors report that
+    training fails where they ascend, as in the paper.
 
     Args:
         top_positives: α in (0, 1].

@@ -19,24 +19,24 @@ DEFAULT_TOP_K = 20
 
 @dataclass(frozen=True)
 class LossOptions:
-    """Hyper-parameters of the losses; each loss takes those it knows and leaves the others.
+    """Hyper-parameters of the losses; each loss ignores those it does not have.
 
     Attributes:
-        temperature: τ on the half cosine, so half of a value published for the cosine. PSL's formula has the
-            half cosine in it, so its published values stand. BSL's τ₂, of the negatives, as two-tau's.
+        temperature: τ on the half cosine, so half of a value published for the cosine. PSL's formula uses
+            the half cosine, so its published values hold as they are. BSL's τ₂, of the negatives, as two-tau's.
         positive_temperature: τ₁, of the positive (bsl, two-tau).
         prior: share π of sampled negatives that are positives, or "auto": estimated at each validation, and 0 until
             the first (cw, dcl).
         extra_positives: extra positives per row for the correction (cw, dcl).
         weighting, weight_temperature, floor: of the weights and the correction, as of :func:`cw_ext.cw_loss` (cw).
         confidence_temperature: τ_c of the confidence in the positive, on the half cosine; None for none (cw; slk's
-            τ_w, which must be there).
+            τ_w, which is required).
         confidence_detached: whether the confidence is a constant in the gradient (cw).
         confidence_top_k: K of the score that the confidence is measured from, that of a user's K-th item; None for
             a score of 0 (cw; slk's K, which is 20 for None).
         refresh_epochs: T, epochs from one estimate of these scores to the next (cw, slk).
         top_positives, top_negatives: α and β of the lower-left partial AUC (llpauc).
-        adversary_every: of this many epochs the adversary has the last (advinfonce).
+        adversary_every: the adversary learns in epochs that this divides, the model in the others (advinfonce).
         negatives: which negatives a row has; bpr takes one of those drawn for it.
         backend: "auto", "fused" or "reference", for every loss of the softmax family. With the reference, negatives of
             each row's own are drawn before the loss (by the kernels, where there are any), as a user of plain PyTorch
@@ -73,7 +73,7 @@ BatchLoss = Callable[[Batch], torch.Tensor]  # a scalar
 
 @dataclass(frozen=True)
 class RankingLoss:
-    """A loss and what training with it needs to know.
+    """A loss, and what the trainer has to know about it.
 
     Attributes:
         name: its key in :data:`LOSSES`.
@@ -82,11 +82,11 @@ class RankingLoss:
             :class:`~benchmarks.training.learnable_losses.LearningLoss` if it learns.
         similarity: how embeddings trained with it score an item, and thus rank it.
         settings: the hyper-parameters that it uses, for tables and result files.
-        negatives: which it has.
-        takes_ids: whether a batch has to bring the negatives, as the loss does not draw them itself.
-        extra_positives: how many extra positives per row it wants.
-        thresholds: what ``Batch.thresholds`` are; None if it does not want them.
-        estimates_prior: whether it wants ``Batch.prior``.
+        negatives: which kind it uses, and how many.
+        takes_ids: whether a batch must contain the negatives, since the loss does not draw them itself.
+        extra_positives: how many extra positives per row it needs.
+        thresholds: what ``Batch.thresholds`` must be; None if it needs none.
+        estimates_prior: whether it needs ``Batch.prior``.
         initial_std: standard deviation of the embeddings that training starts from, given a table's rows and columns.
     """
 
@@ -128,7 +128,7 @@ def _bpr(options: LossOptions) -> RankingLoss:
         {"negatives": str(one)},
         one,
         takes_ids=True,
-        initial_std=lambda rows, columns: math.sqrt(2 / (rows + columns)),  # Glorot's, as published numbers were got
+        initial_std=lambda rows, columns: math.sqrt(2 / (rows + columns)),  # Glorot's, as for published numbers
     )
 
 
@@ -244,7 +244,7 @@ def _cw(options: LossOptions) -> RankingLoss:
 
 
 def _detached_cw(arguments: dict[str, Any], options: LossOptions) -> RankingLoss:
-    """CW whose confidence weighs the rows, and is nothing that a gradient can change."""
+    """CW whose confidence weights the rows as a constant, without a gradient."""
     tau = arguments["confidence_temperature"]
     if tau is None or options.confidence_top_k is not None:
         raise ValueError("confidence_detached needs a confidence_temperature, and no confidence_top_k")
@@ -314,7 +314,7 @@ LOSSES: dict[str, Callable[[LossOptions], RankingLoss]] = {
 
 
 def build_loss(name: str, options: LossOptions = LossOptions()) -> RankingLoss:
-    """Return the loss of that name, after a trial call that brings up bad hyper-parameters before training.
+    """Return the loss of that name, after a trial call that detects bad hyper-parameters before training.
 
     Raises:
         ValueError: an unknown name, or a hyper-parameter out of its range.

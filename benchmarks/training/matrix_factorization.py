@@ -13,11 +13,11 @@ from benchmarks.common.data import InteractionData
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """Hyper-parameters of the models; each model takes those it knows and leaves the others.
+    """Hyper-parameters of the models; each model ignores those it does not have.
 
     Attributes:
         num_layers: graph convolutions L, at least 1 (lightgcn) or 2 (xsimgcl); None for the model's own, 2 and 3.
-        contrastive_weight: what the contrastive loss is multiplied with, finite and at least 0 (xsimgcl).
+        contrastive_weight: factor of the contrastive loss, finite and at least 0 (xsimgcl).
     """
 
     num_layers: int | None = None

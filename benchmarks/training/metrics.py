@@ -57,7 +57,7 @@ def ranking_metrics(
         is_target[rows, items] = True
 
         top_scores, top_items = scores.topk(k)
-        # A user with fewer than k unmasked items gets masked ones at the end of the list: they are no hits.
+        # A user with fewer than k unmasked items gets masked ones at the end of the list, which are no hits.
         hits = is_target.gather(1, top_items) & (top_scores > -torch.inf)
         counts = num_targets[torch.searchsorted(users, block)]
         recall += (hits.sum(1) / counts.double()).sum().item()

@@ -1,4 +1,4 @@
-"""How the rows of a training batch come by their negatives: what --negatives says, and what it makes cw_ext do."""
+"""Where the negatives of a training batch come from: the values of --negatives, and the calls of cw_ext for each."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from cw_ext import (
 )
 
 Kind = Literal["uniform", "popularity", "shared", "in-batch", "mixed", "full"]
-# Of these kinds each row has negatives of its own, which can be drawn before the loss.
+# Each row has its own negatives, which can be drawn before the loss.
 PER_ROW = ("uniform", "popularity")
-# Of these there is a number to choose: the others take what the batch or the catalogue has.
+# Their number can be chosen: the others take what the batch or the catalogue has.
 NUMBERED = (*PER_ROW, "shared", "mixed")
 SYNTAX = "N, uniform:N, popularity:N, shared:N, in-batch, mixed:N or full"
 POPULARITY_EXPONENT = 0.75
 
 
 class Batch(NamedTuple):
-    """What a loss can know of a training step."""
+    """What a loss gets from a training step."""
 
     queries: Tensor  # [B, D], a user's embedding per row
     items: Tensor  # [num_items, D]
     query_ids: Tensor  # int64 [B], the users
     pos_ids: Tensor  # int64 [B]
     extra_pos_ids: Tensor | None  # int64 [B, M], extra positives, −1 where a user has none
-    interactions: Interactions  # what is known of all users
+    interactions: Interactions  # the known positives of all users
     seed: Tensor  # int64 [], for the draws of this step
-    neg_ids: Tensor | None = None  # int64 [B, N], where the loss takes negatives that were drawn before
-    thresholds: Tensor | None = None  # [B], the score of the user's K-th item, where the loss asks for it
+    neg_ids: Tensor | None = None  # int64 [B, N], where the negatives were drawn before the loss
+    thresholds: Tensor | None = None  # [B], the score of the user's K-th item, where the loss needs it
     prior: float | None = None  # the share of positives among the negatives, where it is estimated
 
 
@@ -66,7 +66,7 @@ class Negatives:
 
     @classmethod
     def parse(cls, spec: str) -> Negatives:
-        """Read what the command line says; a number alone is that many uniform ones.
+        """Parse --negatives; a number alone means that many uniform ones.
 
         Raises:
             ValueError: the text is not of :data:`SYNTAX`.
@@ -84,10 +84,10 @@ class Negatives:
         return self.kind if self.number is None else f"{self.kind}:{self.number}"
 
     def check_drawable(self, interactions: Interactions) -> None:
-        """Refuse users for whom nothing can be drawn before training meets one of them.
+        """Refuse, before training, users for whom nothing can be drawn.
 
         Raises:
-            ValueError: names the first such user.
+            ValueError: there is such a user; the message has the first.
         """
         if self.kind in PER_ROW:
             interactions.check_has_negatives(
@@ -95,7 +95,7 @@ class Negatives:
             )
 
     def draw(self, query_ids: Tensor, interactions: Interactions, seed: Tensor) -> Tensor:
-        """The ids, int64 [B, N], that the loss with the same seed has (:data:`PER_ROW` only)."""
+        """The ids, int64 [B, N], that the loss draws with the same seed (:data:`PER_ROW` only)."""
         return draw_negatives(
             query_ids,
             interactions,
@@ -106,11 +106,11 @@ class Negatives:
         )
 
     def cw_loss(self, batch: Batch, **loss: Any) -> Tensor:
-        """The CW loss of a batch with these negatives, drawn inside unless the batch brings them.
+        """The CW loss of a batch with these negatives, drawn inside unless the batch contains them.
 
         Args:
-            batch: of :class:`Batch`.
-            **loss: keyword arguments of all of cw_ext's losses.
+            batch: of one training step.
+            **loss: keyword arguments that all of cw_ext's losses have.
         """
         tables = (batch.queries, batch.items)
         loss |= {"extra_pos_ids": batch.extra_pos_ids}

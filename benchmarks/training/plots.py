@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.common import reporting
 
-# Okabe and Ito's palette, which readers with any common colour vision can tell apart; the markers help too.
+# Okabe and Ito's palette, whose colours can be told apart with any common colour vision; the markers help too.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#F0E442")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 

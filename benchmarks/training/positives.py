@@ -12,9 +12,9 @@ class InteractionSampler:
 
     Attributes:
         users, items: int64 interactions sorted by user, each [num_interactions]. A batch is a set of indices
-            into them, so that each row knows which of the user's positives it is.
+            into them, so that each row identifies one of its user's positives.
 
-    It works on the device of its interactions, and takes ids and generators from there.
+    It works on the device of its interactions; ids and generators must be there too.
     """
 
     def __init__(self, interactions: Interactions) -> None:
@@ -23,7 +23,7 @@ class InteractionSampler:
         queries = torch.arange(interactions.num_queries, device=interactions.device)
         self.users, self.items = queries.repeat_interleave(self._counts), interactions.items.long()
 
-    def further_positives(
+    def extra_positives(
         self, interactions: torch.Tensor, num_positives: int, generator: torch.Generator
     ) -> torch.Tensor:
         """Draw extra positives uniformly, with replacement, from the user's other training items.
@@ -41,6 +41,6 @@ class InteractionSampler:
         draws = torch.randint(2**63 - 1, (len(users), num_positives), generator=generator, device=users.device)
         draws %= others.clamp(min=1)
         draws += draws >= interactions.unsqueeze(1) - starts
-        # A lone positive at the very end would be read past the end, hence the clamp.
+        # Without the clamp a lone positive at the very end would be read past the end.
         items = self.items[(starts + draws).clamp(max=len(self.items) - 1)]
         return items.masked_fill(others == 0, -1)

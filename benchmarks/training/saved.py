@@ -66,12 +66,12 @@ class SavedModel:
 
 
 def check_target(directory: Path) -> None:
-    """Refuse a directory that a saved model cannot be written to, or that holds anything but a saved model.
+    """Refuse a directory that cannot be written to, or that contains anything but a saved model.
 
-    Parent directories are made.
+    Creates parent directories.
 
     Raises:
-        SavedModelError: there is something else.
+        SavedModelError: it contains something else.
         OSError: the parent directory cannot be written to.
     """
     expected = f"{directory}: expected a new or empty directory or an earlier saved model"
@@ -92,18 +92,18 @@ def save(
     similarity: str,
     run: dict[str, Any],
 ) -> None:
-    """Write a model, whole or not at all; one that was saved to the directory before is replaced.
+    """Write a model, whole or not at all, replacing one that was saved to the directory before.
 
     Args:
         directory: see :func:`check_target`.
-        dataset: what was trained on.
+        dataset: the training data.
         tables: float32 vectors of the users [num_users, D] and of the items [num_items, D]; of length 1 for "cosine".
         similarity: "cosine" or "dot".
-        run: what results.json holds about the run.
+        run: the run's entry in results.json.
 
     Raises:
-        SavedModelError: the directory holds something else.
-        OSError: a file cannot be written; the message names it.
+        SavedModelError: the directory contains something else.
+        OSError: a file cannot be written; the message contains it.
     """
     check_target(directory)
     config = {
@@ -130,7 +130,7 @@ def save(
     with named_errors(directory), whole_directory.written_whole(directory) as unfinished:
         reporting.write_json(unfinished / CONFIG, config)
         save_file({"users": users, "items": items}, unfinished / VECTORS)
-        # safetensors makes a file that only its owner may read.
+        # safetensors creates a file that only its owner may read.
         shutil.copymode(unfinished / CONFIG, unfinished / VECTORS)
         id_table(dataset.user_ids, dataset.num_users).write_parquet(unfinished / USERS)
         id_table(dataset.item_ids, dataset.num_items).write_parquet(unfinished / ITEMS)
@@ -139,7 +139,7 @@ def save(
 
 @contextmanager
 def named_errors(path: Path) -> Iterator[None]:
-    """Turn what polars and safetensors raise for a file that cannot be written into an OSError with the path in it."""
+    """Turn the errors of polars and safetensors for a file that cannot be written into an OSError with the path."""
     try:
         yield
     except (OSError, pl.exceptions.PolarsError, safetensors.SafetensorError) as error:
@@ -147,7 +147,7 @@ def named_errors(path: Path) -> Iterator[None]:
 
 
 def run_of(directory: Path) -> dict[str, Any] | None:
-    """What the configuration of the model in the directory holds about its run; None if there is no saved model."""
+    """The run in the saved model's configuration; None if there is no saved model."""
     config = _read_config(directory)
     return None if config is None else config.get("run")
 

@@ -1,4 +1,4 @@
-"""The score that an item needs to be among a user's first K: SL@K's quantile."""
+"""The score that an item needs to rank among a user's first K: SL@K's quantile."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class TrainingError(RuntimeError):
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """What a training run takes beside the data and the loss.
+    """The settings of a training run besides data and loss.
 
     Attributes:
         model: key in :data:`benchmarks.training.models.MODELS`.
@@ -70,11 +70,11 @@ class TrainingConfig:
     device: str = "cpu"
 
 
-# What a result says of the positives' ranks is cut into so many parts.
+# The number of groups in which a result reports the positives' ranks.
 _SHARE_GROUPS = 50
-# Below this are the seeds of the draws.
+# Seeds of draws are below this.
 _SEEDS = 2**63 - 1
-# The estimated prior: negatives scored for each validation item, and what it is cut at, as 1 would leave no negative.
+# The estimated prior: negatives scored for each validation item, and its upper limit, as 1 would leave no negative.
 _UNLABELED_PER_POSITIVE = 50
 _LARGEST_PRIOR = 0.9
 _ROWS_PER_BLOCK = 4096  # of such scores, to bound what they gather
@@ -87,7 +87,7 @@ STEP_PARTS = ("sampling", "queries", "loss_forward", "backward", "optimizer")
 class _Stopwatch:
     """Adds up wall-clock seconds per part of a training run.
 
-    It waits for the device at the end of each part, or what a part launches would be counted as a later one's.
+    It waits for the device at the end of each part, or the work that it launched would count for a later part.
     """
 
     def __init__(self, device: str) -> None:
@@ -103,7 +103,7 @@ class _Stopwatch:
 
 
 def identity(dataset: data.InteractionData, loss: RankingLoss, config: TrainingConfig) -> dict[str, Any]:
-    """What makes a run this run and no other."""
+    """What tells a run from others: data, loss and configuration."""
     settings = {name: value for name, value in loss.settings.items() if name != "backend"}
     return {"data": dataset.sizes(), "loss": loss.name, "settings": settings, "config": asdict(config)}
 
@@ -112,7 +112,7 @@ class Trainer:
     """Trains one model with one loss, keeping the embeddings of the epoch that validates best.
 
     Attributes:
-        interactions: what is trained on, and what a user's negatives are not.
+        interactions: the training pairs, which a user's negatives must not be among.
         curve: validation results so far, each ``{"epoch", "recall", "ndcg", "training_loss"}``, with the ``"prior"``
             that the loss had from then on where it is estimated.
         epoch: epochs completed.
@@ -128,7 +128,7 @@ class Trainer:
         self.validation_users = validation_users.to(config.device)
         self.validation_items = validation_items.to(config.device)
         fit = fit.to(config.device)
-        # What rankings for validation and test leave out: all that training has seen, in whatever role.
+        # Rankings for validation and test leave out all that training has seen, also as false negatives.
         self.seen = (fit.train_users, fit.train_items)
         self.false_negatives = None
         if config.false_negatives is not None:
@@ -155,7 +155,7 @@ class Trainer:
         if isinstance(self._function, LearningLoss):
             self._function.to(config.device)
             self._loss_optimizer = self._function.optimizer(config.lr, config.weight_decay)
-        if config.device != "cpu":  # its own draws, since a generator serves one device
+        if config.device != "cpu":  # with draws of its own, since a generator belongs to one device
             generator = torch.Generator(config.device).manual_seed(config.seed)
         self.generator = generator
         self.stopwatch = _Stopwatch(config.device)
@@ -178,11 +178,11 @@ class Trainer:
         return self._best_tables
 
     def identity(self) -> dict[str, Any]:
-        """What makes this run this run: data, loss and configuration."""
+        """What tells this run from others: data, loss and configuration."""
         return identity(self.dataset, self.loss, self.config)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next epoch depends on, and what has been found so far."""
+        """All that the next epoch depends on, and the results so far."""
         return {
             "epoch": self.epoch,
             "curve": self.curve,
@@ -308,7 +308,7 @@ class Trainer:
             if self.false_negatives is not None:
                 neg_ids = self.false_negatives.put_among(neg_ids, users, self.generator)
             if self.loss.extra_positives:
-                extra_pos_ids = self.sampler.further_positives(batch, self.loss.extra_positives, self.generator)
+                extra_pos_ids = self.sampler.extra_positives(batch, self.loss.extra_positives, self.generator)
         with self.stopwatch.time("queries"):
             user_table, item_table = self.model()
             queries = F.embedding(users, user_table)
@@ -350,7 +350,7 @@ class Trainer:
 
     @torch.no_grad()
     def _refresh_thresholds(self) -> None:
-        """Estimate the scores, on the half cosine, that the confidence is measured from; without false negatives."""
+        """Estimate the scores, on the half cosine, that the confidence is measured from, ignoring false negatives."""
         users, items = self._tables()
         seed = torch.randint(_SEEDS, (), generator=self.generator, device=self.config.device)
         number = self.loss.negatives.number or self.interactions.num_items
@@ -399,15 +399,15 @@ def train(
     checkpoint: Path | None = None,
     save: Path | None = None,
 ) -> dict[str, Any]:
-    """Train with one loss, test once, and return all that a result file says about the run.
+    """Train with one loss, test once, and return the run's entry for a result file.
 
     Args:
         dataset: training and test interactions.
         loss: from :func:`benchmarks.training.losses.build_loss`.
         config: the rest.
         show_progress: whether there is a bar on stderr.
-        checkpoint: file to go on from if it is there, and to write after each validation. It stays: whoever keeps the
-            result removes it then.
+        checkpoint: file to go on from if it is there, and to write after each validation. It stays: the caller
+            removes it once the result is kept.
         save: directory to write the epoch that validated best to, as :func:`benchmarks.training.saved.save`.
 
     Returns:
@@ -417,7 +417,7 @@ def train(
         TrainingError: the loss became infinite or NaN.
         CheckpointError: the checkpoint is not one of this run.
         ValueError: there is nothing to validate on, or nothing to draw for a user.
-        OSError: the model or the checkpoint cannot be written; the message names the file.
+        OSError: the model or the checkpoint cannot be written; the message contains the file.
         KeyboardInterrupt: Ctrl-C before the first validation.
     """
     trainer = Trainer(dataset, loss, config)
