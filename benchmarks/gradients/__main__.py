@@ -56,8 +56,9 @@ MARGINS = torch.linspace(-1, 1, 401, dtype=torch.float64)
 # log(1 + exp(d/τ)). SL is ω = 1. Weights are constants in the gradient unless it is let through them.
 #
 # The second is about what is added to the sigmoid's weights. With the class prior π = 0.1, π times the mass of the
-# extra positives is subtracted. With π = 0.22 that leaves less than the floor ε = 0.3 until the negative that moves brings
-# mass of its own: at the floor the gradient is that of the uncorrected loss, and above it up to 1/ε as much.
+# extra positives is subtracted. With π = 0.22 that leaves less than the floor ε = 0.3 until the negative that
+# moves brings mass of its own: at the floor the gradient is that of the uncorrected loss, and above it up to 1/ε as
+# much.
 
 
 # %% The losses

@@ -26,8 +26,7 @@ from tqdm import tqdm
 
 from benchmarks.common import command, gpu, reporting
 from benchmarks.common.arguments import non_negative_float, positive_int
-from benchmarks.throughput import cce as sampled_softmax
-from benchmarks.throughput import contestants, plots, shapes
+from benchmarks.throughput import cce, contestants, plots, shapes
 from benchmarks.throughput import report as throughput_report
 from benchmarks.throughput.contestants import CONTESTANTS
 from benchmarks.throughput.measure import describe_error, measure_scaling, measure_shape
@@ -166,8 +165,10 @@ def _grid(arguments: argparse.Namespace) -> list[Shape]:
     if arguments.device == "cpu":
         grid = shapes.QUICK if arguments.quick else shapes.FULL
     else:
-        grid, cce = (shapes.QUICK_CUDA, shapes.QUICK_CCE) if arguments.quick else (shapes.FULL_CUDA, shapes.FULL_CCE)
-        grid += cce if arguments.cce is not None else ()
+        grid, softmax = (
+            (shapes.QUICK_CUDA, shapes.QUICK_CCE) if arguments.quick else (shapes.FULL_CUDA, shapes.FULL_CCE)
+        )
+        grid += softmax if arguments.cce is not None else ()
     return _chosen(grid, arguments)
 
 
@@ -207,7 +208,7 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace, out: Pa
     }
     gpu.require(device)
     if arguments.cce is not None:
-        sampled_softmax.use_cce(arguments.cce)
+        cce.use_cce(arguments.cce)
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     scales = device == "cpu" and torch.get_num_threads() > 1 and "cw_ext" in names

@@ -37,8 +37,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.throughput import cce, eager, sampled, shared
-from benchmarks.throughput import cuda as cuda_steps
+from benchmarks.throughput import cce, cuda, eager, sampled, shared
 from benchmarks.throughput.eager import TEMPERATURE
 from benchmarks.throughput.inputs import Inputs, make_inputs
 from benchmarks.throughput.samplers import SAMPLERS
@@ -68,18 +67,18 @@ class WrongResult(ValueError):
 
 def contestants_of(shape: Shape, chosen: Sequence[str] = CONTESTANTS, device: str = "cpu") -> list[str]:
     """Return those of the chosen contestants that exist for this shape on this device."""
-    cuda, softmax, drawn = device == "cuda", shape.loss == "sampled_softmax", shape.kind == "sampled"
+    on_gpu, softmax, drawn = device == "cuda", shape.loss == "sampled_softmax", shape.kind == "sampled"
     per_row_ids = shape.kind == "ids" and not shape.shared
     conditions = {
-        "graph": cuda,
-        "deterministic": cuda and not softmax,
+        "graph": on_gpu,
+        "deterministic": on_gpu and not softmax,
         **dict.fromkeys(("recompute", "ready-ids", *SAMPLERS), drawn),
-        "bit-table": drawn and not shape.popularity and not cuda,
+        "bit-table": drawn and not shape.popularity and not on_gpu,
         "eager": not drawn,
         "tuned": per_row_ids and not softmax,
         "compile": not drawn,
         "checkpoint": per_row_ids and not softmax,
-        "cce": cuda and softmax,
+        "cce": on_gpu and softmax,
     }
     return [name for name in CONTESTANTS if name in chosen and conditions.get(name, True)]
 
@@ -93,9 +92,9 @@ def make_step(name: str, shape: Shape, inputs: Inputs) -> Step:
         case "floor":
             return _floor_step(shape, inputs)
         case "graph":
-            return cuda_steps.captured(make_step("cw_ext", shape, inputs))
+            return cuda.captured(make_step("cw_ext", shape, inputs))
         case "deterministic":
-            return cuda_steps.deterministic(make_step("cw_ext", shape, inputs))
+            return cuda.deterministic(make_step("cw_ext", shape, inputs))
     loss = _loss_function(name, shape, inputs)
 
     def step() -> tuple[Tensor, ...]:

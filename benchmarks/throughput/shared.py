@@ -42,7 +42,7 @@ def eager(
 
     Args:
         shape, inputs: of the step.
-        loss: :func:`eager_losses.one_set`, or a compiled one.
+        loss: :func:`eager.one_set`, or a compiled one.
         rows: which rows of the batch the queries are; the set is that of the whole batch.
     """
     pos_ids, query_ids = (ids[rows] for ids in inputs.ids)

@@ -25,11 +25,11 @@ def make_trainer(data: InteractionData, name: str, lr: float = 0.01, weight_deca
     loss = build_loss(name, LossOptions(negatives=Negatives("uniform", 8), **options))
     run = Trainer(data, loss, TrainingConfig(dim=8, lr=lr, weight_decay=weight_decay, epochs=6, batch_size=64))
     run.model.double()
-    own_parameters(run).double()
+    learning_loss(run).double()
     return run
 
 
-def own_parameters(run: Trainer) -> LearningLoss:
+def learning_loss(run: Trainer) -> LearningLoss:
     assert isinstance(run._function, LearningLoss)
     return run._function
 
@@ -40,7 +40,7 @@ def values(module: torch.nn.Module) -> list[torch.Tensor]:
 
 def step(run: Trainer) -> tuple[Batch, float]:
     """Take a step of the next epoch; return its batch, and the loss before it."""
-    own = own_parameters(run)
+    own = learning_loss(run)
     batches = record_batches(run)
     before = run.train_step(run.shuffled_batches()[0])
     run._function = own
@@ -63,11 +63,11 @@ def test_adversary_and_model_learn_in_turn_and_against_each_other(blocks, monkey
     run = make_trainer(blocks, "advinfonce", adversary_every=adversary_every)
     for epoch in range(1, 2 * adversary_every + 1):
         run.epoch = epoch - 1
-        adversary, model = values(own_parameters(run)), values(run.model)
+        adversary, model = values(learning_loss(run)), values(run.model)
         batch, before = step(run)
         moved = [
             [not torch.equal(a, b) for a, b in zip(earlier, values(module), strict=True)]
-            for earlier, module in ((adversary, own_parameters(run)), (model, run.model))
+            for earlier, module in ((adversary, learning_loss(run)), (model, run.model))
         ]
         if epoch % adversary_every == 0:
             assert moved == [[True, True], [False, False]]
@@ -80,12 +80,12 @@ def test_adversary_and_model_learn_in_turn_and_against_each_other(blocks, monkey
 def test_each_epoch_trains_one_of_the_two(blocks, monkeypatch):
     monkeypatch.setattr(AdvInfoNCE, "ADVERSARY_LR", 0.01)
     run = make_trainer(blocks, "advinfonce", adversary_every=2)
-    model, adversary = [values(run.model)], [values(own_parameters(run))]
+    model, adversary = [values(run.model)], [values(learning_loss(run))]
     for _ in range(4):
         run._train_epoch()
         run.epoch += 1
         model.append(values(run.model))
-        adversary.append(values(own_parameters(run)))
+        adversary.append(values(learning_loss(run)))
     moved = [
         [not torch.equal(a[0], b[0]) for a, b in zip(states, states[1:], strict=False)] for states in (model, adversary)
     ]
@@ -95,7 +95,7 @@ def test_each_epoch_trains_one_of_the_two(blocks, monkeypatch):
 def test_the_adversary_is_drawn_after_the_model_and_with_its_seed(blocks):
     runs = [make_trainer(blocks, name) for name in ("advinfonce", "llpauc")]
     generator = torch.Generator().manual_seed(0)
-    for rows, table in zip((60, 56, 60, 56), [*values(runs[0].model), *values(own_parameters(runs[0]))], strict=True):
+    for rows, table in zip((60, 56, 60, 56), [*values(runs[0].model), *values(learning_loss(runs[0]))], strict=True):
         assert torch.equal(table, torch.randn(rows, 8, generator=generator).double())
     # The other one takes nothing from the generator.
     after_model = torch.Generator().manual_seed(0)
@@ -109,9 +109,9 @@ def test_weight_decay_pulls_the_adversary_to_0_too(blocks, monkeypatch):
     monkeypatch.setattr(AdvInfoNCE, "ADVERSARY_LR", 0.01)
     run = make_trainer(blocks, "advinfonce", weight_decay=1e6, adversary_every=2)
     run.epoch = 1
-    before = values(own_parameters(run))
+    before = values(learning_loss(run))
     step(run)
-    for old, new in zip(before, values(own_parameters(run)), strict=True):
+    for old, new in zip(before, values(learning_loss(run)), strict=True):
         assert (new.abs() < old.abs())[old.abs() > 0.02].all()
 
 
@@ -122,7 +122,7 @@ RANGES = {"a": (0, 1), "b": (0, 1), "s_pos": (-1, 4), "s_neg": (0, 5)}
 
 
 def parameters(run: Trainer) -> dict[str, float]:
-    return {name: value.item() for name, value in own_parameters(run).named_parameters()}
+    return {name: value.item() for name, value in learning_loss(run).named_parameters()}
 
 
 def test_parameters_stay_in_their_ranges(blocks):
@@ -173,7 +173,7 @@ def test_all_parameters_descend_some_twice_as_fast(blocks, weight_decay):
     model, before = values(run.model), parameters(run)
     step(run)
     now = parameters(run)
-    gradients = {name: value.grad.item() for name, value in own_parameters(run).named_parameters()}
+    gradients = {name: value.grad.item() for name, value in learning_loss(run).named_parameters()}
     for name, gradient in gradients.items():
         # Adam's first step is the learning rate against the sign of the gradient.
         rate = 2 * lr if name in ("s_pos", "s_neg", "gamma") else lr
