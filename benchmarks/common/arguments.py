@@ -1,9 +1,10 @@
-"""Argument types of the benchmarks' command lines."""
+"""Argument types of the benchmarks' command lines, and an argument that several have."""
 
 from __future__ import annotations
 
 import argparse
 import math
+from pathlib import Path
 from typing import Literal
 
 
@@ -36,6 +37,13 @@ def prior(text: str) -> float | Literal["auto"]:
         return "auto" if text == "auto" else float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected a number in [0, 1) or auto, got {text!r}") from None
+
+
+def add_out(parser: argparse.ArgumentParser) -> None:
+    """Add --out, the directory for results; None if not given."""
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="where results go; a new folder under runs/ if not given"
+    )
 
 
 def _at_least(text: str, parse: type, minimum: float, expected: str) -> float:

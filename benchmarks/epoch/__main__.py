@@ -15,13 +15,12 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from benchmarks.common import command, data, data_arguments, gpu, reporting
-from benchmarks.common.arguments import non_negative_int, positive_int
+from benchmarks.common.arguments import add_out, non_negative_int, positive_int
 from benchmarks.common.timing import quantiles
 from benchmarks.epoch.plot import plot_epoch
 from benchmarks.training.losses import LOSSES, LossOptions, RankingLoss, build_loss
@@ -183,9 +182,7 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--device", choices=gpu.DEVICES, default=defaults.device, help="where to train")
     parser.add_argument("--seed", type=non_negative_int, default=defaults.seed, help="of splits, start and sampling")
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="where results go; a new folder under runs/ if not given"
-    )
+    add_out(parser)
     return parser.parse_args(argv)
 
 

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from benchmarks.common import command, reporting
-from benchmarks.common.arguments import positive_int
+from benchmarks.common.arguments import add_out, positive_int
 from benchmarks.image_pairs.plot import plot_accuracy
 from cw_ext import Interactions, cw_loss_in_batch, presets
 from cw_ext.parameters import LossArguments
@@ -375,9 +375,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--seeds", type=positive_int, default=SEEDS, help="how many seeds, from 0")
     parser.add_argument("--steps", type=positive_int, default=STEPS, help="batches that each encoder is trained on")
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="where results go; a new folder under runs/ if not given"
-    )
+    add_out(parser)
     arguments = parser.parse_args(argv)
     out = arguments.out or reporting.default_directory("image-pairs")
     return command.run(lambda: _run(arguments.seeds, arguments.steps, out))

@@ -19,7 +19,7 @@ from typing import Any
 from tqdm import tqdm
 
 from benchmarks.common import command, data, data_arguments, gpu, memory, reporting, timing
-from benchmarks.common.arguments import positive_int
+from benchmarks.common.arguments import add_out, positive_int
 from benchmarks.demo import settings as demo
 from benchmarks.negative_kinds.plot import plot_kinds
 from benchmarks.throughput import contestants
@@ -230,9 +230,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--epochs", type=positive_int, default=demo.EPOCHS, help="of each run")
     parser.add_argument("--negatives", type=positive_int, default=NEGATIVES, help="N of the kinds that have one")
     parser.add_argument("--rounds", type=positive_int, default=ROUNDS, help="samples of each step")
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="where results go; a new folder under runs/ if not given"
-    )
+    add_out(parser)
     arguments = parser.parse_args(argv)
     return command.run(lambda: _run(arguments))
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.common import command, reporting
-from benchmarks.common.arguments import non_negative_int, positive_int
+from benchmarks.common.arguments import add_out, non_negative_int, positive_int
 from benchmarks.negative_mass.plot import plot_mass
 from cw_ext import cw_loss
 from cw_ext.parameters import DEFAULTS
@@ -310,9 +310,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--rows", type=_number_of_rows, default=ROWS, help="estimates of each setting")
     parser.add_argument("--seed", type=non_negative_int, default=0, help="of the draws")
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="where results go; a new folder under runs/ if not given"
-    )
+    add_out(parser)
     arguments = parser.parse_args(argv)
     directory = arguments.out or reporting.default_directory("negative-mass")
     return command.run(lambda: _run(arguments.rows, arguments.seed, directory))

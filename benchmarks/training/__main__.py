@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.common import command, data, data_arguments, gpu, reporting
-from benchmarks.common.arguments import non_negative_float, non_negative_int, positive_int, prior, share
+from benchmarks.common.arguments import add_out, non_negative_float, non_negative_int, positive_int, prior, share
 from benchmarks.training.compare import Case, check_saved, compare, describe_runs
 from benchmarks.training.losses import LOSSES, LossOptions, build_loss
 from benchmarks.training.models import MODELS
@@ -166,9 +166,7 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         default=[defaults.seed],
         help="of splits, start and sampling; with more than one, each loss is trained with each",
     )
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="where results go; a new folder under runs/ if not given"
-    )
+    add_out(parser)
     parser.add_argument(
         "--save",
         type=Path,

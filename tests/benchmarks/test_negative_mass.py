@@ -118,7 +118,7 @@ def test_the_spread_is_that_of_both_means(weighting, setting):
 
 
 @pytest.mark.parametrize(("weighting", "at_zero"), [("sigmoid", 0.5), ("none", 1.0)])
-def test_without_further_positives_one_at_the_positive_is_taken_out(weighting, at_zero):
+def test_without_extra_positives_one_at_the_positive_is_taken_out(weighting, at_zero):
     found = measure(Setting(0.05, 500, 0), weighting)["corrected"]
     negative, positive = moments(weighting, -0.2)[0], moments(weighting, 0)[0]
     bias = 0.05 * (positive - at_zero) / (0.95 * negative)

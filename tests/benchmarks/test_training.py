@@ -40,12 +40,12 @@ def seeded(device: torch.device, seed: int = 0) -> torch.Generator:
     return torch.Generator(device).manual_seed(seed)
 
 
-def test_further_positives_are_uniform_on_the_users_others(device):
+def test_extra_positives_are_uniform_on_the_users_others(device):
     positives = {0: [3, 5, 8, 11], 1: [2], 2: [0, 9], 4: [7]}
     pairs = torch.tensor([(user, item) for user, items in positives.items() for item in items]).to(device)
     sampler = InteractionSampler(Interactions(pairs[:, 0], pairs[:, 1], num_queries=5, num_items=12))
     interactions = torch.arange(len(pairs), device=device).repeat(400)
-    drawn = sampler.further_positives(interactions, 30, seeded(device))
+    drawn = sampler.extra_positives(interactions, 30, seeded(device))
     assert drawn.shape == (len(interactions), 30)
     drawn, interactions = drawn.cpu(), interactions.cpu()
     for index in range(len(pairs)):
