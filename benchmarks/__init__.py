@@ -1,4 +1,4 @@
-"""Training and step-cost benchmarks of cw_ext; each module runs as ``python -m benchmarks.<name>``."""
+"""Benchmarks of cw_ext; each folder with a ``__main__`` runs as ``python -m benchmarks.<folder>``."""
 
 import os
 import sys
@@ -9,9 +9,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # Without it cuBLAS refuses to run under deterministic algorithms, which the throughput benchmark times on a GPU.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
-from benchmarks import startup  # noqa: E402
+from benchmarks.common import startup  # noqa: E402
 
-# Where python -m runs a benchmark; a program that imports one has its own ways.
-if any(argument.startswith("benchmarks.") for argument in sys.orig_argv):
-    sys.excepthook = startup.say_what_is_missing
+# Only where python -m runs a benchmark or an example: a program that imports one keeps its own hook.
+if any(argument.startswith(("benchmarks.", "examples.")) for argument in sys.orig_argv):
+    sys.excepthook = startup.report_missing_extra
 startup.use_the_built_copy()

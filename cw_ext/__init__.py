@@ -1,10 +1,9 @@
 """cw_ext: the CW ("Correct and Weight") ranking loss for implicit feedback, with fused kernels for PyTorch."""
 
 from cw_ext import presets, prior
-from cw_ext.candidates import Candidates
 from cw_ext.extension import build_config
 from cw_ext.functional import cw_loss, cw_loss_from_embeddings
-from cw_ext.interactions import Interactions
+from cw_ext.interactions import Candidates, Interactions
 from cw_ext.modules import CWEmbeddingLoss, CWFullLoss, CWInBatchLoss, CWLoss, CWSampledLoss
 from cw_ext.negative_sampling import draw_negatives
 from cw_ext.sampled_losses import cw_loss_full, cw_loss_in_batch, sampled_cw_loss

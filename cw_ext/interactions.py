@@ -17,7 +17,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from cw_ext import checks, files
 from cw_ext.alias_table import ONE, Popularity, popularity_table
-from cw_ext.candidates import Candidates
+from cw_ext.candidates import CandidateItems
+from cw_ext.scipy_matrix import load_npz, nonzeros
 
 DISTRIBUTIONS = ("uniform", "popularity")
 
@@ -130,7 +131,7 @@ class Interactions:
                 cannot be counts.
         """
         checks.flags(keep_counts=keep_counts)
-        query_ids, item_ids, values, shape = _nonzeros(matrix)
+        query_ids, item_ids, values, shape = nonzeros(matrix)
         made = cls(query_ids, item_ids, num_queries=shape[0], num_items=shape[1], keep_counts=keep_counts)
         # Values may be ratings as well as counts, but a position that stands there twice is a pair that repeats.
         made.num_events = max(len(made), int(np.count_nonzero(matrix.tocoo().data)))
@@ -212,7 +213,7 @@ class Interactions:
                 raise ValueError(f"{path}: renumber=True cannot act on an .npz, whose ids are rows")
             if keep_counts:
                 raise ValueError(f"{path}: keep_counts=True cannot act on an .npz; load the matrix, and use from_scipy")
-            query_ids, item_ids, shape = _load_npz(path)
+            query_ids, item_ids, shape = load_npz(path)
             queries, items = (
                 files.Rows(query_ids, shape[0] if num_queries is None else num_queries, None),
                 files.Rows(item_ids, shape[1] if num_items is None else num_items, None),
@@ -407,6 +408,50 @@ class Interactions:
         return table._replace(known_shares=sums) if 2 * int(of_queries.max()) >= self.num_items * ONE else table
 
 
+class Candidates(CandidateItems):
+    """What `interactions.candidates(mask_or_ids)` returns.
+
+    Negatives are drawn as from a catalogue of the candidates alone, whose items are their places in `ids`; in the end a
+    place becomes an id. So known positives that are no candidates cost nothing.
+
+    Attributes:
+        ids, is_candidate: as of CandidateItems.
+        interactions: what they were made for.
+        known: of those, the pairs with a candidate, by its place.
+    """
+
+    def __init__(self, candidates: Tensor, interactions: Interactions) -> None:
+        """Use interactions.candidates(), which has the arguments, and keeps what is made here."""
+        super().__init__(candidates, interactions.num_items, "interactions", interactions.starts)
+        self.interactions = interactions
+        places = self.is_candidate.cumsum(0).int() - 1
+        kept = self.is_candidate[interactions.items]
+        known = copy.copy(interactions)
+        known._item, known._maker = "candidate", "interactions.candidates(candidates)"
+        known.num_items = len(self)
+        known.starts = torch.cat([kept.new_zeros(1, dtype=torch.int64), kept.cumsum(0)])[interactions.starts]
+        known.items = places[interactions.items[kept]]
+        known.item_counts = interactions.item_counts[self.ids]
+        known.most_per_query = int(known.starts.diff().max())
+        known.num_occurring = int((known.item_counts > 0).sum())
+        self.known = known
+        self._tables: dict[tuple[float, float], Popularity] = {}
+
+    def popularity(self, exponent: float, smoothing: float = 0.0) -> Popularity:
+        """As of :meth:`cw_ext.Interactions.popularity`, of the candidates alone: over their places, but for
+        `log_weights`, which are over all items."""
+        table = self.known.popularity(exponent, smoothing)
+        key = float(exponent), float(smoothing)
+        if key not in self._tables:
+            log_weights = table.log_weights.new_zeros(self.interactions.num_items)
+            log_weights[self.ids] = table.log_weights
+            self._tables[key] = table._replace(log_weights=log_weights)
+        return self._tables[key]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_tables": {}}  # as Interactions has it
+
+
 def _device(device: object) -> torch.device:
     if isinstance(device, bool) or not isinstance(device, (str, int)):
         raise TypeError(f"device must be a torch.device, a str or an int, got {type(device).__name__}")
@@ -473,37 +518,3 @@ def _rows(kind: str, ids: Any, labels: np.ndarray | None, size: int) -> Tensor:
     if missing.any():
         raise KeyError(f"no {kind} has the id {wanted[missing].tolist()[0]!r}")
     return torch.from_numpy(np.asarray(rows))
-
-
-def _nonzeros(matrix: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[int, int]]:
-    """(query ids, item ids, values, shape) of a scipy.sparse matrix."""
-    if not hasattr(matrix, "tocsr"):
-        raise TypeError(f"matrix must be a scipy.sparse matrix or array, got {type(matrix).__name__}")
-    if len(matrix.shape) != 2:
-        raise ValueError(f"matrix must have shape [num_queries, num_items], got {tuple(matrix.shape)}")
-    csr = matrix.tocsr(copy=True)
-    csr.sum_duplicates()
-    csr.eliminate_zeros()
-    num_queries, num_items = map(int, csr.shape)
-    query_ids = np.repeat(np.arange(num_queries), np.diff(csr.indptr))
-    return query_ids, csr.indices, csr.data, (num_queries, num_items)
-
-
-def _load_npz(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
-    """(query ids, item ids, shape) of the matrix in the file."""
-    try:
-        from scipy.sparse import load_npz
-    except ImportError:
-        raise ImportError(f"{path}: reading an .npz needs scipy, which is not installed") from None
-    try:
-        matrix = load_npz(path)
-        if hasattr(matrix, "check_format"):
-            # scipy itself looks at the indices no more than that, and then reads and writes where they point.
-            matrix.check_format(full_check=True)
-        query_ids, item_ids, _, shape = _nonzeros(matrix)
-        return query_ids, item_ids, shape
-    except Exception as error:  # of many types for a damaged file
-        if isinstance(error, OSError) and error.filename is not None:  # not readable at all
-            raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{path}: expected an .npz that scipy.sparse.save_npz wrote, got: {reason}") from None

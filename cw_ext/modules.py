@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any, Unpack
 from torch import Tensor, nn
 
 from cw_ext import checks
-from cw_ext.candidates import Candidates
 from cw_ext.embedding_batch import Similarity, check_similarity
 from cw_ext.estimate_full import check_estimate_full
 from cw_ext.functional import cw_loss, cw_loss_from_embeddings
-from cw_ext.interactions import Interactions
+from cw_ext.interactions import Candidates, Interactions
 from cw_ext.negative_sampling import Distribution, check_draws, check_interactions
 from cw_ext.parameters import LossArguments, documents_loss_arguments, resolve
 from cw_ext.sampled_losses import cw_loss_full, cw_loss_in_batch, sampled_cw_loss

@@ -9,8 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cw_ext import checks, extension, reference_sampling
-from cw_ext.candidates import Candidates
-from cw_ext.interactions import DISTRIBUTIONS, Interactions
+from cw_ext.interactions import DISTRIBUTIONS, Candidates, Interactions
 from cw_ext.reference_sampling import Draws, history_of
 
 Distribution = Literal["uniform", "popularity"]

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from cw_ext import autograd, checks, reference
 from cw_ext.autocast import without_autocast
-from cw_ext.candidates import CandidateItems, Candidates
+from cw_ext.candidates import CandidateItems
 from cw_ext.embedding_batch import EmbeddingBatch, Similarity, embedding_batch, loss_of_ids
 from cw_ext.estimate_full import check_estimate_full, loss_over_all_items
-from cw_ext.interactions import Interactions
+from cw_ext.interactions import Candidates, Interactions
 from cw_ext.negative_sampling import (
     Distribution,
     check_interactions,

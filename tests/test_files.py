@@ -16,14 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from benchmarks import data, training
 from cw_ext import Interactions, draw_negatives
 from cw_ext.files import InteractionTable, Reading, blocks, read_interactions, text
 
@@ -56,15 +54,6 @@ def _known(known: Interactions) -> set[Pair]:
     return set(zip(queries.tolist(), items.tolist(), strict=True))
 
 
-def _loaded(dataset: data.InteractionData) -> set[Pair]:
-    """The pairs of training and test, in the file's own ids."""
-    users = torch.cat([dataset.train_users, dataset.test_users]).numpy()
-    items = torch.cat([dataset.train_items, dataset.test_items]).numpy()
-    own_users = users if dataset.user_ids is None else dataset.user_ids[users]
-    own_items = items if dataset.item_ids is None else dataset.item_ids[items]
-    return set(zip(own_users.tolist(), own_items.tolist(), strict=True))
-
-
 # --- what users met ---
 
 
@@ -87,54 +76,25 @@ def test_labels_of_zero_are_no_positives(tmp_path: Path) -> None:
     )
 
 
-def test_check_ins_of_snap(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_ins_of_snap(tmp_path: Path) -> None:
     content = "".join(f"{u}\t2010-10-1{d}T2{u}:00:00Z\t30.2\t-97.7\t{d}\n" for u in (0, 1) for d in (7, 8))
     path = _write(tmp_path, content + "1\t2010-10-12T21:00:00Z\t0.0\t0.0\t\n")
-    assert _loaded(data.load(path, core=1)) == {(0, 7), (0, 8), (1, 7), (1, 8)}
+    assert set(_read(path)) == {(0, 7), (0, 8), (1, 7), (1, 8)}
     assert "columns 0, 4 of SNAP check-ins; 1 rows without an item left out" in Interactions.from_file(path).source
-    with pytest.raises(data.DataError, match=r"10-core filter \(--core 10\), got none of 4 distinct pairs of 2 users"):
-        data.load(path)
     with pytest.raises(ValueError, match="5 columns by tabs without a header"):
         Interactions.from_file(_write(tmp_path, content.replace("T", " ")))
     assert len(Interactions.from_file(tmp_path / "file.txt", user_column=0, item_column=4)) == 4
-
-
-def _ranked(train: set[Pair], test: set[Pair], scores: np.ndarray, k: int) -> float:
-    """Mean over users of hits / test items, known items left out."""
-    recalls = []
-    for user in sorted({user for user, _ in test}):
-        order = [item for item in np.argsort(-scores[user]).tolist() if (user, item) not in train]
-        targets = {item for other, item in test if other == user}
-        recalls.append(len(targets & set(order[:k])) / len(targets))
-    return float(np.mean(recalls))
-
-
-def test_test_pairs_of_training_do_not_lower_recall(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """With two items left for each user, of which one is in the test set, Recall@2 is 1 for any model."""
-    train = {(u, i) for u in (0, 1) for i in range(5)} | {(0, 5), (1, 6)}
-    test = {(0, 0), (0, 1), (0, 6), (1, 2), (1, 3), (1, 5)}
-    for name, pairs in (("train", train), ("test", test)):
-        lines = "".join(f"{u}\t{i}\n" for u, i in sorted(pairs))
-        _write(tmp_path, f"user_procid\titem_procid\n{lines}", f"{name}.tsv")
-    scores = np.random.default_rng(0).normal(size=(2, 7))
-    assert _ranked(train, test - train, scores, 2) == 1.0 and _ranked(train, test, scores, 2) < 0.5
-    arguments = ["--data", str(tmp_path), "--loss", "sl", "--epochs", "1", "--eval-every", "1", "--negatives", "1"]
-    assert training.main([*arguments, "--k", "2", "--dim", "2", "--out", str(tmp_path / "out")]) == 0
-    run = json.loads((tmp_path / "out" / "results.json").read_text())["runs"][0]
-    assert run["test_validation_masked"]["recall"] == 1.0
-    assert "warning: " in (said := capsys.readouterr().err) and "6 distinct test pairs, 4 stand in training" in said
 
 
 def test_movielens_and_book_crossing(tmp_path: Path) -> None:
     path = _write(tmp_path, "1::10::5::978300760\n1::11::3::978302109\n2::10::4::978301968\n2::12::2::978301968\n")
     assert _read(path) == [(1, 10), (1, 11), (2, 10), (2, 12)]
     assert _read(path, min_rating=4) == [(1, 10), (2, 10)]
-    assert _loaded(data.load(path, core=1)) == {(1, 10), (1, 11), (2, 10)}  # from 3 by default
     path = _write(tmp_path, "1\t10\t5\t978300760\n1\t11\t2\t978302109\n")
     assert _read(path, min_rating=3) == [(1, 10)]
     plays = _write(tmp_path, "1\t10\t5\t978300760\n" * 200 + "1\t11\t6\t978302109\n")
-    with pytest.raises(data.DataError, match="line 201: expected a MovieLens rating of at most 5; .*, got '6'"):
-        data.load(plays, core=1)
+    with pytest.raises(ValueError, match="line 201: expected a MovieLens rating of at most 5; .*, got '6'"):
+        _read(plays, min_rating=3)
     assert _read(plays, user_column=0, item_column=1) == [(1, 10)] * 200 + [(1, 11)]
     with pytest.raises(
         ValueError, match=r"expected a column of ratings for min_rating \(--min-rating\), got 4 columns"
@@ -154,34 +114,6 @@ def test_movielens_and_book_crossing(tmp_path: Path) -> None:
     assert _read(path, encoding="latin-1", min_rating=1) == expected[1:]
     known = Interactions.from_file(path, encoding="latin-1")
     assert _known(known) == set(expected)
-
-
-def test_a_header_is_no_customer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rng = np.random.default_rng(0)
-    rows = [
-        (f"c{c}", f"s{s}", n) for n, (c, s) in enumerate((rng.random((400, 2)) ** 2 * [60, 40]).astype(int).tolist())
-    ]
-    content = "customer,sku,ts,qty\n" + "".join(f"{c},{s},{ts},1\n" for c, s, ts in rows)
-    path = _write(tmp_path, content, "orders.csv")
-    pairs = {(c, s) for c, s, _ in rows}
-    assert _loaded(data.load(path, core=1)) == pairs
-    dataset = data.load(path, core=4)
-    kept = _loaded(dataset)
-    assert 0 < len(kept) < len(pairs)
-    users, items = (len({pair[side] for pair in pairs}) for side in (0, 1))
-    left = (users - dataset.num_users, items - dataset.num_items)
-    assert dataset.notes[1:] == (
-        f"400 rows: {len(pairs)} distinct pairs of {users} users and {items} items",
-        f"4-core (--core 4): {len(kept)} pairs of {dataset.num_users} users and {dataset.num_items} items kept; "
-        f"{left[0]} users and {left[1]} items with fewer than 4 left out",
-    )
-    out = tmp_path / "out"
-    arguments = ["--data", str(path), "--core", "4", "--loss", "sl", "--epochs", "1", "--negatives", "2", "--dim", "2"]
-    assert training.main([*arguments, "--eval-every", "1", "--out", str(out)]) == 0
-    assert capsys.readouterr().out.startswith("\n".join(dataset.notes))
-    for side, ids in (("user", dataset.user_ids), ("item", dataset.item_ids)):
-        table = pl.read_parquet(out / f"{side}_ids.parquet")
-        assert table["row"].to_list() == list(range(len(ids))) and table["id"].to_list() == list(ids)
 
 
 def test_ids_with_gaps_make_a_compact_table(tmp_path: Path) -> None:
@@ -303,8 +235,6 @@ def test_what_cannot_be_read_is_one_line(
     with pytest.raises(ValueError, match=complaint) as caught:
         Interactions.from_file(path, **reading)
     assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
-    with pytest.raises(data.DataError, match=complaint):
-        data.load(path, core=1, **reading)
 
 
 @pytest.mark.parametrize(
@@ -336,38 +266,14 @@ def test_switches_that_cannot_act(tmp_path: Path) -> None:
     sparse.save_npz(tmp_path / "file.npz", sparse.eye(3).tocsr())
     with pytest.raises(ValueError, match=r"user_column \(--user-column\) cannot act on an .npz"):
         Interactions.from_file(tmp_path / "file.npz", user_column=0)
-    split = _write(tmp_path, "user,item,split\n1,2,train\n1,3,train\n1,4,test\n2,4,train\n")
-    with pytest.raises(data.DataError, match=r"core \(--core\) cannot act on a file with a column split"):
-        data.load(split, core=3)
     with pytest.raises(ValueError, match=r"rating_column .* cannot act without min_rating \(--min-rating\)"):
         Interactions.from_file(_write(tmp_path, "user,item,n\n1,2,3\n", "rated.csv"), rating_column="n")
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(data.DataError, match=r"core \(--core\) cannot act on a directory"):
-        data.load(tmp_path / "folder", core=3)
 
 
 def test_ratings_that_are_all_too_low(tmp_path: Path) -> None:
     path = _write(tmp_path, "user,item,rating\n1,2,0.5\n1,3,1\n")
-    for read, arguments in (
-        (data.load, {}),
-        (data.load, {"min_rating": 2}),
-        (Interactions.from_file, {"min_rating": 2}),
-    ):
-        with pytest.raises(ValueError, match=r"2 rows left out; lower min_rating \(--min-rating\)"):
-            read(path, **arguments)
-
-
-def test_a_directory_that_cannot_be_saved_to_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    _write(tmp_path, "".join(f"{u},{i}\n" for u in range(4) for i in range(4)))
-    (tmp_path / "full").mkdir()
-    _write(tmp_path / "full", "x", "thesis.txt")
-    before = sorted(tmp_path.rglob("*"))
-    for seeds in (["0"], ["0", "1"]):
-        target = "full" if len(seeds) == 1 else "full/thesis.txt"
-        arguments = ["--data", "file.txt", "--core", "1", "--loss", "sl", "--save", target, "--seed", *seeds]
-        assert training.main(arguments) == 2
-        assert sorted(tmp_path.rglob("*")) == before
+    with pytest.raises(ValueError, match=r"2 rows left out; lower min_rating \(--min-rating\)"):
+        Interactions.from_file(path, min_rating=2)
 
 
 def test_behaviors_of_mind(tmp_path: Path) -> None:
@@ -397,7 +303,7 @@ def test_json_lines(tmp_path: Path) -> None:
     amazon = [("A1", "0001", 5.0), ("A1", "B0", 1.0), ("A2", "0001", 4.0)]
     lines = [json.dumps({"reviewerID": user, "asin": item, "overall": rating}) for user, item, rating in amazon]
     path = _write(tmp_path, "\n".join(lines))
-    assert _loaded(data.load(path, core=1, min_rating=0)) == {(user, item) for user, item, _ in amazon}
+    assert _read(path, min_rating=0) == [(user, item) for user, item, _ in amazon]
     path = _write(tmp_path, '{"user": 1, "item": 2}\n{"user": 1}\n')
     with pytest.raises(
         ValueError, match="line 2: expected a user id and an item id that are not empty, got no item id"
@@ -406,14 +312,14 @@ def test_json_lines(tmp_path: Path) -> None:
 
 
 def test_json_keys_that_the_first_record_lacks(tmp_path: Path) -> None:
-    for key, expected in (
-        ("split", "train, valid or test as split"),
-        ("label", "a number as label"),
-        ("stars", "a number as rating"),
+    for key, expected, reading in (
+        ("split", "train, valid or test as split", {}),
+        ("label", "a number as label", {}),
+        ("stars", "a number as rating", {"min_rating": 3}),
     ):
         lines = ['{"item": "x", "user": "a"}\n'] * 999 + [json.dumps({key: 1, "user": "a", "item": "y"})]
-        with pytest.raises(data.DataError, match=f"line 1: expected {expected}, got ''"):
-            data.load(_write(tmp_path, "".join(lines)), core=1)
+        with pytest.raises(ValueError, match=f"line 1: expected {expected}, got ''"):
+            _read(_write(tmp_path, "".join(lines)), **reading)
     path = _write(tmp_path, '{"user": "a", "item": "x", "other": 1}\n{"overall": 2, "user": "a", "item": "y"}\n')
     with pytest.raises(ValueError, match="line 1: expected a number as rating, got ''"):
         _read(path, min_rating=1)
@@ -458,8 +364,6 @@ PACKERS: dict[str, Callable[[bytes], bytes]] = {"gz": gzip.compress, "bz2": bz2.
 def test_compressed_text(tmp_path: Path, packer: str) -> None:
     path = _write(tmp_path, PACKERS[packer](b"user,item\n1,2\n3,4\n"), f"orders.csv.{packer}")
     assert _read(path) == [(1, 2), (3, 4)]
-    path = _write(tmp_path, PACKERS[packer](b"user,item\n1,2\n1,3\n2,2\n"), f"orders.csv.{packer}")
-    assert data.load(path, core=1).name == "orders"
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
@@ -532,12 +436,9 @@ def test_a_separator_that_is_given(tmp_path: Path, separator: str) -> None:
 def test_two_separators_of_as_many_columns(tmp_path: Path) -> None:
     path = _write(tmp_path, "1,2|3\n4,5|6\n")
     complaint = r"line 1: expected columns separated in one way; choose by separator \(--separator\), got 2 columns by "
-    for read in (Interactions.from_file, lambda path: data.load(path, core=1)):
-        with pytest.raises(ValueError, match=complaint + "commas or bars"):
-            read(path)
+    with pytest.raises(ValueError, match=complaint + "commas or bars"):
+        Interactions.from_file(path)
     assert _read(path, separator="|") == [("1,2", 3), ("4,5", 6)]
-    arguments = ["--data", str(path), "--core", "1", "--separator", ",", "--loss", "sl", "--min-rating", "1"]
-    assert training.main(arguments) == 2  # no ratings: it was read
     path = _write(tmp_path, "1 5 0,5\n2 5 1,5\n")  # by commas the user would be "1 5 0"
     with pytest.raises(ValueError, match="line 1: expected a header, .* got 3 columns by blanks without a header"):
         _read(path)
@@ -560,12 +461,10 @@ def test_line_ends_of_old_macs_are_one_line(tmp_path: Path, quote: str, kind: st
         "json": ['{"user": 1, "item": 2}'] * 3,
     }[kind]
     path = _write(tmp_path, "\r".join(lines) + "\r")
-    for read in (Interactions.from_file, data.load):
-        with pytest.raises(
-            ValueError, match=r"file.txt, line 1: expected lines that end with .*, got line ends \\r: "
-        ) as e:
-            read(path)
-        assert "\n" not in str(e.value) and "\r" not in str(e.value)
+    complaint = r"file.txt, line 1: expected lines that end with .*, got line ends \\r: "
+    with pytest.raises(ValueError, match=complaint) as caught:
+        Interactions.from_file(path)
+    assert "\n" not in str(caught.value) and "\r" not in str(caught.value)
 
 
 def test_a_line_end_of_old_macs_further_down(tmp_path: Path) -> None:
@@ -661,8 +560,6 @@ def test_users_without_items_are_rows(tmp_path: Path) -> None:
     known = Interactions.from_file(path)
     assert (known.num_queries, known.num_items) == (6, 5)
     assert _known(known) == {(0, 4), (0, 1), (2, 0), (2, 3), (2, 4)}
-    dataset = data.load(path, core=1)
-    assert (dataset.num_users, _loaded(dataset)) == (2, _known(known))
 
 
 def test_the_first_user_may_have_no_items(tmp_path: Path) -> None:
@@ -692,11 +589,8 @@ def test_lists_with_another_first_separator(tmp_path: Path, separator: str) -> N
     lists = {n: [n] for n in range(60)} | {70: [1, 2, 3], 71: []}
     content = "".join(f"{user}{separator}{' '.join(map(str, items))}\n" for user, items in lists.items())
     path = _write(tmp_path, content)
-    for read in (Interactions.from_file, data.load):
-        with pytest.raises(
-            ValueError, match=r"line 61: expected one item per line; .*\(--format\) lightgcn, got '1 2 3'"
-        ):
-            read(path)
+    with pytest.raises(ValueError, match=r"line 61: expected one item per line; .*\(--format\) lightgcn, got '1 2 3'"):
+        Interactions.from_file(path)
     expected = {(user, item) for user, items in lists.items() for item in items}
     assert set(_read(path, format="lightgcn")) == expected
     path = _write(tmp_path, "1,2\n" * 200 + "2,3 4\n")
@@ -719,51 +613,13 @@ def test_lists_with_another_first_separator(tmp_path: Path, separator: str) -> N
 )
 def test_lists_of_other_words_are_refused(tmp_path: Path, content: str, line: int, got: str) -> None:
     path = _write(tmp_path, content)
-    with pytest.raises(
-        data.DataError, match=rf"line {line}: expected a user.* items, separated by blanks.*, got {got}"
-    ):
-        data.load(path, core=1, format="lightgcn")
-
-
-def test_a_directory_of_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    _write(tmp_path, "0 1 2 3\n1 0\n2 3 4\n", "train.txt")
-    _write(tmp_path, "0 4 1\n1 9\n2\n3 1\n", "test.txt")
-    dataset = data.load(tmp_path)
-    assert (dataset.num_users, dataset.num_items) == (3, 5)
-    assert (dataset.test_users.tolist(), dataset.test_items.tolist()) == ([0], [4])
-    [line] = capsys.readouterr().err.splitlines()
-    assert "of 4 distinct test pairs, 1 stand in training, 1 are of users and 1 of items that do not" in line
-
-
-def test_a_directory_of_other_files(tmp_path: Path) -> None:
-    for part, pairs in (("train", "a,x\na,y\nb,x\nb,z\n"), ("valid", "b,y\n"), ("test", "b,y\na,z\n")):
-        _write(tmp_path, gzip.compress(f"customer,sku\n{pairs}".encode()), f"{part}.csv.gz")
-    dataset = data.load(tmp_path)
-    assert dataset.user_ids.tolist() == ["a", "b"] and dataset.item_ids.tolist() == ["x", "y", "z"]
-    assert len(dataset.train_users) == 5  # with what is for validation
-    assert (dataset.test_users.tolist(), dataset.test_items.tolist()) == ([0], [2])
-    with pytest.raises(data.DataError, match=r"split_column \(--split-column\) cannot act on a directory"):
-        data.load(tmp_path, split_column="sku")
-    for split, complaint in (("test", None), ("TRAIN", "test.csv, line 2: expected the split test, .*, got train")):
-        (tmp_path / "test.csv.gz").unlink(missing_ok=True)
-        _write(tmp_path, f"customer,sku,split\na,z,{split}\n", "test.csv")
-        if complaint is None:
-            assert data.load(tmp_path).test_items.tolist() == [2]
-        else:
-            with pytest.raises(data.DataError, match=complaint):
-                data.load(tmp_path)
-    _write(tmp_path, "1 2\n", "train.txt")
-    with pytest.raises(data.DataError, match="expected one file of the part train, got train.csv.gz, train.txt"):
-        data.load(tmp_path)
+    with pytest.raises(ValueError, match=rf"line {line}: expected a user.* items, separated by blanks.*, got {got}"):
+        Interactions.from_file(path, format="lightgcn")
 
 
 def test_a_column_of_splits(tmp_path: Path) -> None:
     content = "user,item,split\na,x,train\na,y,TRAIN\nb,y,valid\nb,x,train\nb,z,train\na,z,test\n"
     path = _write(tmp_path, content)
-    dataset = data.load(path)
-    assert len(dataset.train_users) == 5 and _loaded(dataset) == {tuple(r.split(",")[:2]) for r in content.split()[1:]}
-    assert dataset.user_ids[dataset.test_users.numpy()].tolist() == ["a"]
-    assert dataset.item_ids[dataset.test_items.numpy()].tolist() == ["z"]
     known = Interactions.from_file(path)
     assert _known(known) == {("a", "x"), ("a", "y"), ("b", "x"), ("b", "z")}
     assert known.source.endswith("split train kept, 2 rows left out")
@@ -790,11 +646,8 @@ def test_the_same_id_as_an_integer_and_a_decimal(tmp_path: Path) -> None:
         path = _write(tmp_path, f"user,item\n{content}")
         decimal = "1.0" if role == "user" else "2.00"
         got = f"got both '{decimal[0]}' and '{decimal}'"
-        for read in (Interactions.from_file, data.load):
-            with pytest.raises(
-                ValueError, match=rf"file.txt, line {line + 1}: expected {role} ids of one form.*, {got}"
-            ):
-                read(path)
+        with pytest.raises(ValueError, match=rf"file.txt, line {line + 1}: expected {role} ids of one form.*, {got}"):
+            Interactions.from_file(path)
     assert _read(_write(tmp_path, "user,item\na,1.0\na,2\n")) == [("a", "1.0"), ("a", "2")]
 
 
@@ -860,8 +713,6 @@ def test_the_rest_asks_for_polars(no_polars: None, tmp_path: Path, content: str)
         Interactions.from_file(path)
     with pytest.raises(ImportError, match=r"file.txt: min_rating needs polars"):
         Interactions.from_file(path, min_rating=3)
-    with pytest.raises(data.DataError, match=r'run: pip install "cw_ext\[files\]"'):
-        data.load(path)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

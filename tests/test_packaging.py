@@ -20,7 +20,7 @@ import cw_ext
 PACKAGE = Path(cw_ext.__file__).parent
 # What a clean checkout holds, but for the results of benchmarks.
 TREE = ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md", "Makefile", ".ci")
-TREE += ("csrc", "cw_ext", "tests", "benchmarks")
+TREE += ("csrc", "cw_ext", "tests", "benchmarks", "examples")
 BUILT = shutil.ignore_patterns("_C.*", "_built_for.py", "__pycache__", "results")
 
 OTHER_TORCH = 'TORCH_VERSION = "1.2.3"\n'
@@ -183,9 +183,9 @@ def test_the_warning_tells_which_copy_and_which_one_is_built(clone: Path, instal
 @pytest.mark.parametrize(
     ("module", "package", "extra"),
     [
-        ("training", "matplotlib", "benchmarks"),
-        ("demo", "tqdm", "benchmarks"),
-        ("study", "tqdm", "benchmarks"),
+        ("benchmarks.training", "matplotlib", "benchmarks"),
+        ("benchmarks.demo", "tqdm", "benchmarks"),
+        ("benchmarks.study", "tqdm", "benchmarks"),
         ("examples.lightning_mf", "lightning", "examples"),
     ],
 )
@@ -193,7 +193,7 @@ def test_a_missing_extra_is_told_in_a_line(
     tmp_path: Path, checkout: Path, module: str, package: str, extra: str
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules[{package!r}] = None\n")
-    done = run("-m", f"benchmarks.{module}", "--help", cwd=checkout, PYTHONPATH=str(tmp_path))
+    done = run("-m", module, "--help", cwd=checkout, PYTHONPATH=str(tmp_path))
     assert done.returncode == 1 and not done.stdout
     assert done.stderr == (
         f'benchmarks needs {package}, of the extra "{extra}"; in the source tree, run: '

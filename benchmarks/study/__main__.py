@@ -8,9 +8,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks import reporting
-from benchmarks.arguments import positive_int
-from benchmarks.data import DataError
+from benchmarks.common import command, reporting
+from benchmarks.common.arguments import positive_int
+from benchmarks.common.data import DataError
 from benchmarks.study import parts
 from benchmarks.study.parts import PARTS
 from benchmarks.study.published import DATASETS
@@ -40,39 +40,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--report", action="store_true", help="train nothing; tables and plots of what there is")
     arguments = parser.parse_args(argv)
 
-    try:
-        reporting.make_writable_directory(arguments.out)
-        store = Store(arguments.out)
+    return command.run(lambda: _run(arguments), "the same command goes on from here")
 
-        def wanted() -> Iterator[Run]:
-            searches = {run.key for run in parts.searches(store)}  # whatever is asked for may wait for them
-            for part in arguments.parts:
-                for run in PARTS[part](store):
-                    is_asked_for = (arguments.models is None or run.config.model in arguments.models) and (
-                        arguments.seeds is None or run.config.seed in arguments.seeds
-                    )
-                    if run.dataset in arguments.datasets and (is_asked_for or run.key in searches):
-                        yield run
 
-        if arguments.list:
-            for key in dict.fromkeys(run.key for run in wanted() if run not in store):
-                print(key)
-            return 0
-        if not arguments.report:
-            missing = [path for name in arguments.datasets if not (path := arguments.data / name).is_dir()]
-            if missing:
-                raise DataError(f"{missing[0]}: expected a folder with train.tsv and test.tsv, got nothing there")
-            run_all(wanted, store, arguments.data, arguments.workers)
-        store.write_summary()
-        for path in write_report(store, arguments.out):
-            print(path)
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return reporting.INTERRUPTED
-    except reporting.ERRORS as error:
-        print(f"error: {reporting.first_line(error)}", file=sys.stderr)
-        return 2
-    return 0
+def _run(arguments: argparse.Namespace) -> None:
+    reporting.make_writable_directory(arguments.out)
+    store = Store(arguments.out)
+
+    def wanted() -> Iterator[Run]:
+        searches = {run.key for run in parts.searches(store)}  # whatever is asked for may wait for them
+        for part in arguments.parts:
+            for run in PARTS[part](store):
+                is_asked_for = (arguments.models is None or run.config.model in arguments.models) and (
+                    arguments.seeds is None or run.config.seed in arguments.seeds
+                )
+                if run.dataset in arguments.datasets and (is_asked_for or run.key in searches):
+                    yield run
+
+    if arguments.list:
+        for key in dict.fromkeys(run.key for run in wanted() if run not in store):
+            print(key)
+        return
+    if not arguments.report:
+        missing = [path for name in arguments.datasets if not (path := arguments.data / name).is_dir()]
+        if missing:
+            raise DataError(f"{missing[0]}: expected a folder with train.tsv and test.tsv, got nothing there")
+        run_all(wanted, store, arguments.data, arguments.workers)
+    store.write_summary()
+    for path in write_report(store, arguments.out):
+        print(path)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The hyper-parameters that are tried for each loss, as many for each, and how one of them is chosen."""
+"""The hyper-parameters tried for each loss, equally many for each, and how the best are chosen."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from benchmarks.losses import LossOptions
-from benchmarks.negatives import Negatives
 from benchmarks.study.published import ELECTRONIC, GOWALLA, HEALTH
 from benchmarks.study.runs import Run, Store
-from benchmarks.trainer import TrainingConfig
+from benchmarks.training.losses import LossOptions
+from benchmarks.training.negatives import Negatives
+from benchmarks.training.trainer import TrainingConfig
 
 LOSSES = (
     "bpr", "llpauc", "sl", "infonce", "dcl", "advinfonce", "bsl", "psl-tanh", "psl-atan", "psl-relu", "slk", "cw"
 )  # fmt: skip
 MODELS = ("mf", "lightgcn", "xsimgcl")
 
-# What the protocol says for all runs, and an end to those that no longer improve.
+# The protocol's settings for all runs, and a patience for those that no longer improve.
 PATIENCE = 5
 _LR = {HEALTH: 0.1, ELECTRONIC: 0.01, GOWALLA: 0.1}
 NEGATIVES = Negatives("uniform", 1000)
@@ -25,7 +25,7 @@ NEGATIVES = Negatives("uniform", 1000)
 # third of the time.
 _SEARCH_NEGATIVES = {HEALTH: Negatives("full", None)}
 SEARCH_SEED = 0
-# The others take to graphs what is best for them on MF.
+# The others use on graphs what is best for them on MF.
 SEARCHED_ON_EACH_MODEL: Mapping[str, tuple[str, ...]] = {HEALTH: ("bpr", "llpauc", "sl", "slk", "cw")}
 
 
@@ -38,7 +38,7 @@ def _options(**changes: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     return changes, {}
 
 
-# No prior, so none of the draws that only its correction looks at.
+# No prior, hence no draws for the correction.
 UNCORRECTED: Mapping[str, Any] = {"prior": 0.0, "extra_positives": 0}
 
 # Eight of each: (changes of the options, changes of the configuration). With one positive per row BSL's τ₁ only scales
@@ -102,7 +102,7 @@ _SHORT = {"epochs": 50}
 # papers; but for SL@20 on Gowalla, which has SL's learning rate and Health's T here, since .01 takes several times
 # the epochs), for CW what is good on Health (on Gowalla with τ_c halved along with τ, as it is their ratio that
 # counts in the gradient of the positive), with correction and without, and from there a lower τ_c and other weights.
-# One of a kind is taken without a try.
+# A single candidate is taken without trying it.
 _OF_THEIR_OWN: Mapping[tuple[str, str], list[tuple[dict[str, Any], dict[str, Any]]]] = {
     (ELECTRONIC, "sl"): [({"temperature": 0.1}, {})],
     (ELECTRONIC, "bsl"): [({"temperature": 0.1}, {"lr": 0.1})],

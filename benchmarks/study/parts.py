@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from benchmarks.losses import DEFAULT_TOP_K, LossOptions
-from benchmarks.negatives import Negatives
 from benchmarks.study import grids
 from benchmarks.study.grids import chosen, config, search_runs
 from benchmarks.study.published import ELECTRONIC, GOWALLA, HEALTH
 from benchmarks.study.runs import Run, Store
+from benchmarks.training.losses import DEFAULT_TOP_K, LossOptions
+from benchmarks.training.negatives import Negatives
 
 # --- which loss ranks best ---
 
@@ -27,7 +27,7 @@ COMPARED: dict[tuple[str, str], tuple[tuple[str, ...], int]] = {
     (GOWALLA, "mf"): (("sl", "slk", "cw"), 1),
 }
 
-# What else a model has to choose on a data set: what is best for SL, for all losses alike.
+# Further settings of a model on a data set: what is best for SL is used for all losses.
 MODEL_TRIES: dict[tuple[str, str], tuple[dict[str, Any], ...]] = {
     (HEALTH, "xsimgcl"): tuple({"contrastive_weight": weight} for weight in (0.05, 0.1, 0.2)),
     (ELECTRONIC, "lightgcn"): tuple({"lr": lr} for lr in (0.01, 0.1)),
@@ -127,7 +127,7 @@ _MECHANISMS: dict[str, dict[str, Any]] = {
     "SL, pull of the positive × 0.8": {"loss": "two-tau", "positive_temperature": 0.1 / 0.8},
     "SL, pull of the positive × 0.7": {"loss": "two-tau", "positive_temperature": 0.1 / 0.7},
 }  # fmt: skip
-# Elsewhere an epoch takes ten times as long: what the answer hangs on, one seed, SL being there already.
+# Elsewhere an epoch takes ten times as long: only the decisive ones, with one seed; SL's runs exist already.
 MECHANISMS: dict[str, tuple[str, ...]] = {
     HEALTH: tuple(_MECHANISMS),
     ELECTRONIC: ("SL, confidence", "SL, pull of the positive × 0.8"),

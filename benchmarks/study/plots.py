@@ -12,13 +12,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from benchmarks import effectiveness, reporting
-from benchmarks.study import parts, step_times
+from benchmarks.common import reporting
+from benchmarks.study import effectiveness, parts, step_times
 from benchmarks.study.published import HEALTH, LOSS_NAMES, SHORT_NAMES, published
 from benchmarks.study.runs import Store
 from benchmarks.study.summary import Summary, summarise
 
-# Okabe and Ito's palette, as in benchmarks/plots.py; the markers tell apart what colour does not.
+# Okabe and Ito's palette, as in training/plots.py; markers distinguish what colour does not.
 _BLUE, _ORANGE, _GREEN, _RED, _PINK, _SKY, _BLACK = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000"
 )  # fmt: skip
@@ -32,7 +32,7 @@ _LOSS_STYLES = {
 _MODEL_STYLES = {"mf": (_BLUE, "o", "MF"), "lightgcn": (_ORANGE, "s", "LightGCN"), "xsimgcl": (_GREEN, "^", "XSimGCL")}
 
 
-# The estimate of how effective a number of negatives is hangs on this above all, and it is not known.
+# The estimated effectiveness of a number of negatives depends on this most, and it is not known.
 _PREDICTED_PRIORS = (1e-4, 1e-3, 1e-2)
 
 
@@ -142,7 +142,7 @@ def plot_stages(store: Store, path: Path) -> bool:
         axes = grid[name]
         _line(axes, values, [summarise(store, parts.sweep_runs(name, value)) for value in values], _BLUE, "o")
         if axes is not grid["temperature"]:
-            axes.sharey(grid["temperature"])  # or what matters little would look as if it did
+            axes.sharey(grid["temperature"])  # or small effects would look large
         if min(values) > 0:
             axes.set_xscale("log")
             axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
@@ -246,7 +246,7 @@ def plot_numbers(store: Store, path: Path) -> bool:
     return _save(figure, path)
 
 
-# Name of the file: what draws it, and says whether there was anything to draw.
+# Name of the file: the function that draws it and returns whether there was anything to draw.
 PLOTS: dict[str, Callable[[Store, Path], bool]] = {
     "comparison": plot_comparison,
     "stages": plot_stages,

@@ -1,4 +1,4 @@
-"""Published results on the same data and splits, to hold one's own against.
+"""Published results on the same data and splits, to compare with.
 
 Sources: Yang et al., "Breaking the Top-K Barrier" (SL@K), KDD 2025, arXiv 2508.05673, Table 2; for PSL's tanh and
 atan Yang et al., "PSL", NeurIPS 2024, arXiv 2411.00163, Table 1, which is without Health.
@@ -15,8 +15,8 @@ LOSS_NAMES = {
     "cw": "CW",
 }  # fmt: skip
 
-# (model, loss): (Recall@20, NDCG@20) on Health, Electronic, Gowalla. Which surrogate PSL has in the SL@K paper is not
-# said, but on the last two data sets its numbers are those of the PSL paper's relu, digit by digit.
+# (model, loss): (Recall@20, NDCG@20) on Health, Electronic, Gowalla. The SL@K paper does not
+# state PSL's surrogate, but on the last two data sets its numbers are those of the PSL paper's relu, digit by digit.
 _TABLE: dict[tuple[str, str], tuple[float | None, ...]] = {
     ("mf", "bpr"): (0.1627, 0.1234, 0.0816, 0.0527, 0.1355, 0.1111),
     ("mf", "llpauc"): (0.1644, 0.1209, 0.0821, 0.0499, 0.1610, 0.1189),

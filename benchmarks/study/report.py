@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import reporting
+from benchmarks.common import reporting
 from benchmarks.study import grids, parts, plots, step_times
 from benchmarks.study.published import SHORT_NAMES, published
 from benchmarks.study.runs import Store
 from benchmarks.study.summary import Summary, difference, diverged, summarise
-from benchmarks.training import describe_settings
+from benchmarks.training.compare import describe_settings
 
 TABLES_FILE = "tables.md"
 
 
 def write_report(store: Store, directory: Path) -> list[Path]:
-    """Write tables and plots of what is there, each file whole; return the files.
+    """Write tables and plots of the results, each file whole or not at all; return the files.
 
     Args:
-        store: what has been found. What is missing is left out.
+        store: the results; missing ones are left out.
         directory: an existing, writable directory.
     """
     parts_of_report = (_comparison, _search, _models, _stages, _mechanisms, _sweeps, _combinations)

@@ -1,4 +1,4 @@
-"""Training runs of the study, and the folder that keeps what came of them."""
+"""Training runs of the study, and the folder that keeps their results."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks import reporting
-from benchmarks.losses import LossOptions, RankingLoss, build_loss
-from benchmarks.trainer import TrainingConfig
+from benchmarks.common import reporting
+from benchmarks.training.losses import LossOptions, RankingLoss, build_loss
+from benchmarks.training.trainer import TrainingConfig
 
 RUNS_FILE = "runs.json"
 
@@ -23,7 +23,7 @@ class Run:
 
     Attributes:
         dataset: name of a data set's folder.
-        loss: key in :data:`benchmarks.losses.LOSSES`.
+        loss: key in :data:`benchmarks.training.losses.LOSSES`.
         options, config: as a training run takes them.
     """
 
@@ -43,7 +43,7 @@ class Run:
 
     @property
     def key(self) -> str:
-        """The name of this run, the same for all options that its loss does not have."""
+        """The name of this run; options that its loss does not have do not change it."""
         return _key(self)
 
     def with_seed(self, seed: int) -> Run:
@@ -59,14 +59,14 @@ def _key(run: Run) -> str:
 
 
 class Store:
-    """What is known of runs, by their key: a folder with one JSON file per run, under ``runs/``, and one file for many,
-    ``runs.json``, which is what gets handed on.
+    """Results of runs, by their key: a folder with one JSON file per run, under ``runs/``, and one file for all,
+    ``runs.json``, to be shared.
 
     Args:
         directory: the folder.
 
     Raises:
-        ValueError: a file that is not a result; the message names it.
+        ValueError: a file that is not a result; the message contains it.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -111,7 +111,7 @@ class Store:
         return iter(self._results.values())
 
     def checkpoint(self, run: Run) -> Path:
-        """Where a run keeps what it needs to go on after an interruption."""
+        """The file from which an interrupted run goes on."""
         return self.directory / "runs" / f"{run.key}.pt"
 
     def add(self, run: Run, result: dict[str, Any]) -> None:
@@ -123,8 +123,8 @@ class Store:
         self.checkpoint(run).unlink(missing_ok=True)
 
     def write_summary(self) -> Path:
-        """Write ``runs.json``: all results without their learning curves, and of the environments, which are many times
-        the same but for the time, one of each."""
+        """Write ``runs.json``: all results without their learning curves, and each environment once, since most differ
+        in the time only."""
         environments: list[dict[str, Any]] = []
         runs = []
         for key in sorted(self._results):

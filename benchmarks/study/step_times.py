@@ -11,16 +11,16 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import data, reporting
-from benchmarks.arguments import positive_int
+from benchmarks.common import command, data, reporting
+from benchmarks.common.arguments import positive_int
+from benchmarks.common.timing import Plan, alternate, quantiles
 from benchmarks.study import parts
 from benchmarks.study.runs import Run, Store
-from benchmarks.timing import Plan, alternate, quantiles
-from benchmarks.trainer import Trainer
+from benchmarks.training.trainer import Trainer
 
 TIMES_FILE = "step_times.json"
 
-# Seconds of a step by loss and number of negatives, the latter as JSON's keys are: {"q20", "median", "q80"}.
+# Seconds of a step by loss and number of negatives, the latter a string as in JSON: {"q20", "median", "q80"}.
 Times = dict[str, dict[str, dict[str, float]]]
 
 
@@ -65,10 +65,10 @@ def _runs(store: Store, dataset: str) -> list[Run]:
 
 
 def read(directory: Path) -> dict[str, Times]:
-    """Return the times that were measured, by data set; none where nothing was.
+    """Return the measured times by data set; empty where there are none.
 
     Raises:
-        ValueError: the file is not one of times; the message names it.
+        ValueError: the file does not contain times; the message contains its name.
     """
     path = directory / TIMES_FILE
     if not path.exists():
@@ -92,25 +92,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=positive_int, default=40, help="timed steps per loss and number")
     arguments = parser.parse_args(argv)
 
-    try:
-        store = Store(arguments.out)
-        runs = {name: _runs(store, name) for name in parts.NUMBER_DATASETS}
-        loaded = {name: data.load_split_directory(arguments.data / name) for name in runs}
-        datasets = {name: measure(loaded[name], runs[name], arguments.rounds) for name in runs}
-        report = {
-            "environment": reporting.environment(),
-            "rounds": arguments.rounds,
-            "threads": 1,
-            "datasets": datasets,
-        }
-        reporting.write_json(arguments.out / TIMES_FILE, report)
-        print(arguments.out / TIMES_FILE)
-    except KeyboardInterrupt:
-        return reporting.INTERRUPTED
-    except reporting.ERRORS as error:
-        print(f"error: {reporting.first_line(error)}", file=sys.stderr)
-        return 2
-    return 0
+    return command.run(lambda: _run(arguments.data, arguments.out, arguments.rounds))
+
+
+def _run(data_directory: Path, out: Path, rounds: int) -> None:
+    store = Store(out)
+    runs = {name: _runs(store, name) for name in parts.NUMBER_DATASETS}
+    loaded = {name: data.load_split_directory(data_directory / name) for name in runs}
+    datasets = {name: measure(loaded[name], runs[name], rounds) for name in runs}
+    report = {"environment": reporting.environment(), "rounds": rounds, "threads": 1, "datasets": datasets}
+    reporting.write_json(out / TIMES_FILE, report)
+    print(out / TIMES_FILE)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Means and deviations over the seeds of what the study has found."""
+"""Means and deviations of the study's results over the seeds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Summary(NamedTuple):
     """Runs that differ in their seeds only.
 
     Attributes:
-        results: what came of each, at least one.
+        results: of each run, at least one.
     """
 
     results: list[dict[str, Any]]
@@ -43,7 +43,7 @@ class Summary(NamedTuple):
 
 
 def summarise(store: Store, runs: Iterable[Run]) -> Summary | None:
-    """Return what is known of these runs; None where none is done, or one diverged."""
+    """Return the results of these runs; None where none is done, or one diverged."""
     results = [store[run] for run in runs if run in store]
     if not results or any("diverged" in result for result in results):
         return None
@@ -51,7 +51,7 @@ def summarise(store: Store, runs: Iterable[Run]) -> Summary | None:
 
 
 def diverged(store: Store, runs: Iterable[Run]) -> bool:
-    """Whether one of these runs came to no end."""
+    """Whether one of these runs diverged."""
     return any(run in store and "diverged" in store[run] for run in runs)
 
 

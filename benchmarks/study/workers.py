@@ -1,4 +1,4 @@
-"""Do training runs side by side, one thread each, and keep each result as it comes."""
+"""Do training runs in parallel, one thread each, and keep each result as it comes."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from benchmarks import data, reporting
+from benchmarks.common import data, reporting
 from benchmarks.study.runs import Run, Store
-from benchmarks.trainer import TrainingError, train
+from benchmarks.training.trainer import TrainingError, train
 
 
 @functools.lru_cache(maxsize=2)
@@ -35,7 +35,7 @@ def _start_worker() -> None:
 
 
 def _end_with_parent() -> None:
-    """A worker that outlived the study would go on writing checkpoints, which another study may have taken up."""
+    """End with the study: a worker that outlived it would go on writing checkpoints that another study may use."""
     multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
     os._exit(1)
 
@@ -55,7 +55,7 @@ def _train(run: Run, path: Path, checkpoint: Path) -> dict[str, Any]:
 
 @contextmanager
 def _alone_in(directory: Path) -> Iterator[None]:
-    """Keep others from doing the same runs at the same time, which would write the same checkpoints."""
+    """Keep other processes from doing the same runs at the same time: they would write the same checkpoints."""
     with open(directory / "lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -68,8 +68,8 @@ def run_all(wanted: Callable[[], Iterable[Run]], store: Store, data_directory: P
     """Do all wanted runs that the store does not have.
 
     Args:
-        wanted: returns the runs, the most urgent first. It is asked again after each result, since some runs depend on
-            what others found.
+        wanted: returns the runs, the most urgent first. It is called again after each result, since some runs depend on
+            the results of others.
         store: gets the results. A run that is interrupted leaves its checkpoint there and goes on from it next time.
         data_directory: holds the data sets' folders.
         num_workers: how many runs there are at a time, each a process with one thread.
@@ -78,7 +78,7 @@ def run_all(wanted: Callable[[], Iterable[Run]], store: Store, data_directory: P
         How many runs were done.
 
     Raises:
-        RuntimeError: the same is under way with the same folder.
+        RuntimeError: another study is running with the same folder.
     """
     (store.directory / "runs").mkdir(parents=True, exist_ok=True)
     under_way: dict[Future[dict[str, Any]], Run] = {}

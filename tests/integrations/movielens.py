@@ -7,7 +7,7 @@ import torch
 from cases import assert_near
 from torch import Tensor, nn
 
-from benchmarks.data import DataError, movielens_100k_file
+from benchmarks.common.data import DataError, movielens_100k_file
 
 
 def sequences(num_users: int) -> tuple[list[list[int]], int]:

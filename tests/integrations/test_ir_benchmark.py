@@ -14,8 +14,8 @@ from cases import generator
 from movielens import assert_same_loss
 from torch import Tensor, nn
 
-from benchmarks.data import DataError, InteractionData, load_movielens_100k
-from benchmarks.metrics import ranking_metrics
+from benchmarks.common.data import DataError, InteractionData, load_movielens_100k
+from benchmarks.training.metrics import ranking_metrics
 from cw_ext import Interactions, draw_negatives, presets
 from cw_ext.integrations.ir_benchmark import CWOptimizer
 

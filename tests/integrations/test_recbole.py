@@ -20,7 +20,7 @@ from recbole.model.general_recommender import BPR, LightGCN  # noqa: E402
 from recbole.trainer import Trainer  # noqa: E402
 from recbole.utils import InputType, init_seed  # noqa: E402
 
-from benchmarks.data import movielens_100k_file  # noqa: E402
+from benchmarks.common.data import movielens_100k_file  # noqa: E402
 from cw_ext import draw_negatives, presets  # noqa: E402
 from cw_ext.integrations.recbole import CWSampled  # noqa: E402
 

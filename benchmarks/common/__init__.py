@@ -1,0 +1,1 @@
+"""What several benchmarks share: data, command-line arguments, timing, memory, results."""

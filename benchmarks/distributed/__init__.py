@@ -1,0 +1,1 @@
+"""Traffic and time of an item table over several processes."""

@@ -1,0 +1,1 @@
+"""What CW does to gradients, as a figure."""

@@ -1,0 +1,103 @@
+"""Accuracy against the planted share of false negatives."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from benchmarks.common import reporting
+
+# Okabe and Ito's palette, as in training/plots.py.
+_STYLES = {
+    "infonce": ("#000000", "X"),
+    "sl": ("#E69F00", "D"),
+    "dcl": ("#D55E00", "s"),
+    "pucl": ("#009E73", "^"),
+    "cw-weights": ("#56B4E9", "v"),
+    "cw": ("#0072B2", "o"),
+}
+_REFERENCES = {"pixels": ("pixels", ":"), "untrained": ("untrained encoder", "--")}
+# Where the batch as it is stands, left of the planted shares: it has more negatives, and no line leads to it.
+_AS_IT_IS = -0.1
+# So that error bars stand side by side.
+_DODGE = 0.008
+
+
+def plot_accuracy(report: Mapping[str, Any], path: Path) -> None:
+    """Draw test accuracy and its difference from the baseline's, and what the temperature changes, into a PNG.
+
+    Args:
+        report: of :mod:`benchmarks.image_pairs`.
+        path: where the PNG goes.
+    """
+    figure = Figure(figsize=(16, 5.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    settings, labels, baseline = (report[name] for name in ("settings", "labels", "baseline"))
+    figure.suptitle(
+        f"Pairs of views of digits: 1 nearest neighbour, {settings['labelled_per_digit']} labelled images per digit; "
+        f"mean ± standard deviation of {settings['seeds']} seeds"
+    )
+    absolute, relative, search = figure.subplots(1, 3, width_ratios=(1.2, 1.2, 0.9))
+    base = {result["share"]: result["few"] for result in report["results"] if result["loss"] == baseline}
+    for order, name in enumerate(_STYLES):
+        shift = _DODGE * (order - (len(_STYLES) - 1) / 2)
+        accuracies = {result["share"]: result["few"] for result in report["results"] if result["loss"] == name}
+        _draw(absolute, accuracies, name, labels[name], shift)
+        if name != baseline:
+            differences = {
+                share: [a - b for a, b in zip(values, base[share], strict=True)] for share, values in accuracies.items()
+            }
+            _draw(relative, differences, name, labels[name], shift)
+    for name, (label, line) in _REFERENCES.items():
+        level = statistics.mean(report["without_training"][name]["few"])
+        absolute.axhline(level, color="#777777", linestyle=line, linewidth=1, label=label)
+    relative.axhline(0, color="#000000", linewidth=0.8)
+    absolute.set(title="test accuracy")
+    relative.set(title=f"difference from {labels[baseline]} on the same seeds")
+    planted = [share for share in base if share is not None]
+    whole = next(result for result in report["results"] if result["share"] is None)
+    for axes in (absolute, relative):
+        axes.set_xticks(
+            [_AS_IT_IS, *planted],
+            [f"{whole['prior']:.3f}\nof {whole['negatives']}", *(f"{share:g}" for share in planted)],
+        )
+        axes.set_xlabel("π, share of the negatives that show the same digit; left: the batch as it is")
+        axes.grid(alpha=0.3)
+        axes.set_axisbelow(True)
+    _draw_search(search, report, max(planted))
+    figure.legend(*absolute.get_legend_handles_labels(), loc="outside lower center", ncols=8, frameon=False)
+    reporting.save_figure(figure, path)
+
+
+def _draw(axes: Axes, values: Mapping[float | None, Sequence[float]], name: str, label: str, shift: float) -> None:
+    colour, marker = _STYLES[name]
+    for as_it_is in (False, True):
+        shares = [share for share in values if (share is None) == as_it_is]
+        axes.errorbar(
+            [(_AS_IT_IS if share is None else share) + shift for share in shares],
+            [statistics.mean(values[share]) for share in shares],
+            [statistics.stdev(values[share]) if len(values[share]) > 1 else 0.0 for share in shares],
+            color=colour,
+            marker=marker,
+            linestyle="none" if as_it_is else "-",
+            capsize=2,
+            label=None if as_it_is else label,
+        )
+
+
+def _draw_search(axes: Axes, report: Mapping[str, Any], share: float) -> None:
+    for result in report["results"]:
+        if result["share"] == share:
+            colour, marker = _STYLES[result["loss"]]
+            temperatures, accuracies = zip(*result["validation"], strict=True)
+            axes.semilogx(temperatures, accuracies, color=colour, marker=marker)
+    axes.set_xticks(temperatures, [f"{temperature:g}" for temperature in temperatures])
+    axes.minorticks_off()
+    axes.set(title=f"validation accuracy at π = {share:g}", xlabel="τ, on the half cosine")
+    axes.grid(alpha=0.3)

@@ -1,0 +1,1 @@
+"""Two ways to sum the gradient of the item table on a GPU."""

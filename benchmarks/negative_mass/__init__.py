@@ -1,0 +1,1 @@
+"""The corrected estimate where the truth is known."""

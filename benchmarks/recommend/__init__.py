@@ -1,0 +1,1 @@
+"""Recommend with a saved model, and export its vectors."""

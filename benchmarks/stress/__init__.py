@@ -1,0 +1,1 @@
+"""Very large calls, and memory over many steps."""

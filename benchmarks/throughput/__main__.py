@@ -1,0 +1,246 @@
+"""Throughput of one training step of the CW loss: cw_ext against what PyTorch offers without it, and a yardstick.
+
+A step is forward and backward with the loss's defaults, including the gradients of all inputs but neither the optimizer
+nor sampling, except where the contestants draw themselves ("sampled"). The contestants (see throughput/contestants.py)
+take turns in one process after each has been checked to compute the same loss and gradients. Slow ones get fewer turns.
+Compiling is timed apart, without a cache from earlier runs. On the CPU peak memory is that of a fresh process per
+contestant, beyond the inputs; on a GPU that of torch's allocator, which also covers what cw_ext's kernels allocate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from benchmarks.common import command, gpu, reporting
+from benchmarks.common.arguments import non_negative_float, positive_int
+from benchmarks.throughput import cce, contestants, plots, shapes
+from benchmarks.throughput import report as throughput_report
+from benchmarks.throughput.contestants import CONTESTANTS
+from benchmarks.throughput.measure import describe_error, measure_scaling, measure_shape
+from benchmarks.throughput.shapes import Shape
+
+
+def run(
+    grid: Sequence[Shape],
+    scaling_grid: Sequence[Shape],
+    settings: dict[str, Any],
+    out: Path,
+    budget: float = math.inf,
+) -> tuple[dict[str, Any], BaseException | None]:
+    """Measure all shapes, writing throughput.json after each.
+
+    Args:
+        grid: for :func:`measure_shape`.
+        scaling_grid: for :func:`measure_scaling`.
+        settings: keyword arguments of :func:`measure_shape`.
+        out: an existing directory.
+        budget: seconds after which no further shape begins.
+
+    Returns:
+        The report, and what ended it early: Ctrl-C, an error, or nothing.
+    """
+    end = time.monotonic() + budget
+    device = settings["device"]
+    report: dict[str, Any] = {
+        "environment": reporting.environment(device),
+        "settings": settings,
+        "shapes": [],
+        "scaling": [],
+        "not_begun": [],
+    }
+    if device == "cuda":
+        report["environment"]["copy_bytes_per_second"] = gpu.copy_bytes_per_second()
+    jobs: list[tuple[str, Shape, Callable[[Shape], dict[str, Any]]]] = [
+        *(("shapes", shape, partial(measure_shape, **settings)) for shape in grid),
+        *(("scaling", shape, partial(measure_scaling, rounds=settings["rounds"])) for shape in scaling_grid),
+    ]
+    with tqdm(jobs, unit="shape") as progress, _fresh_compiler_cache():
+        try:
+            for section, shape, measure in progress:
+                if time.monotonic() >= end:
+                    report["not_begun"].append(f"{shape.table}, {shape.label}")
+                    continue
+                progress.set_description(f"{shape.table}, {shape.label}")
+                report[section].append(measure(shape))
+                reporting.write_json(out / "throughput.json", report)
+        except (KeyboardInterrupt, ValueError, OSError, RuntimeError) as error:
+            return report, error
+    reporting.write_json(out / "throughput.json", report)  # it may have been too late for the last ones
+    return report, None
+
+
+@contextmanager
+def _fresh_compiler_cache() -> Iterator[None]:
+    """Let torch.compile start from nothing, as the first run of a user's program does."""
+    variable = "TORCHINDUCTOR_CACHE_DIR"
+    before = os.environ.get(variable)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
+        os.environ[variable] = directory
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[variable]
+            else:
+                os.environ[variable] = before
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.throughput",
+        description=__doc__,
+        epilog="Exit status: 0 done, 1 the budget was too small for all shapes, 2 bad arguments, an error or a wrong "
+        "result, 130 ended by Ctrl-C.",
+    )
+    parser.add_argument("--quick", action="store_true", help="a few small shapes, in a minute or two")
+    parser.add_argument(
+        "--kinds",
+        nargs="+",
+        choices=shapes.KINDS,
+        default=shapes.KINDS,
+        metavar="KIND",
+        help="where the negatives come from: scores (level 1), ids (level 2), sampled (drawn for each row), or one set "
+        "for all rows: shared, in-batch, mixed, full (default: all)",
+    )
+    parser.add_argument(
+        "--history",
+        metavar="DIR|FILE",
+        help="the known positives of all kinds from sampled on, as --data of benchmarks.training (default: made up, as "
+        "many as gowalla's)",
+    )
+    parser.add_argument(
+        "--device",
+        choices=gpu.DEVICES,
+        default="cpu",
+        help="where to run; a GPU has contestants and shapes of its own (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--rounds",
+        type=positive_int,
+        default=30,
+        help="samples of each contestant but slow ones (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--contestants", nargs="+", choices=CONTESTANTS, help="whom to measure (default: all there are, cce with --cce)"
+    )
+    parser.add_argument(
+        "--cce",
+        type=Path,
+        metavar="DIR",
+        help="measure CCE⁻ as well, from this checkout of https://github.com/On-Point-RND/MemoryEfficientSRS (needs "
+        "--device cuda)",
+    )
+    parser.add_argument(
+        "--budget",
+        type=non_negative_float,
+        default=math.inf,
+        metavar="SECONDS",
+        help="begin no further shape after so long (default: measure all)",
+    )
+    parser.add_argument("--threads", type=positive_int, help="of torch, in place of its own choice")
+    parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="where results go (default: benchmarks/results/throughput-DEVICE; with --quick a new folder under runs/)",
+    )
+    return parser
+
+
+def _grid(arguments: argparse.Namespace) -> list[Shape]:
+    if arguments.device == "cpu":
+        grid = shapes.QUICK if arguments.quick else shapes.FULL
+    else:
+        grid, softmax = (
+            (shapes.QUICK_CUDA, shapes.QUICK_CCE) if arguments.quick else (shapes.FULL_CUDA, shapes.FULL_CCE)
+        )
+        grid += softmax if arguments.cce is not None else ()
+    return _chosen(grid, arguments)
+
+
+def _chosen(grid: Sequence[Shape], arguments: argparse.Namespace) -> list[Shape]:
+    """Those of the chosen kinds, with the history that was named."""
+    chosen = (shape for shape in grid if shape.kind in arguments.kinds)
+    return shapes.with_history(chosen, arguments.history)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if arguments.cce is not None and arguments.device != "cuda":
+        parser.error("argument --cce: needs --device cuda")
+    if arguments.cce is None and "cce" in (arguments.contestants or ()):
+        parser.error("argument --contestants: cce needs --cce DIR")
+    kept = Path(os.path.relpath(Path(__file__).parents[1])) / "results" / f"throughput-{arguments.device}"
+    out = arguments.out or (reporting.default_directory("throughput") if arguments.quick else kept)
+    return command.run(lambda: _run(parser, arguments, out), f"what was finished is in {out}")
+
+
+def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace, out: Path) -> int:
+    device = arguments.device
+    chosen = [name for name in arguments.contestants or CONTESTANTS if name != "cce" or arguments.cce is not None]
+    of_shape = {shape: contestants.contestants_of(shape, chosen, device) for shape in _grid(arguments)}
+    grid = [shape for shape, names in of_shape.items() if names]
+    names = [name for name in CONTESTANTS if any(name in of_shape[shape] for shape in grid)]
+    if not grid:
+        kinds = ", ".join(arguments.kinds)
+        parser.error(f"argument --contestants: none of {', '.join(chosen)} exists for {kinds} on {device}")
+    settings = {
+        "names": names,
+        "device": device,
+        "rounds": arguments.rounds,
+        "with_memory": not arguments.no_memory,
+    }
+    gpu.require(device)
+    if arguments.cce is not None:
+        cce.use_cce(arguments.cce)
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    scales = device == "cpu" and torch.get_num_threads() > 1 and "cw_ext" in names
+    scaling_grid = shapes.QUICK_SCALING if arguments.quick else shapes.FULL_SCALING
+    reporting.make_writable_directory(out)
+    report, cause = run(
+        grid,
+        _chosen(scaling_grid, arguments) if scales else [],
+        settings,
+        out,
+        arguments.budget,
+    )
+    pictures = plots.plot(report, out)
+
+    if report["shapes"]:
+        print(f"\n{throughput_report.describe(report)}")
+        print(f"\nresults: {', '.join(str(path) for path in [out / 'throughput.json', *pictures])}")
+    if isinstance(cause, KeyboardInterrupt):
+        print(f"interrupted; {len(report['shapes'])} of {len(grid)} shapes finished", file=sys.stderr)
+        return command.INTERRUPTED
+    errors = [line for entry in report["shapes"] for line in entry["wrong"]]
+    if cause is not None:
+        errors.append(describe_error(cause))
+    for line in errors:
+        print(f"error: {line}", file=sys.stderr)
+    if errors:
+        return 2
+    if report["not_begun"]:
+        print(f"the budget is spent; {len(report['shapes'])} of {len(grid)} shapes finished", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

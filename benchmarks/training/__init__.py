@@ -1,0 +1,1 @@
+"""Train recommenders with one loss or another, test their rankings, and save models."""

@@ -1,0 +1,255 @@
+"""Train a recommender with one loss after another and compare how well it ranks the test items."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks.common import command, data, data_arguments, gpu, reporting
+from benchmarks.common.arguments import add_out, non_negative_float, non_negative_int, positive_int, prior, share
+from benchmarks.training.compare import Case, check_saved, compare, describe_runs
+from benchmarks.training.losses import LOSSES, LossOptions, build_loss
+from benchmarks.training.models import MODELS
+from benchmarks.training.negatives import negatives_argument
+from benchmarks.training.trainer import TrainingConfig
+from cw_ext.parameters import WEIGHTINGS
+
+
+def _save_directories(cases: Sequence[Case], directory: Path | None) -> dict[int, Path]:
+    """Where the model of each case is saved: the directory, or a folder in it for each if there are several."""
+    if directory is None:
+        return {}
+    if len(cases) == 1:
+        return {0: directory}
+    if (directory / "config.json").exists():
+        raise ValueError(f"{directory}: expected a directory for {len(cases)} models, got a saved model")
+    names = [f"{case.loss.name}-seed{case.config.seed}" for case in cases]
+    return {number: directory / name for number, name in enumerate(names)}
+
+
+def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    defaults, loss_defaults = TrainingConfig(), LossOptions()
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.training",
+        description=__doc__,
+        epilog="Exit status: 0 done, 2 bad arguments or data, or training that diverged, "
+        "130 ended by Ctrl-C (what was validated by then is tested and written; --resume goes on).",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--data",
+        metavar="DIR|FILE",
+        help="directory with train.* and test.*, kept as split; or a file, filtered and split 80/20 (or by its column "
+        "split): a table, RecBole .inter, LightGCN lists, MovieLens, MIND, SNAP check-ins, JSON lines or parquet; "
+        "MovieLens-100K if not given",
+    )
+    data_arguments.add(parser)
+    parser.add_argument("--loss", nargs="+", choices=LOSSES, default=["sl", "cw"], help="losses to compare")
+    parser.add_argument("--model", choices=MODELS, default=defaults.model, help="the model to train")
+    parser.add_argument("--dim", type=positive_int, default=defaults.dim, help="length of an embedding")
+    parser.add_argument("--num-layers", type=positive_int, help="of a graph model; lightgcn 2, xsimgcl 3 if not given")
+    parser.add_argument(
+        "--contrastive-weight",
+        type=non_negative_float,
+        default=defaults.contrastive_weight,
+        help="of the contrastive loss that xsimgcl adds",
+    )
+    parser.add_argument("--lr", type=non_negative_float, default=defaults.lr, help="learning rate of Adam")
+    parser.add_argument(
+        "--weight-decay", type=non_negative_float, default=defaults.weight_decay, help="weight decay of Adam"
+    )
+    parser.add_argument(
+        "--tau",
+        type=float,
+        default=loss_defaults.temperature,
+        help="temperature on the half cosine: half of a value published for the cosine (psl: as published)",
+    )
+    parser.add_argument(
+        "--positive-tau",
+        type=float,
+        default=loss_defaults.positive_temperature,
+        help="temperature of the positive, on the half cosine (bsl, two-tau)",
+    )
+    parser.add_argument(
+        "--prior",
+        type=prior,
+        metavar="PRIOR|auto",
+        default=loss_defaults.prior,
+        help="share of the sampled negatives that are positives, in [0, 1); auto: estimated at each validation, and 0 "
+        "until the first (cw, dcl)",
+    )
+    parser.add_argument(
+        "--extra-positives",
+        type=non_negative_int,
+        default=loss_defaults.extra_positives,
+        help="extra positives per row that the correction averages over (cw, dcl)",
+    )
+    parser.add_argument("--weighting", choices=WEIGHTINGS, default=loss_defaults.weighting, help="of negatives (cw)")
+    parser.add_argument("--weight-tau", type=float, help="temperature of the weights; the loss's if not given (cw)")
+    parser.add_argument(
+        "--floor", type=float, default=loss_defaults.floor, help="share of the mass that the correction leaves (cw)"
+    )
+    parser.add_argument(
+        "--confidence-tau",
+        type=non_negative_float,
+        default=loss_defaults.confidence_temperature,
+        help="temperature of the confidence in the positive, on the half cosine; 0 for none (cw; slk)",
+    )
+    parser.add_argument(
+        "--confidence-detached", action="store_true", help="the confidence is a constant in the gradient (cw)"
+    )
+    parser.add_argument(
+        "--confidence-top-k",
+        type=positive_int,
+        help="measure the confidence from the score of the user's K-th item; from 0 if not given (cw; slk: 20)",
+    )
+    parser.add_argument(
+        "--refresh-epochs",
+        type=positive_int,
+        default=loss_defaults.refresh_epochs,
+        help="epochs from one estimate of these scores to the next (cw, slk)",
+    )
+    parser.add_argument(
+        "--top-positives", type=float, default=loss_defaults.top_positives, help="share of positives, alpha (llpauc)"
+    )
+    parser.add_argument(
+        "--top-negatives", type=float, default=loss_defaults.top_negatives, help="share of negatives, beta (llpauc)"
+    )
+    parser.add_argument(
+        "--adversary-every",
+        type=positive_int,
+        default=loss_defaults.adversary_every,
+        help="of this many epochs the adversary learns in the last, the model in the others (advinfonce)",
+    )
+    parser.add_argument(
+        "--false-negatives",
+        type=share,
+        metavar="SHARE",
+        help="hold out a tenth of the training items, and make this share of the negatives such items of their users",
+    )
+    parser.add_argument(
+        "--backend",
+        choices=("auto", "fused", "reference"),
+        default=loss_defaults.backend,
+        help="compiled kernels, plain PyTorch, or the kernels where they are there (not bpr, llpauc and advinfonce)",
+    )
+    parser.add_argument("--epochs", type=positive_int, default=defaults.epochs, help="most epochs to train")
+    parser.add_argument("--batch-size", type=positive_int, default=defaults.batch_size, help="positives per step")
+    parser.add_argument(
+        "--negatives",
+        type=negatives_argument,
+        metavar="SPEC",
+        default=loss_defaults.negatives,
+        help="N or uniform:N, N per positive drawn inside the op; popularity:N, the same by popularity^0.75, corrected "
+        "by log Q; shared:N, one set for the batch; in-batch, the batch's other positives, corrected; mixed:N, these "
+        "and N uniform ones; full, all items. Items that the user is known to like are left out (bpr: uniform:1 or "
+        "popularity:1)",
+    )
+    parser.add_argument("--k", type=positive_int, default=defaults.k, help="length of the ranking that is judged")
+    parser.add_argument(
+        "--eval-every", type=positive_int, default=defaults.eval_every, help="epochs between validations"
+    )
+    parser.add_argument(
+        "--patience",
+        type=non_negative_int,
+        default=0,
+        help="stop after this many validations without a better NDCG; 0 trains all epochs, as the protocol does",
+    )
+    parser.add_argument("--device", choices=gpu.DEVICES, default=defaults.device, help="where to train")
+    parser.add_argument(
+        "--seed",
+        type=non_negative_int,
+        nargs="+",
+        default=[defaults.seed],
+        help="of splits, start and sampling; with more than one, each loss is trained with each",
+    )
+    add_out(parser)
+    parser.add_argument(
+        "--save",
+        type=Path,
+        metavar="DIR",
+        help="keep the model that validates best, for benchmarks.recommend; with several losses or seeds each in "
+        "DIR/LOSS-seedSEED",
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on where the comparison with this --out was interrupted: what is finished is kept",
+    )
+    arguments = parser.parse_args(argv)
+    if arguments.resume and arguments.out is None:
+        parser.error("--resume needs the --out of the comparison to go on with")
+    if arguments.save is not None and arguments.out is not None and arguments.save.resolve() == arguments.out.resolve():
+        parser.error("--save and --out must be different directories")
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    return command.run(lambda: _run(_parse_arguments(argv)), "what was finished before is written")
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    options = LossOptions(
+        temperature=arguments.tau,
+        positive_temperature=arguments.positive_tau,
+        prior=arguments.prior,
+        extra_positives=arguments.extra_positives,
+        weighting=arguments.weighting,
+        weight_temperature=arguments.weight_tau,
+        floor=arguments.floor,
+        confidence_temperature=arguments.confidence_tau or None,
+        confidence_detached=arguments.confidence_detached,
+        confidence_top_k=arguments.confidence_top_k,
+        refresh_epochs=arguments.refresh_epochs,
+        top_positives=arguments.top_positives,
+        top_negatives=arguments.top_negatives,
+        adversary_every=arguments.adversary_every,
+        negatives=arguments.negatives,
+        backend=arguments.backend,
+    )
+    config = TrainingConfig(
+        model=arguments.model,
+        dim=arguments.dim,
+        num_layers=arguments.num_layers,
+        contrastive_weight=arguments.contrastive_weight,
+        lr=arguments.lr,
+        weight_decay=arguments.weight_decay,
+        epochs=arguments.epochs,
+        batch_size=arguments.batch_size,
+        eval_every=arguments.eval_every,
+        patience=arguments.patience or None,
+        k=arguments.k,
+        false_negatives=arguments.false_negatives,
+        device=arguments.device,
+    )
+    gpu.require(arguments.device)
+    losses = [build_loss(name, options) for name in dict.fromkeys(arguments.loss)]
+    seeds = list(dict.fromkeys(arguments.seed))
+    datasets = data.load_seeds(arguments.data, seeds, **data_arguments.chosen(arguments))
+    cases = [Case(datasets[seed], loss, replace(config, seed=seed)) for loss in losses for seed in seeds]
+    directory = arguments.out or reporting.default_directory(f"{cases[0].dataset.name}-{config.model}")
+    save = _save_directories(cases, arguments.save)
+    if save:
+        check_saved({}, save)  # before a folder for results is made
+    reporting.make_writable_directory(directory)
+    for note in cases[0].dataset.notes:
+        print(note)
+    report, interrupted = compare(cases, directory, arguments.resume, save)
+    if report["runs"]:
+        print(describe_runs(report["runs"]))
+        print(f"results: {directory / 'results.json'}, {directory / 'results.png'}")
+        if arguments.save is not None:
+            print(f"saved: {arguments.save}")
+    if interrupted:
+        finished = ", ".join(f"{run['loss']} (seed {run['config']['seed']})" for run in report["runs"]) or "none"
+        print(f"interrupted; runs written: {finished}", file=sys.stderr)
+        return command.INTERRUPTED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

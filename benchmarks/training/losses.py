@@ -1,0 +1,338 @@
+"""The losses that a benchmark can train with, by name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks.training.learnable_losses import AdvInfoNCE, LowerLeftPartialAUC
+from benchmarks.training.negatives import PER_ROW, Batch, Negatives
+from cw_ext import Interactions, presets
+
+DEFAULT_TOP_K = 20
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """Hyper-parameters of the losses; each loss ignores those it does not have.
+
+    Attributes:
+        temperature: τ on the half cosine, so half of a value published for the cosine. PSL's formula uses
+            the half cosine, so its published values hold as they are. BSL's τ₂, of the negatives, as two-tau's.
+        positive_temperature: τ₁, of the positive (bsl, two-tau).
+        prior: share π of sampled negatives that are positives, or "auto": estimated at each validation, and 0 until
+            the first (cw, dcl).
+        extra_positives: extra positives per row for the correction (cw, dcl).
+        weighting, weight_temperature, floor: of the weights and the correction, as of :func:`cw_ext.cw_loss` (cw).
+        confidence_temperature: τ_c of the confidence in the positive, on the half cosine; None for none (cw; slk's
+            τ_w, which is required).
+        confidence_detached: whether the confidence is a constant in the gradient (cw).
+        confidence_top_k: K of the score that the confidence is measured from, that of a user's K-th item; None for
+            a score of 0 (cw; slk's K, which is 20 for None).
+        refresh_epochs: T, epochs from one estimate of these scores to the next (cw, slk).
+        top_positives, top_negatives: α and β of the lower-left partial AUC (llpauc).
+        adversary_every: the adversary learns in epochs that this divides, the model in the others (advinfonce).
+        negatives: which negatives a row has; bpr takes one of those drawn for it.
+        backend: "auto", "fused" or "reference", for every loss of the softmax family. With the reference, negatives of
+            each row's own are drawn before the loss (by the kernels, where there are any), as a user of plain PyTorch
+            does; they are those that the fused loss draws.
+    """
+
+    temperature: float = 0.1
+    positive_temperature: float = 0.1
+    prior: float | Literal["auto"] = 0.05
+    extra_positives: int = 5
+    weighting: str = "sigmoid"
+    weight_temperature: float | None = None
+    floor: float = 0.3
+    confidence_temperature: float | None = 1.25
+    confidence_detached: bool = False
+    confidence_top_k: int | None = None
+    refresh_epochs: int = 5
+    top_positives: float = 0.7
+    top_negatives: float = 0.1
+    adversary_every: int = 5
+    negatives: Negatives = Negatives()
+    backend: str = "auto"
+
+
+class Thresholds(NamedTuple):
+    """Which scores a loss measures its confidence from, and how often they are estimated."""
+
+    k: int
+    refresh_epochs: int
+
+
+BatchLoss = Callable[[Batch], torch.Tensor]  # a scalar
+
+
+@dataclass(frozen=True)
+class RankingLoss:
+    """A loss, and what the trainer has to know about it.
+
+    Attributes:
+        name: its key in :data:`LOSSES`.
+        build: returns the loss of a batch, given the number of users, of items, the embeddings' length, and a
+            generator of what the loss starts from; a
+            :class:`~benchmarks.training.learnable_losses.LearningLoss` if it learns.
+        similarity: how embeddings trained with it score an item, and thus rank it.
+        settings: the hyper-parameters that it uses, for tables and result files.
+        negatives: which kind it uses, and how many.
+        takes_ids: whether a batch must contain the negatives, since the loss does not draw them itself.
+        extra_positives: how many extra positives per row it needs.
+        thresholds: what ``Batch.thresholds`` must be; None if it needs none.
+        estimates_prior: whether it needs ``Batch.prior``.
+        initial_std: standard deviation of the embeddings that training starts from, given a table's rows and columns.
+    """
+
+    name: str
+    build: Callable[[int, int, int, torch.Generator], BatchLoss]
+    similarity: Literal["cosine", "dot"]
+    settings: dict[str, Any]
+    negatives: Negatives
+    takes_ids: bool = False
+    extra_positives: int = 0
+    thresholds: Thresholds | None = None
+    estimates_prior: bool = False
+    initial_std: Callable[[int, int], float] = lambda rows, columns: 1.0
+
+
+def bpr_loss(batch: Batch) -> torch.Tensor:
+    """Bayesian personalised ranking: mean softplus(s_neg - s_pos), inner products (Rendle et al., UAI 2009).
+
+    Takes the first column of neg_ids only.
+    """
+    margins = F.embedding(batch.neg_ids[:, 0], batch.items) - F.embedding(batch.pos_ids, batch.items)  # [B, D]
+    return F.softplus((batch.queries * margins).sum(-1)).mean()
+
+
+def _per_row(name: str, options: LossOptions) -> Negatives:
+    if options.negatives.kind not in PER_ROW:
+        raise ValueError(
+            f"negatives of {name} must be drawn for each row, uniform:N or popularity:N, got {options.negatives}"
+        )
+    return options.negatives
+
+
+def _bpr(options: LossOptions) -> RankingLoss:
+    one = Negatives(_per_row("bpr", options).kind, 1)
+    return RankingLoss(
+        "bpr",
+        lambda *sizes: bpr_loss,
+        "dot",
+        {"negatives": str(one)},
+        one,
+        takes_ids=True,
+        initial_std=lambda rows, columns: math.sqrt(2 / (rows + columns)),  # Glorot's, as for published numbers
+    )
+
+
+def _advinfonce(options: LossOptions) -> RankingLoss:
+    arguments = {"temperature": options.temperature, "adversary_every": options.adversary_every}
+    if options.adversary_every < 2:
+        raise ValueError(f"adversary_every must be at least 2, got {options.adversary_every}")
+    if not 0 < options.temperature < math.inf:
+        raise ValueError(f"temperature must be finite and > 0, got {options.temperature}")
+    negatives = _per_row("advinfonce", options)
+    return RankingLoss(
+        "advinfonce",
+        lambda *sizes: AdvInfoNCE(*sizes, **arguments),
+        "cosine",
+        {**arguments, "negatives": str(negatives)},
+        negatives,
+        takes_ids=True,
+    )
+
+
+def _llpauc(options: LossOptions) -> RankingLoss:
+    arguments = {"top_positives": options.top_positives, "top_negatives": options.top_negatives}
+    for name, share in arguments.items():
+        if not 0 < share <= 1:
+            raise ValueError(f"{name} must be in (0, 1], got {share}")
+    negatives = _per_row("llpauc", options)
+    return RankingLoss(
+        "llpauc",
+        lambda *sizes: LowerLeftPartialAUC(**arguments),
+        "dot",
+        {**arguments, "negatives": str(negatives)},
+        negatives,
+        takes_ids=True,
+        initial_std=lambda rows, columns: 0.01,  # as its authors'
+    )
+
+
+def _softmax_family(
+    name: str,
+    arguments: dict[str, Any],
+    options: LossOptions,
+    *,
+    extra_positives: int = 0,
+    thresholds: Thresholds | None = None,
+    scale: float = 1.0,
+) -> RankingLoss:
+    negatives, backend = options.negatives, options.backend
+    estimates_prior = arguments.get("prior") == "auto"
+
+    def function(batch: Batch) -> torch.Tensor:
+        given = {}
+        if thresholds is not None:
+            given["confidence_threshold"] = batch.thresholds
+        if estimates_prior:
+            given["prior"] = batch.prior
+        loss = negatives.cw_loss(batch, similarity="half_cosine", backend=backend, **{**arguments, **given})
+        return loss if scale == 1 else scale * loss
+
+    settings = {
+        **arguments, "extra_positives": extra_positives, "negatives": str(negatives), "backend": backend
+    }  # fmt: skip
+    if thresholds is not None:
+        settings |= {"confidence_top_k": thresholds.k, "refresh_epochs": thresholds.refresh_epochs}
+    return RankingLoss(
+        name,
+        lambda *sizes: function,
+        "cosine",
+        settings,
+        negatives,
+        takes_ids=backend == "reference" and negatives.kind in PER_ROW,
+        extra_positives=extra_positives,
+        thresholds=thresholds,
+        estimates_prior=estimates_prior,
+    )
+
+
+def _thresholds(k: int | None, options: LossOptions) -> Thresholds | None:
+    if k is None:
+        return None
+    for name, value in (("confidence_top_k", k), ("refresh_epochs", options.refresh_epochs)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    return Thresholds(k, options.refresh_epochs)
+
+
+def _slk(options: LossOptions) -> RankingLoss:
+    if options.confidence_temperature is None or not options.confidence_temperature > 0:
+        raise ValueError(f"confidence_temperature of slk must be > 0, got {options.confidence_temperature}")
+    k = DEFAULT_TOP_K if options.confidence_top_k is None else options.confidence_top_k
+    arguments = presets.slk(options.temperature, options.confidence_temperature)
+    return _softmax_family("slk", arguments, options, thresholds=_thresholds(k, options))
+
+
+def _first_prior(options: LossOptions) -> float:
+    """What a preset takes: "auto" is this package's own."""
+    return 0.0 if options.prior == "auto" else options.prior
+
+
+def _cw(options: LossOptions) -> RankingLoss:
+    if options.confidence_top_k is not None and options.confidence_temperature is None:
+        raise ValueError("confidence_temperature must be > 0 where confidence_top_k is given, got None")
+    arguments = presets.cw(options.temperature, _first_prior(options), options.confidence_temperature)
+    arguments |= {
+        "prior": options.prior,
+        "weighting": options.weighting,
+        "weight_temperature": options.weight_temperature,
+        "floor": options.floor,
+    }
+    if options.confidence_detached:
+        return _detached_cw(arguments, options)
+    thresholds = _thresholds(options.confidence_top_k, options)
+    return _softmax_family("cw", arguments, options, extra_positives=options.extra_positives, thresholds=thresholds)
+
+
+def _detached_cw(arguments: dict[str, Any], options: LossOptions) -> RankingLoss:
+    """CW whose confidence weights the rows as a constant, without a gradient."""
+    tau = arguments["confidence_temperature"]
+    if tau is None or options.confidence_top_k is not None:
+        raise ValueError("confidence_detached needs a confidence_temperature, and no confidence_top_k")
+    loss = _softmax_family("cw", arguments | {"confidence_temperature": None}, options,
+                           extra_positives=options.extra_positives)  # fmt: skip
+
+    def function(batch: Batch) -> torch.Tensor:
+        confidence = torch.sigmoid(_half_cosine(batch).detach() / tau)
+        given = arguments | {"confidence_temperature": None, "row_weights": confidence}
+        return options.negatives.cw_loss(batch, similarity="half_cosine", backend=options.backend, **given)
+
+    settings = loss.settings | {"confidence_temperature": tau, "confidence_detached": True}
+    return replace(loss, build=lambda *sizes: function, settings=settings)
+
+
+def _half_cosine(batch: Batch) -> torch.Tensor:
+    """The positive's score [B]."""
+    return F.cosine_similarity(batch.queries, F.embedding(batch.pos_ids, batch.items)) / 2
+
+
+def _two_tau(options: LossOptions) -> RankingLoss:
+    """SL with a temperature of its own for the positive: −s⁺/τ₁ + log Σ_j exp(s_j/τ₂)."""
+    if not 0 < options.positive_temperature < math.inf:
+        raise ValueError(f"positive_temperature must be finite and > 0, got {options.positive_temperature}")
+    sl = LOSSES["sl"](options)
+    less = 1 / options.temperature - 1 / options.positive_temperature
+
+    def function(batch: Batch) -> torch.Tensor:
+        return sl.build()(batch) + less * _half_cosine(batch).mean()
+
+    settings = sl.settings | {"positive_temperature": options.positive_temperature}
+    return replace(sl, name="two-tau", build=lambda *sizes: function, settings=settings)
+
+
+def _dcl(options: LossOptions) -> RankingLoss:
+    arguments = presets.dcl(options.temperature, _first_prior(options)) | {"prior": options.prior}
+    return _softmax_family("dcl", arguments, options, extra_positives=options.extra_positives)
+
+
+def _bsl(options: LossOptions) -> RankingLoss:
+    if not 0 < options.positive_temperature < math.inf:
+        raise ValueError(f"positive_temperature must be finite and > 0, got {options.positive_temperature}")
+    scale = options.temperature / options.positive_temperature
+    loss = _softmax_family("bsl", presets.bsl(options.temperature), options, scale=scale)
+    return replace(loss, settings=loss.settings | {"positive_temperature": options.positive_temperature})
+
+
+def _psl(surrogate: str) -> Callable[[LossOptions], RankingLoss]:
+    return lambda options: _softmax_family(f"psl-{surrogate}", presets.psl(options.temperature, surrogate), options)
+
+
+LOSSES: dict[str, Callable[[LossOptions], RankingLoss]] = {
+    "bpr": _bpr,
+    "llpauc": _llpauc,
+    "sl": lambda options: _softmax_family("sl", presets.sl(options.temperature), options),
+    "infonce": lambda options: _softmax_family("infonce", presets.infonce(options.temperature), options),
+    "dcl": _dcl,
+    "advinfonce": _advinfonce,
+    "bsl": _bsl,
+    "psl-tanh": _psl("tanh"),
+    "psl-atan": _psl("atan"),
+    "psl-relu": _psl("relu"),
+    "slk": _slk,
+    "two-tau": _two_tau,
+    "cw": _cw,
+}
+
+
+def build_loss(name: str, options: LossOptions = LossOptions()) -> RankingLoss:
+    """Return the loss of that name, after a trial call that detects bad hyper-parameters before training.
+
+    Raises:
+        ValueError: an unknown name, or a hyper-parameter out of its range.
+        RuntimeError: backend "fused" without compiled kernels.
+    """
+    if name not in LOSSES:
+        raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {name!r}")
+    if options.extra_positives < 0:
+        raise ValueError(f"extra_positives must be at least 0, got {options.extra_positives}")
+    loss = LOSSES[name](options)
+    loss.build(2, 2, 1, torch.Generator())(_trial_batch(loss))
+    return loss
+
+
+def _trial_batch(loss: RankingLoss) -> Batch:
+    """A row of a user who knows one of two items."""
+    ids, seed = torch.arange(2), torch.tensor(0)
+    interactions = Interactions(ids, ids, num_queries=2, num_items=2)
+    neg_ids = loss.negatives.draw(ids[:1], interactions, seed) if loss.takes_ids else None
+    known = (interactions, seed, neg_ids, torch.zeros(1), 0.0)
+    return Batch(torch.ones(1, 1), torch.ones(2, 1), ids[:1], ids[:1], None, *known)

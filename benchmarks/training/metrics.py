@@ -1,0 +1,114 @@
+"""Recall@K and NDCG@K of a full ranking of all items, computed in blocks of users."""
+
+from __future__ import annotations
+
+import torch
+
+# Scores of one block of users: 2**22 floats are 16 MiB.
+_SCORES_PER_BLOCK = 2**22
+
+
+def ranking_metrics(
+    user_table: torch.Tensor,
+    item_table: torch.Tensor,
+    target_users: torch.Tensor,
+    target_items: torch.Tensor,
+    masked_users: torch.Tensor,
+    masked_items: torch.Tensor,
+    k: int = 20,
+) -> dict[str, float]:
+    """Rank all items for each user by inner product and compare the first k with the user's targets.
+
+    Recall@K is hits / number of targets. NDCG@K divides the discounted gain by that of an ideal ranking cut
+    at min(K, number of targets). Both are means over the users that have targets.
+
+    Args:
+        user_table: embeddings [num_users, D]. To rank by cosine, normalise the rows first.
+        item_table: embeddings [num_items, D].
+        target_users, target_items: int64 pairs to be found, each [num_targets], no pair twice.
+        masked_users, masked_items: int64 pairs left out of the ranking, each [num_masked].
+        k: length of the ranking.
+
+    Returns:
+        ``{"recall": ..., "ndcg": ...}``, both in [0, 1].
+
+    Raises:
+        ValueError: there are no targets, or k < 1.
+    """
+    if len(target_users) == 0:
+        raise ValueError("target_users: expected at least one target pair, got none")
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
+    num_items = item_table.shape[0]
+    k = min(k, num_items)
+    target_users, target_items = _sort_by_user(target_users, target_items)
+    masked_users, masked_items = _sort_by_user(masked_users, masked_items)
+    users, num_targets = torch.unique_consecutive(target_users, return_counts=True)
+
+    discounts = torch.arange(2, k + 2, dtype=torch.float64, device=item_table.device).log2().reciprocal()
+    ideal = discounts.cumsum(0)
+    recall = ndcg = 0.0
+    for block in users.split(max(1, _SCORES_PER_BLOCK // num_items)):
+        scores = user_table[block] @ item_table.T  # [block, num_items]
+        rows, items = _pairs_of_block(block, masked_users, masked_items)
+        scores[rows, items] = -torch.inf
+        is_target = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
+        rows, items = _pairs_of_block(block, target_users, target_items)
+        is_target[rows, items] = True
+
+        top_scores, top_items = scores.topk(k)
+        # A user with fewer than k unmasked items gets masked ones at the end of the list, which are no hits.
+        hits = is_target.gather(1, top_items) & (top_scores > -torch.inf)
+        counts = num_targets[torch.searchsorted(users, block)]
+        recall += (hits.sum(1) / counts.double()).sum().item()
+        ndcg += ((hits * discounts).sum(1) / ideal[counts.clamp(max=k) - 1]).sum().item()
+    return {"recall": recall / len(users), "ndcg": ndcg / len(users)}
+
+
+def shares_below(
+    user_table: torch.Tensor,
+    item_table: torch.Tensor,
+    target_users: torch.Tensor,
+    target_items: torch.Tensor,
+    masked_users: torch.Tensor,
+    masked_items: torch.Tensor,
+) -> torch.Tensor:
+    """For each target, the share of the user's other items that score below it, ties counting half.
+
+    Args:
+        user_table, item_table, target_users, target_items, masked_users, masked_items: as of :func:`ranking_metrics`;
+            masked items are not counted.
+
+    Returns:
+        float64 [num_targets], sorted by user; NaN where there is no other item.
+    """
+    num_items = item_table.shape[0]
+    target_users, target_items = _sort_by_user(target_users, target_items)
+    masked_users, masked_items = _sort_by_user(masked_users, masked_items)
+    shares = []
+    for targets in torch.arange(len(target_users)).split(max(1, _SCORES_PER_BLOCK // num_items)):
+        users, rows = torch.unique_consecutive(target_users[targets], return_inverse=True)
+        scores = user_table[users] @ item_table.T  # [users of the block, num_items]
+        score = scores[rows, target_items[targets]].unsqueeze(1)
+        masked_rows, items = _pairs_of_block(users, masked_users, masked_items)
+        scores[masked_rows, items] = torch.nan  # neither below nor equal to anything
+        below, equal = (scores[rows] < score).sum(1), (scores[rows] == score).sum(1) - 1
+        others = (~scores.isnan()).sum(1)[rows] - 1
+        shares.append((below + equal / 2) / others.double())
+    return torch.cat(shares)
+
+
+def _sort_by_user(users: torch.Tensor, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    users, order = users.sort()
+    return users, items[order]
+
+
+def _pairs_of_block(block: torch.Tensor, users: torch.Tensor, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (row within the block, item) of every pair whose user is in the block; all sorted by user."""
+    begin = torch.searchsorted(users, block[0])
+    end = torch.searchsorted(users, block[-1], right=True)
+    users, items = users[begin:end], items[begin:end]
+    rows = torch.searchsorted(block, users)
+    # The block skips users without targets, whose pairs still lie between its first and its last user.
+    inside = block[rows] == users
+    return rows[inside], items[inside]

@@ -1,0 +1,46 @@
+"""Training interactions by index, and extra positives of their users."""
+
+from __future__ import annotations
+
+import torch
+
+from cw_ext import Interactions
+
+
+class InteractionSampler:
+    """Samples items for the rows of a batch from the training interactions.
+
+    Attributes:
+        users, items: int64 interactions sorted by user, each [num_interactions]. A batch is a set of indices
+            into them, so that each row identifies one of its user's positives.
+
+    It works on the device of its interactions; ids and generators must be there too.
+    """
+
+    def __init__(self, interactions: Interactions) -> None:
+        self._starts = interactions.starts[:-1]
+        self._counts = interactions.starts.diff()
+        queries = torch.arange(interactions.num_queries, device=interactions.device)
+        self.users, self.items = queries.repeat_interleave(self._counts), interactions.items.long()
+
+    def extra_positives(
+        self, interactions: torch.Tensor, num_positives: int, generator: torch.Generator
+    ) -> torch.Tensor:
+        """Draw extra positives uniformly, with replacement, from the user's other training items.
+
+        Args:
+            interactions: int64 indices [B] into ``users`` and ``items``.
+            num_positives: M, the number of draws per row.
+            generator: source of the draws.
+
+        Returns:
+            int64 item ids [B, M]; a row whose user has no other item is all -1.
+        """
+        users = self.users[interactions]
+        starts, others = self._starts[users].unsqueeze(1), (self._counts[users] - 1).unsqueeze(1)
+        draws = torch.randint(2**63 - 1, (len(users), num_positives), generator=generator, device=users.device)
+        draws %= others.clamp(min=1)
+        draws += draws >= interactions.unsqueeze(1) - starts
+        # Without the clamp a lone positive at the very end would be read past the end.
+        items = self.items[(starts + draws).clamp(max=len(self.items) - 1)]
+        return items.masked_fill(others == 0, -1)

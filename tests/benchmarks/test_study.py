@@ -1,0 +1,427 @@
+"""The study: what it asks for, what it keeps, how it chooses and what its tables say."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.common import reporting
+from benchmarks.study import __main__ as study
+from benchmarks.study import grids, parts, published, report, step_times, workers
+from benchmarks.study.published import ELECTRONIC, GOWALLA, HEALTH
+from benchmarks.study.runs import Run, Store
+from benchmarks.study.summary import difference, summarise
+from benchmarks.training.losses import LossOptions
+from benchmarks.training.negatives import Negatives
+from benchmarks.training.trainer import Trainer, TrainingConfig
+
+
+def result_of(run: Run, validation: float = 0.1, test: float = 0.2) -> dict:
+    """What training would have returned, with these values of NDCG."""
+    return {
+        "loss": run.loss,
+        "loss_settings": run.ranking_loss.settings,
+        "config": {"seed": run.config.seed, "lr": run.config.lr, "weight_decay": run.config.weight_decay},
+        "ended_by": "patience",
+        "best_validation": {"recall": 0.5, "ndcg": validation},
+        "test": {"recall": test + 0.1, "ndcg": test},
+        "test_validation_masked": {"recall": test + 0.2, "ndcg": test + 0.3},
+        "seconds": {"per_epoch": 2.0},
+        "steps_per_epoch": 4,
+        "environment": {"machine": "m", "time": run.config.seed},
+        "shares_below": [0.5, 0.9, 0.99],
+        "validation": [{"epoch": 5, "ndcg": validation}],
+    }
+
+
+def fill(store: Store, runs) -> dict[str, float]:
+    """Give every run a test NDCG of its own; return it by key."""
+    found = {}
+    for index, run in enumerate(runs):
+        found[run.key] = 0.1 + 0.001 * index
+        store.add(run, result_of(run, test=found[run.key]))
+    return found
+
+
+# --- runs and what is kept of them ---
+
+
+def test_a_run_is_told_by_what_its_loss_uses():
+    run = Run(HEALTH, "sl")
+    assert run.key == replace(run, options=LossOptions(floor=0.7, prior=0.2, top_positives=0.1)).key
+    others = [
+        replace(run, options=LossOptions(temperature=0.2)),
+        replace(run, options=LossOptions(negatives=Negatives("full", None))),
+        replace(run, config=TrainingConfig(lr=0.5)),
+        replace(run, config=TrainingConfig(patience=3)),
+        replace(run, dataset="gowalla"),
+        replace(run, loss="cw"),
+        run.with_seed(1),
+    ]
+    assert len({run.key, *(other.key for other in others)}) == 1 + len(others)
+    assert run.with_seed(1).with_seed(0) == run
+
+
+def test_the_store_keeps_results_and_hands_them_on(tmp_path):
+    store, runs = Store(tmp_path), [Run(HEALTH, "sl").with_seed(seed) for seed in range(3)]
+    found = fill(store, runs[:2])
+    store.write_summary()
+    (tmp_path / "handed-on").mkdir()
+    (tmp_path / "runs.json").rename(tmp_path / "handed-on" / "runs.json")
+    for directory in (tmp_path, tmp_path / "handed-on"):
+        again = Store(directory)
+        assert [run in again for run in runs] == [True, True, False]
+        assert [again[run]["test"]["ndcg"] for run in runs[:2]] == list(found.values())
+        assert {result["dataset"] for result in again} == {HEALTH}
+        assert [again[run]["environment"] for run in runs[:2]] == [{"machine": "m", "time": seed} for seed in (0, 1)]
+    summary = json.loads((tmp_path / "handed-on" / "runs.json").read_text(encoding="utf-8"))
+    assert summary["environments"] == [{"machine": "m"}]
+    assert "validation" in Store(tmp_path)[runs[0]]
+    assert "validation" not in Store(tmp_path / "handed-on")[runs[0]]
+
+
+def test_a_result_drops_its_checkpoint_only_once_it_is_written(tmp_path, monkeypatch):
+    store, run = Store(tmp_path), Run(HEALTH, "sl")
+    (tmp_path / "runs").mkdir()
+    store.checkpoint(run).write_bytes(b"state")
+
+    def fail(*arguments):
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("benchmarks.common.reporting.write_json", fail)
+        with pytest.raises(OSError, match="disk full"):
+            store.add(run, result_of(run))
+    assert store.checkpoint(run).exists()
+    store.add(run, result_of(run))
+    assert not store.checkpoint(run).exists()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"loss": "sl"}'])
+def test_what_is_no_result_is_refused(tmp_path, content, capsys):
+    (tmp_path / "runs").mkdir()
+    path = tmp_path / "runs" / "broken.json"
+    path.write_text(content, encoding="utf-8")
+    assert study.main(["--report", "--out", str(tmp_path)]) == 2
+    assert f"error: {path}: expected results of the study" in capsys.readouterr().err
+    assert path.read_text(encoding="utf-8") == content
+
+
+@pytest.mark.parametrize("content", ['{"runs": [{"key": "a"}]}', '{"runs": [{}], "environments": []}', '{"key": 1}'])
+def test_what_is_no_summary_is_refused(tmp_path, content, capsys):
+    (tmp_path / "runs.json").write_text(content, encoding="utf-8")
+    assert study.main(["--report", "--out", str(tmp_path)]) == 2
+    assert f"error: {tmp_path / 'runs.json'}: expected results of the study" in capsys.readouterr().err
+
+
+# --- what is asked for ---
+
+
+def test_all_losses_are_searched_alike():
+    assert {len(grid) for grid in grids.GRIDS.values()} == {8}
+    assert set(grids.GRIDS) == set(grids.LOSSES)
+    for loss in grids.LOSSES:
+        assert len({run.key for run in grids.search_runs(HEALTH, loss)}) == 8
+
+
+def test_the_best_validation_is_chosen_when_all_is_known(tmp_path):
+    store, runs = Store(tmp_path), grids.search_runs(HEALTH, "infonce")
+    for index, run in enumerate(runs):
+        assert grids.chosen(store, HEALTH, "infonce") is None
+        store.add(run, result_of(run, validation=0.3 if index == 2 else 0.1))
+    chosen = grids.chosen(store, HEALTH, "infonce")
+    assert chosen == grids.with_negatives(runs[2], Negatives("uniform", 1000))
+    assert grids.chosen(store, HEALTH, "infonce", "lightgcn").config == replace(chosen.config, model="lightgcn")
+    store.add(runs[2], {"loss": "infonce", "loss_settings": {}, "diverged": "NaN"})
+    assert grids.chosen(store, HEALTH, "infonce").options.temperature != chosen.options.temperature
+
+
+def test_a_loss_searched_on_each_model_does_not_take_what_is_best_on_mf(tmp_path):
+    store = Store(tmp_path)
+    for model, best in (("mf", 2), ("lightgcn", 5)):
+        assert grids.chosen(store, HEALTH, "sl", model) is None
+        for index, run in enumerate(grids.search_runs(HEALTH, "sl", model)):
+            store.add(run, result_of(run, validation=0.3 if index == best else 0.1))
+        expected = grids.with_negatives(grids.search_runs(HEALTH, "sl", model)[best], Negatives("uniform", 1000))
+        assert grids.chosen(store, HEALTH, "sl", model) == expected
+        assert expected.config.model == model
+
+
+def test_one_setting_needs_no_search_and_several_do(tmp_path):
+    store, tries = Store(tmp_path), grids.search_runs(GOWALLA, "cw")
+    (given,) = grids.search_runs(GOWALLA, "sl")
+    assert grids.chosen(store, GOWALLA, "sl") == given
+    assert len(tries) > 1 and grids.chosen(store, GOWALLA, "cw") is None
+    searched = {run.key for run in parts.searches(store)}
+    assert {run.key for run in tries} <= searched and given.key not in searched
+    for run in tries:
+        assert grids.chosen(store, GOWALLA, "cw") is None
+        store.add(run, result_of(run, validation=0.3 if run == tries[1] else 0.1))
+    assert grids.chosen(store, GOWALLA, "cw") == tries[1]
+
+
+@pytest.mark.parametrize(("dataset", "model"), list(parts.MODEL_TRIES))
+def test_a_models_own_settings_are_what_is_best_for_sl(tmp_path, dataset, model):
+    store, tries = Store(tmp_path), parts.MODEL_TRIES[dataset, model]
+    for loss in ("sl", "cw"):
+        for run in grids.search_runs(dataset, loss, model):
+            store.add(run, result_of(run))
+    runs = parts.model_tries(store, dataset, model)
+    assert len(runs) == len(tries) > 1
+    for run, changes in zip(runs, tries, strict=True):
+        assert run.config == replace(run.config, model=model, **changes)
+        assert parts.compared_runs(store, dataset, model, "cw") == []
+        store.add(run, result_of(run, validation=0.2 if changes == tries[-1] else 0.1))
+    for loss in ("sl", "cw"):
+        found = parts.compared_runs(store, dataset, model, loss)
+        assert [run.config.seed for run in found] == list(range(parts.COMPARED[dataset, model][1]))
+        assert all(run.config == replace(run.config, model=model, **tries[-1]) for run in found)
+
+
+def test_every_part_lists_runs_that_can_be(tmp_path):
+    store = Store(tmp_path)
+    while runs := [run for part in parts.PARTS.values() for run in part(store) if run not in store]:
+        fill(store, dict.fromkeys(runs))  # with these, the runs that depend on them become known
+    assert len(list(store)) > 300
+    assert {result["loss"] for result in store} == {*grids.LOSSES, "two-tau"}
+    for share in parts.SHARES:
+        known, unknown = parts.noise_runs(store, "cw-known-prior", share), parts.noise_runs(store, "cw", share)
+        assert {run.options.prior for run in known} == {share}
+        assert {run.config.false_negatives for run in [*known, *unknown]} == {share}
+
+
+def test_combinations_differ_from_sl_at_20_in_what_they_say(tmp_path):
+    store = Store(tmp_path)
+    fill(store, parts.searches(store))
+    for dataset in parts.COMBINED_DATASETS:
+        (base, *_) = parts.compared_runs(store, dataset, "mf", "slk")
+        for name, changes in parts.COMBINATIONS.items():
+            (run,) = parts.combination_runs(store, dataset, name)
+            settings, without = run.ranking_loss.settings, base.ranking_loss.settings
+            assert run.config == base.config
+            told = {key for key in without if settings[key] != without[key]}
+            assert told == changes.keys() & without.keys() and settings["confidence_top_k"] == 20
+            assert {key: settings[key] for key in changes} == changes
+
+
+# --- tables ---
+
+
+def test_tables_say_what_was_found(tmp_path):
+    store = Store(tmp_path)
+    for run in grids.search_runs(HEALTH, "sl") + grids.search_runs(HEALTH, "cw"):
+        store.add(run, result_of(run))
+    runs = {loss: parts.compared_runs(store, HEALTH, "mf", loss) for loss in ("sl", "cw")}
+    assert [len(of_loss) for of_loss in runs.values()] == [5, 5]
+    found = fill(store, runs["sl"] + runs["cw"][:3])
+    means = {}
+    for loss, number in (("sl", 5), ("cw", 3)):
+        values = [found[run.key] for run in runs[loss][:number]]
+        summary = summarise(store, runs[loss])
+        assert summary.mean("ndcg") == pytest.approx(statistics.mean(values))
+        assert summary.deviation("ndcg") == pytest.approx(statistics.stdev(values))
+        means[loss] = statistics.mean(values)
+    written = report.write_report(store, tmp_path)
+    assert {"tables.md", "comparison.png"} <= {path.name for path in written}
+    text = (tmp_path / "tables.md").read_text(encoding="utf-8")
+    line = next(line for line in text.splitlines() if line.startswith("| cw | 3 |"))
+    assert f"{means['cw']:.4f} ± " in line
+    assert f"{100 * (means['cw'] / means['sl'] - 1):+.1f} %" in line
+    line = next(line for line in text.splitlines() if line.startswith("| sl | 5 |"))
+    assert ".1719 / 0.1261" in line and difference(means["sl"], 0.1261) in line
+
+
+def test_a_search_in_which_all_diverged_says_so(tmp_path):
+    store = Store(tmp_path)
+    for run in grids.search_runs(HEALTH, "sl"):
+        store.add(run, result_of(run) | {"diverged": "NaN"})
+    with pytest.raises(RuntimeError, match=f"sl on {HEALTH}: expected a run that converges"):
+        grids.chosen(store, HEALTH, "sl")
+
+
+def test_one_seed_has_no_deviation_and_a_diverged_run_no_mean(tmp_path):
+    store, run = Store(tmp_path), Run(HEALTH, "sl")
+    assert summarise(store, [run]) is None
+    store.add(run, result_of(run, test=0.25))
+    assert summarise(store, [run]).text("ndcg") == "0.2500"
+    store.add(run, {"loss": "sl", "loss_settings": {}, "diverged": "NaN"})
+    assert summarise(store, [run]) is None
+
+
+def test_all_plots_and_tables_of_a_whole_study(tmp_path):
+    store = Store(tmp_path)
+    while runs := [run for part in parts.PARTS.values() for run in part(store) if run not in store]:
+        fill(store, dict.fromkeys(runs))
+    written = {path.name for path in report.write_report(store, tmp_path)}
+    assert written == {"tables.md", "comparison.png", "stages.png", "noise.png", "numbers.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {*written, "runs"}
+    sections = [line for line in (tmp_path / "tables.md").read_text(encoding="utf-8").splitlines() if line[:2] == "##"]
+    assert len(sections) == len(parts.COMPARED) + 9
+
+
+def test_published_numbers_are_found_by_data_model_and_loss():
+    assert published.published("gowalla", "lightgcn", "slk") == (0.2128, 0.1729)
+    assert published.published("gowalla", "mf", "cw") is None
+    assert published.published("gowalla", "mf", "psl-tanh") == (0.2088, 0.1646)
+    assert published.published("amazon2014-health", "mf", "psl-tanh") is None
+    assert published.published("other", "mf", "sl") is None
+
+
+# --- times of steps ---
+
+
+def test_steps_are_timed_by_loss_and_number_and_shown(small, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    store = Store(out)
+    monkeypatch.setattr(parts, "NUMBERS", (2, 8))
+    monkeypatch.setattr(parts, "NUMBER_DATASETS", (HEALTH,))
+    fill(store, parts.searches(store))
+    fill(
+        store,
+        [run for loss in parts.NUMBER_LOSSES for n in (2, 8) for run in parts.number_runs(store, HEALTH, loss, n)],
+    )
+    steps = []
+    train_step = Trainer.train_step
+
+    def counted(trainer, batch):
+        steps.append((trainer.loss.name, trainer.loss.negatives.number, torch.get_num_threads()))
+        return train_step(trainer, batch)
+
+    monkeypatch.setattr(Trainer, "train_step", counted)
+    threads = torch.get_num_threads()
+    arguments = [*small[:4], "--rounds", "3"]
+    assert step_times.main(arguments) == 0
+    expected = {(loss, number) for loss in parts.NUMBER_LOSSES for number in (2, 8)}
+    assert Counter(steps) == {(*pair, 1): 2 * 3 for pair in expected}  # one before each that is timed
+    assert torch.get_num_threads() == threads
+    times = step_times.read(out)
+    assert {(loss, int(number)) for loss, of_loss in times[HEALTH].items() for number in of_loss} == expected
+    for seconds in (seconds for of_loss in times[HEALTH].values() for seconds in of_loss.values()):
+        assert 0 < seconds["q20"] <= seconds["median"] <= seconds["q80"]
+    times[HEALTH]["cw"]["8"] = {"q20": 0.0011, "median": 0.0022, "q80": 0.0033}
+    reporting.write_json(out / step_times.TIMES_FILE, {"datasets": times})
+    report.write_report(store, out)
+    assert "| 2.2 (1.1 to 3.3) |" in (out / "tables.md").read_text(encoding="utf-8")
+
+
+def test_times_need_hyper_parameters_and_data(small, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert step_times.main(small[:4]) == 2
+    assert f"search of sl's hyper-parameters on {HEALTH}" in capsys.readouterr().err
+    fill(Store(out), parts.searches(Store(out)))
+    assert step_times.main(small[:4]) == 2
+    assert str(tmp_path / "data" / ELECTRONIC) in capsys.readouterr().err
+    assert not (out / step_times.TIMES_FILE).exists()
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}"])
+def test_what_is_no_times_is_refused(tmp_path, content):
+    (tmp_path / step_times.TIMES_FILE).write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=step_times.TIMES_FILE):
+        step_times.read(tmp_path)
+
+
+# --- training ---
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch) -> list[str]:
+    """Arguments of a study of two losses, with two seeds each, on a small data set."""
+    rng = np.random.default_rng(0)
+    directory = tmp_path / "data" / HEALTH
+    directory.mkdir(parents=True)
+    items = np.array([rng.permutation(24)[:10] for _ in range(30)])
+    items[0, 0] = 23  # so that the ids of the training items reach to the end
+    for name, columns in (("train", items[:, :8]), ("test", items[:, 8:])):
+        lines = [f"{user}\t{item}\n" for user, row in enumerate(columns) for item in row]
+        (directory / f"{name}.tsv").write_text("user_procid\titem_procid\n" + "".join(lines), encoding="utf-8")
+    options = LossOptions(negatives=Negatives("uniform", 8))
+    config = TrainingConfig(dim=4, epochs=2, eval_every=1)
+    runs = [Run(HEALTH, loss, options, config).with_seed(seed) for loss in ("sl", "bpr") for seed in (0, 1)]
+    monkeypatch.setattr(study, "PARTS", {"comparison": lambda store: runs})
+    where = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
+    return [*where, "--datasets", HEALTH, "--parts", "comparison"]
+
+
+def test_the_study_trains_what_is_missing_only(small, tmp_path, capsys):
+    assert study.main([*small, "--list", "--seeds", "1"]) == 0
+    assert len(capsys.readouterr().out.split()) == 2
+    assert study.main([*small, "--workers", "1", "--seeds", "1"]) == 0
+    assert study.main([*small, "--list"]) == 0
+    assert len(capsys.readouterr().out.split()[-2:]) == 2
+    first = {path.name: path.read_bytes() for path in (tmp_path / "out" / "runs").glob("*.json")}
+    assert len(first) == 2
+    assert study.main([*small, "--workers", "2"]) == 0
+    files = {path.name: path.read_bytes() for path in (tmp_path / "out" / "runs").glob("*.json")}
+    assert len(files) == 4 and first.items() <= files.items()
+    summary = json.loads((tmp_path / "out" / "runs.json").read_text(encoding="utf-8"))
+    assert {run["key"] for run in summary["runs"]} == {name.removesuffix(".json") for name in files}
+    for run in summary["runs"]:
+        assert run["epochs"] == 2 and 0 <= run["test"]["ndcg"] <= 1
+
+
+def test_an_interrupted_run_goes_on_next_time(small, tmp_path, monkeypatch):
+    store = Store(tmp_path / "out")
+    runs = list(study.PARTS["comparison"](store))[:1]
+
+    class Here:
+        """A pool of one that works in this process."""
+
+        def __init__(self, *arguments, **named):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+        def submit(self, function, *arguments):
+            future = workers.Future()
+            try:
+                future.set_result(function(*arguments))
+            except BaseException as error:  # as a pool hands it on
+                future.set_exception(error)
+            return future
+
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", Here)
+    train_epoch, calls = Trainer._train_epoch, []
+
+    def interrupt(trainer):
+        calls.append(trainer.epoch)
+        if calls == [0, 1]:
+            raise KeyboardInterrupt
+        return train_epoch(trainer)
+
+    monkeypatch.setattr(Trainer, "_train_epoch", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        workers.run_all(lambda: runs, store, tmp_path / "data", 1)
+    assert runs[0] not in store and store.checkpoint(runs[0]).exists()
+    assert workers.run_all(lambda: runs, store, tmp_path / "data", 1) == 1
+    assert calls == [0, 1, 1]  # the first epoch is not done again
+    assert runs[0] in store and not store.checkpoint(runs[0]).exists()
+
+
+def test_two_studies_do_not_share_a_folder(tmp_path):
+    store = Store(tmp_path)
+
+    def again():
+        with pytest.raises(RuntimeError, match="expected no other study under way there"):
+            workers.run_all(list, store, tmp_path, 1)
+        return []
+
+    assert workers.run_all(again, store, tmp_path, 1) == 0
+
+
+def test_missing_data_is_said_before_training(small, tmp_path, capsys):
+    arguments = ["--data", str(tmp_path / "none"), *small[2:]]
+    assert study.main(arguments) == 2
+    assert f"{tmp_path / 'none' / HEALTH}: expected a folder with train.tsv and test.tsv" in capsys.readouterr().err
+    assert not list((tmp_path / "out").glob("runs/*"))
