@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -32,20 +32,25 @@ if extension.available():
     from cw_ext import fake  # noqa: F401  (registers the fake kernels)
 
 
-class _Scores(Op):
-    def vmap(self, info: Any, in_dims: Sequence[Any], arguments: Sequence[Any]) -> tuple[Any, Any]:
-        """The axis is folded into the rows, which know nothing of one another."""
-        samples = info.batch_size
+class _WithLogQ(Op):
+    def wanted(self, inputs: ScoreInputs | EmbeddingInputs, needs_gradient: bool) -> Wanted:
+        log_q = inputs.log_q
+        return Wanted(needs_gradient, needs_gradient and log_q is not None and log_q.requires_grad)
 
-        def folded(x: Any, dim: Any) -> Any:
-            if not isinstance(x, Tensor):
-                return x
+
+class _Scores(_WithLogQ):
+    def vmap(self, samples: int, in_dims: Sequence[Any], tensors: Sequence[Any], others: Sequence[Any]) -> Any:
+        """The axis is folded into the rows, which know nothing of one another."""
+
+        def folded(x: Tensor | None, dim: int | None) -> Tensor | None:
+            if x is None:
+                return None
             x = x.expand(samples, *x.shape) if dim is None else x.movedim(dim, 0)
             return x.flatten(0, 1)
 
-        inputs: ScoreInputs = self.inputs([folded(x, dim) for x, dim in zip(arguments[:-1], in_dims)])
-        as_rows = inputs._replace(reduction="none")
-        loss, live, *rest = self(as_rows, _wanted(as_rows))
+        as_rows = [folded(x, dim) for x, dim in zip(tensors, in_dims)]
+        inputs: ScoreInputs = self.layout.rebuilt(self.together(as_rows, others))
+        loss, live, *rest = self(inputs._replace(reduction="none"))
         # Not unflatten to (samples, -1): it is ambiguous for a tensor without elements.
         loss, live = (x.unflatten(0, (samples, x.shape[0] // samples)) for x in (loss, live))
         loss = torch.vmap(lambda loss, live: reference.reduce(loss, live, None, inputs.reduction))(loss, live)
@@ -56,34 +61,27 @@ class _Scores(Op):
 _SCORES = _Scores("scores_forward", SCORES, ScoreResults, reference.score_rows)
 
 
-def _wanted(inputs: ScoreInputs | EmbeddingInputs) -> Callable[[bool], Wanted]:
-    log_q = inputs.log_q
-    return lambda gradient: Wanted(gradient, gradient and log_q is not None and log_q.requires_grad)
-
-
 def score_rows(inputs: ScoreInputs) -> tuple[Tensor, Tensor]:
     """Level 1: (loss [...], or reduced; live [...])."""
     shape = inputs.pos.shape
     if len(shape) != 1:
+        tensors, others = _SCORES.apart(inputs)
         # Not −1: it is ambiguous for a tensor without elements.
-        as_rows = [
-            x.reshape(shape.numel(), *x.shape[len(shape) :]) if isinstance(x, Tensor) else x
-            for x in _SCORES.arguments(inputs)
-        ]
-        inputs = _SCORES.inputs(as_rows)
+        as_rows = [None if x is None else x.reshape(shape.numel(), *x.shape[len(shape) :]) for x in tensors]
+        inputs = SCORES.rebuilt(_SCORES.together(as_rows, others))
     if torch.compiler.is_exporting():
         loss, live = torch.ops.cw_ext_export.scores_forward(*SCORES.flat(inputs))
     else:
-        loss, live, *_ = _SCORES(inputs, _wanted(inputs))
+        loss, live, *_ = _SCORES(inputs)
     if len(shape) == 1:
         return loss, live
     return loss.reshape(shape) if inputs.reduction == "none" else loss, live.reshape(shape)
 
 
-class _Embeddings(Op):
-    def gradients(self, saved: Saved, grad: Tensor, wanted: list[str]) -> Gradients:
-        if "items" not in wanted:
-            return self.scaled(saved, grad, wanted)
+class _Embeddings(_WithLogQ):
+    def gradients(self, saved: Saved, grad: Tensor, names: list[str]) -> Gradients:
+        if "items" not in names:
+            return self.scaled(saved, grad, names)
         inputs: EmbeddingInputs = saved.inputs()
         results: EmbeddingResults = saved.results()
         overwrite = may_overwrite()
@@ -102,7 +100,7 @@ class _Embeddings(Op):
             inputs.extra_ids,
             inputs.similarity,
         )
-        return {"items": items} | self.scaled(saved, grad, [name for name in wanted if name != "items"])
+        return {"items": items} | self.scaled(saved, grad, [name for name in names if name != "items"])
 
 
 _EMBEDDINGS = _Embeddings("embeddings_forward", EMBEDDINGS, EmbeddingResults, reference.embedding_rows)
@@ -113,7 +111,7 @@ def embedding_rows(inputs: EmbeddingInputs) -> tuple[Tensor, Tensor]:
     if torch.compiler.is_exporting():
         loss, live = torch.ops.cw_ext_export.embeddings_forward(*EMBEDDINGS.flat(inputs))
     else:
-        loss, live, *_ = _EMBEDDINGS(inputs, _wanted(inputs))
+        loss, live, *_ = _EMBEDDINGS(inputs)
     return loss, live
 
 
@@ -127,15 +125,16 @@ def _sampled_by_reference(inputs: SampledInputs) -> tuple[Tensor, Tensor]:
 
 
 class _Sampled(Op):
-    def gradients(self, saved: Saved, grad: Tensor, wanted: list[str]) -> Gradients:
-        if "items" not in wanted:
-            return self.scaled(saved, grad, wanted)
+    def wanted(self, inputs: SampledInputs, needs_gradient: bool, recompute: bool) -> SampledWanted:
+        return SampledWanted(needs_gradient, keep_coefficients=not recompute)
+
+    def gradients(self, saved: Saved, grad: Tensor, names: list[str]) -> Gradients:
+        if "items" not in names:
+            return self.scaled(saved, grad, names)
         results: SampledResults = saved.results()
         coefficients = results.coefficients if saved.wanted.keep_coefficients else None
-        items = torch.ops.cw_ext.sampled_item_gradient(
-            results.unit_queries, grad, coefficients, *SAMPLED.flat(saved.inputs())
-        )
-        return {"items": items} | self.scaled(saved, grad, [name for name in wanted if name != "items"])
+        items = torch.ops.cw_ext.sampled_item_gradient(results.unit_queries, grad, coefficients, *saved.arguments())
+        return {"items": items} | self.scaled(saved, grad, [name for name in names if name != "items"])
 
 
 _SAMPLED = _Sampled("sampled_forward", SAMPLED, SampledResults, _sampled_by_reference)
@@ -143,7 +142,7 @@ _SAMPLED = _Sampled("sampled_forward", SAMPLED, SampledResults, _sampled_by_refe
 
 def sampled_rows(inputs: SampledInputs, recompute: bool) -> tuple[Tensor, Tensor]:
     """Level 3, with negatives drawn inside: (loss [B], or reduced; live [B])."""
-    loss, live, *_ = _SAMPLED(inputs, lambda gradient: SampledWanted(gradient, keep_coefficients=not recompute))
+    loss, live, *_ = _SAMPLED(inputs, recompute)
     return loss, live
 
 
@@ -153,15 +152,19 @@ class _Full(Op):
     half precision, whose gradients would be rounded before they are scaled.
     """
 
-    def gradients(self, saved: Saved, grad: Tensor, wanted: list[str]) -> Gradients:
+    def wanted(self, inputs: FullInputs, needs_gradient: bool) -> FullWanted:
+        at_once = inputs.reduction != "none" and inputs.items.dtype == reference.compute_dtype(inputs.items.dtype)
+        return FullWanted(needs_gradient and at_once, factor=None)
+
+    def gradients(self, saved: Saved, grad: Tensor, names: list[str]) -> Gradients:
         if saved.wanted.with_gradients:
-            return self.scaled(saved, grad, wanted)
+            return self.scaled(saved, grad, names)
         inputs: FullInputs = saved.inputs()
         again = FullWanted(with_gradients=True, factor=grad.expand(inputs.queries.shape[0]))
-        _, _, *computed = self.op(*FULL.flat(inputs), *again)
+        _, _, *computed = self.op(*saved.arguments(), *again)
         results = FullResults(*computed)
         tables = {"queries": results.d_queries.to(inputs.queries.dtype), "items": results.d_items}
-        return tables | self.scaled(saved, grad, [name for name in wanted if name not in tables])
+        return tables | self.scaled(saved, grad, [name for name in names if name not in tables])
 
 
 _FULL = _Full("full_forward", FULL, FullResults, reference.full_rows)
@@ -169,6 +172,5 @@ _FULL = _Full("full_forward", FULL, FullResults, reference.full_rows)
 
 def full_rows(inputs: FullInputs) -> tuple[Tensor, Tensor]:
     """All items as negatives: (loss [B], or reduced; live [B])."""
-    at_once = inputs.reduction != "none" and inputs.items.dtype == reference.compute_dtype(inputs.items.dtype)
-    loss, live, *_ = _FULL(inputs, lambda gradient: FullWanted(gradient and at_once, factor=None))
+    loss, live, *_ = _FULL(inputs)
     return loss, live

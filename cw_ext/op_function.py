@@ -50,23 +50,19 @@ class Saved:
         self.others: Sequence[Any] = ctx.others
         self.tensors: tuple[Any, ...] = ctx.saved_tensors
 
+    def arguments(self) -> list[Any]:
+        """Of the op."""
+        return self.op.together(self.tensors, self.others)
+
     def inputs(self) -> Any:
-        values = list(self.others)
-        for place, tensor in zip(self.op.tensors, self.tensors):
-            values[place] = tensor
-        return self.op.layout.rebuilt(values)
+        return self.op.layout.rebuilt(self.arguments())
 
     def results(self) -> Any:
-        return self.op.results(*self.tensors[len(self.op.tensors) :])
+        return self.op.results(*self.tensors[len(self.op.layout.tensors) :])
 
 
 class Op:
-    """An op with its gradients.
-
-    The arguments of its autograd.Function are the fields of the op's inputs, except that the row values stand there one
-    by one, since autograd sees no tensor inside a tuple; then comes what is wanted for backward. A gradient goes by the
-    name of its argument.
-    """
+    """An op with its gradients, which go by the names of its arguments."""
 
     def __init__(
         self,
@@ -84,34 +80,40 @@ class Op:
         """
         self.layout, self.results, self.by_reference = layout, results, by_reference
         self.op = getattr(torch.ops.cw_ext, name).default if extension.available() else None
-        at = layout.fields.index("row_values")
-        self.names = (*layout.fields[:at], *RowValues._fields, *layout.fields[at + 1 :])
-        self._values_at, self._values_end = at, at + len(RowValues._fields)
-
-        self.tensors = tuple(place for place, tensor in enumerate(layout.tensors) if tensor)
         self._reduction_at = layout.names.index("reduction")
-        saved = [*(layout.names[place] for place in self.tensors), *results._fields]
+        self.names = tuple(layout.names[place] for place in layout.tensors)
+        saved = [*self.names, *results._fields]
         self._rescale_at = saved.index("rescale")
-        # By argument: where among what is saved it is itself, where the gradient of the rows' losses, and for a row
+        # By argument: where among what is saved it is itself, where the gradient of the rows' losses is, and for a row
         # value in which row of that.
         self._row_gradients: dict[str, tuple[int, int, int | None]] = {
-            name: (saved.index(name), saved.index(f"d_{name}"), None) for name in self.names if f"d_{name}" in saved
+            name: (at, saved.index(f"d_{name}"), None) for at, name in enumerate(self.names) if f"d_{name}" in saved
         }
-        for row, name in enumerate(RowValues._fields):
-            self._row_gradients[name] = (saved.index(f"{name}_rows"), saved.index("d_row_values"), row)
+        for row, value in enumerate(RowValues._fields):
+            name = f"{value}_rows"
+            self._row_gradients[name] = (saved.index(name), saved.index("d_row_values"), row)
 
-    def arguments(self, inputs: Any) -> tuple[Any, ...]:
-        at = self._values_at
-        return (*inputs[:at], *inputs[at], *inputs[at + 1 :])
+    def apart(self, inputs: Any) -> tuple[list[Any], list[Any]]:
+        """The op's arguments: its tensors, which autograd sees, and all arguments with None in their places."""
+        others = self.layout.flat(inputs)
+        places = self.layout.tensors
+        tensors = [others[place] for place in places]
+        for place in places:
+            others[place] = None
+        return tensors, others
 
-    def inputs(self, arguments: Sequence[Any]) -> Any:
-        at, end = self._values_at, self._values_end
-        return self.layout.make(*arguments[:at], RowValues(*arguments[at:end]), *arguments[end:])
+    def together(self, tensors: Sequence[Any], others: Sequence[Any]) -> list[Any]:
+        """The op's arguments from these two."""
+        arguments = list(others)
+        for place, tensor in zip(self.layout.tensors, tensors):
+            arguments[place] = tensor
+        return arguments
 
-    def __call__(self, inputs: Any, wanted: Callable[[bool], Any]) -> tuple[Tensor, ...]:
-        """The op's results, with gradients: wanted(whether there is to be any) is what is wanted for backward."""
-        arguments = self.arguments(inputs)
-        needs_gradient = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in arguments)
+    def __call__(self, inputs: Any, *options: Any) -> tuple[Tensor, ...]:
+        """The op's results, with gradients."""
+        tensors, others = self.apart(inputs)
+        needs_gradient = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+        wanted = self.wanted(inputs, needs_gradient, *options)
         # torch.func's transforms and torch.compile want the setup_context.
         compiling, transformed = torch.compiler.is_compiling(), torch._C._are_functorch_transforms_active()
         if compiling and transformed:
@@ -121,58 +123,36 @@ class Op:
             )
         result: tuple[Tensor, ...]
         if not needs_gradient and not transformed:
-            result = self.op(*self.layout.flat(inputs), *wanted(False))
+            result = self.op(*self.together(tensors, others), *wanted)
         else:
             function = OpFunction if compiling or transformed else _Direct
-            result = function.apply(self, *arguments, wanted(needs_gradient))
+            result = function.apply(self, wanted, others, *tensors)
         return result
 
-    def forward(self, ctx: Any, arguments: Sequence[Any]) -> tuple[Tensor, ...]:
-        """The op's results. A ctx saves them."""
-        wanted = arguments[-1]
-        op_inputs = self.layout.flat(self.inputs(arguments[:-1]))
-        output: tuple[Tensor, ...] = self.op(*op_inputs, *wanted)
-        if ctx is not None:
-            self._save(ctx, op_inputs, wanted, output)
-        return output
+    def wanted(self, inputs: Any, needs_gradient: bool, *options: Any) -> Any:
+        """The op's arguments after its inputs."""
+        raise NotImplementedError
 
-    def save(self, ctx: Any, arguments: Sequence[Any], output: tuple[Tensor, ...]) -> None:
-        self._save(ctx, self.layout.flat(self.inputs(arguments[:-1])), arguments[-1], output)
+    def backward(self, ctx: Any, grad: Tensor, needed: Sequence[bool]) -> Gradients:
+        names = [name for name, is_needed in zip(self.names, needed) if is_needed]
+        saved = Saved(self, ctx)
+        if _wants_graph():
+            return self._through_reference(saved, grad, names)
+        if saved.others[self._reduction_at] == "mean":
+            grad = grad * saved.tensors[self._rescale_at]
+        return self.gradients(saved, grad, names)
 
-    def _save(self, ctx: Any, op_inputs: list[Any], wanted: Any, output: tuple[Tensor, ...]) -> None:
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.set_materialize_grads(False)
-        ctx.wanted = wanted
-        # All tensors: a seed or ids that are written to before backward would draw others in silence.
-        ctx.save_for_backward(*[op_inputs[place] for place in self.tensors], *output[len(Losses._fields) :])
-        for place in self.tensors:
-            op_inputs[place] = None
-        ctx.others = op_inputs
+    def gradients(self, saved: Saved, grad: Tensor, names: list[str]) -> Gradients:
+        """The gradients of these arguments; `grad` is that of the rows' losses, [B] or one number for all."""
+        return self.scaled(saved, grad, names)
 
-    def backward(self, ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
-        found: Gradients = {}
-        if grad is not None:
-            wanted = [name for name, needed in zip(self.names, ctx.needs_input_grad[1:]) if needed]
-            saved = Saved(self, ctx)
-            if _wants_graph():
-                found = self._through_reference(saved.inputs(), grad, wanted)
-            else:
-                if saved.others[self._reduction_at] == "mean":
-                    grad = grad * saved.tensors[self._rescale_at]
-                found = self.gradients(saved, grad, wanted)
-        return (None, *[found.get(name) for name in self.names], None)
-
-    def gradients(self, saved: Saved, grad: Tensor, wanted: list[str]) -> Gradients:
-        """The wanted gradients; `grad` is that of the rows' losses, [B] or one number for all."""
-        return self.scaled(saved, grad, wanted)
-
-    def scaled(self, saved: Saved, grad: Tensor, wanted: list[str]) -> Gradients:
+    def scaled(self, saved: Saved, grad: Tensor, names: list[str]) -> Gradients:
         """The rows' own gradients times grad, in the dtypes of their inputs."""
         found: Gradients = {}
         overwrite = may_overwrite()
         own: list[Tensor] = []
         others: dict[torch.dtype, list[str]] = {}
-        for name in wanted:
+        for name in names:
             of, at, row = self._row_gradients[name]
             gradient, dtype = saved.tensors[at], saved.tensors[of].dtype
             if row is not None:
@@ -185,57 +165,73 @@ class Op:
         if own:
             # In place: fresh memory takes the system longer to hand out than the multiplication takes.
             torch.ops.cw_ext.scale_rows_(own, grad)
-        for dtype, names in others.items():
-            found.update(zip(names, torch.ops.cw_ext.scale_rows([found[name] for name in names], grad, dtype)))
+        for dtype, alike in others.items():
+            found.update(zip(alike, torch.ops.cw_ext.scale_rows([found[name] for name in alike], grad, dtype)))
         return found
 
-    def _through_reference(self, inputs: Any, grad: Tensor, wanted: list[str]) -> Gradients:
-        """The wanted gradients, with a graph of their own."""
-        arguments = dict(zip(self.names, self.arguments(inputs)))
-        of = [arguments[name] for name in wanted]
+    def _through_reference(self, saved: Saved, grad: Tensor, names: list[str]) -> Gradients:
+        """The gradients of these arguments, with a graph of their own."""
+        tensors = dict(zip(self.names, saved.tensors))
+        of = [tensors[name] for name in names]
 
         def loss(*values: Tensor) -> Tensor:
-            given = arguments | dict(zip(wanted, values))
-            return self.by_reference(self.inputs(list(given.values())))[0]
+            given = tensors | dict(zip(names, values))
+            arguments = self.together(list(given.values()), saved.others)
+            return self.by_reference(self.layout.rebuilt(arguments))[0]
 
         if torch._C._are_functorch_transforms_active():  # where torch.autograd.grad does not see a vmapped grad
             found = torch.func.vjp(loss, *of)[1](grad)
         else:
             with torch.enable_grad():
                 found = torch.autograd.grad(loss(*of), of, grad, create_graph=True, allow_unused=True)
-        return dict(zip(wanted, found))
+        return dict(zip(names, found))
 
-    def vmap(self, info: Any, in_dims: Sequence[Any], arguments: Sequence[Any]) -> tuple[Any, Any]:
+    def vmap(self, samples: int, in_dims: Sequence[Any], tensors: Sequence[Any], others: Sequence[Any]) -> Any:
         raise NotImplementedError(checks.NO_VMAP)
 
 
+def _save(ctx: Any, op: Op, wanted: Any, others: list[Any], tensors: Sequence[Any], output: tuple[Tensor, ...]) -> None:
+    ctx.op, ctx.wanted, ctx.others = op, wanted, others
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+    # All tensors: a seed or ids that are written to before backward would draw others in silence.
+    ctx.save_for_backward(*tensors, *output[len(Losses._fields) :])
+
+
 class OpFunction(torch.autograd.Function):
-    """Its arguments are an op, that op's, and what is wanted for backward."""
+    """Any op. Its arguments are the op, what is wanted for backward, and the inputs as :meth:`Op.apart` has them."""
 
     @staticmethod
-    def forward(op: Op, *arguments: Any) -> tuple[Tensor, ...]:
-        return op.forward(None, arguments)
+    def forward(op: Op, wanted: Any, others: list[Any], *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        result: tuple[Tensor, ...] = op.op(*op.together(tensors, others), *wanted)
+        return result
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.op = inputs[0]
-        ctx.op.save(ctx, inputs[1:], output)
+        op, wanted, others, *tensors = inputs
+        _save(ctx, op, wanted, others, tensors, output)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-        return ctx.op.backward(ctx, grad)
+        needed = ctx.needs_input_grad
+        if grad is None:
+            return (None,) * len(needed)
+        _, _, _, *needed = needed
+        found = ctx.op.backward(ctx, grad, needed)
+        return (None, None, None, *[found.get(name) for name in ctx.op.names])
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], op: Op, *arguments: Any) -> tuple[Any, Any]:
-        return op.vmap(info, in_dims[1:], arguments)
+    def vmap(info: Any, in_dims: tuple[Any, ...], op: Op, wanted: Any, others: Any, *tensors: Any) -> tuple[Any, Any]:
+        return op.vmap(info.batch_size, in_dims[3:], tensors, others)
 
 
 class _Direct(torch.autograd.Function):
     """The same without a setup_context, for which apply() works out forward's signature at each call."""
 
     @staticmethod
-    def forward(ctx: Any, op: Op, *arguments: Any) -> tuple[Tensor, ...]:
-        ctx.op = op
-        return op.forward(ctx, arguments)
+    def forward(ctx: Any, op: Op, wanted: Any, others: list[Any], *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        result = OpFunction.forward(op, wanted, others, *tensors)
+        _save(ctx, op, wanted, others, tensors, result)
+        return result
 
     backward = OpFunction.backward

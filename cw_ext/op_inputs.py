@@ -153,49 +153,50 @@ class Layout(Generic[T]):
     """How the fields of a tuple stand among an op's arguments.
 
     Attributes:
-        fields: of the tuple.
+        make: the tuple's type.
         names: of the arguments.
-        tensors: for each argument, whether it is a tensor (or None).
+        tensors: the places of those that are tensors (or None).
     """
-
-    fields: tuple[str, ...]
-    names: tuple[str, ...]
-    tensors: tuple[bool, ...]
 
     def __init__(self, make: Callable[..., T]) -> None:
         self.make = make
         names: list[str] = []
-        tensors: list[bool] = []
+        tensors: list[int] = []
         # Of each field that is a tuple itself: its place, the first and the last of its arguments, its layout, and
         # whether it may be None.
         groups: list[tuple[int, int, int, Layout[Any], bool]] = []
-        hints = get_type_hints(make)
-        for place, (name, hint) in enumerate(hints.items()):
+        for place, (name, hint) in enumerate(get_type_hints(make).items()):
             kinds = (hint, *get_args(hint))
             group = next((kind for kind in kinds if hasattr(kind, "_fields")), None)
+            first = len(names)
             if group is None:
                 names.append(name)
-                tensors.append(Tensor in kinds)
+                tensors += [first] if Tensor in kinds else []
             else:
                 layout = _RowValuesLayout() if group is RowValues else Layout(group)
-                groups.append((place, len(names), len(names) + len(layout.names), layout, type(None) in kinds))
                 names += layout.names
-                tensors += layout.tensors
-        self.fields, self.names, self.tensors, self._groups = tuple(hints), tuple(names), tuple(tensors), tuple(groups)
+                tensors += [first + tensor for tensor in layout.tensors]
+                groups.append((place, first, len(names), layout, type(None) in kinds))
+        self.names, self.tensors, self._groups = tuple(names), tuple(tensors), tuple(groups)
 
-    def flat(self, values: Any) -> list[Any]:
+    def flat(self, values: Any) -> Sequence[Any]:
         """The op's arguments from the tuple."""
+        if not self._groups:
+            return values
         found: list[Any] = []
         done = 0
         for place, first, end, layout, _ in self._groups:
             found += values[done:place]
-            found += [None] * (end - first) if values[place] is None else layout.flat(values[place])
+            value = values[place]
+            found += [None] * (end - first) if value is None else layout.flat(value)
             done = place + 1
         found += values[done:]
         return found
 
     def rebuilt(self, arguments: Sequence[Any]) -> T:
         """The tuple from the op's arguments."""
+        if not self._groups:
+            return self.make(*arguments)
         found: list[Any] = []
         done = 0
         for _, first, end, layout, optional in self._groups:
@@ -205,7 +206,6 @@ class Layout(Generic[T]):
             done = end
         found += arguments[done:]
         return self.make(*found)
-
 
     def split(self, arguments: Sequence[Any], wanted: Callable[..., W]) -> tuple[T, W]:
         """The tuple from the op's first arguments, and another from the rest."""
@@ -217,14 +217,14 @@ class _RowValuesLayout(Layout[RowValues]):
     """Two arguments for each value: a tensor or None, and a number."""
 
     def __init__(self) -> None:
-        self.fields = RowValues._fields
-        self.names = tuple(name for field in self.fields for name in (f"{field}_rows", field))
-        self.tensors = (True, False) * len(self.fields)
+        self.make = RowValues
+        self.names = tuple(name for field in RowValues._fields for name in (f"{field}_rows", field))
+        self.tensors = tuple(range(0, len(self.names), 2))
 
     def flat(self, values: Any) -> list[Any]:
         found: list[Any] = []
         for value in values:
-            found += (value, 0.0) if isinstance(value, Tensor) else (None, value)
+            found += (None, value) if isinstance(value, float) else (value, 0.0)
         return found
 
     def rebuilt(self, arguments: Sequence[Any]) -> RowValues:
