@@ -56,7 +56,7 @@ each_level = pytest.mark.parametrize("level", LEVELS)
 _NAMES = {"neg": "negatives", "extra": "extras"}
 
 
-def oracle_inputs(case: Scores) -> list[oracle.Inputs]:
+def oracle_inputs(case: Scores, prior: float = 0.0, confidence_threshold: float = 0.0) -> list[oracle.Inputs]:
     """One oracle row per row of a [B] case."""
 
     def at(tensor: Tensor | None, b: int, otherwise: object) -> Any:
@@ -71,8 +71,8 @@ def oracle_inputs(case: Scores) -> list[oracle.Inputs]:
             negatives=case.neg[b].tolist(),
             extras=at(case.extra, b, ()),
             log_q=at(case.log_q, b, None),
-            prior=at(case.prior, b, 0.0),
-            threshold=at(case.threshold, b, 0.0),
+            prior=at(case.prior, b, prior),
+            threshold=at(case.threshold, b, confidence_threshold),
             temperature=at(case.temperature, b, None),
             knots=knots,
         )
@@ -86,7 +86,7 @@ def assert_is_the_oracles(case: Scores, backend: str, **arguments: Any) -> None:
     curve = arguments.pop("score_curve", None)
     if curve is not None:
         arguments["score_curve"] = oracle.Curve(curve.low, curve.high, curve.on)
-    rows = oracle_inputs(case)
+    rows = oracle_inputs(case, **{k: arguments.pop(k) for k in ("prior", "confidence_threshold") if k in arguments})
     assert_near(result.loss, exact([float(oracle.row(r, **arguments).loss) for r in rows]), torch.float64, "loss")
     gradients = [oracle.row_gradients(r, **arguments) for r in rows]
     for name, gradient in result.gradients.items():
