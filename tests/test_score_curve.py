@@ -21,6 +21,7 @@ from cases import (
     generator,
     make_embeddings,
     make_scores,
+    saved_and_loaded,
 )
 from levels import ROWS, assert_is_the_oracles, each_level, make_level
 from torch import Tensor
@@ -67,6 +68,15 @@ def test_what_is_exact() -> None:
             assert torch.equal(ScoreCurve(low, high, knots)(x), knots[[0, -1, 0, -1, 0, -1]].to(dtype))
         level = ScoreCurve(low, high, torch.full((6,), 0.1))
         assert (level(torch.linspace(-1, 1, 1001)) == torch.tensor(0.1)).all()
+
+
+def test_neither_a_cache_nor_a_line_of_text_takes_all_of_it() -> None:
+    curve = ScoreCurve(-0.5, 0.5, _knots(257), on="margin")
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(curve)
+    assert repr(curve) == "ScoreCurve(-0.5, 0.5, 257 log weights, on='margin')"
+    assert torch.equal(saved_and_loaded(curve).log_weights, curve.log_weights)
+    assert curve.to("meta").log_weights.is_meta and curve.to("meta").on == "margin"
 
 
 def test_half_precision_is_computed_in_fp32() -> None:

@@ -149,6 +149,18 @@ def test_a_row_without_negatives_has_no_gradient(backend: str) -> None:
     assert gradient.isfinite().all() and gradient[1] == 0 and gradient[[0, 2]].all()
 
 
+@pytest.mark.parametrize("surrogate", ["relu", "atan"])
+def test_a_surrogate_of_zero_has_no_share_in_the_gradient(backend: str, surrogate: str) -> None:
+    """0^(1/τ) is 0 for every τ, though its logarithm's derivative is not a number."""
+    case = replace(make_scores((3,), 6, 2, seed=7), temperature=_per_row(3))
+    case.neg[:, ::2] -= 4.0
+    case.extra[0, 0] -= 4.0
+    assert_is_the_oracles(case, backend, surrogate=surrogate, prior=0.05)
+    case.neg[1] = -4.0
+    gradients = evaluate(case, torch.ones(3), surrogate=surrogate, backend=backend).gradients
+    assert all(g.isfinite().all() and not g[1].any() for g in gradients.values()), "no negative has any mass"
+
+
 @pytest.mark.parametrize("level", ["scores", "embeddings"])
 def test_a_learned_temperature_reaches_its_optimum(backend: str, level: str) -> None:
     """As in CLIP, log τ is a parameter. Positives are drawn from the softmax at τ = 0.2, so that the best τ for them is
