@@ -204,6 +204,7 @@ def slk(
     confidence, which only scales the learning rate.
 
     β is the query's K-th highest score, one per row: the caller's to pass as `confidence_threshold`.
+    :class:`cw_ext.TopKThreshold` learns it from the counts of return_above=True.
 
     Args:
         temperature: τ.

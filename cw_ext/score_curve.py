@@ -17,7 +17,7 @@ _FURTHEST, _SHORTEST = 1e30, 1e-30
 CurveArgument = Literal["score", "margin"]
 
 
-@dataclass(frozen=True, eq=False)  # a comparison of tensors is no bool
+@dataclass(frozen=True, eq=False, repr=False)  # a comparison of tensors is no bool
 class ScoreCurve:
     """Log weights at K equally spaced places, with straight lines between them.
 
@@ -45,6 +45,8 @@ class ScoreCurve:
     high: float
     log_weights: Tensor
     on: CurveArgument = "score"
+
+    __hash__ = None  # type: ignore[assignment]  # so that no cache of arguments keeps the tensor alive
 
     def __post_init__(self) -> None:
         low, high = _end("low", self.low), _end("high", self.high)
@@ -85,6 +87,9 @@ class ScoreCurve:
     def to(self, device: torch.device | str) -> ScoreCurve:
         """The same curve with its log weights on another device."""
         return replace(self, log_weights=self.log_weights.to(device))
+
+    def __repr__(self) -> str:
+        return f"ScoreCurve({self.low}, {self.high}, {len(self.log_weights)} log weights, on={self.on!r})"
 
     def __call__(self, x: Tensor) -> Tensor:
         """The log weights at x.

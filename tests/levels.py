@@ -57,7 +57,7 @@ _NAMES = {"neg": "negatives", "extra": "extras"}
 
 
 def oracle_inputs(case: Scores, prior: float = 0.0, confidence_threshold: float = 0.0) -> list[oracle.Inputs]:
-    """One oracle row per row of a [B] case. The numbers are for all rows, where the case has no tensor of them."""
+    """One oracle row per row of a [B] case."""
 
     def at(tensor: Tensor | None, b: int, otherwise: object) -> Any:
         if tensor is None:
@@ -86,8 +86,7 @@ def assert_is_the_oracles(case: Scores, backend: str, **arguments: Any) -> None:
     curve = arguments.pop("score_curve", None)
     if curve is not None:
         arguments["score_curve"] = oracle.Curve(curve.low, curve.high, curve.on)
-    numbers = {name: arguments[name] for name in ("prior", "confidence_threshold") if name in arguments}
-    rows = oracle_inputs(case, **numbers)
+    rows = oracle_inputs(case, **{k: arguments.pop(k) for k in ("prior", "confidence_threshold") if k in arguments})
     assert_near(result.loss, exact([float(oracle.row(r, **arguments).loss) for r in rows]), torch.float64, "loss")
     gradients = [oracle.row_gradients(r, **arguments) for r in rows]
     for name, gradient in result.gradients.items():

@@ -16,6 +16,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cw_ext import Interactions, cw_loss_full, cw_loss_in_batch
+from cw_ext.score_curve import ScoreCurve
+
+# Whether calls have a temperature per row, one for the positive, and a curve: where the kernels take them.
+NEW_ARGUMENTS = False
 
 # How many examples each fuzz test draws, in the place of its own few.
 EXAMPLES = "CW_EXT_TEST_EXAMPLES"
@@ -51,7 +55,8 @@ def loss_arguments(draw: st.DrawFn) -> dict[str, Any]:
     """All that say what a row's loss is, but for the prior."""
     weighting = draw(st.sampled_from(["none", "sigmoid", "exponential", "linear"]))
     hard = weighting == "exponential" and draw(st.booleans())
-    return {
+    positive = {"positive_temperature": draw(st.one_of(st.none(), st.floats(0.1, 3.0)))} if NEW_ARGUMENTS else {}
+    return positive | {
         "temperature": draw(st.one_of(powers_of_two, st.floats(1e-3, 2.0))),
         "weighting": weighting,
         "weight_temperature": draw(st.one_of(st.none(), powers_of_two)) if not hard else -draw(powers_of_two),
@@ -201,6 +206,27 @@ def _per_row(draw: st.DrawFn, shape: tuple[int, ...], g: torch.Generator, low: f
     return (low + (high - low) * torch.rand(own, generator=g, dtype=torch.float64)).to(draw(_dtypes))
 
 
+def _knots(draw: st.DrawFn, g: torch.Generator, arguments: dict[str, Any]) -> Tensor | None:
+    """None, or a curve's log weights, whose places go into the arguments. They are finite: where a curve masks, the
+    rounding of a score decides whether its negative is there."""
+    if not NEW_ARGUMENTS or not draw(st.booleans()):
+        return None
+    count, dtype = draw(st.sampled_from([2, 3, 9, 33, 257])), draw(_dtypes)
+    low, width = draw(st.sampled_from([-1.0, -0.5, 0.1])), draw(st.sampled_from([0.5, 1.0, 3.0]))
+    on = draw(st.sampled_from(["score", "margin"]))
+    arguments["score_curve"] = ScoreCurve(low, low + width, torch.zeros(count), on)
+    values = torch.randn(count, generator=g, dtype=torch.float64).cumsum(0) / count**0.5  # no steeper with more of them
+    return values.to(dtype)
+
+
+def _new_tensors(
+    draw: st.DrawFn, shape: tuple[int, ...], g: torch.Generator, arguments: dict[str, Any]
+) -> dict[str, Tensor | None]:
+    if not NEW_ARGUMENTS:
+        return {}
+    return {"temperature": _per_row(draw, shape, g, 0.02, 2.0), "knots": _knots(draw, g, arguments)}
+
+
 def _row_weights(draw: st.DrawFn, shape: tuple[int, ...], g: torch.Generator) -> Tensor | None:
     form = draw(st.sampled_from(["none", "none", "none", "floating", "whole", "zeros"]))
     if form == "none":
@@ -259,6 +285,7 @@ def score_calls(draw: st.DrawFn, *, planted: bool = False) -> Call:
         prior=_per_row(draw, shape, g, 0.0, 0.95),
         threshold=_per_row(draw, shape, g, -1.0, 1.0),
         row_weights=_row_weights(draw, shape, g),
+        **_new_tensors(draw, shape, g, arguments),
     )
     if not planted:
         case = _with_layouts(draw, case, ("pos", "neg", "extra", "log_q"))
@@ -301,6 +328,7 @@ def embedding_calls(draw: st.DrawFn, *, shared: bool, planted: bool = False) -> 
         prior=_per_row(draw, (rows,), g, 0.0, 0.95),
         threshold=_per_row(draw, (rows,), g, -1.0, 1.0),
         row_weights=_row_weights(draw, (rows,), g),
+        **_new_tensors(draw, (rows,), g, arguments),
     )
     if not planted:
         case = _with_layouts(draw, case)
@@ -384,6 +412,7 @@ def drawn_calls(draw: st.DrawFn, kind: str, *, planted: bool = False) -> Call:
         prior=_per_row(draw, (rows,), g, 0.0, 0.95),
         threshold=_per_row(draw, (rows,), g, -1.0, 1.0),
         row_weights=_row_weights(draw, (rows,), g),
+        **_new_tensors(draw, (rows,), g, arguments),
     )
     if not planted:
         case = _with_layouts(draw, case)

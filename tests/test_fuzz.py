@@ -84,7 +84,7 @@ def _by_hand(case: Scores | Embeddings | Drawn) -> Scores | Embeddings:
         for b, (query, positive) in enumerate(zip(case.query_ids.tolist(), case.pos_ids.tolist())):
             left_out = {positive} | (set() if isinstance(case, WithoutHistory) else known[query])
             log_q[b, torch.isin(ids[b], torch.tensor(sorted(left_out)))] = -math.inf
-    rest = (case.extra_ids, log_q, case.prior, case.threshold, case.row_weights)
+    rest = (case.extra_ids, log_q, case.prior, case.threshold, case.row_weights, case.temperature, case.knots)
     return Embeddings(case.queries, case.items, case.pos_ids, ids, *rest)
 
 

@@ -85,13 +85,12 @@ def test_each_level(kernels: None, device: torch.device, level: str, dtype: torc
 
 
 @pytest.mark.parametrize(
-    "variant",
+    ("variant", "temperature"),
     [
-        *("defaults", "infonce", "prior-through", "floor-binds", "min-margin-binds", "confidence-threshold"),
-        *("confidence-through", "tanh-weighted", "everything"),
+        *((name, "number") for name in ("defaults", "infonce", "floor-binds", "confidence-threshold", "everything")),
+        *((name, "rows") for name in ("prior-through", "min-margin-binds", "confidence-through", "tanh-weighted")),
     ],
 )
-@pytest.mark.parametrize("temperature", ["number", "rows"])
 def test_loss_and_gradients_are_those_of_the_formula(backend: str, variant: str, temperature: str) -> None:
     """Also that of a temperature per row, which gains −s⁺/τ²."""
     case, arguments = make_scores((4,), 7, 2, seed=3, log_q=True), VARIANTS[variant]

@@ -20,26 +20,8 @@ from cases import (
     make_scores,
     tolerance,
 )
+from levels import oracle_inputs
 from torch import Tensor
-
-
-def _inputs(case: Scores) -> list[oracle.Inputs]:
-    """One oracle row per row of a [B] case."""
-
-    def at(tensor: Tensor | None, b: int, otherwise: object) -> object:
-        return otherwise if tensor is None else tensor[b].tolist()
-
-    return [
-        oracle.Inputs(
-            pos=case.pos[b].item(),
-            negatives=case.neg[b].tolist(),
-            extras=at(case.extra, b, ()),
-            log_q=at(case.log_q, b, None),
-            prior=at(case.prior, b, 0.0),
-            threshold=at(case.threshold, b, 0.0),
-        )
-        for b in range(case.pos.shape[0])
-    ]
 
 
 def _losses(rows: list[oracle.Row]) -> Tensor:
@@ -68,7 +50,7 @@ def _with_tensors(case: Scores, arguments: dict) -> tuple[Scores, dict]:
 @functools.cache
 def _truth(variant: str, m: int, log_q: bool) -> tuple[list[oracle.Row], list[dict]]:
     case, arguments = _with_tensors(make_scores((4,), 6, m, seed=3, log_q=log_q), VARIANTS[variant])
-    rows = _inputs(case)
+    rows = oracle_inputs(case)
     return [oracle.row(r, **arguments) for r in rows], [oracle.row_gradients(r, **arguments) for r in rows]
 
 
@@ -92,7 +74,7 @@ def test_the_cases_reach_both_sides_of_the_floor() -> None:
 
 def test_the_gradient_of_a_detached_weight_differs() -> None:
     """The finite difference with frozen weights is a statement of its own, not a copy of the plain one."""
-    (row,) = _inputs(make_scores((1,), 6))
+    (row,) = oracle_inputs(make_scores((1,), 6))
     assert (
         abs(
             oracle.row_gradients(row, detach_weights=True)["pos"]
@@ -111,7 +93,7 @@ def test_absent_scores(backend: str) -> None:
         extra=exact([[-inf, -inf], [0.3, -inf], [0.1, 0.1], [nan, inf], [0.2, 0.4]]),
         log_q=exact([[0.1, -0.2, 0.3], [-inf, 0.5, -inf], [0.0, 0.0, 0.0], [-inf, -inf, -inf], [-inf, 0.2, 0.1]]),
     )
-    rows = _inputs(case)
+    rows = oracle_inputs(case)
     for arguments in (
         {"prior": 0.1},
         {"prior": 0.1, "normalize_weights": True},
@@ -144,7 +126,7 @@ def test_reductions(reduction: str, backend: str) -> None:
     case = make_scores((5,), 4, log_q=True, row_weights=True)
     assert case.log_q is not None and case.row_weights is not None
     case.log_q[2] = -math.inf
-    rows = [oracle.row(r) for r in _inputs(case)]
+    rows = [oracle.row(r) for r in oracle_inputs(case)]
     expected = oracle.reduced(rows, case.row_weights.tolist(), reduction)
     result = evaluate(case, reduction=reduction, backend=backend)
     assert_near(result.loss, exact(expected), torch.float64)

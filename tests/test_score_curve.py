@@ -21,6 +21,7 @@ from cases import (
     generator,
     make_embeddings,
     make_scores,
+    saved_and_loaded,
 )
 from levels import ROWS, assert_is_the_oracles, each_level, make_level
 from torch import Tensor
@@ -61,11 +62,21 @@ def test_what_is_exact() -> None:
     curve = ScoreCurve(-0.5, 0.5, knots)
     places = torch.linspace(-0.5, 0.5, 9, dtype=torch.float64)
     assert torch.equal(curve(places), knots)
-    for low, high in ((-0.3, 0.1), (0.1, 0.7), (1e-3, 0.77)):  # whose places are rounded
-        ends = ScoreCurve(low, high, knots)(exact([low, high, low - 1, high + 1, -math.inf, math.inf]))
-        assert torch.equal(ends, knots[[0, -1, 0, -1, 0, -1]])
+    for low, high in ((-0.3, 0.1), (0.1, 0.7), (-0.74, 0.8)):  # whose places are rounded
+        for dtype in (torch.float64, torch.float32):
+            x = exact([low, high, low - 1, high + 1, -math.inf, math.inf]).to(dtype)
+            assert torch.equal(ScoreCurve(low, high, knots)(x), knots[[0, -1, 0, -1, 0, -1]].to(dtype))
         level = ScoreCurve(low, high, torch.full((6,), 0.1))
         assert (level(torch.linspace(-1, 1, 1001)) == torch.tensor(0.1)).all()
+
+
+def test_neither_a_cache_nor_a_line_of_text_takes_all_of_it() -> None:
+    curve = ScoreCurve(-0.5, 0.5, _knots(257), on="margin")
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(curve)
+    assert repr(curve) == "ScoreCurve(-0.5, 0.5, 257 log weights, on='margin')"
+    assert torch.equal(saved_and_loaded(curve).log_weights, curve.log_weights)
+    assert curve.to("meta").log_weights.is_meta and curve.to("meta").on == "margin"
 
 
 def test_half_precision_is_computed_in_fp32() -> None:
@@ -188,10 +199,6 @@ def test_bad_places() -> None:
 # ---- in the loss ---------------------------------------------------------------------------------------------------
 
 
-def _with_curve(case: Any, seed: int = 0, count: int = 33) -> Any:
-    return replace(case, knots=_knots(count, seed))
-
-
 def _curve(on: str, low: float = -0.8, high: float = 0.6, count: int = 33) -> ScoreCurve:
     """Places for a case's knots."""
     return ScoreCurve(low, high, torch.zeros(count), on)  # type: ignore[arg-type]
@@ -212,13 +219,15 @@ def test_a_curve_of_zero_is_no_curve(backend: str, device: torch.device, level: 
 
 
 @each_dtype
-@each_axis
 @each_level
-@pytest.mark.parametrize("arguments", [{}, {"prior": 0.1, "normalize_weights": True, "detach_weights": False}])
+@pytest.mark.parametrize(
+    ("on", "arguments"),
+    [("score", {}), ("margin", {"prior": 0.1, "normalize_weights": True, "detach_weights": False})],
+)
 def test_each_level(
     kernels: None, device: torch.device, level: str, on: str, dtype: torch.dtype, arguments: dict[str, Any]
 ) -> None:
-    case = _with_curve(make_level(level))
+    case = replace(make_level(level), knots=_knots(33))
     against_truth(case, dtype, device, score_curve=_curve(on), **arguments)
     against_truth(case, dtype, device, torch.arange(ROWS) - 2.5, score_curve=_curve(on), **arguments)
 
@@ -273,8 +282,8 @@ def test_a_sigmoid_sampled_at_257_margins_is_the_sigmoid(backend: str, level: st
     assert abs(found.loss - expected.loss) < 1e-4
     for name, gradient in found.gradients.items():
         if name not in ("log_q", "row_weights"):  # those of log q go through ω in the one and not in the other
-            error = (gradient - expected.gradients[name]).norm() / expected.gradients[name].norm()
-            assert error < 1e-3, name
+            error = (gradient - expected.gradients[name]).norm()
+            assert error <= 1e-3 * expected.gradients[name].norm(), name
 
 
 def test_the_sum_of_the_weights_is_what_a_sampled_sigmoid_is_divided_by(backend: str) -> None:
@@ -296,7 +305,7 @@ def test_minus_infinity_masks_as_neg_log_weights_do(backend: str, device: torch.
     masked = replace(case, log_q=torch.where(x > 0, -math.inf, 0.0)).to(device=device)
     case = case.to(device=device)
     curve = ScoreCurve(-0.75, 0.25, exact([0.0, 0.0, 0.0, 0.0, -math.inf]).to(device), on)  # type: ignore[arg-type]
-    assert (x > 0).any(1).all() and (x[[0, 1, 3, 4, 5]] < 0).any(1).all()
+    assert (x[2] > 0).all() and ((x > 0).any(1) & (x < 0).any(1)).any()
     for arguments in ({"reduction": "none"}, {}, {"prior": 0.1, "normalize_weights": True}):
         found = evaluate(case, score_curve=curve, backend=backend, **arguments)
         expected = evaluate(masked, backend=backend, **arguments)
@@ -315,7 +324,7 @@ def test_masked_knots_have_no_gradient(backend: str) -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_score_that_is_not_finite(backend: str, device: torch.device, value: float) -> None:
     """It spoils its own row; −inf has no mass, and the weight of the curve's first knot."""
-    case = _with_curve(make_scores((4,), 9, seed=8))
+    case = replace(make_scores((4,), 9, seed=8), knots=_knots(33))
     case.neg[1, 3] = value
     found = evaluate(case.to(device=device), torch.ones(4), score_curve=_curve("score"), backend=backend)
     assert found.loss.isnan().tolist() == [False, not value == -math.inf, False, False]

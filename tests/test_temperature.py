@@ -48,10 +48,13 @@ def _per_row(rows: int = ROWS) -> Tensor:
 
 @each_dtype
 @each_level
-@pytest.mark.parametrize("arguments", [{}, {"prior": 0.1, "detach_weights": False, "normalize_weights": True}])
-@pytest.mark.parametrize("form", ["rows", "one"])
+@pytest.mark.parametrize(
+    ("form", "arguments"),
+    [("one", {}), ("rows", {"prior": 0.1, "detach_weights": False, "normalize_weights": True})],
+    ids=["one", "rows"],
+)
 def test_each_level(
-    kernels: None, device: torch.device, level: str, dtype: torch.dtype, arguments: dict[str, Any], form: str
+    kernels: None, device: torch.device, level: str, dtype: torch.dtype, form: str, arguments: dict[str, Any]
 ) -> None:
     case = replace(make_level(level), temperature=_per_row() if form == "rows" else exact(0.2))
     against_truth(case, dtype, device, **arguments)
@@ -66,8 +69,10 @@ def test_every_parameter(kernels: None, device: torch.device, variant: str) -> N
             against_truth(warm, dtype, device, torch.arange(5) - 1.5, **_variant(variant))
 
 
-@pytest.mark.parametrize("form", ["rows", "one"])
-@pytest.mark.parametrize("variant", SOME)
+@pytest.mark.parametrize(
+    ("variant", "form"),
+    [*((name, "rows") for name in SOME), ("defaults", "one"), ("everything", "one"), ("min-margin-binds", "one")],
+)
 def test_loss_and_gradients_are_those_of_the_formula(backend: str, variant: str, form: str) -> None:
     case = make_scores((4,), 7, 2, seed=3, log_q=True)
     case = replace(case, temperature=_per_row(4) if form == "rows" else exact(0.2))
@@ -94,9 +99,9 @@ def test_equal_temperatures_are_the_number(backend: str, device: torch.device, l
 def test_any_leading_shape_and_dtype(backend: str, device: torch.device) -> None:
     case = make_scores((2, 3), 9, seed=4)
     rows = _per_row(6).reshape(2, 3)
-    flat = make_scores((2, 3), 9, seed=4)
-    expected = [
-        cw_loss(flat.pos[i, j], flat.neg[i, j], temperature=rows[i, j].item()) for i in (0, 1) for j in range(3)
+    of_one = [
+        replace(case, pos=pos, neg=neg).loss(temperature=tau.item(), backend="reference")
+        for pos, neg, tau in zip(case.pos.flatten(), case.neg.flatten(0, 1), rows.flatten())
     ]
     for dtype in DTYPES:
         temperature = rows.to(dtype)
@@ -106,7 +111,7 @@ def test_any_leading_shape_and_dtype(backend: str, device: torch.device) -> None
         loss.sum().backward()
         assert leaves.temperature.grad.dtype == dtype and leaves.temperature.grad.shape == (2, 3)
         if dtype == torch.float64:
-            assert_near(loss, torch.stack(expected).reshape(2, 3), dtype)
+            assert_near(loss, torch.stack(of_one).reshape(2, 3), dtype)
 
 
 def test_only_the_temperature_wants_a_gradient(backend: str, device: torch.device) -> None:
@@ -144,6 +149,18 @@ def test_a_row_without_negatives_has_no_gradient(backend: str) -> None:
     case.log_q[1] = -math.inf
     gradient = evaluate(case, backend=backend).gradients["temperature"]
     assert gradient.isfinite().all() and gradient[1] == 0 and gradient[[0, 2]].all()
+
+
+@pytest.mark.parametrize("surrogate", ["relu", "atan"])
+def test_a_surrogate_of_zero_has_no_share_in_the_gradient(backend: str, surrogate: str) -> None:
+    """0^(1/τ) is 0 for every τ, though its logarithm's derivative is not a number."""
+    case = replace(make_scores((3,), 6, 2, seed=7), temperature=_per_row(3))
+    case.neg[:, ::2] -= 4.0
+    case.extra[0, 0] -= 4.0
+    assert_is_the_oracles(case, backend, surrogate=surrogate, prior=0.05)
+    case.neg[1] = -4.0
+    gradients = evaluate(case, torch.ones(3), surrogate=surrogate, backend=backend).gradients
+    assert all(g.isfinite().all() and not g[1].any() for g in gradients.values()), "no negative has any mass"
 
 
 @pytest.mark.parametrize("level", ["scores", "embeddings"])
