@@ -27,6 +27,7 @@ from cw_ext.op_inputs import (
     ScoreResults,
     Wanted,
 )
+from cw_ext.row_values import RowValues
 
 if extension.available():
     from cw_ext import fake  # noqa: F401  (registers the fake kernels)
@@ -163,8 +164,10 @@ class _Full(Op):
         again = FullWanted(with_gradients=True, factor=grad.expand(inputs.queries.shape[0]))
         _, _, *computed = self.op(*saved.arguments(), *again)
         results = FullResults(*computed)
-        tables = {"queries": results.d_queries.to(inputs.queries.dtype), "items": results.d_items}
-        return tables | self.scaled(saved, grad, [name for name in names if name not in tables])
+        found: Gradients = {"queries": results.d_queries.to(inputs.queries.dtype), "items": results.d_items}
+        for value, gradient in zip(RowValues._fields, results.d_row_values):
+            found[f"{value}_rows"] = gradient * grad
+        return {name: found[name] for name in names}
 
 
 _FULL = _Full("full_forward", FULL, FullResults, reference.full_rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from numbers import Integral, Real
 
 import torch
@@ -132,16 +132,18 @@ def per_row(name: str, value: Tensor | float, like_name: str, like: Tensor) -> N
         )
 
 
-def prior_in_range(prior: Tensor | float, dtype: torch.dtype) -> None:
+def in_range(
+    name: str, values: Tensor | float, dtype: torch.dtype, within: str, contains: Callable[[Tensor], Tensor]
+) -> None:
     """A tensor's values, rounded to `dtype`, where a look at them costs no synchronisation and breaks no graph."""
-    if not isinstance(prior, Tensor) or prior.device.type != "cpu" or torch.compiler.is_compiling():
+    if not isinstance(values, Tensor) or values.device.type != "cpu" or torch.compiler.is_compiling():
         return
-    prior = torch.func.debug_unwrap(prior)  # torch.func.vmap lets nobody look at a batch, but at all samples at once
-    outside = ~((prior >= 0) & (prior.to(dtype) < 1))
+    values = torch.func.debug_unwrap(values)  # torch.func.vmap lets nobody look at a batch, but at all samples at once
+    outside = ~contains(values.to(dtype))
     if outside.any():
-        value = prior[outside].flatten()[0].item()
-        rounded = f", which is 1 in {dtype}" if 0 <= value < 1 else ""
-        raise ValueError(f"prior must be in [0, 1), got {value}{rounded}")
+        value = values[outside].flatten()[0]
+        rounded = f", which is {value.to(dtype).item():g} in {dtype}" if contains(value) else ""
+        raise ValueError(f"{name} must be {within}, got {value.item()}{rounded}")
 
 
 def row_weights(value: Tensor | None, like_name: str, like: Tensor) -> None:

@@ -88,11 +88,13 @@ class LossArguments(TypedDict, total=False):
     """Keyword arguments that every form of the loss takes."""
 
     temperature: Annotated[
-        float,
+        float | Tensor,
         Argument(
             0.1,
-            _number("> 0", _is_positive),
-            "τ > 0, on the scale of the scores (for ½·cosine, half the value used with the cosine).",
+            _number("> 0", _is_positive, rows=True),
+            "τ > 0, on the scale of the scores (for ½·cosine, half the value used with the cosine); a float, or a "
+            "tensor with one value or one per row, which gets a gradient where it asks for one. A tensor's values are "
+            "checked as those of `prior`.",
         ),
     ]
     prior: Annotated[
@@ -103,15 +105,6 @@ class LossArguments(TypedDict, total=False):
             "π in [0, 1), the share of sampled negatives that are really positives; a float, or a tensor with one "
             "value per row. A tensor's values are checked on the CPU outside torch.compile; elsewhere a value out of "
             "range makes its row NaN.",
-        ),
-    ]
-    positive_temperature: Annotated[
-        float | None,
-        Argument(
-            None,
-            _number("> 0", _is_positive, none=True),
-            "None, or τ⁺ > 0, a temperature of the positive's own: L gains s⁺·(1/τ − 1/τ⁺), so that with π = 0 and ω = 1 "
-            "a row is logsumexp_j(s_j/τ) − s⁺/τ⁺.",
         ),
     ]
     weighting: Annotated[
@@ -128,8 +121,17 @@ class LossArguments(TypedDict, total=False):
         Argument(
             None,
             _number("> 0", none=True),  # the sign: see _check_together
-            'ρ > 0; default τ for "sigmoid", 1 for "exponential" and "linear". A negative ρ (harder negatives count '
-            'more) is allowed for "exponential" only.',
+            'ρ > 0; default τ for "sigmoid" (each row\'s own), 1 for "exponential" and "linear". A negative ρ (harder '
+            'negatives count more) is allowed for "exponential" only.',
+        ),
+    ]
+    positive_temperature: Annotated[
+        float | None,
+        Argument(
+            None,
+            _number("> 0", _is_positive, none=True),
+            "None, or τ⁺ > 0, a temperature of the positive's own: L gains s⁺·(1/τ − 1/τ⁺), so that with π = 0 and "
+            "ω = 1 a row is logsumexp_j(s_j/τ) − s⁺/τ⁺.",
         ),
     ]
     detach_weights: Annotated[
@@ -209,10 +211,9 @@ DEFAULTS = cast(LossArguments, {name: argument.default for name, argument in ARG
 class RowParameters(NamedTuple):
     """What a kernel needs to know about the formula, in the order in which the ops take it."""
 
-    temperature: float
     positive_temperature: float | None
     weighting: str
-    weight_temperature: float
+    weight_temperature: float | None  # None: τ with sigmoid weights, else 1
     detach_weights: bool
     normalize_weights: bool
     floor: float
@@ -228,6 +229,7 @@ class LossOptions(NamedTuple):
     row: RowParameters
     prior: float | Tensor
     confidence_threshold: float | Tensor
+    temperature: float | Tensor
     reduction: str
     backend: str
 
@@ -272,8 +274,6 @@ def _argument(name: str) -> Argument:
 def _resolve(**loss: Unpack[LossArguments]) -> LossOptions:
     values = {**DEFAULTS, **{name: _argument(name).check(name, value) for name, value in loss.items()}}
     _check_together(values)
-    if values["weight_temperature"] is None:  # ρ follows τ
-        values["weight_temperature"] = values["temperature"] if values["weighting"] == "sigmoid" else 1.0
     row = RowParameters(**{name: values.pop(name) for name in RowParameters._fields})
     return LossOptions(row, **values)
 

@@ -33,9 +33,13 @@ def _log_positive(x: Tensor) -> Tensor:
     return torch.where(positive, torch.log(torch.where(positive, x, 1.0)), -math.inf)
 
 
-def log_weight(margin: Tensor, p: RowParameters) -> Tensor:
-    """log ω(d)."""
-    scaled = margin / p.weight_temperature
+def log_weight(margin: Tensor, temperature: Tensor | float, p: RowParameters) -> Tensor:
+    """log ω(d). Detached weights are a constant in the gradient, of the temperature too."""
+    if p.detach_weights:
+        margin = margin.detach()
+        temperature = temperature.detach() if isinstance(temperature, Tensor) else temperature
+    followed = temperature if p.weighting == "sigmoid" else 1.0
+    scaled = margin / (followed if p.weight_temperature is None else p.weight_temperature)
     match p.weighting:
         case "sigmoid":
             return F.logsigmoid(-scaled)
@@ -47,7 +51,7 @@ def log_weight(margin: Tensor, p: RowParameters) -> Tensor:
             return torch.zeros_like(margin)
 
 
-def log_surrogate(margin: Tensor, p: RowParameters) -> Tensor:
+def log_surrogate(margin: Tensor, temperature: Tensor | float, p: RowParameters) -> Tensor:
     """log of what stands for exp(d/τ)."""
     match p.surrogate:
         case "tanh":  # tanh d + 1 = 2σ(2d), which keeps its digits where tanh d is near −1
@@ -58,7 +62,9 @@ def log_surrogate(margin: Tensor, p: RowParameters) -> Tensor:
             log_value = _log_positive(margin + 1)
         case _:
             log_value = margin
-    return log_value / p.temperature
+    # A surrogate of 0 stays 0 at any temperature, and has no gradient there, where −∞/τ would have NaN.
+    zero = log_value == -math.inf
+    return torch.where(zero, -math.inf, torch.where(zero, 0.0, log_value) / temperature)
 
 
 def rows(
@@ -76,7 +82,7 @@ def rows(
         neg: s_j [..., N]. A score of −inf is a negative with no mass.
         extra: s_k [..., M] or None. A score of −inf is padding.
         log_q: log q_j [..., N] or None. −inf masks the negative out.
-        values: prior π and threshold β, each a float or [...].
+        values: prior π, threshold β and temperature τ, each a float or [...].
         p: the rest.
 
     Returns:
@@ -92,6 +98,11 @@ def rows(
     bad = ~pos.isfinite() | (~masked & ~(neg < math.inf)).any(-1)
     if extra is not None:
         bad = bad | ~(extra < math.inf).all(-1)
+    tau = values.temperature
+    if isinstance(tau, Tensor):
+        bad = bad | ~((tau > 0) & (tau < math.inf))
+        tau = torch.where(bad, 1.0, tau)
+    of_each = tau.unsqueeze(-1) if isinstance(tau, Tensor) else tau  # of a row's elements
     bad = bad & (n_eff > 0)
     pos = torch.where(bad, math.nan, pos)
 
@@ -99,11 +110,11 @@ def rows(
     # would send NaN through the gradient of the branch that was not taken.
     absent = masked | (neg == -math.inf)
     margin = torch.where(absent, 0.0, neg - pos.unsqueeze(-1))
-    log_omega = log_weight(margin.detach() if p.detach_weights else margin, p)
+    log_omega = log_weight(margin, of_each, p)
     if log_q is not None:
         log_q = log_q.to(dtype)
         log_omega = log_omega + torch.where(masked, 0.0, log_q)
-    exponent = torch.where(absent, -math.inf, log_omega + log_surrogate(margin, p))
+    exponent = torch.where(absent, -math.inf, log_omega + log_surrogate(margin, of_each, p))
     dead = ~(exponent > -math.inf).any(-1) & ~bad
     filler = dead.unsqueeze(-1)  # a logsumexp over −inf alone has a NaN gradient
 
@@ -122,13 +133,13 @@ def rows(
     log_a = torch.logsumexp(torch.where(filler, 0.0, exponent), -1) - log_denominator
 
     # log C
-    log_c = log_weight(torch.zeros_like(pos), p)
+    log_c = log_weight(torch.zeros_like(pos), tau, p)
     if extra is not None and extra.shape[-1] > 0:
         extra = extra.to(dtype)
         padding = (extra == -math.inf) | filler
         margin_k = torch.where(padding, 0.0, extra - pos.unsqueeze(-1))
-        log_omega_k = log_weight(margin_k.detach() if p.detach_weights else margin_k, p)
-        exponent_k = torch.where(padding, -math.inf, log_omega_k + log_surrogate(margin_k, p))
+        log_omega_k = log_weight(margin_k, of_each, p)
+        exponent_k = torch.where(padding, -math.inf, log_omega_k + log_surrogate(margin_k, of_each, p))
         m = (~padding).sum(-1)
         empty = (exponent_k == -math.inf).all(-1)
         log_sum = torch.logsumexp(torch.where(empty.unsqueeze(-1), 0.0, exponent_k), -1)
@@ -142,18 +153,18 @@ def rows(
     if p.min_margin is None:
         binds = left <= p.floor
     else:
-        binds = log_a.detach() + torch.log(left.clamp(min=0)) <= p.min_margin / p.temperature
+        binds = log_a.detach() + torch.log(left.clamp(min=0)) <= p.min_margin / tau
     share = torch.where(binds, 0.0, share)
     if p.min_margin is None:
         log_mass = log_a + torch.where(binds, math.log(p.floor), torch.log1p(-share))
     else:
-        log_mass = torch.where(binds, p.min_margin / p.temperature, log_a + torch.log1p(-share))
+        log_mass = torch.where(binds, p.min_margin / tau, log_a + torch.log1p(-share))
     one_minus_prior = torch.as_tensor(1 - values.prior, dtype=dtype, device=pos.device)
     log_n_g = torch.log(n_eff.clamp(min=1).to(dtype)) + log_mass - torch.log(one_minus_prior)
 
     loss = torch.logaddexp(torch.zeros_like(log_n_g), log_n_g) if p.include_positive else log_n_g
     if p.positive_temperature is not None:
-        loss = loss + torch.where(dead, 0.0, pos) * (1 / p.temperature - 1 / p.positive_temperature)
+        loss = loss + torch.where(dead, 0.0, pos) * (1 / tau - 1 / p.positive_temperature)
     if p.confidence_temperature is not None:
         known = torch.where(dead, 0.0, pos)
         confidence = 2 * torch.sigmoid((known - values.threshold) / p.confidence_temperature)

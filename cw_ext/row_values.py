@@ -19,12 +19,15 @@ class RowValues(NamedTuple):
 
     prior: Tensor | float = 0.0
     threshold: Tensor | float = 0.0
+    temperature: Tensor | float = 1.0
 
 
 def row_values(options: LossOptions, like_name: str, like: Tensor, dtype: torch.dtype) -> RowValues:
     """The values of a batch, checked, in `dtype` and with one value per element of `like`."""
-    given = RowValues(prior=options.prior, threshold=options.confidence_threshold)
+    given = RowValues(options.prior, options.confidence_threshold, options.temperature)
     checks.per_row("prior", given.prior, like_name, like)
     checks.per_row("confidence_threshold", given.threshold, like_name, like)
-    checks.prior_in_range(given.prior, dtype)
+    checks.per_row("temperature", given.temperature, like_name, like)
+    checks.in_range("prior", given.prior, dtype, "in [0, 1)", lambda x: (x >= 0) & (x < 1))
+    checks.in_range("temperature", given.temperature, dtype, "> 0", lambda x: (x > 0) & x.isfinite())
     return RowValues(*[sums.expanded(x.to(dtype), like.shape) if isinstance(x, Tensor) else x for x in given])

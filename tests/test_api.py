@@ -23,6 +23,7 @@ LOSS_ARGUMENTS = {
     "prior": 0.0,
     "weighting": "sigmoid",
     "weight_temperature": None,
+    "positive_temperature": None,
     "detach_weights": True,
     "normalize_weights": False,
     "floor": 0.3,

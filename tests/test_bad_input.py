@@ -130,7 +130,7 @@ LOSS_ARGUMENTS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"neg_log_weights": torch.zeros(3, 4, device=META)}, ValueError, r"neg_log_weights .*device.*got meta"),
     ({"tau": 0.1}, TypeError, r"'tau'.*temperature, prior"),
     # Beyond every float.
-    ({"temperature": 10**400}, ValueError, r"temperature must be a number > 0 that a float can hold, got 10{400}"),
+    ({"temperature": 10**400}, ValueError, r"temperature must be a number > 0 .*that a float can hold, got 10{400}"),
     ({"prior": -(10**400)}, ValueError, r"prior .*\[0, 1\).* got -10{400}"),
     ({"min_margin": Fraction(10**400)}, ValueError, r"min_margin must be a number or None .*got 10{400}"),
     # What is equal to a choice, or has no hash.
@@ -493,14 +493,14 @@ def test_modules_survive_a_batch_on_meta(queries: Tensor) -> None:
 @pytest.mark.parametrize(
     ("preset", "arguments", "error", "message"),
     [
-        (presets.sl, {"temperature": "0.1"}, TypeError, "temperature must be a number > 0, got str"),
+        (presets.sl, {"temperature": "0.1"}, TypeError, "temperature must be a number > 0 .*got str"),
         (presets.infonce, {"temperature": 0}, ValueError, "temperature must be > 0, got 0"),
         (presets.dcl, {"prior": 1.0}, ValueError, r"prior must be in \[0, 1\), got 1.0"),
         (presets.dcl, {"min_margin": NAN}, ValueError, "min_margin must be a number or None, got nan"),
         (presets.pucl, {"prior": POS}, TypeError, r"prior must be a number in \[0, 1\), got Tensor"),
         (presets.pucl, {"label_frequency": None}, TypeError, r"label_frequency must be a number in .* got NoneType"),
         (presets.hcl, {"concentration": "1"}, TypeError, "concentration must be a number > 0 .*got str"),
-        (presets.hcl, {"temperature": [1]}, TypeError, "temperature must be a number > 0, got list"),
+        (presets.hcl, {"temperature": [1]}, TypeError, "temperature must be a number > 0 .*got list"),
         (presets.psl, {"surrogate": "sigmoid"}, ValueError, "surrogate must be one of .*got 'sigmoid'"),
         (presets.bsl, {"negative_temperature": -1}, ValueError, "negative_temperature must be > 0, got -1"),
         (presets.slk, {"quantile_temperature": INF}, ValueError, "quantile_temperature must be .*got inf"),

@@ -18,7 +18,7 @@ from torch.func import functional_call, grad, grad_and_value, jacrev, vmap
 from cw_ext import CWEmbeddingLoss, cw_loss, cw_loss_from_embeddings
 
 SAMPLES = 4
-NAMES = [f.name for f in fields(Scores)]
+NAMES = [f.name for f in fields(Scores) if f.name != "knots"]  # a curve is one for all rows
 # Without row weights the kernels reduce, and a vmapped call reduces in their place.
 REDUCED = [name for name in NAMES if name != "row_weights"]
 # Through the weights too, so that a second derivative has all its terms.
@@ -39,7 +39,8 @@ def _scores(names: list[str], shape: tuple[int, ...] = (SAMPLES, 3)) -> Scores:
     case.log_q.view(-1, 7)[0] = -math.inf
     g = generator(92)
     prior, threshold = (torch.rand(shape, generator=g, dtype=torch.float64) * 0.3 for _ in range(2))
-    return replace(case, prior=prior, threshold=threshold)
+    temperature = torch.rand(shape, generator=g, dtype=torch.float64) * 0.3 + 0.1
+    return replace(case, prior=prior, threshold=threshold, temperature=temperature)
 
 
 def _tensors(case: Scores, names: list[str]) -> tuple[Tensor, ...]:

@@ -8,6 +8,7 @@ from typing import get_type_hints
 
 import pytest
 import torch
+from cases import assert_near, make_scores
 
 from cw_ext import cw_loss
 from cw_ext.parameters import ARGUMENTS, DEFAULTS, LossArguments, LossOptions, RowParameters, resolve
@@ -36,19 +37,11 @@ def test_every_default_passes_its_own_check() -> None:
     assert resolve({}) == resolve(DEFAULTS)
 
 
-@pytest.mark.parametrize(
-    ("given", "rho"),
-    [
-        ({}, 0.1),
-        ({"temperature": 0.3}, 0.3),
-        ({"temperature": 0.3, "weighting": "linear"}, 1.0),
-        ({"temperature": 0.3, "weighting": "exponential"}, 1.0),
-        ({"temperature": 0.3, "weight_temperature": 0.2}, 0.2),
-        ({"temperature": 0.3, "weighting": "exponential", "weight_temperature": -0.2}, -0.2),
-    ],
-)
-def test_the_weight_temperature_follows_the_temperature_of_sigmoid(given: LossArguments, rho: float) -> None:
-    assert resolve(given).row.weight_temperature == rho
+@pytest.mark.parametrize(("weighting", "rho"), [("sigmoid", 0.3), ("linear", 1.0), ("exponential", 1.0)])
+def test_the_weight_temperature_follows_the_temperature_of_sigmoid(backend: str, weighting: str, rho: float) -> None:
+    case = make_scores((5,), 9, seed=1)
+    arguments = {"temperature": 0.3, "weighting": weighting, "reduction": "none", "backend": backend}
+    assert_near(case.loss(**arguments), case.loss(weight_temperature=rho, **arguments), torch.float64)
 
 
 def test_numbers_beside_a_tensor_are_checked_and_no_tensor_is_kept() -> None:
