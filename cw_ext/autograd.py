@@ -11,6 +11,7 @@ from torch import Tensor
 from cw_ext import extension, reference
 from cw_ext.op_function import Gradients, Op, Saved, may_overwrite
 from cw_ext.op_inputs import (
+    DRAWS,
     EMBEDDINGS,
     FULL,
     SAMPLED,
@@ -66,10 +67,12 @@ def score_rows(inputs: ScoreInputs) -> tuple[Tensor, Tensor]:
     """Level 1: (loss [...], or reduced; live [...])."""
     shape = inputs.pos.shape
     if len(shape) != 1:
-        tensors, others = _SCORES.apart(inputs)
         # Not −1: it is ambiguous for a tensor without elements.
-        as_rows = [None if x is None else x.reshape(shape.numel(), *x.shape[len(shape) :]) for x in tensors]
-        inputs = SCORES.rebuilt(_SCORES.together(as_rows, others))
+        as_rows = [
+            x.reshape(shape.numel(), *x.shape[len(shape) :]) if isinstance(x, Tensor) else x
+            for x in SCORES.flat(inputs)
+        ]
+        inputs = SCORES.rebuilt(as_rows)
     if torch.compiler.is_exporting():
         loss, live = torch.ops.cw_ext_export.scores_forward(*SCORES.flat(inputs))
     else:
@@ -83,7 +86,7 @@ class _Embeddings(_WithLogQ):
     def gradients(self, saved: Saved, grad: Tensor, names: list[str]) -> Gradients:
         if "items" not in names:
             return self.scaled(saved, grad, names)
-        inputs: EmbeddingInputs = saved.inputs()
+        inputs = saved.arguments()
         results: EmbeddingResults = saved.results()
         overwrite = may_overwrite()
         if overwrite:
@@ -101,7 +104,8 @@ class _Embeddings(_WithLogQ):
             inputs.extra_ids,
             inputs.similarity,
         )
-        return {"items": items} | self.scaled(saved, grad, [name for name in names if name != "items"])
+        names.remove("items")
+        return {"items": items, **self.scaled(saved, grad, names)}
 
 
 _EMBEDDINGS = _Embeddings("embeddings_forward", EMBEDDINGS, EmbeddingResults, reference.embedding_rows)
@@ -118,11 +122,24 @@ def embedding_rows(inputs: EmbeddingInputs) -> tuple[Tensor, Tensor]:
 
 def _sampled_by_reference(inputs: SampledInputs) -> tuple[Tensor, Tensor]:
     """With the negatives that the kernels draw."""
-    queries, items, pos_ids, extra_ids, draws, *rest = inputs
-    neg_ids = torch.ops.cw_ext.draw_negatives(queries.shape[0], items.shape[0], *draws)
-    log_q = None if draws.log_weights is None else draws.log_weights[neg_ids]
-    ids = (pos_ids, neg_ids, extra_ids)
-    return reference.embedding_rows(EmbeddingInputs(queries, items, *ids, log_q, False, None, *rest))
+    rows, draws = inputs.queries.shape[0], inputs.draws
+    neg_ids = torch.ops.cw_ext.draw_negatives(rows, inputs.items.shape[0], *DRAWS.flat(draws))
+    return reference.embedding_rows(
+        EmbeddingInputs(
+            inputs.queries,
+            inputs.items,
+            inputs.pos_ids,
+            neg_ids,
+            inputs.extra_ids,
+            None if draws.log_weights is None else draws.log_weights[neg_ids],
+            exclude=False,
+            history=None,
+            row_values=inputs.row_values,
+            parameters=inputs.parameters,
+            similarity=inputs.similarity,
+            reduction=inputs.reduction,
+        )
+    )
 
 
 class _Sampled(Op):
@@ -135,7 +152,8 @@ class _Sampled(Op):
         results: SampledResults = saved.results()
         coefficients = results.coefficients if saved.wanted.keep_coefficients else None
         items = torch.ops.cw_ext.sampled_item_gradient(results.unit_queries, grad, coefficients, *saved.arguments())
-        return {"items": items} | self.scaled(saved, grad, [name for name in names if name != "items"])
+        names.remove("items")
+        return {"items": items, **self.scaled(saved, grad, names)}
 
 
 _SAMPLED = _Sampled("sampled_forward", SAMPLED, SampledResults, _sampled_by_reference)
@@ -160,9 +178,9 @@ class _Full(Op):
     def gradients(self, saved: Saved, grad: Tensor, names: list[str]) -> Gradients:
         if saved.wanted.with_gradients:
             return self.scaled(saved, grad, names)
-        inputs: FullInputs = saved.inputs()
+        inputs = saved.arguments()
         again = FullWanted(with_gradients=True, factor=grad.expand(inputs.queries.shape[0]))
-        _, _, *computed = self.op(*saved.arguments(), *again)
+        _, _, *computed = self.op(*inputs, *again)
         results = FullResults(*computed)
         found: Gradients = {"queries": results.d_queries.to(inputs.queries.dtype), "items": results.d_items}
         for value, gradient in zip(RowValues._fields, results.d_row_values):

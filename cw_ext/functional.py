@@ -74,8 +74,8 @@ def cw_loss(
             options.reduction if row_weights is None else "none",
         )
         fused = extension.use_kernels(options.backend, device)
-        loss, live = autograd.score_rows(inputs) if fused else reference.score_rows(inputs)
-        return loss if row_weights is None else reference.reduce(loss, live, row_weights, options.reduction)
+        losses, live = autograd.score_rows(inputs) if fused else reference.score_rows(inputs)
+        return losses if row_weights is None else reference.reduce(losses, live, row_weights, options.reduction)
 
 
 @documents_loss_arguments

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cw_ext.autograd import may_overwrite
+from cw_ext.op_function import may_overwrite
 
 
 class _NoGradientAt(torch.autograd.Function):

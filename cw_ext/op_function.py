@@ -6,12 +6,13 @@ Under create_graph the gradient is taken through the reference instead, which au
 in the transforms of torch.func, which can be nested and always ask for that.
 
 A small batch takes the kernels less time than Python. So the reduction is part of the op, which spares autograd its
-nodes, and what depends on the op alone is worked out once, when its class is made.
+nodes, and what depends on the op alone is worked out once, when it is described.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import compress
 from typing import Any
 
 import torch
@@ -39,23 +40,29 @@ def _wants_graph() -> bool:
     return torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
 
 
+def _distinct(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """The same tensors, none of them twice: a Function in torch.compile takes none twice."""
+    found: list[Tensor | None] = []
+    for tensor in tensors:
+        again = tensor is not None and any([tensor is other for other in found])
+        found.append(tensor.view_as(tensor) if tensor is not None and again else tensor)
+    return found
+
+
 class Saved:
     """What a forward pass left for backward."""
 
     __slots__ = ("op", "others", "tensors", "wanted")
 
-    def __init__(self, op: Op, ctx: Any) -> None:
-        self.op = op
+    def __init__(self, ctx: Any) -> None:
+        self.op: Op = ctx.op
         self.wanted: Any = ctx.wanted
         self.others: Sequence[Any] = ctx.others
         self.tensors: tuple[Any, ...] = ctx.saved_tensors
 
-    def arguments(self) -> list[Any]:
-        """Of the op."""
-        return self.op.together(self.tensors, self.others)
-
-    def inputs(self) -> Any:
-        return self.op.layout.rebuilt(self.arguments())
+    def arguments(self) -> Any:
+        """The op's inputs as it takes them, by name."""
+        return self.op.layout.named(*self.op.together(self.tensors, self.others))
 
     def results(self) -> Any:
         return self.op.results(*self.tensors[len(self.op.layout.tensors) :])
@@ -79,11 +86,12 @@ class Op:
             by_reference: (loss, live) of the same inputs, by the reference.
         """
         self.layout, self.results, self.by_reference = layout, results, by_reference
-        self.op = getattr(torch.ops.cw_ext, name).default if extension.available() else None
-        self._reduction_at = layout.names.index("reduction")
+        self.op: Any = getattr(torch.ops.cw_ext, name).default if extension.available() else None
+        self._no_tensors = (None,) * len(layout.tensors)
+        self.reduction_at = layout.names.index("reduction")
         self.names = tuple(layout.names[place] for place in layout.tensors)
         saved = [*self.names, *results._fields]
-        self._rescale_at = saved.index("rescale")
+        self.rescale_at = saved.index("rescale")
         # By argument: where among what is saved it is itself, where the gradient of the rows' losses is, and for a row
         # value in which row of that.
         self._row_gradients: dict[str, tuple[int, int, int | None]] = {
@@ -93,26 +101,21 @@ class Op:
             name = f"{value}_rows"
             self._row_gradients[name] = (saved.index(name), saved.index("d_row_values"), row)
 
-    def apart(self, inputs: Any) -> tuple[list[Any], list[Any]]:
-        """The op's arguments: its tensors, which autograd sees, and all arguments with None in their places."""
-        others = self.layout.flat(inputs)
-        places = self.layout.tensors
-        tensors = [others[place] for place in places]
-        for place in places:
-            others[place] = None
-        return tensors, others
-
-    def together(self, tensors: Sequence[Any], others: Sequence[Any]) -> list[Any]:
-        """The op's arguments from these two."""
+    def together(self, tensors: Iterable[Any], others: Iterable[Any]) -> list[Any]:
+        """The op's arguments from its tensors and, with anything in their places, all arguments."""
         arguments = list(others)
         for place, tensor in zip(self.layout.tensors, tensors):
             arguments[place] = tensor
         return arguments
 
+    def without_tensors(self, arguments: Iterable[Any]) -> list[Any]:
+        return self.together(self._no_tensors, arguments)
+
     def __call__(self, inputs: Any, *options: Any) -> tuple[Tensor, ...]:
         """The op's results, with gradients."""
-        tensors, others = self.apart(inputs)
-        needs_gradient = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+        arguments = self.layout.flat(inputs)
+        tensors = [arguments[place] for place in self.layout.tensors]
+        needs_gradient = torch.is_grad_enabled() and any([t is not None and t.requires_grad for t in tensors])
         wanted = self.wanted(inputs, needs_gradient, *options)
         # torch.func's transforms and torch.compile want the setup_context.
         compiling, transformed = torch.compiler.is_compiling(), torch._C._are_functorch_transforms_active()
@@ -123,24 +126,17 @@ class Op:
             )
         result: tuple[Tensor, ...]
         if not needs_gradient and not transformed:
-            result = self.op(*self.together(tensors, others), *wanted)
+            result = self.op(*arguments, *wanted)
+        elif compiling or transformed:
+            tensors = _distinct(tensors)
+            result = OpFunction.apply(self, wanted, self.without_tensors(arguments), *tensors)  # type: ignore[no-untyped-call]
         else:
-            function = OpFunction if compiling or transformed else _Direct
-            result = function.apply(self, wanted, others, *tensors)
+            result = _Direct.apply(self, wanted, arguments, *tensors)  # type: ignore[no-untyped-call]
         return result
 
     def wanted(self, inputs: Any, needs_gradient: bool, *options: Any) -> Any:
         """The op's arguments after its inputs."""
         raise NotImplementedError
-
-    def backward(self, ctx: Any, grad: Tensor, needed: Sequence[bool]) -> Gradients:
-        names = [name for name, is_needed in zip(self.names, needed) if is_needed]
-        saved = Saved(self, ctx)
-        if _wants_graph():
-            return self._through_reference(saved, grad, names)
-        if saved.others[self._reduction_at] == "mean":
-            grad = grad * saved.tensors[self._rescale_at]
-        return self.gradients(saved, grad, names)
 
     def gradients(self, saved: Saved, grad: Tensor, names: list[str]) -> Gradients:
         """The gradients of these arguments; `grad` is that of the rows' losses, [B] or one number for all."""
@@ -169,7 +165,7 @@ class Op:
             found.update(zip(alike, torch.ops.cw_ext.scale_rows([found[name] for name in alike], grad, dtype)))
         return found
 
-    def _through_reference(self, saved: Saved, grad: Tensor, names: list[str]) -> Gradients:
+    def through_reference(self, saved: Saved, grad: Tensor, names: list[str]) -> Gradients:
         """The gradients of these arguments, with a graph of their own."""
         tensors = dict(zip(self.names, saved.tensors))
         of = [tensors[name] for name in names]
@@ -199,7 +195,7 @@ def _save(ctx: Any, op: Op, wanted: Any, others: list[Any], tensors: Sequence[An
 
 
 class OpFunction(torch.autograd.Function):
-    """Any op. Its arguments are the op, what is wanted for backward, and the inputs as :meth:`Op.apart` has them."""
+    """Any op. Its arguments are the op, what is wanted for backward, the other arguments and the tensors."""
 
     @staticmethod
     def forward(op: Op, wanted: Any, others: list[Any], *tensors: Tensor | None) -> tuple[Tensor, ...]:
@@ -213,25 +209,33 @@ class OpFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-        needed = ctx.needs_input_grad
-        if grad is None:
-            return (None,) * len(needed)
-        _, _, _, *needed = needed
-        found = ctx.op.backward(ctx, grad, needed)
-        return (None, None, None, *[found.get(name) for name in ctx.op.names])
+        op: Op = ctx.op
+        names = op.names
+        found: Gradients = {}
+        if grad is not None:
+            needed = [*compress(names, ctx.needs_input_grad[3:])]
+            saved = Saved(ctx)
+            if _wants_graph():
+                found = op.through_reference(saved, grad, needed)
+            else:
+                if saved.others[op.reduction_at] == "mean":
+                    grad = grad * saved.tensors[op.rescale_at]
+                found = op.gradients(saved, grad, needed)
+        return (None, None, None, *map(found.get, names))
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], op: Op, wanted: Any, others: Any, *tensors: Any) -> tuple[Any, Any]:
-        return op.vmap(info.batch_size, in_dims[3:], tensors, others)
+    def vmap(info: Any, in_dims: tuple[Any, ...], op: Op, _: Any, others: list[Any], *tensors: Any) -> tuple[Any, Any]:
+        found: tuple[Any, Any] = op.vmap(info.batch_size, in_dims[3:], tensors, others)
+        return found
 
 
 class _Direct(torch.autograd.Function):
     """The same without a setup_context, for which apply() works out forward's signature at each call."""
 
     @staticmethod
-    def forward(ctx: Any, op: Op, wanted: Any, others: list[Any], *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        result = OpFunction.forward(op, wanted, others, *tensors)
-        _save(ctx, op, wanted, others, tensors, result)
+    def forward(ctx: Any, op: Op, wanted: Any, arguments: list[Any], *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        result: tuple[Tensor, ...] = op.op(*arguments, *wanted)
+        _save(ctx, op, wanted, op.without_tensors(arguments), tensors, result)
         return result
 
     backward = OpFunction.backward

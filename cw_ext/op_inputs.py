@@ -6,6 +6,7 @@ like any other: :class:`Layout` translates. tests/test_op_inputs.py compares the
 
 from __future__ import annotations
 
+from collections import namedtuple
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar, get_args, get_type_hints
 
@@ -155,8 +156,12 @@ class Layout(Generic[T]):
     Attributes:
         make: the tuple's type.
         names: of the arguments.
+        named: makes a tuple of the arguments, with their names.
         tensors: the places of those that are tensors (or None).
     """
+
+    names: tuple[str, ...]
+    tensors: tuple[int, ...]
 
     def __init__(self, make: Callable[..., T]) -> None:
         self.make = make
@@ -178,11 +183,12 @@ class Layout(Generic[T]):
                 tensors += [first + tensor for tensor in layout.tensors]
                 groups.append((place, first, len(names), layout, type(None) in kinds))
         self.names, self.tensors, self._groups = tuple(names), tuple(tensors), tuple(groups)
+        self.named: Callable[..., Any] = namedtuple("named", self.names)  # type: ignore[misc]
 
-    def flat(self, values: Any) -> Sequence[Any]:
+    def flat(self, values: Any) -> list[Any]:
         """The op's arguments from the tuple."""
         if not self._groups:
-            return values
+            return [*values]
         found: list[Any] = []
         done = 0
         for place, first, end, layout, _ in self._groups:

@@ -265,9 +265,22 @@ def embedding_rows(inputs: EmbeddingInputs) -> tuple[Tensor, Tensor]:
 
 def full_rows(inputs: FullInputs) -> tuple[Tensor, Tensor]:
     """All items as negatives: (loss [B], or reduced; live [B]). Allocates [B, I]."""
-    queries, items, pos_ids, extra_ids, *rest = inputs
-    all_ids = torch.arange(items.shape[0], device=items.device)
-    return embedding_rows(EmbeddingInputs(queries, items, pos_ids, all_ids, extra_ids, None, True, *rest))
+    return embedding_rows(
+        EmbeddingInputs(
+            inputs.queries,
+            inputs.items,
+            inputs.pos_ids,
+            torch.arange(inputs.items.shape[0], device=inputs.items.device),
+            inputs.extra_ids,
+            log_q=None,
+            exclude=True,
+            history=inputs.history,
+            row_values=inputs.row_values,
+            parameters=inputs.parameters,
+            similarity=inputs.similarity,
+            reduction=inputs.reduction,
+        )
+    )
 
 
 def _reduced(loss: Tensor, live: Tensor, reduction: str) -> tuple[Tensor, Tensor]:

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from cw_ext import draw_negatives, reference
 from cw_ext.parameters import DEFAULTS, LossArguments, RowParameters, resolve
+from cw_ext.row_values import RowValues
 
 # By how many roundings the numbers are moved. The tolerance says how many there may be in a result.
 _MOVES = (2, 2, 4, 4, 8, 8, 16, 16, 32, 32)
@@ -222,7 +223,7 @@ def _moved_truth(call: Call, roundings: int, seed: int) -> Result:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reference, "log_surrogate", log_surrogate)
         further = None if extra is None else margin(extra)
-        rows, live = reference.rows(pos - here, margin(neg), further, log_q, prior, above, p)
+        rows, live = reference.rows(pos - here, margin(neg), further, log_q, RowValues(prior=prior, threshold=above), p)
     rows = rows + (1 + rows.abs()) * noise(rows) * live
     return _result(call, leaves, _reduced(rows, live, leaves.row_weights, options.reduction, noise))
 

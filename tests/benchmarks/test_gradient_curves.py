@@ -11,6 +11,7 @@ from benchmarks.gradients import __main__ as gradients
 from benchmarks.gradients.__main__ import EXTRAS, MARGINS, OTHERS, PANELS, POSITIVE, TEMPERATURE
 from cw_ext import reference
 from cw_ext.parameters import resolve
+from cw_ext.row_values import RowValues
 
 CURVES = {name: curve for curves in PANELS.values() for name, curve in curves.items()}
 # Those whose weights are no constants in the gradient, or are not there.
@@ -57,7 +58,7 @@ def test_curves_are_finite_differences_of_the_reference(name):
         others = [OTHERS.expand(len(MARGINS), -1)] if curve.others else []
         negatives = torch.cat([moving, *others], 1)
         positive = torch.full_like(MARGINS, POSITIVE + of_positive)
-        return reference.rows(positive, negatives, None, None, options.prior, 0.0, options.row)[0]
+        return reference.rows(positive, negatives, None, None, RowValues(prior=options.prior), options.row)[0]
 
     differences = (
         (losses(step, 0) - losses(-step, 0)) / (2 * step),
