@@ -9,7 +9,8 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet
 BUILD_NEEDS := "setuptools>=77" wheel ninja pybind11 numpy
 FILES_NEEDS := "polars>=2"
-TEST_NEEDS := pytest hypothesis scipy ranx faiss-cpu
+# pytest-xdist runs the tests on all cores: each is too small to keep more than one busy.
+TEST_NEEDS := pytest pytest-xdist hypothesis scipy ranx faiss-cpu
 BENCHMARK_NEEDS := matplotlib tqdm torch_geometric safetensors
 EXAMPLE_NEEDS := lightning scikit-learn
 DEV_NEEDS := ruff mypy build
@@ -18,15 +19,18 @@ DATA_NEEDS := recbole==1.2.1
 
 SOURCES := setup.py $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp)
 
-.PHONY: help venv build test fuzz sanitize demo clean
+.PHONY: help venv build test test-build test-benchmarks test-all fuzz sanitize demo clean
 
 help:
-	@echo "make demo      train on MovieLens-100K with BPR, SL and CW; table, JSON and plot under runs/"
-	@echo "make test      run the test suite"
-	@echo "make fuzz      random calls of every level against the reference, and random wrong ones"
-	@echo "make sanitize  run the tests of the CPU kernels under the compiler's sanitizers"
-	@echo "make build     build the extension in place"
-	@echo "make clean     remove builds and the virtual environment"
+	@echo "make demo             train on MovieLens-100K with BPR, SL and CW; table, JSON and plot under runs/"
+	@echo "make test             run the tests of the kernels and the Python API, in minutes; so does a bare pytest, on one core"
+	@echo "make test-build       run the tests that build: emulated CUDA kernels, sanitizers, failing allocations, packages"
+	@echo "make test-benchmarks  run the tests of benchmarks/ and examples/"
+	@echo "make test-all         run all of these, and the thorough tests that make test leaves out"
+	@echo "make fuzz             random calls of every level against the reference, and random wrong ones"
+	@echo "make sanitize         run the tests of the CPU kernels under the compiler's sanitizers"
+	@echo "make build            build the extension in place"
+	@echo "make clean            remove builds and the virtual environment"
 
 venv: $(VENV)/.installed
 build: $(VENV)/.built
@@ -48,8 +52,22 @@ $(VENV)/.built: $(VENV)/.installed $(SOURCES)
 	@$(PY) setup.py --quiet build_ext --inplace > build/log.txt 2>&1 || { cat build/log.txt; exit 1; }
 	@touch $@
 
+# One process per core, but not more than eight: each of them imports torch first.
+PARALLEL := -n logical --maxprocesses 8 --dist loadgroup
+
 test: build
-	@$(PY) -m pytest
+	@$(PY) -m pytest $(PARALLEL)
+
+# -m "" lets the thorough tests run as well. tests/build starts its own processes, as many as there are cores.
+test-build: build
+	@$(PY) -m pytest -m "" tests/build
+
+test-benchmarks: build
+	@$(PY) -m pytest -m "" $(PARALLEL) tests/benchmarks
+
+test-all: build
+	@$(PY) -m pytest -m "" $(PARALLEL)
+	@$(MAKE) --no-print-directory test-benchmarks test-build
 
 # How many calls, in the place of the few hundred that `make test` draws, and other ones each time: examples for each
 # of the tests, and wrong calls in all.
@@ -57,7 +75,8 @@ FUZZ_EXAMPLES ?= 2000
 FUZZ_BAD_CALLS ?= 6000
 FUZZ_SEED := $(shell date +%s)
 fuzz: build
-	@CW_EXT_TEST_EXAMPLES=$(FUZZ_EXAMPLES) $(PY) -m pytest tests/test_fuzz.py
+	@CW_EXT_TEST_EXAMPLES=$(FUZZ_EXAMPLES) $(PY) -m pytest $(PARALLEL) tests/test_fuzz.py
+	@$(PY) -m pytest $(PARALLEL) -m thorough -k every_parameter
 	@$(PY) tests/bad_calls.py $(FUZZ_BAD_CALLS) $(FUZZ_SEED)
 
 sanitize: build

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -115,6 +116,22 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "surrogate": "tanh",
     },
 }
+
+
+# The row code is the same for every level, and levels 1 and 2 cross all variants with all dtypes.
+_IN_EVERY_DTYPE = ("defaults", "exponential-hard-normalized-through", "linear-some-zero", "everything")
+
+
+def _variant_and_dtype(variant: str, dtype: torch.dtype, dtype_id: str) -> Any:
+    always = dtype == torch.float32 or variant in _IN_EVERY_DTYPE
+    return pytest.param(variant, dtype, id=f"{variant}-{dtype_id}", marks=() if always else pytest.mark.thorough)
+
+
+# Every variant in fp32 and a few in each other dtype; the full cross is thorough (conftest.py).
+each_variant_in_few_dtypes = pytest.mark.parametrize(
+    ("variant", "dtype"),
+    [_variant_and_dtype(variant, *dtype) for variant in VARIANTS for dtype in zip(DTYPES, DTYPE_IDS)],
+)
 
 
 class _Tensors:

@@ -18,10 +18,12 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 REFERENCE_ONLY = "CW_EXT_TEST_REFERENCE_ONLY"
-# A library of kernels to test in the place of the installed one: those of cuda_emulation/ and sanitizers/.
+# A library of kernels to test in the place of the installed one: those of build/cuda_emulation/ and build/sanitizers/.
 LIBRARY = "CW_EXT_TEST_LIBRARY"
 # All tests under torch's deterministic algorithms, which also fill fresh memory with NaN.
 DETERMINISTIC = "CW_EXT_TEST_DETERMINISTIC"
+# The marker `thorough`. make test-all runs all tests; make fuzz, the thorough ones that cross variants with dtypes.
+THOROUGH = "repeats on more inputs what quicker tests cover; make test leaves it out, pytest -m thorough runs it"
 
 
 def _load_library(path: str) -> None:
@@ -43,6 +45,9 @@ import cw_ext  # noqa: E402
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "cpu_kernels: about the CPU's kernels; skipped where CUDA's are emulated")
+    config.addinivalue_line("markers", f"thorough: {THOROUGH}")
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        torch.set_num_threads(1)  # a process per core; tests of several threads set their number themselves
     torch.use_deterministic_algorithms(os.environ.get(DETERMINISTIC) == "1")
 
 

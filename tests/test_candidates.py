@@ -216,6 +216,7 @@ def test_double_backward(kernels: None, device: torch.device, settings: dict[str
     assert torch.autograd.gradgradcheck(loss, inputs)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["sampled", "shared", "mixed"])
 def test_full_graph(backend: str, device: torch.device, kind: str) -> None:
     case = _case(shared=kind == "shared", distribution="popularity", popularity_smoothing=1.0)

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from cw_ext import CWEmbeddingLoss, cw_loss
 
+# One graph per level is compiled by make test; the rest, which takes a minute, is thorough.
 pytestmark = pytest.mark.cpu_kernels  # a graph's shapes and dtypes go by the device
 
 
@@ -77,7 +78,10 @@ def _assert_equal(found: Result, expected: Result) -> None:
         assert_near(gradient, expected.gradients[name], torch.float32, name)
 
 
-@pytest.mark.parametrize("reduction", ["mean", "none"])
+each_reduction = pytest.mark.parametrize("reduction", ["mean", pytest.param("none", marks=pytest.mark.thorough)])
+
+
+@each_reduction
 @pytest.mark.parametrize("level", [1, 2])
 def test_full_graph(backend: str, device: torch.device, level: int, reduction: str) -> None:
     """Forward and backward, traced as one graph each."""
@@ -95,8 +99,10 @@ def test_full_graph(backend: str, device: torch.device, level: int, reduction: s
     _assert_equal(_compiled(case, loss, weight), expected)
 
 
-@pytest.mark.parametrize("reduction", ["mean", "none"])
-@pytest.mark.parametrize("name", DRAWN)
+@each_reduction
+@pytest.mark.parametrize(
+    "name", ["uniform", *(pytest.param(n, marks=pytest.mark.thorough) for n in DRAWN if n != "uniform")]
+)
 def test_full_graph_of_drawn_negatives(backend: str, device: torch.device, name: str, reduction: str) -> None:
     case = _drawn(name).to(device=device)
     case = replace(case, interactions=case.interactions.to(device))
@@ -114,6 +120,7 @@ def test_a_popularity_table_is_made_before(kernels: None) -> None:
         torch.compile(lambda c: c.loss(), fullgraph=True, backend="aot_eager")(case)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("recompute", [False, True])
 def test_a_first_row_that_changes(kernels: None, recompute: bool) -> None:
     """From step to step, and from process to process: no graph of its own for each."""
@@ -129,6 +136,7 @@ def test_a_first_row_that_changes(kernels: None, recompute: bool) -> None:
             _assert_equal(_compiled(case, lambda c, row=first_row: loss(c, row)), expected)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("level", [1, 2])
 def test_changing_sizes(kernels: None, device: torch.device, level: int) -> None:
     """dynamic=True: one graph for batches of every size."""
@@ -163,6 +171,7 @@ def _assert_steps_are_equal(model: Recommender, compiled: Any, rows: int, n: int
         assert_near(value, expected[name], torch.float32, name)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", CRITERIA)
 def test_training_steps_of_any_size(kernels: None, name: str) -> None:
     """Model, loss and backward in one graph for all sizes; negatives that are drawn are those of torch's generator."""
@@ -174,6 +183,7 @@ def test_training_steps_of_any_size(kernels: None, name: str) -> None:
             _assert_steps_are_equal(model, compiled, rows, n)
 
 
+@pytest.mark.thorough
 def test_training_steps_of_few_and_of_many_rows(kernels: None) -> None:
     """At level 2 a graph serves batches that are sorted in one block, and another all that take several."""
     model = make_recommender("embeddings")
@@ -196,6 +206,7 @@ def test_a_prior_that_changes(kernels: None) -> None:
             _assert_equal(_compiled(case, lambda c, prior=prior: compiled(c, prior)), expected)
 
 
+@pytest.mark.thorough
 def test_inductor_with_a_model_around(kernels: None, device: torch.device) -> None:
     """The default compiler, through a module, with shared negatives and a prior per row."""
     torch.manual_seed(84)
@@ -240,6 +251,7 @@ def test_no_gradients_wanted(backend: str, device: torch.device) -> None:
     assert_near(loss, case.loss(backend=backend), torch.float32)
 
 
+@pytest.mark.thorough
 def test_under_autocast(backend: str, device: torch.device) -> None:
     case = _embeddings().to(device=device)
 
@@ -263,7 +275,9 @@ def _calls_of(case: Case, **arguments: Any) -> list[tuple[Any, tuple[Any, ...], 
     return mode.calls
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, *(pytest.param(d, marks=pytest.mark.thorough) for d in (torch.bfloat16, torch.float64))]
+)
 def test_opcheck(kernels: None, device: torch.device, dtype: torch.dtype) -> None:
     """Schemas that say what is written to and what shares memory; fake kernels that agree with the real."""
     per_row = exact([0.1, 0.2, 0.0, 0.3, 0.1])
@@ -313,6 +327,7 @@ def test_the_kernels_ran(kernels: None) -> None:
         assert len(mode.calls) == expected, backend
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("shared", [False, True], ids=["own", "shared"])
 def test_a_sparse_gradient_breaks_the_graph(backend: str, shared: bool) -> None:
     """Says so where that is not allowed, and else gives what it gives uncompiled."""

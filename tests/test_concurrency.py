@@ -23,6 +23,9 @@ from torch.utils.data import DataLoader, Dataset
 import cw_ext
 from cw_ext import CWSampledLoss, Interactions, cw_loss_from_embeddings, draw_negatives
 
+# In one process, so that these do not take the cores from one another.
+pytestmark = pytest.mark.xdist_group("concurrency")
+
 CALLERS = 6
 ROWS = 48
 # Long enough for a busy machine: what it ends is a hang.

@@ -100,7 +100,7 @@ def test_the_mean_over_processes_is_the_mean_over_rows(kernels: None, tmp_path: 
 
 
 @pytest.mark.cpu_kernels
-@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.thorough)])
 def test_processes_draw_what_one_draws_for_the_whole_batch(kernels: None, tmp_path: Path, processes: int) -> None:
     """With one seed and first_row. Without a seed they differ, though torch is seeded alike."""
     torchrun(__file__, tmp_path, "draws", processes=processes)

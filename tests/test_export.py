@@ -21,7 +21,9 @@ pytestmark = pytest.mark.cpu_kernels  # the programs are run where they were exp
 # Those whose negatives are handed over, or come from ids: a program of the others computes the loss alone.
 WITH_GRADIENTS = ("scores", "embeddings", "shared", "in-batch", "mixed")
 LOSS_ALONE = ("sampled", "popularity", "full")
-STRICT = pytest.mark.parametrize("strict", [False, True], ids=["non-strict", "strict"])
+STRICT = pytest.mark.parametrize(
+    "strict", [pytest.param(False, id="non-strict"), pytest.param(True, id="strict", marks=pytest.mark.thorough)]
+)
 
 
 def _exported(model: Recommender, strict: bool, rows: int = 6) -> ExportedProgram:
@@ -82,7 +84,7 @@ def test_second_derivatives(kernels: None, name: str) -> None:
         assert_near(derivative, expected, torch.float32)
 
 
-@pytest.mark.parametrize("name", ["scores", "embeddings"])
+@pytest.mark.parametrize("name", [pytest.param("scores", marks=pytest.mark.thorough), "embeddings"])
 def test_a_program_in_another_process(kernels: None, tmp_path: Path, name: str) -> None:
     """It needs cw_ext to be imported, and nothing of the model's source."""
     model = make_recommender(name)

@@ -201,6 +201,7 @@ def test_a_prior_out_of_range_in_any_sample(any_backend: str) -> None:
             transform(_loss(names, backend=any_backend))(case.pos, case.neg, prior)
 
 
+@pytest.mark.thorough
 def test_compiled_transforms(kernels: None) -> None:
     """torch.compile would drop the kernels' gradients in silence; left to itself it leaves the transform out."""
     case = make_scores((SAMPLES, 3), 7, seed=100).to(torch.float32)

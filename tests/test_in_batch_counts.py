@@ -169,6 +169,7 @@ def test_uniform_negatives_mixed_in(backend: str) -> None:
         assert F.cosine_similarity(ours.flatten(), truth.flatten(), dim=0) > 0.999
 
 
+@pytest.mark.thorough
 def test_compiles(kernels: None) -> None:
     queries, table = _tables(6, 50)
     ids = torch.tensor([2, 3, 4, 5, 6, 7])

@@ -181,6 +181,7 @@ def test_second_derivatives(backend: str, name: str, padding_idx: int | None) ->
         assert_near(found, expected, torch.float64)
 
 
+@pytest.mark.thorough
 @pytest.mark.cpu_kernels
 @each_form
 def test_compiles(kernels: None, name: str) -> None:

@@ -7,7 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from cases import DTYPE_IDS, DTYPES, VARIANTS, Result, against_truth, assert_near, evaluate, generator
+from cases import (
+    DTYPE_IDS,
+    DTYPES,
+    VARIANTS,
+    Result,
+    against_truth,
+    assert_near,
+    each_variant_in_few_dtypes,
+    evaluate,
+    generator,
+)
 from drawing import Drawn, make_drawn, make_interactions
 from memory import peak_of
 from torch import Tensor
@@ -82,9 +92,8 @@ def test_the_loss_is_that_of_the_ids(backend: str, device: torch.device, setting
             assert_near(gradient, expected.gradients[name], torch.float64, name)
 
 
-@each_dtype
+@each_variant_in_few_dtypes
 @recomputed
-@pytest.mark.parametrize("variant", VARIANTS)
 def test_every_parameter(
     kernels: None, device: torch.device, variant: str, recompute: bool, dtype: torch.dtype
 ) -> None:
@@ -151,7 +160,15 @@ def test_what_draws_is_not_to_be_written_to(kernels: None, device: torch.device,
         loss.backward()
 
 
-@pytest.mark.parametrize("settings", [{}, {"recompute": True}, {"distribution": "popularity"}, {"shared": True}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"recompute": True},
+        pytest.param({"distribution": "popularity"}, marks=pytest.mark.thorough),
+        {"shared": True},
+    ],
+)
 def test_double_backward(kernels: None, device: torch.device, settings: dict[str, Any]) -> None:
     case = _case(4, 6, m=2, **settings).to(device=device)
 

@@ -1,4 +1,4 @@
-"""Builds the CPU kernels for the compiler's sanitizers: `python tests/sanitizers/build.py KIND/TARGET`.
+"""Builds the CPU kernels for the compiler's sanitizers: `python tests/build/sanitizers/build.py KIND/TARGET`.
 
 Prints the target's path. .ci/sanitize runs the tests on the libraries, KIND/_C.so; KIND/planted.so holds faults to be
 found (planted.cpp). Ninja compiles what has changed; CXX names another compiler, MAX_JOBS limits its processes.

@@ -1,4 +1,4 @@
-"""Builds the emulated CUDA kernels (emulation.h) with the host compiler: `python tests/cuda_emulation/build.py`.
+"""Builds the emulated CUDA kernels (emulation.h) with the host compiler: `python tests/build/cuda_emulation/build.py`.
 
 Prints the library's path. CW_EXT_TEST_LIBRARY=PATH in the environment makes the tests run on it (tests/conftest.py).
 Ninja compiles what has changed; CXX names another compiler, MAX_JOBS limits its processes.

@@ -9,7 +9,7 @@ import subprocess
 import sysconfig
 from pathlib import Path
 
-ROOT = Path(__file__).absolute().parent.parent
+ROOT = Path(__file__).absolute().parents[2]
 
 # $flags and $common are the file's that includes it.
 RULES = [

@@ -3,7 +3,7 @@
 #include <numeric>
 #include <vector>
 
-#include "../../csrc/cuda/kernels.h"
+#include "../../../csrc/cuda/kernels.h"
 
 namespace cw_cuda {
 

@@ -44,10 +44,10 @@ RUNS = {
     "another order": Run("plain", "scores embeddings item_sums", 200, "not every_parameter", seed=3),
     "bounds": Run("address", "scores embeddings pairs item_sums", 200, "not every_parameter or everything"),
     "races": Run("thread", "scores embeddings item_sums", 200, "(not every_parameter or everything) and not many_rows"),
-    "drawn": Run("plain", "sampled sampling shared candidates", 850, DRAWN),
-    "drawn, deterministic": Run("plain", "sampled shared", 700, DRAWN, seed=2, deterministic=True),
-    "drawn, bounds": Run("address", "sampled sampling shared candidates", 60, DRAWN_CORE),
-    "drawn, races": Run("thread", "sampled sampling shared candidates", 60, DRAWN_CORE),
+    "drawn": Run("plain", "sampled sampling shared_negatives candidates", 550, DRAWN),
+    "drawn, deterministic": Run("plain", "sampled shared_negatives", 450, DRAWN, seed=2, deterministic=True),
+    "drawn, bounds": Run("address", "sampled sampling shared_negatives candidates", 60, DRAWN_CORE),
+    "drawn, races": Run("thread", "sampled sampling shared_negatives candidates", 60, DRAWN_CORE),
 }
 
 
@@ -168,7 +168,7 @@ torch.ops.cw_ext.draw_negatives(3, 11, *history, torch.tensor(1), 0, 4, *[None] 
 def test_what_is_out_of_range_stops_the_kernel(built: dict[str, str | None], message: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", OUT_OF_RANGE[message]],
-        cwd=Path(__file__).parent,
+        cwd=Path(__file__).parents[1],
         env=_environment("plain", PYTHONPATH=str(build.ROOT), CW_EXT_TEST_LIBRARY=str(build.OUT / "plain" / "_C.so")),
         capture_output=True,
         text=True,
