@@ -47,7 +47,7 @@ inline void check_type(const at::Tensor& x, at::ScalarType type, const char* nam
 inline at::Tensor with_contiguous_rows(const at::Tensor& x) { return x.size(1) <= 1 || x.stride(1) == 1 ? x : x.contiguous(); }
 
 inline at::Tensor or_empty(const at::Tensor& x, const at::TensorOptions& options) {
-  return x.defined() ? x : at::empty({0}, options);
+  return x.defined() ? x : empty({0}, options);
 }
 
 }  // namespace cw_ext

@@ -10,13 +10,13 @@ namespace cw_ext {
 namespace {
 
 using EmbeddingsResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor,
-                                    at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+                                    at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
 EmbeddingsResult embeddings_forward(const at::Tensor& queries, const at::Tensor& items, const at::Tensor& pos_ids,
                                     const at::Tensor& neg_ids, const OptionalTensor& extra_ids,
                                     const OptionalTensor& log_q, CW_EXCLUSION_PARAMETERS, CW_LOSS_PARAMETERS
                                     c10::string_view similarity, c10::string_view reduction, bool with_gradients,
-                                    bool with_log_q_gradient) {
+                                    bool with_log_q_gradient, bool with_curve_gradient) {
   check_tables(queries, items);
   const int64_t rows = queries.size(0);
   const PositiveIds positives = check_positive_ids(queries, rows, pos_ids, extra_ids);
@@ -28,7 +28,7 @@ EmbeddingsResult embeddings_forward(const at::Tensor& queries, const at::Tensor&
     fill_query_call(call, queries, items, positives, CW_LOSS(rows, queries), similarity, with_gradients);
     call.neg_ids = ids;
     call.log_q = log_weights(log_q, rows, n, queries);
-    if (with_log_q_gradient && log_q) call.out.d_log_q = at::empty({rows, n}, options);
+    if (with_log_q_gradient && log_q) call.out.d_log_q = empty({rows, n}, options);
     if (with_gradients) call.coefficients = empty_large({rows, width}, options);
   };
   const auto results = [&](const auto& call, const at::Tensor& shared_coefficients, const at::Tensor& pair_keys,
@@ -36,6 +36,7 @@ EmbeddingsResult embeddings_forward(const at::Tensor& queries, const at::Tensor&
     const auto [loss, rescale] = reduced(call.out, reduction);
     return {loss,
             call.out.live,
+            or_empty(call.out.above, options.dtype(at::kLong)),
             rescale,
             or_empty(call.d_queries, options),
             or_empty(call.unit_queries, options),
@@ -44,13 +45,14 @@ EmbeddingsResult embeddings_forward(const at::Tensor& queries, const at::Tensor&
             or_empty(pair_keys, options.dtype(at::kShort)),
             or_empty(pair_ends, options.dtype(at::kInt)),
             or_empty(call.out.d_log_q, options),
-            call.out.d_values};
+            call.out.d_values,
+            or_empty(call.out.d_curve, options)};
   };
 
   if (negatives.shared.defined()) {
     SharedNegativesCall call;
     fill(call, negatives.shared, 1 + m);
-    if (with_gradients) call.shared_coefficients = at::empty({rows, n}, kept_options(queries));
+    if (with_gradients) call.shared_coefficients = empty({rows, n}, kept_options(queries));
     if (rows > 0) {
       check_range(positives.pos, items.size(0), "pos_ids");
       check_range(negatives.shared, items.size(0), "neg_ids");
@@ -86,9 +88,10 @@ TORCH_LIBRARY_FRAGMENT(cw_ext, m) {
   // coefficients, shared_coefficients [B, N] are of negatives [N].
   m.def("embeddings_forward(Tensor queries, Tensor items, Tensor pos_ids, Tensor neg_ids, Tensor? extra_ids, "
         "Tensor? log_q, " CW_EXCLUSION_SCHEMA ", " CW_LOSS_SCHEMA
-        "str similarity, str reduction, bool with_gradients, bool with_log_q_gradient) -> (Tensor loss, "
-        "Tensor live, Tensor rescale, Tensor d_queries, Tensor unit_queries, Tensor coefficients, "
-        "Tensor shared_coefficients, Tensor pair_keys, Tensor pair_ends, Tensor d_log_q, Tensor d_row_values)");
+        "str similarity, str reduction, bool with_gradients, bool with_log_q_gradient, bool with_curve_gradient) -> (Tensor loss, "
+        "Tensor live, Tensor above, Tensor rescale, Tensor d_queries, Tensor unit_queries, Tensor coefficients, "
+        "Tensor shared_coefficients, Tensor pair_keys, Tensor pair_ends, Tensor d_log_q, Tensor d_row_values, "
+        "Tensor d_curve)");
 }
 
 CW_LIBRARY_IMPL(m.impl("embeddings_forward", &embeddings_forward);)

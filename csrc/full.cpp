@@ -9,13 +9,14 @@ namespace cw_ext {
 
 namespace {
 
-using FullResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+using FullResult =
+    std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
 // All items as negatives, a part of the rows at a time. The gradients are those of the rows' losses times `factor`.
 FullResult full_forward(const at::Tensor& queries, const at::Tensor& items, const at::Tensor& pos_ids,
                         const OptionalTensor& extra_ids, CW_HISTORY_PARAMETERS, CW_LOSS_PARAMETERS
                         c10::string_view similarity, c10::string_view reduction, bool with_gradients,
-                        const OptionalTensor& factor) {
+                        const OptionalTensor& factor, bool with_curve_gradient) {
   check_tables(queries, items);
   check_items(items);
   const int64_t rows = queries.size(0), dim = queries.size(1);
@@ -28,7 +29,7 @@ FullResult full_forward(const at::Tensor& queries, const at::Tensor& items, cons
                     history(query_ids, starts, known, rows, queries)};
   at::Tensor d_items;
   if (with_gradients) {
-    call.coefficients = at::empty({rows, 1 + positives.extra.size(1)}, options);
+    call.coefficients = empty({rows, 1 + positives.extra.size(1)}, options);
     call.negative_sums = at::zeros({items.size(0), dim}, options);
     if (factor) {
       check_shape(*factor, {rows}, "factor", queries);
@@ -63,18 +64,20 @@ FullResult full_forward(const at::Tensor& queries, const at::Tensor& items, cons
   const auto [loss, rescale] = reduced(call.out, reduction);
   return {loss,
           call.out.live,
+          or_empty(call.out.above, options.dtype(at::kLong)),
           rescale,
           or_empty(call.d_queries, options),
           or_empty(d_items, items.options()),
-          call.out.d_values};
+          call.out.d_values,
+          or_empty(call.out.d_curve, options)};
 }
 
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(cw_ext, m) {
   m.def("full_forward(Tensor queries, Tensor items, Tensor pos_ids, Tensor? extra_ids, " CW_HISTORY_SCHEMA ", "
-        CW_LOSS_SCHEMA "str similarity, str reduction, bool with_gradients, Tensor? factor) -> (Tensor loss, "
-        "Tensor live, Tensor rescale, Tensor d_queries, Tensor d_items, Tensor d_row_values)");
+        CW_LOSS_SCHEMA "str similarity, str reduction, bool with_gradients, Tensor? factor, bool with_curve_gradient) -> (Tensor loss, "
+        "Tensor live, Tensor above, Tensor rescale, Tensor d_queries, Tensor d_items, Tensor d_row_values, Tensor d_curve)");
 }
 
 CW_LIBRARY_IMPL(m.impl("full_forward", &full_forward);)

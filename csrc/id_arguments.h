@@ -42,7 +42,7 @@ inline PositiveIds check_positive_ids(const at::Tensor& like, int64_t rows, cons
   TORCH_CHECK_TYPE(is_id_type(pos_ids) && (!extra_ids || is_id_type(*extra_ids)), "ids must be int32 or int64");
   check_shape(pos_ids, {rows}, "pos_ids", like);
   const at::Tensor pos = pos_ids.to(at::kLong).contiguous();
-  if (!extra_ids) return {pos, at::empty({rows, 0}, pos.options())};
+  if (!extra_ids) return {pos, empty({rows, 0}, pos.options())};
   TORCH_CHECK_VALUE(extra_ids->dim() == 2, "extra_ids must be [B, M], got ", extra_ids->sizes());
   check_shape(*extra_ids, {rows, extra_ids->size(1)}, "extra_ids", like);
   return {pos, extra_ids->to(at::kLong).contiguous()};

@@ -10,7 +10,8 @@ namespace cw_ext {
 
 namespace {
 
-using SampledResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+using SampledResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor,
+                                 at::Tensor, at::Tensor>;
 
 Draws checked_draws(Draws draws, const PositiveIds& positives, const at::Tensor& queries) {
   draws.pos_ids = positives.pos;
@@ -21,7 +22,7 @@ Draws checked_draws(Draws draws, const PositiveIds& positives, const at::Tensor&
 SampledResult sampled_forward(const at::Tensor& queries, const at::Tensor& items, const at::Tensor& pos_ids,
                               const OptionalTensor& extra_ids, CW_DRAWS_PARAMETERS, CW_LOSS_PARAMETERS
                               c10::string_view similarity, c10::string_view reduction, bool with_gradients,
-                              bool keep_coefficients) {
+                              bool keep_coefficients, bool with_curve_gradient) {
   check_tables(queries, items);
   check_items(items);
   const int64_t rows = queries.size(0);
@@ -37,11 +38,13 @@ SampledResult sampled_forward(const at::Tensor& queries, const at::Tensor& items
   const auto [loss, rescale] = reduced(call.rows.out, reduction);
   return {loss,
           call.rows.out.live,
+          or_empty(call.rows.out.above, options.dtype(at::kLong)),
           rescale,
           or_empty(call.rows.d_queries, options),
           or_empty(call.rows.unit_queries, options),
           or_empty(call.rows.coefficients, options),
-          call.rows.out.d_values};
+          call.rows.out.d_values,
+          or_empty(call.rows.out.d_curve, options)};
 }
 
 at::Tensor sampled_item_gradient(const at::Tensor& unit_queries, const OptionalTensor& factor,
@@ -54,6 +57,7 @@ at::Tensor sampled_item_gradient(const at::Tensor& unit_queries, const OptionalT
   const PositiveIds positives = check_positive_ids(queries, rows, pos_ids, extra_ids);
   check_shape(unit_queries, {rows, dim}, "unit_queries", queries);
   check_type(unit_queries, compute_type(queries), "unit_queries");
+  constexpr bool with_curve_gradient = false;
   SampledItemGradientCall call;
   call.draws = checked_draws(CW_DRAWS(items.size(0), rows, queries), positives, queries);
   ItemGradientCall& gradient = call.gradient;
@@ -84,9 +88,9 @@ at::Tensor sampled_item_gradient(const at::Tensor& unit_queries, const OptionalT
 TORCH_LIBRARY_FRAGMENT(cw_ext, m) {
   // queries [B, D], items [I, D], pos_ids [B], extra_ids [B, M].
   m.def("sampled_forward(Tensor queries, Tensor items, Tensor pos_ids, Tensor? extra_ids, " CW_DRAWS_SCHEMA ", "
-        CW_LOSS_SCHEMA "str similarity, str reduction, bool with_gradients, bool keep_coefficients) -> (Tensor loss, "
-        "Tensor live, Tensor rescale, Tensor d_queries, Tensor unit_queries, Tensor coefficients, "
-        "Tensor d_row_values)");
+        CW_LOSS_SCHEMA "str similarity, str reduction, bool with_gradients, bool keep_coefficients, bool with_curve_gradient) -> (Tensor loss, "
+        "Tensor live, Tensor above, Tensor rescale, Tensor d_queries, Tensor unit_queries, Tensor coefficients, "
+        "Tensor d_row_values, Tensor d_curve)");
   // coefficients: as sampled_forward left them, or None to compute them again.
   m.def("sampled_item_gradient(Tensor unit_queries, Tensor? factor, Tensor? coefficients, Tensor queries, Tensor items, "
         "Tensor pos_ids, Tensor? extra_ids, " CW_DRAWS_SCHEMA ", " CW_LOSS_SCHEMA "str similarity, str reduction) "

@@ -10,11 +10,12 @@ namespace cw_ext {
 namespace {
 
 using ScoresResult =
-    std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+    std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor,
+               at::Tensor, at::Tensor>;
 
 ScoresResult scores_forward(const at::Tensor& pos, const at::Tensor& neg, const OptionalTensor& extra,
                             const OptionalTensor& log_q, CW_LOSS_PARAMETERS c10::string_view reduction,
-                            bool with_gradients, bool with_log_q_gradient) {
+                            bool with_gradients, bool with_log_q_gradient, bool with_curve_gradient) {
   TORCH_CHECK_VALUE(pos.dim() == 1 && neg.dim() == 2, "pos must be [B] and neg [B, N], got ", pos.sizes(), " and ",
                     neg.sizes());
   const int64_t rows = pos.size(0), n = neg.size(1);
@@ -32,26 +33,28 @@ ScoresResult scores_forward(const at::Tensor& pos, const at::Tensor& neg, const 
   call.loss = CW_LOSS(rows, pos);
   call.pos = pos;
   call.neg = with_contiguous_rows(neg);
-  call.extra = extra ? with_contiguous_rows(*extra) : at::empty({rows, 0}, pos.options());
+  call.extra = extra ? with_contiguous_rows(*extra) : empty({rows, 0}, pos.options());
   call.log_q = log_weights(log_q, rows, n, pos);
   call.with_gradients = with_gradients;
-  call.out = allocate_rows(rows, options);
-  if (with_log_q_gradient && log_q) call.out.d_log_q = at::empty({rows, n}, options);
+  call.out = allocate_rows(rows, call.loss, options);
+  if (with_log_q_gradient && log_q) call.out.d_log_q = empty({rows, n}, options);
   if (with_gradients) {
-    call.d_pos = at::empty({rows}, options);
+    call.d_pos = empty({rows}, options);
     call.d_neg = empty_large({rows, n}, kept_options(pos));
-    call.d_extra = at::empty({rows, m}, options);
+    call.d_extra = empty({rows, m}, options);
   }
   if (rows > 0) CW_RUN(pos, scores(call));
   const auto [loss, rescale] = reduced(call.out, reduction);
   return {loss,
           call.out.live,
+          or_empty(call.out.above, options.dtype(at::kLong)),
           rescale,
           or_empty(call.d_pos, options),
           or_empty(call.d_neg, options),
           or_empty(call.d_extra, options),
           or_empty(call.out.d_log_q, options),
-          call.out.d_values};
+          call.out.d_values,
+          or_empty(call.out.d_curve, options)};
 }
 
 }  // namespace
@@ -59,8 +62,8 @@ ScoresResult scores_forward(const at::Tensor& pos, const at::Tensor& neg, const 
 TORCH_LIBRARY_FRAGMENT(cw_ext, m) {
   // pos [B], neg [B, N], extra [B, M], log_q [B, N]; outputs without gradients wanted are empty.
   m.def("scores_forward(Tensor pos, Tensor neg, Tensor? extra, Tensor? log_q, " CW_LOSS_SCHEMA
-        "str reduction, bool with_gradients, bool with_log_q_gradient) -> (Tensor loss, Tensor live, Tensor rescale, "
-        "Tensor d_pos, Tensor d_neg, Tensor d_extra, Tensor d_log_q, Tensor d_row_values)");
+        "str reduction, bool with_gradients, bool with_log_q_gradient, bool with_curve_gradient) -> (Tensor loss, Tensor live, Tensor above, Tensor rescale, "
+        "Tensor d_pos, Tensor d_neg, Tensor d_extra, Tensor d_log_q, Tensor d_row_values, Tensor d_curve)");
 }
 
 CW_LIBRARY_IMPL(m.impl("scores_forward", &scores_forward);)

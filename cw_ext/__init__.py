@@ -7,6 +7,8 @@ from cw_ext.interactions import Candidates, Interactions
 from cw_ext.modules import CWEmbeddingLoss, CWFullLoss, CWInBatchLoss, CWLoss, CWSampledLoss
 from cw_ext.negative_sampling import draw_negatives
 from cw_ext.sampled_losses import cw_loss_full, cw_loss_in_batch, sampled_cw_loss
+from cw_ext.score_curve import ScoreCurve
+from cw_ext.topk_threshold import TopKThreshold
 from cw_ext.version import __version__
 
 __all__ = [
@@ -17,6 +19,8 @@ __all__ = [
     "CWSampledLoss",
     "Candidates",
     "Interactions",
+    "ScoreCurve",
+    "TopKThreshold",
     "__version__",
     "build_config",
     "cw_loss",

@@ -21,6 +21,7 @@ from cw_ext.op_inputs import (
     FullInputs,
     FullResults,
     FullWanted,
+    Losses,
     SampledInputs,
     SampledResults,
     SampledWanted,
@@ -37,7 +38,8 @@ if extension.available():
 class _WithLogQ(Op):
     def wanted(self, inputs: ScoreInputs | EmbeddingInputs, needs_gradient: bool) -> Wanted:
         log_q = inputs.log_q
-        return Wanted(needs_gradient, needs_gradient and log_q is not None and log_q.requires_grad)
+        of_log_q = needs_gradient and log_q is not None and log_q.requires_grad
+        return Wanted(needs_gradient, of_log_q, _wants_curve(inputs, needs_gradient))
 
 
 class _Scores(_WithLogQ):
@@ -52,19 +54,29 @@ class _Scores(_WithLogQ):
 
         as_rows = [folded(x, dim) for x, dim in zip(tensors, in_dims)]
         inputs: ScoreInputs = self.layout.rebuilt(self.together(as_rows, others))
-        loss, live, *rest = self(inputs._replace(reduction="none"))
+        results = self(inputs._replace(reduction="none"))
+        losses, rest = results[: len(Losses._fields)], results[len(Losses._fields) :]
         # Not unflatten to (samples, -1): it is ambiguous for a tensor without elements.
-        loss, live = (x.unflatten(0, (samples, x.shape[0] // samples)) for x in (loss, live))
+        loss, live, above = (x.unflatten(0, (samples, x.shape[0] // samples)) for x in losses)
         loss = torch.vmap(lambda loss, live: reference.reduce(loss, live, None, inputs.reduction))(loss, live)
         # The rest serves a backward pass through the kernels, and that of a vmapped call goes through the reference.
-        return (loss, live, *rest), (0, 0, *(None for _ in rest))
+        return (loss, live, above, *rest), (0, 0, 0, *(None for _ in rest))
 
 
 _SCORES = _Scores("scores_forward", SCORES, ScoreResults, reference.score_rows)
 
 
-def score_rows(inputs: ScoreInputs) -> tuple[Tensor, Tensor]:
-    """Level 1: (loss [...], or reduced; live [...])."""
+def _wants_curve(inputs: Any, needs_gradient: bool) -> bool:
+    curve = inputs.curve.curve
+    return needs_gradient and curve is not None and curve.requires_grad
+
+
+def _losses(results: tuple[Tensor, ...]) -> Losses:
+    return Losses(*results[: len(Losses._fields)])
+
+
+def score_rows(inputs: ScoreInputs) -> Losses:
+    """Level 1, with rows of any shape [...]."""
     shape = inputs.pos.shape
     if len(shape) != 1:
         # Not −1: it is ambiguous for a tensor without elements.
@@ -74,12 +86,14 @@ def score_rows(inputs: ScoreInputs) -> tuple[Tensor, Tensor]:
         ]
         inputs = SCORES.rebuilt(as_rows)
     if torch.compiler.is_exporting():
-        loss, live = torch.ops.cw_ext_export.scores_forward(*SCORES.flat(inputs))
+        losses = Losses(*torch.ops.cw_ext_export.scores_forward(*SCORES.flat(inputs)))
     else:
-        loss, live, *_ = _SCORES(inputs)
+        losses = _losses(_SCORES(inputs))
     if len(shape) == 1:
-        return loss, live
-    return loss.reshape(shape) if inputs.reduction == "none" else loss, live.reshape(shape)
+        return losses
+    loss, live, above = losses
+    loss = loss.reshape(shape) if inputs.reduction == "none" else loss
+    return Losses(loss, live.reshape(shape), above.reshape(shape) if inputs.parameters.return_above else above)
 
 
 class _Embeddings(_WithLogQ):
@@ -111,16 +125,14 @@ class _Embeddings(_WithLogQ):
 _EMBEDDINGS = _Embeddings("embeddings_forward", EMBEDDINGS, EmbeddingResults, reference.embedding_rows)
 
 
-def embedding_rows(inputs: EmbeddingInputs) -> tuple[Tensor, Tensor]:
-    """Level 2: (loss [B], or reduced; live [B])."""
+def embedding_rows(inputs: EmbeddingInputs) -> Losses:
+    """Level 2."""
     if torch.compiler.is_exporting():
-        loss, live = torch.ops.cw_ext_export.embeddings_forward(*EMBEDDINGS.flat(inputs))
-    else:
-        loss, live, *_ = _EMBEDDINGS(inputs)
-    return loss, live
+        return Losses(*torch.ops.cw_ext_export.embeddings_forward(*EMBEDDINGS.flat(inputs)))
+    return _losses(_EMBEDDINGS(inputs))
 
 
-def _sampled_by_reference(inputs: SampledInputs) -> tuple[Tensor, Tensor]:
+def _sampled_by_reference(inputs: SampledInputs) -> Losses:
     """With the negatives that the kernels draw."""
     rows, draws = inputs.queries.shape[0], inputs.draws
     neg_ids = torch.ops.cw_ext.draw_negatives(rows, inputs.items.shape[0], *DRAWS.flat(draws))
@@ -135,6 +147,7 @@ def _sampled_by_reference(inputs: SampledInputs) -> tuple[Tensor, Tensor]:
             exclude=False,
             history=None,
             row_values=inputs.row_values,
+            curve=inputs.curve,
             parameters=inputs.parameters,
             similarity=inputs.similarity,
             reduction=inputs.reduction,
@@ -144,7 +157,7 @@ def _sampled_by_reference(inputs: SampledInputs) -> tuple[Tensor, Tensor]:
 
 class _Sampled(Op):
     def wanted(self, inputs: SampledInputs, needs_gradient: bool, recompute: bool) -> SampledWanted:
-        return SampledWanted(needs_gradient, keep_coefficients=not recompute)
+        return SampledWanted(needs_gradient, not recompute, _wants_curve(inputs, needs_gradient))
 
     def gradients(self, saved: Saved, grad: Tensor, names: list[str]) -> Gradients:
         if "items" not in names:
@@ -159,10 +172,9 @@ class _Sampled(Op):
 _SAMPLED = _Sampled("sampled_forward", SAMPLED, SampledResults, _sampled_by_reference)
 
 
-def sampled_rows(inputs: SampledInputs, recompute: bool) -> tuple[Tensor, Tensor]:
-    """Level 3, with negatives drawn inside: (loss [B], or reduced; live [B])."""
-    loss, live, *_ = _SAMPLED(inputs, recompute)
-    return loss, live
+def sampled_rows(inputs: SampledInputs, recompute: bool) -> Losses:
+    """Level 3, with negatives drawn inside."""
+    return _losses(_SAMPLED(inputs, recompute))
 
 
 class _Full(Op):
@@ -172,26 +184,28 @@ class _Full(Op):
     """
 
     def wanted(self, inputs: FullInputs, needs_gradient: bool) -> FullWanted:
+        of_curve = _wants_curve(inputs, needs_gradient)
         at_once = inputs.reduction != "none" and inputs.items.dtype == reference.compute_dtype(inputs.items.dtype)
-        return FullWanted(needs_gradient and at_once, factor=None)
+        return FullWanted(needs_gradient and at_once, factor=None, with_curve_gradient=at_once and of_curve)
 
     def gradients(self, saved: Saved, grad: Tensor, names: list[str]) -> Gradients:
         if saved.wanted.with_gradients:
             return self.scaled(saved, grad, names)
         inputs = saved.arguments()
-        again = FullWanted(with_gradients=True, factor=grad.expand(inputs.queries.shape[0]))
-        _, _, *computed = self.op(*inputs, *again)
-        results = FullResults(*computed)
+        factor = grad.expand(inputs.queries.shape[0])
+        computed = self.op(*inputs, *FullWanted(True, factor, with_curve_gradient="curve" in names))
+        results = FullResults(*computed[len(Losses._fields) :])
         found: Gradients = {"queries": results.d_queries.to(inputs.queries.dtype), "items": results.d_items}
         for value, gradient in zip(RowValues._fields, results.d_row_values):
             found[f"{value}_rows"] = gradient * grad
+        if "curve" in names:
+            found["curve"] = results.d_curve * factor.unsqueeze(-1)
         return {name: found[name] for name in names}
 
 
 _FULL = _Full("full_forward", FULL, FullResults, reference.full_rows)
 
 
-def full_rows(inputs: FullInputs) -> tuple[Tensor, Tensor]:
-    """All items as negatives: (loss [B], or reduced; live [B])."""
-    loss, live, *_ = _FULL(inputs)
-    return loss, live
+def full_rows(inputs: FullInputs) -> Losses:
+    """All items as negatives."""
+    return _losses(_FULL(inputs))

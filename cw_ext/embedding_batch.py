@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from cw_ext import autograd, checks, extension, reference
 from cw_ext.autocast import floating_input, without_autocast
 from cw_ext.item_table import item_table
-from cw_ext.op_inputs import EmbeddingInputs
+from cw_ext.op_inputs import EmbeddingInputs, Losses
 from cw_ext.parameters import LossArguments, LossOptions, resolve
 from cw_ext.reference_sampling import History
-from cw_ext.row_values import RowValues, row_values
+from cw_ext.row_values import CurveInputs, RowValues, curve_inputs, row_values
 from cw_ext.sparse_rows import compact_table
 
 Similarity = Literal["half_cosine", "cosine", "dot"]
@@ -38,6 +38,7 @@ class EmbeddingBatch(NamedTuple):
     extra_ids: Tensor | None  # [B, M]
     row_weights: Tensor | None  # [B]
     row_values: RowValues
+    curve: CurveInputs
     similarity: str
     options: LossOptions
     fused: bool
@@ -61,11 +62,9 @@ class EmbeddingBatch(NamedTuple):
         """Of the rows' losses, to which row weights are still to be applied."""
         return self.options.reduction if self.row_weights is None else "none"
 
-    def weighted(self, loss: Tensor, live: Tensor) -> Tensor:
-        """The loss from (loss, live) of the rows, reduced as above."""
-        if self.row_weights is None:
-            return loss
-        return reference.reduce(loss, live, self.row_weights, self.options.reduction)
+    def result(self, rows: Losses) -> Tensor:
+        """What the user gets, from the rows reduced as above."""
+        return reference.result(rows, self.row_weights, self.options.reduction, self.options.row.return_above)
 
 
 def embedding_batch(
@@ -95,6 +94,7 @@ def embedding_batch(
             extra_ids,
             row_weights,
             row_values(options, "queries", row_like, dtype),
+            curve_inputs(options, "queries", row_like, dtype),
             similarity,
             options,
             extension.use_kernels(options.backend, device),
@@ -112,8 +112,8 @@ def loss_of_ids(
     history: History | None = None,
 ) -> Tensor:
     """The loss with these negatives; the arguments are those of :func:`rows_of_ids`."""
-    return batch.weighted(
-        *rows_of_ids(batch, neg_ids, log_q, sparse_grad=sparse_grad, exclude=exclude, history=history)
+    return batch.result(
+        rows_of_ids(batch, neg_ids, log_q, sparse_grad=sparse_grad, exclude=exclude, history=history)
     )
 
 
@@ -125,13 +125,13 @@ def rows_of_ids(
     sparse_grad: bool,
     exclude: bool = False,
     history: History | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> Losses:
     """The rows' losses with these negatives, [B, N] or shared [N], and their log weights [B, N] or None.
 
     With `exclude`, each row leaves out the shared negatives that are its positive, or known in `history`.
 
     Returns:
-        (loss [B], or reduced; live [B]), without the row weights.
+        The rows without the row weights.
     """
     table, ids = batch.items, (batch.pos_ids, neg_ids, batch.extra_ids)
     if sparse_grad or not batch.fused:
@@ -152,6 +152,7 @@ def rows_of_ids(
         exclude,
         history,
         batch.row_values,
+        batch.curve,
         batch.options.row,
         batch.similarity,
         batch.reduction,

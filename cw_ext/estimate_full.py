@@ -8,13 +8,16 @@ from torch import Tensor
 from cw_ext import reference
 from cw_ext.embedding_batch import EmbeddingBatch, rows_of_ids
 from cw_ext.interactions import Interactions
-from cw_ext.parameters import RowParameters, resolve
+from cw_ext.parameters import LossOptions, resolve
 from cw_ext.reference_sampling import History
 from cw_ext.row_values import RowValues
 
 
-def check_estimate_full(estimate_full: bool, row: RowParameters, log_q_correction: bool, candidates: object) -> None:
+def check_estimate_full(
+    estimate_full: bool, options: LossOptions, log_q_correction: bool, candidates: object
+) -> None:
     """Refuse settings with which a row is not a part of the softmax over all items."""
+    row = options.row
     if estimate_full and candidates is not None:
         raise ValueError(f"estimate_full=True needs candidates=None, got {type(candidates).__name__}")
     if estimate_full and not (row.include_positive and log_q_correction):
@@ -22,8 +25,14 @@ def check_estimate_full(estimate_full: bool, row: RowParameters, log_q_correctio
             "estimate_full=True needs include_positive=True and log_q_correction=True, got "
             f"include_positive={row.include_positive} and log_q_correction={log_q_correction}"
         )
-    if estimate_full and row.confidence_temperature is not None:
-        raise ValueError(f"estimate_full=True needs confidence_temperature=None, got {row.confidence_temperature}")
+    for name in ("confidence_temperature", "positive_temperature"):
+        value = getattr(row, name)
+        if estimate_full and value is not None:
+            raise ValueError(f"estimate_full=True needs {name}=None, got {value}")
+    if estimate_full and options.score_curve is not None:
+        raise ValueError(f"estimate_full=True needs score_curve=None, got {options.score_curve}")
+    if estimate_full and row.return_above:
+        raise ValueError("estimate_full=True needs return_above=False, got True")
 
 
 def loss_over_all_items(
@@ -42,7 +51,7 @@ def loss_over_all_items(
     """
     row = batch.options.row._replace(include_positive=False)
     negatives = batch._replace(options=batch.options._replace(row=row, reduction="none"))
-    loss, live = rows_of_ids(negatives, neg_ids, log_q, sparse_grad=sparse_grad, exclude=True, history=history)
+    loss, live, _ = rows_of_ids(negatives, neg_ids, log_q, sparse_grad=sparse_grad, exclude=True, history=history)
     num_negatives = _count_negatives(batch, neg_ids, log_q, history)
     left = _count_items_left(batch, history, interactions)
     scale = torch.where(live, left / torch.where(live, num_negatives, 1), 1).log()
@@ -60,7 +69,7 @@ def _count_negatives(batch: EmbeddingBatch, neg_ids: Tensor, log_q: Tensor, hist
         similarity="dot",
         options=resolve({"weighting": "none", "include_positive": True, "reduction": "none"}),
     )
-    loss, _ = rows_of_ids(zeros, neg_ids, log_q, sparse_grad=False, exclude=True, history=history)
+    loss, *_ = rows_of_ids(zeros, neg_ids, log_q, sparse_grad=False, exclude=True, history=history)
     return loss.expm1()
 
 

@@ -14,24 +14,24 @@ import torch
 from torch import Tensor
 
 from cw_ext import autograd
-from cw_ext.op_inputs import EMBEDDINGS, SCORES, Layout
+from cw_ext.op_inputs import EMBEDDINGS, SCORES, Layout, Losses, Wanted
 
 
-def _define(name: str, layout: Layout[Any], rows_of: Callable[[Any], tuple[Tensor, Tensor]]) -> None:
-    """The op's schema and results, and its gradients: those of rows_of(inputs) = (loss, live)."""
+def _define(name: str, layout: Layout[Any], rows_of: Callable[[Any], Losses]) -> None:
+    """The op's schema and results, and its gradients: those of rows_of(inputs).loss."""
     op = getattr(torch.ops.cw_ext, name).default
     arguments = str(op._schema).partition("(")[2].partition(", bool with_gradients")[0]
     exported = f"cw_ext_export::{name}"
 
-    def loss_and_live(*inputs: Any) -> tuple[Tensor, ...]:
-        return tuple(op(*inputs, False, False)[:2])
+    def losses(*inputs: Any) -> tuple[Tensor, ...]:
+        return tuple(op(*inputs, *Wanted(False, False, False))[: len(Losses._fields)])
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.set_materialize_grads(False)
         ctx.others = [None if isinstance(x, Tensor) else x for x in inputs]
         ctx.save_for_backward(*(x if isinstance(x, Tensor) else None for x in inputs))
 
-    def backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         needs = ctx.needs_input_grad
         if grad is None:
             return (None,) * len(needs)
@@ -39,13 +39,13 @@ def _define(name: str, layout: Layout[Any], rows_of: Callable[[Any], tuple[Tenso
         wanted = [x for x, needed in zip(inputs, needs) if needed]
         create_graph = torch.is_grad_enabled()
         with torch.enable_grad():
-            loss, _ = rows_of(layout.rebuilt(inputs))
+            loss = rows_of(layout.rebuilt(inputs)).loss
             found = iter(torch.autograd.grad(loss, wanted, grad, create_graph=create_graph))
         return tuple(next(found) if needed else None for needed in needs)
 
-    torch.library.define(exported, f"({arguments}) -> (Tensor loss, Tensor live)")
-    torch.library.impl(exported, "CompositeExplicitAutograd", loss_and_live)
-    torch.library.register_fake(exported, loss_and_live)
+    torch.library.define(exported, f"({arguments}) -> (Tensor loss, Tensor live, Tensor above)")
+    torch.library.impl(exported, "CompositeExplicitAutograd", losses)
+    torch.library.register_fake(exported, losses)
     torch.library.register_autograd(exported, backward, setup_context=setup_context)
 
 

@@ -41,15 +41,19 @@ class _New:
         narrow = self._like.device.type == "cuda" and self._like.dtype == torch.bfloat16
         return self._like.new_empty(shape, dtype=torch.bfloat16) if narrow and wanted else self(*shape, wanted=wanted)
 
-    def losses(self, reduction: str) -> Losses:
+    def losses(self, reduction: str, return_above: bool) -> Losses:
         loss = self(*((self._rows,) if reduction == "none" else ()))
-        return Losses(loss, self._like.new_empty((self._rows,), dtype=torch.bool))
+        above = self._like.new_empty((self._rows if return_above else 0,), dtype=torch.int64)
+        return Losses(loss, self._like.new_empty((self._rows,), dtype=torch.bool), above)
 
     def rescale(self, reduction: str) -> Tensor:
         return self(wanted=reduction == "mean")
 
     def row_values(self) -> Tensor:
         return self(len(RowValues._fields), self._rows)
+
+    def curve(self, curve: Tensor | None, *, wanted: bool) -> Tensor:
+        return self(0) if curve is None or not wanted else self(self._rows, curve.shape[1])
 
 
 def _width(x: Tensor | None) -> int:
@@ -68,8 +72,9 @@ def _scores_forward(*arguments: Any) -> tuple[Tensor, ...]:
         d_extra=new(rows, _width(inputs.extra), wanted=gradients),
         d_log_q=new(rows, n, wanted=wanted.with_log_q_gradient and inputs.log_q is not None),
         d_row_values=new.row_values(),
+        d_curve=new.curve(inputs.curve.curve, wanted=wanted.with_curve_gradient),
     )
-    return (*new.losses(inputs.reduction), *results)
+    return (*new.losses(inputs.reduction, inputs.parameters.return_above), *results)
 
 
 def _sorted_pairs(queries: Tensor, width: int, items: int, *, wanted: bool) -> tuple[Tensor, Tensor]:
@@ -102,8 +107,9 @@ def _embeddings_forward(*arguments: Any) -> tuple[Tensor, ...]:
         pair_ends=ends,
         d_log_q=new(rows, n, wanted=wanted.with_log_q_gradient and inputs.log_q is not None),
         d_row_values=new.row_values(),
+        d_curve=new.curve(inputs.curve.curve, wanted=wanted.with_curve_gradient),
     )
-    return (*new.losses(inputs.reduction), *results)
+    return (*new.losses(inputs.reduction, inputs.parameters.return_above), *results)
 
 
 @torch.library.register_fake("cw_ext::draw_negatives")
@@ -123,8 +129,9 @@ def _sampled_forward(*arguments: Any) -> tuple[Tensor, ...]:
         unit_queries=new(rows, dim, wanted=gradients),
         coefficients=new(rows, width, wanted=gradients and wanted.keep_coefficients),
         d_row_values=new.row_values(),
+        d_curve=new.curve(inputs.curve.curve, wanted=wanted.with_curve_gradient),
     )
-    return (*new.losses(inputs.reduction), *results)
+    return (*new.losses(inputs.reduction, inputs.parameters.return_above), *results)
 
 
 @torch.library.register_fake("cw_ext::full_forward")
@@ -136,8 +143,9 @@ def _full_forward(*arguments: Any) -> tuple[Tensor, ...]:
         d_queries=new(rows, dim, wanted=wanted.with_gradients),
         d_items=inputs.items.new_empty(inputs.items.shape if wanted.with_gradients else (0,)),
         d_row_values=new.row_values(),
+        d_curve=new.curve(inputs.curve.curve, wanted=wanted.with_curve_gradient),
     )
-    return (*new.losses(inputs.reduction), *results)
+    return (*new.losses(inputs.reduction, inputs.parameters.return_above), *results)
 
 
 @torch.library.register_fake("cw_ext::sampled_item_gradient")

@@ -12,7 +12,7 @@ from cw_ext.autocast import floating_input, without_autocast
 from cw_ext.embedding_batch import Similarity, embedding_batch, loss_of_ids
 from cw_ext.op_inputs import ScoreInputs
 from cw_ext.parameters import LossArguments, documents_loss_arguments, resolve
-from cw_ext.row_values import row_values
+from cw_ext.row_values import curve_inputs, row_values
 
 if extension.available():
     from cw_ext import export_ops  # noqa: F401  (defines the ops of exported programs)
@@ -70,12 +70,13 @@ def cw_loss(
             extra,
             _expanded(neg_log_weights, neg.shape, dtype),
             row_values(options, "pos_scores", pos, dtype),
+            curve_inputs(options, "pos_scores", pos, dtype),
             options.row,
             options.reduction if row_weights is None else "none",
         )
         fused = extension.use_kernels(options.backend, device)
-        losses, live = autograd.score_rows(inputs) if fused else reference.score_rows(inputs)
-        return losses if row_weights is None else reference.reduce(losses, live, row_weights, options.reduction)
+        rows = autograd.score_rows(inputs) if fused else reference.score_rows(inputs)
+        return reference.result(rows, row_weights, options.reduction, options.row.return_above)
 
 
 @documents_loss_arguments

@@ -259,7 +259,7 @@ class CWInBatchLoss(_InteractionsLoss):
         checks.num_negatives(num_negatives, 0)
         check_similarity(similarity)
         checks.flags(log_q_correction=log_q_correction, estimate_full=estimate_full, sparse_grad=sparse_grad)
-        check_estimate_full(estimate_full, resolve(loss).row, log_q_correction, candidates)
+        check_estimate_full(estimate_full, resolve(loss), log_q_correction, candidates)
         if candidates is not None:
             if interactions is None:
                 raise ValueError("interactions must be given with candidates, which they prepare, got None")

@@ -76,14 +76,14 @@ class Op:
         name: str,
         layout: Layout[Any],
         results: type[Any],
-        by_reference: Callable[[Any], tuple[Tensor, Tensor]],
+        by_reference: Callable[[Any], Losses],
     ) -> None:
         """
         Args:
             name: torch.ops.cw_ext.NAME.
             layout: of its inputs.
             results: what it returns after the losses.
-            by_reference: (loss, live) of the same inputs, by the reference.
+            by_reference: the losses of the same inputs, by the reference.
         """
         self.layout, self.results, self.by_reference = layout, results, by_reference
         self.op: Any = getattr(torch.ops.cw_ext, name).default if extension.available() else None

@@ -1,7 +1,7 @@
 """What the ops of the loss take and return: one tuple per op, with its fields in the order of the op's schema.
 
-A tuple may hold other tuples (the row values, the loss's parameters, a history, draws). To the op these are arguments
-like any other: :class:`Layout` translates. tests/test_op_inputs.py compares the tuples with the schemas.
+A tuple may hold other tuples (the row values, a curve, the loss's parameters, a history, draws). To the op these are
+arguments like any other: :class:`Layout` translates. tests/test_op_inputs.py compares the tuples with the schemas.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cw_ext.parameters import RowParameters
 from cw_ext.reference_sampling import Draws, History
-from cw_ext.row_values import RowValues
+from cw_ext.row_values import CurveInputs, RowValues
 
 
 class ScoreInputs(NamedTuple):
@@ -25,6 +25,7 @@ class ScoreInputs(NamedTuple):
     extra: Tensor | None  # [B, M]
     log_q: Tensor | None  # [B, N]
     row_values: RowValues
+    curve: CurveInputs
     parameters: RowParameters
     reduction: str
 
@@ -41,6 +42,7 @@ class EmbeddingInputs(NamedTuple):
     exclude: bool  # each row leaves out the shared negatives that are its positive, or known in `history`
     history: History | None
     row_values: RowValues
+    curve: CurveInputs
     parameters: RowParameters
     similarity: str
     reduction: str
@@ -55,6 +57,7 @@ class SampledInputs(NamedTuple):
     extra_ids: Tensor | None  # [B, M]
     draws: Draws
     row_values: RowValues
+    curve: CurveInputs
     parameters: RowParameters
     similarity: str
     reduction: str
@@ -69,6 +72,7 @@ class FullInputs(NamedTuple):
     extra_ids: Tensor | None  # [B, M]
     history: History | None
     row_values: RowValues
+    curve: CurveInputs
     parameters: RowParameters
     similarity: str
     reduction: str
@@ -82,16 +86,19 @@ class Wanted(NamedTuple):
 
     with_gradients: bool
     with_log_q_gradient: bool
+    with_curve_gradient: bool
 
 
 class SampledWanted(NamedTuple):
     with_gradients: bool
     keep_coefficients: bool  # else the item gradient computes them again
+    with_curve_gradient: bool
 
 
 class FullWanted(NamedTuple):
     with_gradients: bool
     factor: Tensor | None  # [B], or None: 1. The gradients are those of the rows' losses times this
+    with_curve_gradient: bool
 
 
 # ---- results -----------------------------------------------------------------------------------------------
@@ -102,6 +109,7 @@ class Losses(NamedTuple):
 
     loss: Tensor  # [B], or reduced
     live: Tensor  # bool [B]: the row has a negative
+    above: Tensor  # int64 [B]: how many negatives score above the threshold; empty where that is not asked
 
 
 # What follows is for backward: of the gradients of each row's loss those that were wanted, the others empty. A mean's
@@ -115,6 +123,7 @@ class ScoreResults(NamedTuple):
     d_extra: Tensor  # [B, M]
     d_log_q: Tensor  # [B, N]
     d_row_values: Tensor  # [K, B]
+    d_curve: Tensor  # [B, K]
 
 
 class EmbeddingResults(NamedTuple):
@@ -127,6 +136,7 @@ class EmbeddingResults(NamedTuple):
     pair_ends: Tensor
     d_log_q: Tensor  # [B, N]
     d_row_values: Tensor  # [K, B]
+    d_curve: Tensor  # [B, K]
 
 
 class SampledResults(NamedTuple):
@@ -135,6 +145,7 @@ class SampledResults(NamedTuple):
     unit_queries: Tensor
     coefficients: Tensor
     d_row_values: Tensor  # [K, B]
+    d_curve: Tensor  # [B, K]
 
 
 class FullResults(NamedTuple):
@@ -142,6 +153,7 @@ class FullResults(NamedTuple):
     d_queries: Tensor  # [B, D]
     d_items: Tensor  # [I, D]
     d_row_values: Tensor  # [K, B]
+    d_curve: Tensor  # [B, K]
 
 
 # ---- tuples and an op's arguments --------------------------------------------------------------------------

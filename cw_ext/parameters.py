@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from cw_ext import checks
+from cw_ext.score_curve import ScoreCurve
 
 Weighting = Literal["none", "sigmoid", "exponential", "linear"]
 Surrogate = Literal["exp", "tanh", "atan", "relu"]
@@ -80,6 +81,12 @@ def _flag(name: str, value: Any) -> Any:
     return value
 
 
+def _curve(name: str, value: Any) -> Any:
+    if value is not None and not isinstance(value, ScoreCurve):
+        raise TypeError(f"{name} must be a cw_ext.ScoreCurve or None, got {type(value).__name__}")
+    return value
+
+
 def _is_positive(x: float) -> bool:
     return x > 0
 
@@ -132,6 +139,15 @@ class LossArguments(TypedDict, total=False):
             _number("> 0", _is_positive, none=True),
             "None, or τ⁺ > 0, a temperature of the positive's own: L gains s⁺·(1/τ − 1/τ⁺), so that with π = 0 and "
             "ω = 1 a row is logsumexp_j(s_j/τ) − s⁺/τ⁺.",
+        ),
+    ]
+    score_curve: Annotated[
+        ScoreCurve | None,
+        Argument(
+            None,
+            _curve,
+            "None, or a cw_ext.ScoreCurve: each negative's weight q_j is multiplied by the exponential of the curve at "
+            "its score or margin.",
         ),
     ]
     detach_weights: Annotated[
@@ -192,6 +208,15 @@ class LossArguments(TypedDict, total=False):
         Reduction,
         Argument("mean", _choice(REDUCTIONS), '"mean" (Σ w·L / Σ w over the live rows), "sum" or "none".'),
     ]
+    return_above: Annotated[
+        bool,
+        Argument(
+            False,
+            _flag,
+            "return (loss, above [...]) in place of the loss: above is how many negatives of each row that are not "
+            "masked out score above its `confidence_threshold` (int64).",
+        ),
+    ]
     backend: Annotated[
         Backend,
         Argument(
@@ -221,6 +246,7 @@ class RowParameters(NamedTuple):
     confidence_temperature: float | None
     include_positive: bool
     surrogate: str
+    return_above: bool
 
 
 class LossOptions(NamedTuple):
@@ -230,6 +256,7 @@ class LossOptions(NamedTuple):
     prior: float | Tensor
     confidence_threshold: float | Tensor
     temperature: float | Tensor
+    score_curve: ScoreCurve | None
     reduction: str
     backend: str
 
@@ -243,14 +270,14 @@ def resolve(loss: LossArguments) -> LossOptions:
     """
     if torch.compiler.is_compiling():
         return _resolve(**loss)
-    if any(isinstance(value, Tensor) for value in loss.values()):
+    if any(isinstance(value, (Tensor, ScoreCurve)) for value in loss.values()):
         return _resolve_with_tensors(loss)
     # The same few arguments come with every batch, and checking them costs as much as a small batch's loss.
     try:
         hash(tuple(loss.values()))
     except TypeError:
         return _resolve(**loss)
-    return _resolve_once(**loss)
+    return _resolve_once(**loss)  # type: ignore[arg-type]
 
 
 def _resolve_with_tensors(loss: LossArguments) -> LossOptions:
@@ -258,7 +285,7 @@ def _resolve_with_tensors(loss: LossArguments) -> LossOptions:
     rest: Any = {}
     tensors = {}
     for name, value in loss.items():
-        if isinstance(value, Tensor):
+        if isinstance(value, (Tensor, ScoreCurve)):
             tensors[name] = _argument(name).check(name, value)
         else:
             rest[name] = value

@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cw_ext import sums
-from cw_ext.op_inputs import EmbeddingInputs, FullInputs, ScoreInputs
+from cw_ext.op_inputs import EmbeddingInputs, FullInputs, Losses, ScoreInputs
 from cw_ext.parameters import RowParameters
 from cw_ext.reference_sampling import History, is_known
-from cw_ext.row_values import RowValues
+from cw_ext.row_values import CurveInputs, RowValues
+from cw_ext.score_curve import curve_log_weights
 
 SCORE_SCALE = {"half_cosine": 0.5, "cosine": 1.0, "dot": 1.0}
 
@@ -73,8 +74,9 @@ def rows(
     extra: Tensor | None,
     log_q: Tensor | None,
     values: RowValues,
+    curve: CurveInputs,
     p: RowParameters,
-) -> tuple[Tensor, Tensor]:
+) -> Losses:
     """The loss of each row, before row weights and reduction.
 
     Args:
@@ -83,14 +85,20 @@ def rows(
         extra: s_k [..., M] or None. A score of −inf is padding.
         log_q: log q_j [..., N] or None. −inf masks the negative out.
         values: prior π, threshold β and temperature τ, each a float or [...].
+        curve: the log weights [..., K] of a curve, or none.
         p: the rest.
 
     Returns:
-        (loss [...], live [...]): in fp64 for fp64 scores, else in fp32. A row that is not live has no negative
-        mass: its loss and its gradients are 0.
+        The loss in fp64 for fp64 scores, else in fp32. A row that is not live has no negative mass: its loss and its
+        gradients are 0.
     """
     dtype = compute_dtype(pos.dtype)
     pos, neg = pos.to(dtype), neg.to(dtype)
+    if curve.curve is not None:
+        at = neg - pos.unsqueeze(-1) if curve.curve_on_margin else neg
+        of_curve = curve_log_weights(at.detach(), curve.curve, curve.curve_low, curve.curve_high)
+        given = torch.zeros_like(neg) if log_q is None else log_q.to(dtype)
+        log_q = torch.where(given == -math.inf, -math.inf, given + of_curve)
     masked = torch.zeros_like(neg, dtype=torch.bool) if log_q is None else log_q == -math.inf
     n_eff = (~masked).sum(-1)
 
@@ -170,7 +178,11 @@ def rows(
         confidence = 2 * torch.sigmoid((known - values.threshold) / p.confidence_temperature)
         loss = confidence * loss
     loss = torch.where(dead, 0.0, torch.where(bad, math.nan, loss))
-    return loss, ~dead
+    above = torch.empty(0, dtype=torch.int64, device=pos.device)
+    if p.return_above:
+        threshold = values.threshold.unsqueeze(-1) if isinstance(values.threshold, Tensor) else values.threshold
+        above = ((neg > threshold) & ~masked).sum(-1)
+    return Losses(loss, ~dead, above)
 
 
 def unit_rows(x: Tensor, similarity: str) -> Tensor:
@@ -247,24 +259,23 @@ def leave_out(
     return torch.where(out, -math.inf, torch.zeros((), dtype=dtype, device=out.device) if log_q is None else log_q)
 
 
-def score_rows(inputs: ScoreInputs) -> tuple[Tensor, Tensor]:
-    """Level 1: (loss [...], or reduced; live [...])."""
-    pos, neg, extra, log_q, values, parameters, reduction = inputs
-    return _reduced(*rows(pos, neg, extra, log_q, values, parameters), reduction)
+def score_rows(inputs: ScoreInputs) -> Losses:
+    """Level 1, with rows of any shape [...]."""
+    return _reduced(rows(*inputs[:-1]), inputs.reduction)
 
 
-def embedding_rows(inputs: EmbeddingInputs) -> tuple[Tensor, Tensor]:
-    """Level 2: (loss [B], or reduced; live [B])."""
+def embedding_rows(inputs: EmbeddingInputs) -> Losses:
+    """Level 2."""
     queries, items, pos_ids, neg_ids, extra_ids, log_q = inputs[:6]
     if inputs.exclude:
         dtype = compute_dtype(queries.dtype)
         log_q = leave_out(log_q, pos_ids, neg_ids, inputs.history, items.shape[0], dtype)
     scores = scores_from_embeddings(queries, items, pos_ids, neg_ids, extra_ids, log_q, inputs.similarity)
-    return _reduced(*rows(*scores, inputs.row_values, inputs.parameters), inputs.reduction)
+    return _reduced(rows(*scores, inputs.row_values, inputs.curve, inputs.parameters), inputs.reduction)
 
 
-def full_rows(inputs: FullInputs) -> tuple[Tensor, Tensor]:
-    """All items as negatives: (loss [B], or reduced; live [B]). Allocates [B, I]."""
+def full_rows(inputs: FullInputs) -> Losses:
+    """All items as negatives. Allocates [B, I]."""
     return embedding_rows(
         EmbeddingInputs(
             inputs.queries,
@@ -276,6 +287,7 @@ def full_rows(inputs: FullInputs) -> tuple[Tensor, Tensor]:
             exclude=True,
             history=inputs.history,
             row_values=inputs.row_values,
+            curve=inputs.curve,
             parameters=inputs.parameters,
             similarity=inputs.similarity,
             reduction=inputs.reduction,
@@ -283,8 +295,17 @@ def full_rows(inputs: FullInputs) -> tuple[Tensor, Tensor]:
     )
 
 
-def _reduced(loss: Tensor, live: Tensor, reduction: str) -> tuple[Tensor, Tensor]:
-    return reduce(loss, live, None, reduction), live
+def _reduced(rows: Losses, reduction: str) -> Losses:
+    return rows._replace(loss=reduce(rows.loss, rows.live, None, reduction))
+
+
+def result(rows: Losses, row_weights: Tensor | None, reduction: str, return_above: bool) -> Tensor:
+    """What the user gets: the loss of the rows, reduced already unless there are row weights; or (loss, above).
+
+    A pair has the type of a Tensor, which a type checker lets be unpacked too: few calls ask for it.
+    """
+    loss = rows.loss if row_weights is None else reduce(rows.loss, rows.live, row_weights, reduction)
+    return (loss, rows.above) if return_above else loss  # type: ignore[return-value]
 
 
 def reduce(loss: Tensor, live: Tensor, row_weights: Tensor | None, reduction: str) -> Tensor:

@@ -140,11 +140,12 @@ def sampled_cw_loss(
             batch.extra_ids,
             draws,
             batch.row_values,
+            batch.curve,
             batch.options.row,
             batch.similarity,
             batch.reduction,
         )
-        return batch.weighted(*autograd.sampled_rows(inputs, recompute))
+        return batch.result(autograd.sampled_rows(inputs, recompute))
 
 
 @documents_loss_arguments
@@ -216,7 +217,7 @@ def cw_loss_in_batch(
     checks.flags(log_q_correction=log_q_correction, estimate_full=estimate_full, sparse_grad=sparse_grad)
     sparse_grad = sparse_grad or batch.sparse_items
     checks.num_negatives(num_negatives, 0)
-    check_estimate_full(estimate_full, batch.options.row, log_q_correction, candidates)
+    check_estimate_full(estimate_full, batch.options, log_q_correction, candidates)
     with without_autocast(batch.device):
         check_seed(seed, batch.queries.device)
         if item_counts is not None:
@@ -301,15 +302,16 @@ def cw_loss_full(
             batch.extra_ids,
             history,
             batch.row_values,
+            batch.curve,
             batch.options.row,
             batch.similarity,
             batch.reduction,
         )
         if batch.fused:
-            return batch.weighted(*autograd.full_rows(inputs))
+            return batch.result(autograd.full_rows(inputs))
         for name, ids in (("pos_ids", pos_ids), ("extra_pos_ids", extra_pos_ids)):
             checks.ids_in_range(name, ids, batch.items.shape[0])
-        return batch.weighted(*reference.full_rows(inputs))
+        return batch.result(reference.full_rows(inputs))
 
 
 def _check_item_count(batch: EmbeddingBatch, interactions: Interactions) -> None:

@@ -103,25 +103,28 @@ class ScoreCurve:
         checks.has_dtype("x", x, checks.FLOATING)
         checks.matches("x", x, "log_weights", self.log_weights, dtype=False)
         dtype = torch.promote_types(x.dtype, torch.float32)
-        x, w = x.detach().to(dtype), self.log_weights.to(dtype)
-        last = w.shape[0] - 1
+        flat = x.detach().to(dtype).reshape(1, -1)
+        return curve_log_weights(flat, self.log_weights.to(dtype).unsqueeze(0), self.low, self.high).reshape(x.shape)
 
-        # Place k + f on the scale of the knots. high itself must come out as the last knot, whatever t is rounded to.
-        nan = x.isnan()
-        t = (torch.where(nan, self.low, x).clamp(self.low, self.high) - self.low) * (last / (self.high - self.low))
-        beyond = x >= self.high
-        k = torch.where(beyond, last - 1, t.long().clamp(max=last - 1))
-        f = torch.where(beyond, 1.0, (t - k).clamp(max=1.0))
-        # Not w[k], whose backward pass on several threads adds in an order that differs from run to run.
-        left, right = (w.index_select(0, i.flatten()).reshape(x.shape) for i in (k, k + 1))
 
-        # lerp is exact at both ends and between equal values. Values that it must not see are replaced before it, and
-        # its results after it: where() alone would send NaN through the gradient of the branch that was not taken.
-        masked = (left == -torch.inf) | (right == -torch.inf)
-        between = torch.lerp(torch.where(masked, 0.0, left), torch.where(masked, 0.0, right), f)
-        end = torch.where(f == 0, left, torch.where(f == 1, right, -torch.inf))
-        value = torch.where(masked, torch.where(end == -torch.inf, -torch.inf, end), between)
-        return torch.where(nan, torch.nan, value)
+def curve_log_weights(x: Tensor, w: Tensor, low: float, high: float) -> Tensor:
+    """The value at x [..., N] of the curve with the values w [..., K] at equally spaced places from low to high."""
+    last = w.shape[-1] - 1
+    # Place k + f on the scale of the knots. high itself must come out as the last knot, whatever t is rounded to.
+    nan = x.isnan()
+    t = (torch.where(nan, low, x).clamp(low, high) - low) * (last / (high - low))
+    beyond = x >= high
+    k = torch.where(beyond, last - 1, t.long().clamp(max=last - 1))
+    f = torch.where(beyond, 1.0, (t - k).clamp(max=1.0))
+    left, right = w.gather(-1, k), w.gather(-1, k + 1)
+
+    # lerp is exact at both ends and between equal values. Values that it must not see are replaced before it, and its
+    # results after it: where() alone would send NaN through the gradient of the branch that was not taken.
+    masked = (left == -torch.inf) | (right == -torch.inf)
+    between = torch.lerp(torch.where(masked, 0.0, left), torch.where(masked, 0.0, right), f)
+    end = torch.where(f == 0, left, torch.where(f == 1, right, -torch.inf))
+    value = torch.where(masked, torch.where(end == -torch.inf, -torch.inf, end), between)
+    return torch.where(nan, torch.nan, value)
 
 
 def _end(name: str, value: object) -> float:

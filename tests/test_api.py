@@ -24,6 +24,7 @@ LOSS_ARGUMENTS = {
     "weighting": "sigmoid",
     "weight_temperature": None,
     "positive_temperature": None,
+    "score_curve": None,
     "detach_weights": True,
     "normalize_weights": False,
     "floor": 0.3,
@@ -33,6 +34,7 @@ LOSS_ARGUMENTS = {
     "include_positive": False,
     "surrogate": "exp",
     "reduction": "mean",
+    "return_above": False,
     "backend": "auto",
 }
 

@@ -11,7 +11,7 @@ from benchmarks.gradients import __main__ as gradients
 from benchmarks.gradients.__main__ import EXTRAS, MARGINS, OTHERS, PANELS, POSITIVE, TEMPERATURE
 from cw_ext import reference
 from cw_ext.parameters import resolve
-from cw_ext.row_values import RowValues
+from cw_ext.row_values import CurveInputs, RowValues
 
 CURVES = {name: curve for curves in PANELS.values() for name, curve in curves.items()}
 # Those whose weights are no constants in the gradient, or are not there.
@@ -58,7 +58,8 @@ def test_curves_are_finite_differences_of_the_reference(name):
         others = [OTHERS.expand(len(MARGINS), -1)] if curve.others else []
         negatives = torch.cat([moving, *others], 1)
         positive = torch.full_like(MARGINS, POSITIVE + of_positive)
-        return reference.rows(positive, negatives, None, None, RowValues(prior=options.prior), options.row)[0]
+        values = RowValues(prior=options.prior, temperature=options.temperature)
+        return reference.rows(positive, negatives, None, None, values, CurveInputs(), options.row).loss
 
     differences = (
         (losses(step, 0) - losses(-step, 0)) / (2 * step),
