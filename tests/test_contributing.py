@@ -10,6 +10,7 @@ import pytest
 # Where the recipes' tables are cut: `| `file` | edit |`.
 _ROW = re.compile(r"(?m)^\| `([\w./]+)` \| (.*) \|$")
 _PATH = re.compile(r"(?:\.ci|benchmarks|csrc|cw_ext|examples|findings|tests)/[\w./-]+\w")
+_SOURCE = (".h", ".cuh", ".cpp", ".cu", ".py")
 _MODULE = re.compile(r"python -m ((?:benchmarks|examples)[\w.]*)")
 
 
@@ -51,7 +52,7 @@ def test_files_of_the_recipes_hold_what_they_should(checkout: Path) -> None:
 
 
 def test_names_that_a_recipes_text_puts_into_files(checkout: Path) -> None:
-    """"`name`, `name` (`file`)", and "`name` in `file`"."""
+    """Such as "`name`, `name` (`file`)" and "`name` in `file`"."""
     found = 0
     for title, text in _recipes(checkout).items():
         for names, file in re.findall(r"((?:`\w+`(?:,|,? and| in|\s)*)+)\(?`([\w/]+\.\w+)`", text):
@@ -84,3 +85,15 @@ def test_layout_lists_every_source(checkout: Path) -> None:
     files = [*(checkout / "csrc").glob("*.*"), *(checkout / "cw_ext").glob("*.py")]
     unlisted = {f.name for f in files if f.name not in layout}
     assert unlisted <= {"__init__.py", "_built_for.py", "version.py", "scipy_matrix.py"}
+
+
+def test_comments_point_to_files_that_exist(checkout: Path) -> None:
+    """By their paths, or by their names alone; folders by their paths."""
+    sources = [f for folder in ("csrc", "cw_ext") for f in (checkout / folder).rglob("*") if f.suffix in _SOURCE]
+    known = {f.name for f in [*sources, *(checkout / "tests").rglob("*"), *(checkout / "benchmarks").rglob("*")]}
+    for source in sources:
+        text = re.sub(r"#include <.*>", "", source.read_text(encoding="utf-8"))
+        names = set(re.findall(r"\b\w+\.(?:h|cuh|cpp|cu|py)\b", text))
+        assert names <= known | {"setup.py"}, source
+        paths = set(re.findall(r"\b(?:csrc|cw_ext|tests|benchmarks|examples)/[\w/]*\w(?:\.\w+)?", text))
+        assert not [path for path in paths if not (checkout / path).exists()], source
