@@ -44,7 +44,7 @@ class _WithLogQ(Op):
 
 class _Scores(_WithLogQ):
     def vmap(self, samples: int, in_dims: Sequence[Any], tensors: Sequence[Any], together: Callable[..., Any]) -> Any:
-        """The axis is folded into the rows, which know nothing of one another."""
+        """Folds the axis into the rows, which are independent of one another."""
 
         def folded(x: Tensor, dim: int | None) -> Tensor:
             x = x.expand(samples, *x.shape) if dim is None else x.movedim(dim, 0)
@@ -56,7 +56,7 @@ class _Scores(_WithLogQ):
         # Not unflatten to (samples, -1): it is ambiguous for a tensor without elements.
         loss, live, above = (x.unflatten(0, (samples, x.shape[0] // samples)) for x in losses)
         loss = torch.vmap(lambda loss, live: reference.reduce(loss, live, None, inputs.reduction))(loss, live)
-        # The rest serves a backward pass through the kernels, and that of a vmapped call goes through the reference.
+        # The other results are for a backward pass through the kernels; that of a vmapped call uses the reference.
         return (loss, live, above, *rest), (0, 0, 0, *(None for _ in rest))
 
 
@@ -175,9 +175,9 @@ def sampled_rows(inputs: SampledInputs, recompute: bool) -> Losses:
 
 
 class _Full(Op):
-    """The gradient of the items is a sum over rows. Where the rows' losses are summed too it comes with the forward
-    pass; where each row's loss has a gradient of its own, backward does the forward pass over again. So it does for
-    half precision, whose gradients would be rounded before they are scaled.
+    """The gradient of the items is a sum over rows. If the rows' losses are summed too, the forward pass computes it;
+    if each row's loss has a gradient of its own, backward repeats the forward pass. So it does for half precision,
+    whose gradients would be rounded before they are scaled.
     """
 
     def wanted(self, inputs: FullInputs, needs_gradient: bool) -> FullWanted:
