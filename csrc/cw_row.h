@@ -2,7 +2,8 @@
 //
 // A row is the positive s⁺, N negatives s_j with log weights log q_j, and M extra positives s_k. With d = s − s⁺:
 //     A = Σ_j q_j ω(d_j) e^φ(d_j) / Σ_j q_j      C = (1/M) Σ_k ω(d_k) e^φ(d_k)      G = max(A − πC, floor) / (1 − π)
-//     L = log(N_eff·G)  or  log(1 + N_eff·G)     row loss = c(s⁺)·L
+//     L = log(N_eff·G)  or  log(1 + N_eff·G), plus s⁺(1/τ − 1/τ⁺) with a temperature of the positive's own
+//     row loss = c(s⁺)·L
 // where e^φ is exp(d/τ) or one of PSL's surrogates. The README states it in full; cw_ext/reference.py is its twin.
 //
 // How a caller walks a row:
@@ -43,6 +44,7 @@ struct Parameters {
   T scaled_min_margin;  // m/τ
   bool has_confidence;
   T inv_tau_c;       // 1/τ_c
+  T positive_slope;  // 1/τ − 1/τ⁺, of s⁺; rounded once
   bool include_positive;
   T log_weight_at_0;  // log ω(0)
   T gradient_scale;
@@ -66,6 +68,7 @@ CW_INLINE Parameters<T> make_parameters(const cw_ext::LossArguments& a) {
   p.scaled_min_margin = a.min_margin.given ? T(a.min_margin.value / a.temperature) : T(0);
   p.has_confidence = a.confidence_temperature.given;
   p.inv_tau_c = a.confidence_temperature.given ? T(1 / a.confidence_temperature.value) : T(0);
+  p.positive_slope = a.positive_temperature.given ? T(1 / a.temperature - 1 / a.positive_temperature.value) : T(0);
   p.include_positive = a.include_positive;
   p.log_weight_at_0 = p.weighting == Weighting::sigmoid ? T(std::log(0.5)) : T(0);
   p.gradient_scale = T(a.gradient_scale);
@@ -460,7 +463,7 @@ CW_INLINE RowResult<T> finish_row(const RowSums<T>& s, const Parameters<T>& p) {
   }
   const T log_ng = log_n + log_mass - log_of_rest<T>(s.values.prior);
 
-  const T value = p.include_positive ? softplus(log_ng) : log_ng;
+  const T value = (p.include_positive ? softplus(log_ng) : log_ng) + s.pos * p.positive_slope;
   const T outer = p.include_positive ? sigmoid(log_ng) : T(1);
   const T z = p.has_confidence ? (s.pos - T(s.values.threshold)) * p.inv_tau_c : T(0);
   const T confidence = p.has_confidence ? T(2) * sigmoid(z) : T(1);
@@ -473,7 +476,7 @@ CW_INLINE RowResult<T> finish_row(const RowSums<T>& s, const Parameters<T>& p) {
   r.live = true;
   r.by_log_a = by_log_g * (binds ? (p.has_min_margin ? T(0) : T(1)) : T(1) / left);
   r.by_log_c = binds ? T(0) : -by_log_g * share / left;
-  r.by_pos = by_z;
+  r.by_pos = by_z + p.gradient_scale * confidence * p.positive_slope;
   r.by_prior = by_log_g * (T(1) / prior_rest - (binds ? T(0) : c_over_a / left));
   r.by_threshold = -by_z;
   return r;

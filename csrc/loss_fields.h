@@ -16,6 +16,7 @@
 // One for all rows, without a gradient: a number, a number or nothing, a flag, or one of a list's names.
 #define CW_LOSS_FIELDS(NUMBER, OPTIONAL, FLAG, CHOICE) \
   NUMBER(temperature)                                  \
+  OPTIONAL(positive_temperature)                       \
   CHOICE(weighting, CW_WEIGHTINGS)                     \
   NUMBER(weight_temperature)                           \
   FLAG(detach_weights)                                 \
