@@ -36,6 +36,7 @@ struct Parameters {
   T inv_rho;         // 1/ρ
   T decayed_slope;   // 1/τ − 1/ρ, rounded once: the exponent's slope where ω falls like exp(−d/ρ)
   bool logistic;     // ρ = τ, sigmoid weights, exp: ω(d)·e^(d/τ) is σ(d/τ)
+  bool weight_follows;  // ρ is τ, whatever that is
   bool detach_weights;
   bool normalize_weights;
   T floor;           // ε
@@ -44,34 +45,44 @@ struct Parameters {
   T scaled_min_margin;  // m/τ
   bool has_confidence;
   T inv_tau_c;       // 1/τ_c
+  bool has_positive_temperature;
   T positive_slope;  // 1/τ − 1/τ⁺, of s⁺; rounded once
   bool include_positive;
   T log_weight_at_0;  // log ω(0)
   T gradient_scale;
 };
 
+// Sets what depends on τ, which a row may have for itself.
 template <typename T>
-CW_INLINE Parameters<T> make_parameters(const cw_ext::LossArguments& a) {
+CW_INLINE void set_temperature(Parameters<T>& p, const cw_ext::LossArguments& a, double tau) {
+  const double rho = a.weight_temperature.given ? a.weight_temperature.value : (p.weight_follows ? tau : 1);
+  p.inv_tau = T(1 / tau);
+  p.inv_rho = T(1 / rho);
+  p.decayed_slope = T(1 / tau - 1 / rho);
+  p.logistic = p.weighting == Weighting::sigmoid && p.surrogate == Surrogate::exp && (p.weight_follows || tau == rho);
+  p.scaled_min_margin = a.min_margin.given ? T(a.min_margin.value / tau) : T(0);
+  p.positive_slope = p.has_positive_temperature ? T(1 / tau - 1 / a.positive_temperature.value) : T(0);
+}
+
+// `temperature`: of all rows; where each has its own, set_temperature() comes after.
+template <typename T>
+CW_INLINE Parameters<T> make_parameters(const cw_ext::LossArguments& a, double temperature) {
   Parameters<T> p;
   p.weighting = Weighting(a.weighting);
   p.surrogate = Surrogate(a.surrogate);
-  p.inv_tau = T(1 / a.temperature);
-  p.inv_rho = T(1 / a.weight_temperature);
-  p.decayed_slope = T(1 / a.temperature - 1 / a.weight_temperature);
-  p.logistic = p.weighting == Weighting::sigmoid && p.surrogate == Surrogate::exp &&
-               a.temperature == a.weight_temperature;
+  p.weight_follows = !a.weight_temperature.given && p.weighting == Weighting::sigmoid;
   p.detach_weights = a.detach_weights;
   p.normalize_weights = a.normalize_weights;
   p.floor = T(a.floor);
   p.log_floor = T(std::log(a.floor));
   p.has_min_margin = a.min_margin.given;
-  p.scaled_min_margin = a.min_margin.given ? T(a.min_margin.value / a.temperature) : T(0);
   p.has_confidence = a.confidence_temperature.given;
   p.inv_tau_c = a.confidence_temperature.given ? T(1 / a.confidence_temperature.value) : T(0);
-  p.positive_slope = a.positive_temperature.given ? T(1 / a.temperature - 1 / a.positive_temperature.value) : T(0);
+  p.has_positive_temperature = a.positive_temperature.given;
   p.include_positive = a.include_positive;
   p.log_weight_at_0 = p.weighting == Weighting::sigmoid ? T(std::log(0.5)) : T(0);
   p.gradient_scale = T(a.gradient_scale);
+  set_temperature(p, a, temperature);
   return p;
 }
 
@@ -366,6 +377,19 @@ CW_INLINE T slope(T d, Weighting weighting, Surrogate surrogate, const Parameter
   return p.detach_weights ? own : own + weight_slope(d, weighting, p);
 }
 
+// d log ω / d log τ where ρ is τ.
+template <typename T>
+CW_INLINE T weight_temperature_slope(T d, Weighting weighting, const Parameters<T>& p) {
+  return p.weight_follows ? -d * weight_slope(d, weighting, p) : T(0);
+}
+
+// d log(ω e^φ) / d log τ as the gradient sees it, for an element with mass.
+template <typename T>
+CW_INLINE T temperature_slope(T d, Weighting weighting, Surrogate surrogate, const Parameters<T>& p) {
+  const T own = -log_surrogate(d, surrogate, p);
+  return p.detach_weights ? own : own + weight_temperature_slope(d, weighting, p);
+}
+
 // ---- one row --------------------------------------------------------------------------------------------------------
 
 // Σ factor·e^exponent = sum·e^max.
@@ -403,7 +427,7 @@ struct RowResult {
   T by_log_c;       // dloss / d log C
   T by_pos;         // dloss / ds⁺ through the confidence alone
 #define CW_VALUE(name) T by_##name;
-  CW_ROW_VALUES(CW_VALUE)  // dloss / dπ and so on
+  CW_ROW_VALUES(CW_VALUE)  // dloss / dπ and so on; by_temperature without the part of the elements
 #undef CW_VALUE
 };
 
@@ -434,7 +458,8 @@ CW_INLINE RowResult<T> finish_row(const RowSums<T>& s, const Parameters<T>& p) {
   const T nan = not_a_number<T>(), prior = T(s.values.prior), prior_rest = T(1 - s.values.prior);
   if (s.n_eff == 0) return without_derivatives(T(0), false, T(0));
   const bool prior_in_range = prior >= T(0) && prior_rest > T(0);
-  if (s.non_finite || !is_finite(s.pos) || !prior_in_range) return without_derivatives(nan, true, nan);
+  const bool temperature_in_range = p.inv_tau > T(0) && is_finite(p.inv_tau);
+  if (s.non_finite || !is_finite(s.pos) || !prior_in_range || !temperature_in_range) return without_derivatives(nan, true, nan);
   if (s.negatives.max == -infinity<T>()) return without_derivatives(T(0), false, T(0));
 
   const T log_n = std::log(T(s.n_eff));
@@ -470,6 +495,9 @@ CW_INLINE RowResult<T> finish_row(const RowSums<T>& s, const Parameters<T>& p) {
   const T confidence_slope = p.has_confidence ? confidence * sigmoid(-z) * p.inv_tau_c : T(0);
 
   const T by_log_g = p.gradient_scale * confidence * outer;
+  // A bound m/τ falls with τ, and so does s⁺/τ beside s⁺/τ⁺.
+  T by_log_tau = binds && p.has_min_margin ? -by_log_g * p.scaled_min_margin : T(0);
+  if (p.has_positive_temperature) by_log_tau -= p.gradient_scale * confidence * s.pos * p.inv_tau;
   const T by_z = p.gradient_scale * confidence_slope * value;
   RowResult<T> r;
   r.loss = confidence * value;
@@ -479,6 +507,7 @@ CW_INLINE RowResult<T> finish_row(const RowSums<T>& s, const Parameters<T>& p) {
   r.by_pos = by_z + p.gradient_scale * confidence * p.positive_slope;
   r.by_prior = by_log_g * (T(1) / prior_rest - (binds ? T(0) : c_over_a / left));
   r.by_threshold = -by_z;
+  r.by_temperature = by_log_tau * p.inv_tau;
   return r;
 }
 

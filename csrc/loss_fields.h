@@ -11,14 +11,14 @@
 // One value per row, or one for all rows; with a gradient.
 #define CW_ROW_VALUES(X) \
   X(prior)               \
-  X(threshold)
+  X(threshold)           \
+  X(temperature)
 
 // One for all rows, without a gradient: a number, a number or nothing, a flag, or one of a list's names.
 #define CW_LOSS_FIELDS(NUMBER, OPTIONAL, FLAG, CHOICE) \
-  NUMBER(temperature)                                  \
   OPTIONAL(positive_temperature)                       \
   CHOICE(weighting, CW_WEIGHTINGS)                     \
-  NUMBER(weight_temperature)                           \
+  OPTIONAL(weight_temperature)                         \
   FLAG(detach_weights)                                 \
   FLAG(normalize_weights)                              \
   NUMBER(floor)                                        \

@@ -25,6 +25,7 @@ struct Row {
   int64_t m;
   const T* log_q;  // [N] or null
   cw_ext::RowArguments values;
+  bool own_temperature;  // whose gradient is wanted
 };
 
 template <typename T>
@@ -169,6 +170,48 @@ T share_out(const T* scores, int64_t n, T pos, T by_sum, T sum, const Parameters
   return p.detach_weights ? shares(p, true) : shares(p, false);
 }
 
+// The part of the elements in the gradient of log τ: each one's share of the sum, times the sum's derivative, times slope(j).
+template <typename T, typename Slope>
+CW_INLINE T temperature_sum(int64_t n, T by_sum, T sum, const T* terms, Slope slope_of) {
+  const T unit = by_sum / sum;
+  double total = 0;
+  for (int64_t begin = 0; begin < n; begin += kBlock) {
+    const int64_t end = block_end(begin, n);
+    T partial = 0;
+#pragma omp simd reduction(+ : partial)
+    for (int64_t j = begin; j < end; ++j) {
+      const T value = terms[j] * unit * slope_of(j);
+      partial += terms[j] == T(0) ? T(0) : value;
+    }
+    total += partial;
+  }
+  return T(total);
+}
+
+// The gradient of τ, once the terms stand where the gradients will.
+template <typename T, Weighting W, Surrogate S>
+T temperature_gradient(const Row<T>& row, const RowSums<T>& sums, const RowResult<T>& result, const Parameters<T>& parameters,
+                       const RowGradients<T>& gradients, const T* denominator_terms) {
+  const Parameters<T> p = parameters;
+  const T* const neg = row.neg;
+  const T* const extra = row.extra;
+  const T pos = row.pos;
+  T by_log_tau = temperature_sum(row.n, result.by_log_a, sums.negatives.sum, gradients.neg,
+                                 [=](int64_t j) CW_INLINE_LAMBDA { return temperature_slope(neg[j] - pos, W, S, p); });
+  if (p.normalize_weights && !p.detach_weights && p.weight_follows) {
+    by_log_tau -= temperature_sum(
+        row.n, result.by_log_a, sums.denominator.sum, denominator_terms, [=](int64_t j) CW_INLINE_LAMBDA {
+          const T slope = weight_temperature_slope(neg[j] - pos, W, p);
+          return neg[j] == -infinity<T>() ? T(0) : slope;  // there the weight is at its limit
+        });
+  }
+  if (sums.m > 0 && result.by_log_c != T(0)) {
+    by_log_tau += temperature_sum(row.m, result.by_log_c, sums.positives.sum, gradients.extra,
+                                  [=](int64_t k) CW_INLINE_LAMBDA { return temperature_slope(extra[k] - pos, W, S, p); });
+  }
+  return result.by_temperature + by_log_tau * p.inv_tau;
+}
+
 // scratch: [n].
 template <typename T, Weighting W, Surrogate S>
 RowResult<T> row_kernel(const Row<T>& row, const Parameters<T>& p, RowGradients<T>& gradients, T* scratch) {
@@ -196,7 +239,7 @@ RowResult<T> row_kernel(const Row<T>& row, const Parameters<T>& p, RowGradients<
     sums.positives = sum_masses<T, W, S>(extra, p, gradients.extra, sums.non_finite);
   }
 
-  const RowResult<T> result = finish_row(sums, p);
+  RowResult<T> result = finish_row(sums, p);
   if (!gradients.wanted) return result;
 
   if (!(result.loss == result.loss) || !result.live) {
@@ -214,6 +257,9 @@ RowResult<T> row_kernel(const Row<T>& row, const Parameters<T>& p, RowGradients<
       const T share = gradients.neg[j] / sums.negatives.sum;
       gradients.log_q[j] = result.by_log_a * (share - denominator_terms[j] / sums.denominator.sum);
     }
+  }
+  if (row.own_temperature) {
+    result.by_temperature = temperature_gradient<T, W, S>(row, sums, result, p, gradients, denominator_terms);
   }
   T total = share_out<T, W, S>(
       row.neg, row.n, row.pos, result.by_log_a, sums.negatives.sum, p, gradients.neg);

@@ -11,12 +11,13 @@ namespace CW_ISA {
 template <typename In>
 void scores(const ScoresTask<In>& task, int64_t begin, int64_t end, typename Compute<In>::type* scratch) {
   using T = typename Compute<In>::type;
-  const Parameters<T> p = make_parameters<T>(task.arguments);
+  Parameters<T> p = make_parameters<T>(task.arguments, task.values.temperature.all);
   const RowKernel<T> kernel = choose_row_kernel(p);
   const int64_t width = task.n + task.m;
   T* const converted = scratch;             // [n + m], scores that come in another type
   T* const own_terms = converted + width;   // [n + m], where no gradients are wanted
   T* const row_scratch = own_terms + width; // [n]
+  const bool own_temperature = task.values.temperature.rows != nullptr;
   for (int64_t b = begin; b < end; ++b) {
     Row<T> row;
     row.pos = load(task.pos[b * task.pos_stride]);
@@ -27,11 +28,13 @@ void scores(const ScoresTask<In>& task, int64_t begin, int64_t end, typename Com
     row.m = task.m;
     row.log_q = task.log_q ? task.log_q + b * task.log_q_stride : nullptr;
     row.values = task.values.at(b);
+    row.own_temperature = own_temperature;
     RowGradients<T> gradients;
     gradients.wanted = task.d_pos != nullptr;
     gradients.neg = gradients.wanted ? task.d_neg + b * task.n : own_terms;
     gradients.extra = gradients.wanted ? task.d_extra + b * task.m : own_terms + task.n;
     gradients.log_q = task.out.d_log_q ? task.out.d_log_q + b * task.n : nullptr;
+    if (own_temperature) set_temperature(p, task.arguments, row.values.temperature);
     const RowResult<T> result = kernel(row, p, gradients, row_scratch);
     write_row(task.out, b, result);
     if (gradients.wanted) task.d_pos[b] = gradients.pos;
