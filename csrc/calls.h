@@ -21,10 +21,19 @@ struct RowTensors {
 #undef CW_VALUE
 };
 
+struct CurveTensors {
+  at::Tensor log_weights;  // [K] T, or undefined
+  double low;
+  double high;
+  bool on_margin;
+};
+
 // What a call asks of the loss.
 struct Loss {
   LossArguments arguments;
   RowTensors values;
+  CurveTensors curve;
+  bool with_curve_gradient;
 };
 
 struct RowOutputs {
@@ -32,6 +41,8 @@ struct RowOutputs {
   at::Tensor live;      // [B] bool
   at::Tensor d_log_q;   // [B, N] T, only where wanted
   at::Tensor d_values;  // [kRowValues, B] T
+  at::Tensor d_curve;   // [B, K] T, only where wanted
+  at::Tensor above;     // [B] int64, likewise
 };
 
 // Known positives, CSR: those of query u are known[starts[u]:starts[u + 1]], sorted and distinct. Undefined: none are known.

@@ -390,6 +390,39 @@ CW_INLINE T temperature_slope(T d, Weighting weighting, Surrogate surrogate, con
   return p.detach_weights ? own : own + weight_temperature_slope(d, weighting, p);
 }
 
+// ---- weights from a curve ------------------------------------------------------------------------------------------
+
+// Where x lies among a curve's places: at place k, and `fraction` of the way to the next.
+template <typename T>
+struct CurvePlace {
+  int32_t k;  // below the last place
+  T fraction;
+};
+
+template <typename T>
+CW_INLINE CurvePlace<T> place_on(const cw_ext::Curve<T>& curve, T x) {
+  const T last = T(curve.last);
+  T t = (x - curve.low) * curve.places_per_unit;
+  t = x > curve.low ? t : T(0);  // also where x is NaN
+  t = x < curve.high && t < last ? t : (x > curve.low ? last : T(0));
+  const int32_t k = t < last ? int32_t(t) : curve.last - 1;
+  return {k, t - T(k)};
+}
+
+// log q of a negative whose log q is `given` without the curve. Between a place of −∞ and another it is −∞.
+template <typename T>
+CW_INLINE T curve_log_weight(const cw_ext::Curve<T>& curve, T score, T pos, T given) {
+  const T x = curve.on_margin ? score - pos : score;
+  const CurvePlace<T> place = place_on(curve, x);
+  const T left = curve.log_weights[place.k], right = curve.log_weights[place.k + 1];
+  const bool masked = (left == -infinity<T>() && place.fraction < T(1)) ||
+                      (right == -infinity<T>() && place.fraction > T(0)) || given == -infinity<T>();
+  T value = left + place.fraction * (right - left);
+  value = place.fraction == T(0) ? left : (place.fraction == T(1) ? right : value);
+  value = x == x ? given + value : x;
+  return masked ? -infinity<T>() : value;
+}
+
 // ---- one row --------------------------------------------------------------------------------------------------------
 
 // Σ factor·e^exponent = sum·e^max.

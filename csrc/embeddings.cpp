@@ -10,7 +10,7 @@ namespace cw_ext {
 namespace {
 
 using EmbeddingsResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor,
-                                    at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+                                    at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
 EmbeddingsResult embeddings_forward(const at::Tensor& queries, const at::Tensor& items, const at::Tensor& pos_ids,
                                     const at::Tensor& neg_ids, const OptionalTensor& extra_ids,
@@ -44,7 +44,9 @@ EmbeddingsResult embeddings_forward(const at::Tensor& queries, const at::Tensor&
             or_empty(pair_keys, options.dtype(at::kShort)),
             or_empty(pair_ends, options.dtype(at::kInt)),
             or_empty(call.out.d_log_q, options),
-            call.out.d_values};
+            call.out.d_values,
+            or_empty(call.out.d_curve, options),
+            or_empty(call.out.above, options.dtype(at::kLong))};
   };
 
   if (negatives.shared.defined()) {
@@ -88,7 +90,8 @@ TORCH_LIBRARY_FRAGMENT(cw_ext, m) {
         "Tensor? log_q, " CW_EXCLUSION_SCHEMA ", " CW_LOSS_SCHEMA
         "str similarity, str reduction, bool with_gradients, bool with_log_q_gradient) -> (Tensor loss, "
         "Tensor live, Tensor rescale, Tensor d_queries, Tensor unit_queries, Tensor coefficients, "
-        "Tensor shared_coefficients, Tensor pair_keys, Tensor pair_ends, Tensor d_log_q, Tensor d_row_values)");
+        "Tensor shared_coefficients, Tensor pair_keys, Tensor pair_ends, Tensor d_log_q, Tensor d_row_values, "
+        "Tensor d_curve, Tensor above)");
 }
 
 CW_LIBRARY_IMPL(m.impl("embeddings_forward", &embeddings_forward);)

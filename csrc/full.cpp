@@ -9,7 +9,8 @@ namespace cw_ext {
 
 namespace {
 
-using FullResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+using FullResult =
+    std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
 // All items as negatives, a part of the rows at a time. The gradients are those of the rows' losses times `factor`.
 FullResult full_forward(const at::Tensor& queries, const at::Tensor& items, const at::Tensor& pos_ids,
@@ -66,7 +67,9 @@ FullResult full_forward(const at::Tensor& queries, const at::Tensor& items, cons
           rescale,
           or_empty(call.d_queries, options),
           or_empty(d_items, items.options()),
-          call.out.d_values};
+          call.out.d_values,
+          or_empty(call.out.d_curve, options),
+          or_empty(call.out.above, options.dtype(at::kLong))};
 }
 
 }  // namespace
@@ -74,7 +77,7 @@ FullResult full_forward(const at::Tensor& queries, const at::Tensor& items, cons
 TORCH_LIBRARY_FRAGMENT(cw_ext, m) {
   m.def("full_forward(Tensor queries, Tensor items, Tensor pos_ids, Tensor? extra_ids, " CW_HISTORY_SCHEMA ", "
         CW_LOSS_SCHEMA "str similarity, str reduction, bool with_gradients, Tensor? factor) -> (Tensor loss, "
-        "Tensor live, Tensor rescale, Tensor d_queries, Tensor d_items, Tensor d_row_values)");
+        "Tensor live, Tensor rescale, Tensor d_queries, Tensor d_items, Tensor d_row_values, Tensor d_curve, Tensor above)");
 }
 
 CW_LIBRARY_IMPL(m.impl("full_forward", &full_forward);)

@@ -83,6 +83,23 @@ struct RowInputs {
 constexpr int kRowValues = CW_ROW_VALUES(CW_VALUE);
 #undef CW_VALUE
 
+// Log weights as a piecewise linear function of the score, or of its margin over the positive's: log_weights[k] at K
+// equally spaced places from low to high, the end values beyond them. Null log_weights: no curve.
+template <typename T>
+struct Curve {
+  const T* log_weights;  // [K]
+  int32_t last;          // K − 1
+  bool on_margin;
+  T low;
+  T high;
+  T places_per_unit;  // (K − 1) / (high − low)
+};
+
+template <typename T>
+inline Curve<T> make_curve(const T* log_weights, int64_t knots, double low, double high, bool on_margin) {
+  return {log_weights, int32_t(knots - 1), on_margin, T(low), T(high), T(double(knots - 1) / (high - low))};
+}
+
 // Where the rows' results go. A null pointer is a result that nobody wants.
 template <typename T>
 struct RowResults {
@@ -91,6 +108,8 @@ struct RowResults {
   T* d_log_q;      // [B, N]
   T* d_values;     // [kRowValues, B]: the gradients of the row values, in the order of their list
   int64_t d_values_stride;
+  T* d_curve;      // [B, K]
+  int64_t* above;  // [B]: how many negatives that are not masked out score above the threshold
 };
 
 }  // namespace cw_ext

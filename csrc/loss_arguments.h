@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 
 #include "calls.h"
 #include "checks.h"
@@ -15,8 +16,9 @@ namespace cw_ext {
 #define CW_SCHEMA_OPTIONAL(name) "float? " #name ", "
 #define CW_SCHEMA_FLAG(name) "bool " #name ", "
 #define CW_SCHEMA_CHOICE(name, list) "str " #name ", "
-#define CW_LOSS_SCHEMA            \
-  CW_ROW_VALUES(CW_SCHEMA_VALUE)  \
+#define CW_LOSS_SCHEMA                                                                                     \
+  CW_ROW_VALUES(CW_SCHEMA_VALUE)                                                                           \
+  "Tensor? curve, float curve_low, float curve_high, bool curve_on_margin, bool with_curve_gradient, "     \
   CW_LOSS_FIELDS(CW_SCHEMA_NUMBER, CW_SCHEMA_OPTIONAL, CW_SCHEMA_FLAG, CW_SCHEMA_CHOICE)
 
 #define CW_PARAMETER_VALUE(name) const OptionalTensor &name##_rows, double name,
@@ -24,8 +26,9 @@ namespace cw_ext {
 #define CW_PARAMETER_OPTIONAL(name) std::optional<double> name,
 #define CW_PARAMETER_FLAG(name) bool name,
 #define CW_PARAMETER_CHOICE(name, list) c10::string_view name,
-#define CW_LOSS_PARAMETERS           \
-  CW_ROW_VALUES(CW_PARAMETER_VALUE)  \
+#define CW_LOSS_PARAMETERS                                                                         \
+  CW_ROW_VALUES(CW_PARAMETER_VALUE)                                                                \
+  const OptionalTensor &curve, double curve_low, double curve_high, bool curve_on_margin, bool with_curve_gradient, \
   CW_LOSS_FIELDS(CW_PARAMETER_NUMBER, CW_PARAMETER_OPTIONAL, CW_PARAMETER_FLAG, CW_PARAMETER_CHOICE)
 
 // The Loss of an op with these parameters and `reduction`, for so many rows, on the device and in the compute type of
@@ -39,7 +42,9 @@ namespace cw_ext {
 #define CW_LOSS(rows, like)                                                                                        \
   [&](int64_t loss_rows, const at::Tensor& loss_like) -> Loss {                                                    \
     return {{CW_LOSS_FIELDS(CW_NUMBER_OF, CW_OPTIONAL_OF, CW_FLAG_OF, CW_CHOICE_OF) gradient_scale(reduction, loss_rows)}, \
-            {CW_ROW_VALUES(CW_VALUE_OF)}};                                                                         \
+            {CW_ROW_VALUES(CW_VALUE_OF)},                                                                          \
+            curve_of(curve, curve_low, curve_high, curve_on_margin, with_curve_gradient, loss_like),               \
+            with_curve_gradient && curve};                                                                         \
   }(rows, like)
 
 // The gradient of a mean comes out divided by all rows, so that where all are live nothing is left to multiply.
@@ -54,6 +59,25 @@ inline PerRow per_row(const OptionalTensor& rows, double value, int64_t count, c
   return {*rows, 0};
 }
 
+// A curve that is 0 is none: then the row takes the same way, to the same bits. On CUDA, asking would wait for the device.
+inline CurveTensors curve_of(const OptionalTensor& log_weights, double low, double high, bool on_margin,
+                             bool with_gradient, const at::Tensor& like) {
+  if (!log_weights) return {{}, low, high, on_margin};
+  TORCH_CHECK_VALUE(log_weights->dim() == 1 && log_weights->size(0) >= 2 && log_weights->size(0) < (1 << 24),
+                    "curve must be [K] with K from 2 to 2^24 - 1, got ", log_weights->sizes());
+  check_shape(*log_weights, {log_weights->size(0)}, "curve", like);
+  check_type(*log_weights, compute_type(like), "curve");
+  TORCH_CHECK_VALUE(low < high && std::isfinite(high - low), "curve_low must be below curve_high, got ", low, " and ", high);
+  const at::Tensor values = log_weights->contiguous();
+  if (on_cuda(like) || with_gradient) return {values, low, high, on_margin};
+  const auto is_zero = [&](auto element) {
+    const auto* const x = values.const_data_ptr<decltype(element)>();
+    return std::all_of(x, x + values.numel(), [](auto value) { return value == 0; });
+  };
+  const bool none = values.scalar_type() == at::kDouble ? is_zero(double{}) : is_zero(float{});
+  return {none ? at::Tensor() : values, low, high, on_margin};
+}
+
 inline at::Tensor log_weights(const OptionalTensor& log_q, int64_t rows, int64_t n, const at::Tensor& like) {
   if (!log_q) return {};
   check_shape(*log_q, {rows, n}, "log_q", like);
@@ -62,9 +86,13 @@ inline at::Tensor log_weights(const OptionalTensor& log_q, int64_t rows, int64_t
 }
 
 // Without the gradient of log q, which few calls want.
-inline RowOutputs allocate_rows(int64_t rows, const at::TensorOptions& options) {
-  return {at::empty({rows}, options), at::empty({rows}, options.dtype(at::kBool)), at::Tensor(),
-          at::empty({kRowValues, rows}, options)};
+inline RowOutputs allocate_rows(int64_t rows, const Loss& loss, const at::TensorOptions& options) {
+  return {at::empty({rows}, options),
+          at::empty({rows}, options.dtype(at::kBool)),
+          at::Tensor(),
+          at::empty({kRowValues, rows}, options),
+          loss.with_curve_gradient ? at::empty({rows, loss.curve.log_weights.size(0)}, options) : at::Tensor(),
+          loss.arguments.return_above ? at::empty({rows}, options.dtype(at::kLong)) : at::Tensor()};
 }
 
 struct Reduced {

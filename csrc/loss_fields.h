@@ -25,4 +25,5 @@
   OPTIONAL(min_margin)                                 \
   OPTIONAL(confidence_temperature)                     \
   FLAG(include_positive)                               \
-  CHOICE(surrogate, CW_SURROGATES)
+  CHOICE(surrogate, CW_SURROGATES)                     \
+  FLAG(return_above)

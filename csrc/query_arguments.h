@@ -32,7 +32,7 @@ inline void fill_query_call(QueryCall& call, const at::Tensor& queries, const at
   call.scale = score.scale;
   call.normalized = score.normalized;
   call.with_gradients = with_gradients;
-  call.out = allocate_rows(rows, options);
+  call.out = allocate_rows(rows, call.loss, options);
   if (!with_gradients) return;
   call.d_queries = at::empty({rows, dim}, options);
   call.unit_queries = at::empty({rows, dim}, options);

@@ -10,7 +10,8 @@ namespace cw_ext {
 
 namespace {
 
-using SampledResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+using SampledResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor,
+                                 at::Tensor, at::Tensor>;
 
 Draws checked_draws(Draws draws, const PositiveIds& positives, const at::Tensor& queries) {
   draws.pos_ids = positives.pos;
@@ -41,7 +42,9 @@ SampledResult sampled_forward(const at::Tensor& queries, const at::Tensor& items
           or_empty(call.rows.d_queries, options),
           or_empty(call.rows.unit_queries, options),
           or_empty(call.rows.coefficients, options),
-          call.rows.out.d_values};
+          call.rows.out.d_values,
+          or_empty(call.rows.out.d_curve, options),
+          or_empty(call.rows.out.above, options.dtype(at::kLong))};
 }
 
 at::Tensor sampled_item_gradient(const at::Tensor& unit_queries, const OptionalTensor& factor,
@@ -86,7 +89,7 @@ TORCH_LIBRARY_FRAGMENT(cw_ext, m) {
   m.def("sampled_forward(Tensor queries, Tensor items, Tensor pos_ids, Tensor? extra_ids, " CW_DRAWS_SCHEMA ", "
         CW_LOSS_SCHEMA "str similarity, str reduction, bool with_gradients, bool keep_coefficients) -> (Tensor loss, "
         "Tensor live, Tensor rescale, Tensor d_queries, Tensor unit_queries, Tensor coefficients, "
-        "Tensor d_row_values)");
+        "Tensor d_row_values, Tensor d_curve, Tensor above)");
   // coefficients: as sampled_forward left them, or None to compute them again.
   m.def("sampled_item_gradient(Tensor unit_queries, Tensor? factor, Tensor? coefficients, Tensor queries, Tensor items, "
         "Tensor pos_ids, Tensor? extra_ids, " CW_DRAWS_SCHEMA ", " CW_LOSS_SCHEMA "str similarity, str reduction) "

@@ -10,7 +10,8 @@ namespace cw_ext {
 namespace {
 
 using ScoresResult =
-    std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+    std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor,
+               at::Tensor, at::Tensor>;
 
 ScoresResult scores_forward(const at::Tensor& pos, const at::Tensor& neg, const OptionalTensor& extra,
                             const OptionalTensor& log_q, CW_LOSS_PARAMETERS c10::string_view reduction,
@@ -35,7 +36,7 @@ ScoresResult scores_forward(const at::Tensor& pos, const at::Tensor& neg, const 
   call.extra = extra ? with_contiguous_rows(*extra) : at::empty({rows, 0}, pos.options());
   call.log_q = log_weights(log_q, rows, n, pos);
   call.with_gradients = with_gradients;
-  call.out = allocate_rows(rows, options);
+  call.out = allocate_rows(rows, call.loss, options);
   if (with_log_q_gradient && log_q) call.out.d_log_q = at::empty({rows, n}, options);
   if (with_gradients) {
     call.d_pos = at::empty({rows}, options);
@@ -51,7 +52,9 @@ ScoresResult scores_forward(const at::Tensor& pos, const at::Tensor& neg, const 
           or_empty(call.d_neg, options),
           or_empty(call.d_extra, options),
           or_empty(call.out.d_log_q, options),
-          call.out.d_values};
+          call.out.d_values,
+          or_empty(call.out.d_curve, options),
+          or_empty(call.out.above, options.dtype(at::kLong))};
 }
 
 }  // namespace
@@ -60,7 +63,7 @@ TORCH_LIBRARY_FRAGMENT(cw_ext, m) {
   // pos [B], neg [B, N], extra [B, M], log_q [B, N]; outputs without gradients wanted are empty.
   m.def("scores_forward(Tensor pos, Tensor neg, Tensor? extra, Tensor? log_q, " CW_LOSS_SCHEMA
         "str reduction, bool with_gradients, bool with_log_q_gradient) -> (Tensor loss, Tensor live, Tensor rescale, "
-        "Tensor d_pos, Tensor d_neg, Tensor d_extra, Tensor d_log_q, Tensor d_row_values)");
+        "Tensor d_pos, Tensor d_neg, Tensor d_extra, Tensor d_log_q, Tensor d_row_values, Tensor d_curve, Tensor above)");
 }
 
 CW_LIBRARY_IMPL(m.impl("scores_forward", &scores_forward);)

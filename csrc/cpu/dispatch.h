@@ -72,9 +72,15 @@ RowInputs<T> row_inputs(const cw_ext::RowTensors& x) {
 }
 
 template <typename T>
+Curve<T> curve_pointers(const cw_ext::CurveTensors& x) {
+  return cw_ext::make_curve(pointer<const T>(x.log_weights), x.log_weights.defined() ? x.log_weights.size(0) : 0, x.low,
+                            x.high, x.on_margin);
+}
+
+template <typename T>
 RowResults<T> row_outputs(const cw_ext::RowOutputs& out) {
   return {pointer<T>(out.loss), pointer<bool>(out.live), pointer<T>(out.d_log_q), pointer<T>(out.d_values),
-          out.loss.size(0)};
+          out.loss.size(0), pointer<T>(out.d_curve), pointer<int64_t>(out.above)};
 }
 
 // Rows per task, so that one is worth a thread's waking up, which takes tens of microseconds where threads do not spin
@@ -112,6 +118,7 @@ void fill_query_task(const Call& call, std::vector<In>& room, QueryTask<In>& tas
   task.log_q = pointer<const T>(call.log_q);
   task.log_q_stride = call.log_q.defined() ? call.log_q.stride(0) : 0;
   task.values = row_inputs<T>(call.loss.values);
+  task.curve = curve_pointers<T>(call.loss.curve);
   task.scale = T(call.scale);
   task.normalized = call.normalized;
   task.with_gradients = call.with_gradients;

@@ -33,8 +33,8 @@ void embeddings(const EmbeddingsTask<In, Id>& task, int64_t begin, int64_t end, 
   T* const score = scratch;
   T* const inverse = score + width;
   T* const log_q = inverse + width;
-  T* const row_scratch = log_q + width;  // [n]
-  T* const own_coefficients = row_scratch + width;
+  T* const row_room = log_q + width;  // row_scratch(n)
+  T* const own_coefficients = row_room + row_scratch(width);
   T* const unit = own_coefficients + width;        // [dim]
   T* const query = unit + round_up_dim(dim);       // [padded_dim], in the order of chunks
   T* const d_query = query + round_up_dim(dim);    // 3 times [padded_dim], likewise
@@ -49,6 +49,8 @@ void embeddings(const EmbeddingsTask<In, Id>& task, int64_t begin, int64_t end, 
     if (*pos_id < 0) {  // all is masked: nothing of the table is read
       write_row(task.out, b, RowResult<T>{});
       if (task.out.d_log_q) fill(task.out.d_log_q + b * n, n, T(0));
+      if (task.out.d_curve) fill(task.out.d_curve + b * (task.curve.last + 1), task.curve.last + 1, T(0));
+      if (task.out.above) task.out.above[b] = 0;
       if (!wanted) continue;
       fill(coefficients + (b - begin) * width, width, T(0));
       for (int64_t i = 0; task.d_queries && i < dim; ++i) {
@@ -76,7 +78,7 @@ void embeddings(const EmbeddingsTask<In, Id>& task, int64_t begin, int64_t end, 
     T* const row_coefficients = wanted ? coefficients + (b - begin) * width : own_coefficients;
     T* const neg_coefficients = row_coefficients + 1 + m;
     const RowResult<T> result = solve_row(task, kernel, p, b, score, score + 1 + m, 0, masked, row_coefficients,
-                                          neg_coefficients, row_scratch);
+                                          neg_coefficients, row_room);
     if (!wanted) continue;
 
 #pragma omp simd

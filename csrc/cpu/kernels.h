@@ -12,6 +12,7 @@
 namespace cw_cpu {
 
 using cw_ext::Compute;
+using cw_ext::Curve;
 using cw_ext::RowInputs;
 using cw_ext::RowResults;
 
@@ -37,6 +38,7 @@ struct ScoresTask {
   const T* log_q;  // [B, N] or null
   int64_t log_q_stride;
   RowInputs<T> values;
+  Curve<T> curve;
   RowResults<T> out;
   T* d_pos;    // [B]; null: no gradients wanted
   T* d_neg;    // [B, N]
@@ -66,6 +68,7 @@ struct QueryTask {
   const T* log_q;  // [B, N] or null
   int64_t log_q_stride;
   RowInputs<T> values;
+  Curve<T> curve;
   T scale;          // of the similarity
   bool normalized;  // cosine
   bool with_gradients;
@@ -163,12 +166,12 @@ static inline int64_t round_up_dim(int64_t dim) { return (dim + 31) / 32 * 32; }
 constexpr int64_t kFilterWords = 4096;
 
 // How many values of the compute type a thread needs as scratch.
-static inline int64_t scores_scratch(int64_t n, int64_t m) { return 3 * (n + m); }
-static inline int64_t embeddings_scratch(int64_t n, int64_t m, int64_t dim) { return 5 * (n + m + 1) + 5 * round_up_dim(dim); }
+static inline int64_t scores_scratch(int64_t n, int64_t m) { return 5 * (n + m); }
+static inline int64_t embeddings_scratch(int64_t n, int64_t m, int64_t dim) { return 7 * (n + m + 1) + 5 * round_up_dim(dim); }
 // Rows of the shared negatives' scores in work at a time: they stay in L2.
 static inline int64_t shared_step(int64_t n) { return kRowStep * std::max<int64_t>(1, std::min<int64_t>(4, 5000 / n)); }
 static inline int64_t shared_scratch(int64_t n, int64_t m, int64_t dim) {
-  return shared_step(n) * (n + 64 + 2 * (1 + m) + 1 + 2 * round_up_dim(dim)) + 3 * n + (1 + m) + 2 * round_up_dim(dim);
+  return shared_step(n) * (n + 64 + 2 * (1 + m) + 1 + 2 * round_up_dim(dim)) + 5 * n + (1 + m) + 2 * round_up_dim(dim);
 }
 static inline int64_t item_gradient_scratch(int64_t dim) { return (3 * kItemsPerBucket + 1) * round_up_dim(dim); }
 

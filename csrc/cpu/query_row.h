@@ -34,13 +34,15 @@ CW_INLINE RowResult<T> solve_row(const QueryTask<In>& task, RowKernel<T> kernel,
                                  const T* own_scores, const T* neg_scores, int64_t left_out, const T* log_q,
                                  T* own_coefficients, T* neg_coefficients, T* scratch) {
   const Row<T> row{own_scores[0], neg_scores, task.n, left_out, own_scores + 1, task.m, log_q,
-                   task.values.at(b), task.values.temperature.rows != nullptr};
+                   task.values.at(b), task.values.temperature.rows != nullptr,
+                   task.curve.log_weights ? &task.curve : nullptr, task.out.above ? task.out.above + b : nullptr};
   if (row.own_temperature) set_temperature(p, task.arguments, row.values.temperature);
   RowGradients<T> gradients;
   gradients.wanted = task.with_gradients;
   gradients.neg = neg_coefficients;
   gradients.extra = own_coefficients + 1;
   gradients.log_q = task.out.d_log_q ? task.out.d_log_q + b * task.n : nullptr;
+  gradients.curve = task.out.d_curve ? task.out.d_curve + b * (task.curve.last + 1) : nullptr;
   const RowResult<T> result = kernel(row, p, gradients, scratch);
   write_row(task.out, b, result);
   if (!gradients.wanted) return result;

@@ -26,6 +26,8 @@ struct Row {
   const T* log_q;  // [N] or null
   cw_ext::RowArguments values;
   bool own_temperature;  // whose gradient is wanted
+  const Curve<T>* curve;  // or null
+  int64_t* above;         // or null
 };
 
 template <typename T>
@@ -34,6 +36,7 @@ struct RowGradients {
   T* neg;      // [N], always there: it is also where the terms of the sum are kept
   T* extra;    // [M], likewise
   T* log_q;    // [N] or null
+  T* curve;    // [K] or null
   bool wanted;
 };
 
@@ -212,10 +215,58 @@ T temperature_gradient(const Row<T>& row, const RowSums<T>& sums, const RowResul
   return result.by_temperature + by_log_tau * p.inv_tau;
 }
 
-// scratch: [n].
+// The log weights [n] of a row that has a curve, in `out`.
+template <typename T>
+void log_weights_with_curve(const Row<T>& row, T* out) {
+  const Curve<T> curve = *row.curve;
+  const T* const neg = row.neg;
+  const T* const given = row.log_q;
+  const T pos = row.pos;
+  if (given) {
+#pragma omp simd
+    for (int64_t j = 0; j < row.n; ++j) out[j] = curve_log_weight(curve, neg[j], pos, given[j]);
+  } else {
+#pragma omp simd
+    for (int64_t j = 0; j < row.n; ++j) out[j] = curve_log_weight(curve, neg[j], pos, T(0));
+  }
+}
+
+// The gradient of the curve's places, from that of the log weights.
+template <typename T>
+void curve_gradient(const Row<T>& row, const T* d_log_q, T* d_curve) {
+  fill(d_curve, row.curve->last + 1, T(0));
+  for (int64_t j = 0; j < row.n; ++j) {
+    if (d_log_q[j] == T(0)) continue;  // masked out
+    const CurvePlace<T> place = place_on(*row.curve, row.curve->on_margin ? row.neg[j] - row.pos : row.neg[j]);
+    d_curve[place.k] += d_log_q[j] * (T(1) - place.fraction);
+    d_curve[place.k + 1] += d_log_q[j] * place.fraction;
+  }
+}
+
+// How many negatives that are not masked out score above the threshold.
+template <typename T>
+int64_t count_above(const Row<T>& row) {
+  const T threshold = T(row.values.threshold);
+  int64_t count = 0;
+  for (int64_t j = 0; j < row.n; ++j) {
+    count += row.neg[j] > threshold && !(row.log_q && row.log_q[j] == -infinity<T>());
+  }
+  return count;
+}
+
+// How many values row_kernel() needs as scratch.
+static inline int64_t row_scratch(int64_t n) { return 3 * n; }
+
+// scratch: row_scratch(n).
 template <typename T, Weighting W, Surrogate S>
-RowResult<T> row_kernel(const Row<T>& row, const Parameters<T>& p, RowGradients<T>& gradients, T* scratch) {
+RowResult<T> row_kernel(const Row<T>& given, const Parameters<T>& p, RowGradients<T>& gradients, T* scratch) {
   T* const denominator_terms = scratch;
+  Row<T> row = given;
+  if (row.curve) {
+    row.log_q = scratch + row.n;
+    log_weights_with_curve(given, scratch + row.n);
+  }
+  if (row.above) *row.above = count_above(row);
 
   RowSums<T> sums{};
   sums.pos = row.pos;
@@ -248,15 +299,18 @@ RowResult<T> row_kernel(const Row<T>& row, const Parameters<T>& p, RowGradients<
     fill(gradients.neg, row.n, value);
     fill(gradients.extra, row.m, value);
     if (gradients.log_q) fill(gradients.log_q, row.n, value);
+    if (gradients.curve) fill(gradients.curve, row.curve->last + 1, value);
     return result;
   }
 
-  if (gradients.log_q) {
+  if (gradients.log_q || gradients.curve) {
+    T* const d_log_q = gradients.log_q ? gradients.log_q : scratch + 2 * row.n;
     // Divided before they are subtracted: where one negative is all there is, the difference is 0.
     for (int64_t j = 0; j < row.n; ++j) {
       const T share = gradients.neg[j] / sums.negatives.sum;
-      gradients.log_q[j] = result.by_log_a * (share - denominator_terms[j] / sums.denominator.sum);
+      d_log_q[j] = result.by_log_a * (share - denominator_terms[j] / sums.denominator.sum);
     }
+    if (gradients.curve) curve_gradient(row, d_log_q, gradients.curve);
   }
   if (row.own_temperature) {
     result.by_temperature = temperature_gradient<T, W, S>(row, sums, result, p, gradients, denominator_terms);

@@ -22,6 +22,7 @@ void scores(const cw_ext::ScoresCall& call) {
     task.log_q = pointer<const T>(call.log_q);
     task.log_q_stride = call.log_q.defined() ? call.log_q.stride(0) : 0;
     task.values = row_inputs<T>(call.loss.values);
+    task.curve = curve_pointers<T>(call.loss.curve);
     task.out = row_outputs<T>(call.out);
     task.d_pos = call.with_gradients ? pointer<T>(call.d_pos) : nullptr;
     task.d_neg = pointer<T>(call.d_neg);

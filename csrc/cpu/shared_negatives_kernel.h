@@ -71,8 +71,8 @@ void shared_negatives(const SharedTask<In>& task, int64_t begin, int64_t end, ty
   T* const query_inverse = inverse + step * own;      // one number
   // Of one row:
   T* const log_q = query_inverse + step;              // [n]
-  T* const row_scratch = log_q + n;                   // [n]
-  T* const terms = row_scratch + n;                   // [n], where no gradients are wanted
+  T* const row_room = log_q + n;                      // row_scratch(n)
+  T* const terms = row_room + row_scratch(n);         // [n], where no gradients are wanted
   T* const own_terms = terms + n;                     // [1 + m]
   T* const query = own_terms + own;                   // [room], in the order of chunks
   T* const d_query = query + room;                    // [room], likewise
@@ -100,7 +100,7 @@ void shared_negatives(const SharedTask<In>& task, int64_t begin, int64_t end, ty
       const bool dead = task.pos_ids[b] < 0;
       T* const row_scores = scores + r * panels * kPanel;
       const T* const given_log_q = task.log_q ? task.log_q + b * task.log_q_stride : nullptr;
-      const bool through_log_q = given_log_q || p.normalize_weights;
+      const bool through_log_q = given_log_q || p.normalize_weights || task.curve.log_weights;
       const T* const masked =
           masked_log_q(dead || task.any_padding || (task.first_column && through_log_q), given_log_q, n, log_q,
                        [&](int64_t j) { return dead || task.neg_ids[j] < 0; });
@@ -116,7 +116,7 @@ void shared_negatives(const SharedTask<In>& task, int64_t begin, int64_t end, ty
       });
       solve_row(task, kernel, p, b, own_scores + r * own, row_scores, left_out, masked,
                 wanted ? task.coefficients + b * own : own_terms,
-                wanted ? task.shared_coefficients + (b - task.first_row) * n : terms, row_scratch);
+                wanted ? task.shared_coefficients + (b - task.first_row) * n : terms, row_room);
     }
     if (!wanted) continue;
 
