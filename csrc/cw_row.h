@@ -478,6 +478,12 @@ CW_INLINE void write_row(const cw_ext::RowResults<T>& out, int64_t b, const RowR
 #undef CW_VALUE
 }
 
+// In the place of what write_row() wrote: by_temperature with the part of the elements.
+template <typename T>
+CW_INLINE void write_temperature(const cw_ext::RowResults<T>& out, int64_t b, T by_temperature) {
+  out.d_values[int64_t(cw_ext::RowValuePlace::temperature) * out.d_values_stride + b] = by_temperature;
+}
+
 // All derivatives the same: those of a row without negatives, or with a loss that is no number.
 template <typename T>
 CW_INLINE RowResult<T> without_derivatives(T loss, bool live, T filler) {
