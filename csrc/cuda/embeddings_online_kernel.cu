@@ -181,10 +181,10 @@ __global__ void __launch_bounds__(kThreads, kResident<In>)
   conclude(own, row, b, p, task.out, scratch);
   __syncthreads();
   if (!task.with_gradients) return;
-  const RowPlan<float> plan = scratch.plan;
-  give_all_gradients(row, b, plan, p, task.out, scratch);
+  give_all_gradients(row, b, p, task.out, scratch);
   __syncthreads();  // the positives' coefficients stand
   if (warp != 0) return;
+  const RowPlan<float> plan = scratch.plan;
 
   // The warps' sums, from their own maxima to the row's.
   Slice gradient = {};

@@ -93,10 +93,14 @@ struct ScoreRow {
   }
 };
 
-// Block (32·kWarps, kRows). With one resident block asked for, the compiler does not spill registers to fit more.
+// Threads that a multiprocessor's registers must hold: as many as go without spilling.
+template <typename In>
+constexpr int kResident = sizeof(In) == 4 ? 768 : 512;
+
+// Block (32·kWarps, kRows).
 template <typename In, int kWarps, int kRows>
-__global__ void __launch_bounds__(kWarps* kWarp* kRows, 1)
-    two_pass_kernel(const ScoresTask<In> task, const Parameters<typename Compute<In>::type> common) {
+__global__ void __launch_bounds__(kWarps* kWarp* kRows, kResident<In> / (kWarps * kWarp * kRows))
+    scores_two_pass_kernel(const ScoresTask<In> task, const Parameters<typename Compute<In>::type> common) {
   using T = typename Compute<In>::type;
   static_assert(kWarps == 1 || kRows == 1, "rows that share a block must not meet at its barrier");
   __shared__ TeamScratch<T, kWarps> scratch[kRows];
@@ -111,7 +115,7 @@ cudaError_t launch_two_pass(const ScoresTask<In>& task, const Parameters<typenam
                         cudaStream_t stream) {
   const int64_t blocks = (task.rows + kRows - 1) / kRows;
   if (blocks > kMaxGrid) return cudaErrorInvalidConfiguration;
-  return launch_kernel(two_pass_kernel<In, kWarps, kRows>, unsigned(blocks), dim3(kWarps * kWarp, kRows), 0, stream,
+  return launch_kernel(scores_two_pass_kernel<In, kWarps, kRows>, unsigned(blocks), dim3(kWarps * kWarp, kRows), 0, stream,
                        task, p);
 }
 

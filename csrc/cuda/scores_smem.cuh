@@ -223,7 +223,7 @@ struct OwnScores {
 // keeps.
 template <typename In, Form kForm, bool kOneWarp>
 __global__ void __launch_bounds__((kOneWarp ? kSmemRows : kSmemWarps) * kWarp, kOneWarp ? 8 : 2)
-    smem_kernel(const ScoresTask<In> task, const Parameters<typename Compute<In>::type> common, int64_t bytes_per_row) {
+    scores_smem_kernel(const ScoresTask<In> task, const Parameters<typename Compute<In>::type> common, int64_t bytes_per_row) {
   using T = typename Compute<In>::type;
   constexpr int kRows = kOneWarp ? kSmemRows : 1;
   __shared__ T maxima[kSmemWarps];
@@ -355,10 +355,10 @@ template <typename In>
 cudaError_t launch_smem(const ScoresTask<In>& task, const Parameters<typename Compute<In>::type>& p,
                             const SmemPlan& plan, cudaStream_t stream) {
   const bool logistic = plan.form == Form::logistic, one_warp = plan.warps == 1;
-  const auto kernel = one_warp ? (logistic ? smem_kernel<In, Form::logistic, true>
-                                           : smem_kernel<In, Form::unweighted, true>)
-                               : (logistic ? smem_kernel<In, Form::logistic, false>
-                                           : smem_kernel<In, Form::unweighted, false>);
+  const auto kernel = one_warp ? (logistic ? scores_smem_kernel<In, Form::logistic, true>
+                                           : scores_smem_kernel<In, Form::unweighted, true>)
+                               : (logistic ? scores_smem_kernel<In, Form::logistic, false>
+                                           : scores_smem_kernel<In, Form::unweighted, false>);
   const int rows = one_warp ? kSmemRows : 1;
   const int64_t blocks = (task.rows + rows - 1) / rows;
   if (blocks > kMaxGrid) return cudaErrorInvalidConfiguration;

@@ -323,9 +323,9 @@ __device__ __forceinline__ void conclude(RowStatistics<T> own, const Row& row, i
 
 // The gradient of a regular row's own temperature. It takes one more pass over the scores, which rows without it save.
 template <int kWarps, typename T, typename Row>
-__device__ __forceinline__ void give_temperature(const Row& row, int64_t b, const RowPlan<T>& plan,
-                                                 const Parameters<T>& p, const RowResults<T>& out,
-                                                 TeamScratch<T, kWarps>& scratch) {
+__device__ __forceinline__ void give_temperature(const Row& row, int64_t b, const Parameters<T>& p,
+                                                 const RowResults<T>& out, TeamScratch<T, kWarps>& scratch) {
+  const RowPlan<T> plan = scratch.plan;
   constexpr int kThreads = Team<kWarps>::kThreads;
   const int rank = Team<kWarps>::rank();
   T total = T(0);
@@ -358,7 +358,9 @@ __device__ __forceinline__ void add_in_order(bool own, int place, T value, T* to
 // The gradient of the curve's log weights [K] by the row. Atomic additions would come in another order each time, so
 // every warp takes places of its own, and looks at all negatives. Ends with the team's barrier.
 template <int kWarps, typename T, typename Row>
-__device__ __forceinline__ void give_curve(const Row& row, const RowPlan<T>& plan, const Parameters<T>& p, T* d_curve) {
+__device__ __forceinline__ void give_curve(const Row& row, const Parameters<T>& p, T* d_curve,
+                                           const TeamScratch<T, kWarps>& scratch) {
+  const RowPlan<T> plan = scratch.plan;
   const int rank = Team<kWarps>::rank(), lane = rank % kWarp, warp = rank / kWarp;
   const Curve<T>& curve = row.curve;
 #pragma unroll 1
@@ -382,8 +384,9 @@ __device__ __forceinline__ void give_curve(const Row& row, const RowPlan<T>& pla
 
 // The gradients of all scores of the row.
 template <int kWarps, typename T, typename Row>
-__device__ __forceinline__ void give_gradients(const Row& row, const RowPlan<T>& plan, const Parameters<T>& p,
+__device__ __forceinline__ void give_gradients(const Row& row, const Parameters<T>& p,
                                                TeamScratch<T, kWarps>& scratch) {
+  const RowPlan<T> plan = scratch.plan;
   constexpr int kThreads = Team<kWarps>::kThreads;
   const int rank = Team<kWarps>::rank();
   T total = T(0);
@@ -409,14 +412,14 @@ __device__ __forceinline__ void give_gradients(const Row& row, const RowPlan<T>&
   if (rank == 0) row.set_pos(plan.regular ? plan.result.by_pos - total : plan.filler);
 }
 
-// All gradients of the row. Those of the scores come last: at level 2 they take the scores' place.
+// All gradients of the row, of which scratch.plan is concluded. Those of the scores come last: at level 2 they take the
+// scores' place.
 template <int kWarps, typename T, typename Row>
-__device__ __forceinline__ void give_all_gradients(const Row& row, int64_t b, const RowPlan<T>& plan,
-                                                   const Parameters<T>& p, const RowResults<T>& out,
-                                                   TeamScratch<T, kWarps>& scratch) {
-  if (row.wants_temperature && plan.regular) give_temperature(row, b, plan, p, out, scratch);
-  if (out.d_curve) give_curve<kWarps>(row, plan, p, out.d_curve + b * (row.curve.last + 1));
-  give_gradients(row, plan, p, scratch);
+__device__ __forceinline__ void give_all_gradients(const Row& row, int64_t b, const Parameters<T>& p,
+                                                   const RowResults<T>& out, TeamScratch<T, kWarps>& scratch) {
+  if (row.wants_temperature && scratch.plan.regular) give_temperature(row, b, p, out, scratch);
+  if (out.d_curve) give_curve(row, p, out.d_curve + b * (row.curve.last + 1), scratch);
+  give_gradients(row, p, scratch);
 }
 
 // The whole row. All threads of the team must call; `scratch` is the team's, and nobody may still be reading it.
@@ -426,8 +429,7 @@ __device__ __forceinline__ void walk_row(const Row& row, int64_t b, const Parame
   constexpr int kThreads = Team<kWarps>::kThreads;
   conclude(own_statistics<kThreads>(row, p, Team<kWarps>::rank()), row, b, p, out, scratch);
   Team<kWarps>::sync();
-  const RowPlan<T> plan = scratch.plan;
-  if (with_gradients) give_all_gradients(row, b, plan, p, out, scratch);
+  if (with_gradients) give_all_gradients(row, b, p, out, scratch);
 }
 
 }  // namespace cw_cuda
