@@ -29,6 +29,7 @@ from cw_ext import (
     CWFullLoss,
     CWInBatchLoss,
     Interactions,
+    ScoreCurve,
     cw_loss,
     cw_loss_full,
     cw_loss_in_batch,
@@ -370,6 +371,24 @@ WHO = {"query_ids": torch.tensor([2, 3, 4]), "interactions": INTERACTIONS}
             WHO | {"estimate_full": True, "include_positive": True, "confidence_temperature": 2.0},
             ValueError,
             "estimate_full=True needs confidence_temperature=None, got 2.0",
+        ),
+        (
+            cw_loss_in_batch,
+            WHO | {"estimate_full": True, "include_positive": True, "positive_temperature": 0.2},
+            ValueError,
+            "estimate_full=True needs positive_temperature=None, got 0.2",
+        ),
+        (
+            cw_loss_in_batch,
+            WHO | {"estimate_full": True, "include_positive": True, "score_curve": ScoreCurve(0, 1, torch.zeros(2))},
+            ValueError,
+            r"estimate_full=True needs score_curve=None, got ScoreCurve\(0, 1, 2 log weights",
+        ),
+        (
+            cw_loss_in_batch,
+            WHO | {"estimate_full": True, "include_positive": True, "return_above": True},
+            ValueError,
+            "estimate_full=True needs return_above=False, got True",
         ),
         (
             cw_loss_in_batch,
