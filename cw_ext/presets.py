@@ -1,13 +1,13 @@
 """Other losses as arguments of this one: each returns keyword arguments for `cw_loss` and its other forms.
 
-A wrong argument raises TypeError or ValueError, which names it.
+A wrong argument raises TypeError or ValueError; the message contains it.
 
 >>> cw_loss(pos_scores, neg_scores, **presets.infonce(temperature=0.1))
 >>> CWLoss(**presets.dcl(temperature=0.1, prior=0.05), reduction="sum")
 
-A loss is the same as before only on the same scores. Where the scores are computed here, from embeddings, a preset
-carries how: `similarity`, "half_cosine" (their default), "cosine" or "dot". The temperature is on its scale. It may
-be a tensor, but for `hcl` and `bsl`.
+The same loss needs the same scores. Where scores are computed here, from embeddings, a preset also sets how:
+`similarity`, "half_cosine" (the default), "cosine" or "dot". The temperature is on its scale. It may be a tensor, except
+in `hcl` and `bsl`.
 
 >>> cw_loss_from_embeddings(queries, items, pos_ids, neg_ids, **presets.sl(5.0, similarity="dot"))
 """
@@ -24,8 +24,8 @@ from cw_ext.parameters import LossArguments, Surrogate, Weighting, resolve
 
 Margin = float | Literal["lowest"] | None
 
-# What each preset sets, and no more, so that a type checker lets the rest be given beside it. A similarity is not among
-# it, as the loss on scores has none.
+# What each preset sets, and nothing else, so that a type checker accepts other arguments beside it. The similarity is
+# left out, as the loss on scores has none.
 
 
 class SLArguments(TypedDict):
@@ -77,7 +77,7 @@ def _checked(arguments: _Arguments, similarity: Similarity | None = None) -> _Ar
 
 def _lowest_margin(min_margin: Margin, similarity: Similarity | None) -> float | None:
     if not isinstance(min_margin, str) or min_margin != "lowest":
-        return min_margin  # whatever else it is, resolve() looks at it
+        return min_margin  # anything else is checked by resolve()
     if similarity == "dot":
         raise ValueError(
             "min_margin must be a number or None with similarity='dot', whose margins have no lowest, got 'lowest'"
@@ -106,7 +106,7 @@ def dcl(
 ) -> DCLArguments:
     """Debiased contrastive loss (Chuang et al., 2020, arXiv 2007.00224, eq. 8).
 
-    Without extra positives the anchor's own positive stands for E_{p⁺}, the paper's M = 1.
+    Without extra positives the anchor's own positive is the sample of E_{p⁺}, the paper's M = 1.
 
     Args:
         temperature: τ.
@@ -136,7 +136,7 @@ def pucl(
 ) -> PUCLArguments:
     """Positive-unlabeled contrastive loss (Wang et al., 2024, arXiv 2401.08690).
 
-    The unlabeled samples are what is left after the labeled positives were taken out, so positives are the share
+    The unlabeled samples are those left after removing the labeled positives, so positives are the share
     α(1 − c)/(1 − αc) of them; with c → 0 this is DCL's correction. The floor is this package's relative one.
 
     Args:
@@ -198,8 +198,8 @@ def psl(temperature: float | Tensor = 0.1, surrogate: Surrogate = "tanh") -> PSL
 def bsl(negative_temperature: float = 0.1, *, similarity: Similarity | None = None) -> SLArguments:
     """Bilateral softmax loss (Wu et al., 2024, arXiv 2312.12882) with one positive per row.
 
-    There it is (τ₂/τ₁)·SL(τ₂), with τ₂ the temperature of the negatives: this preset is SL(τ₂), and the constant
-    τ₂/τ₁, which only scales the learning rate, is the caller's to multiply by.
+    There it is (τ₂/τ₁)·SL(τ₂), with τ₂ the temperature of the negatives. This preset is SL(τ₂); multiply by the
+    constant τ₂/τ₁ yourself, if needed: it only scales the learning rate.
     """
     checks.positive_number("negative_temperature", negative_temperature)
     return sl(negative_temperature, similarity=similarity)
@@ -214,7 +214,7 @@ def slk(
     """SL@K: σ((s⁺ − β)/τ_w)·SL(τ) (Yang et al., KDD 2025, arXiv 2508.05673), up to the factor 2 of this package's
     confidence, which only scales the learning rate.
 
-    β is the query's K-th highest score, one per row: the caller's to pass as `confidence_threshold`.
+    β is the query's K-th highest score, a value per row, to be passed as `confidence_threshold`.
     :class:`cw_ext.TopKThreshold` learns it from the counts of return_above=True.
 
     Args:

@@ -104,7 +104,7 @@ void shared_negatives(const SharedTask<In>& task, int64_t begin, int64_t end, ty
       const T* const masked =
           masked_log_q(dead || task.any_padding || (task.first_column && through_log_q), given_log_q, n, log_q,
                        [&](int64_t j) { return dead || task.neg_ids[j] < 0; });
-      // A score of −∞ has no mass but counts, unless a log weight says that the negative is not there.
+      // A score of −∞ has no mass but counts as a negative, unless its log weight is −∞ too.
       int64_t left_out = 0;
       each_left_out(task, b, [&](int64_t column) {
         row_scores[column] = -infinity<T>();
