@@ -328,14 +328,14 @@ def test_the_modules(kernels: None, device: torch.device, kind: str) -> None:
     if kind == "full":
         criterion = CWFullLoss(case.interactions, temperature=0.2)
         expected = cw_loss_full(
-            *inputs, query_ids=case.query_ids, interactions=interactions, temperature=0.2, prior=0.1
+            *inputs, query_ids=case.query_ids, interactions=interactions, temperature=0.3, prior=0.1
         )
-        found = criterion(*inputs, query_ids=case.query_ids, prior=0.1)
+        found = criterion(*inputs, query_ids=case.query_ids, prior=0.1, temperature=0.3)
     else:
         criterion = CWInBatchLoss(case.interactions, temperature=0.2, num_negatives=5)
         settings = {"query_ids": case.query_ids, "seed": 3, "prior": 0.1}
-        expected = cw_loss_in_batch(*inputs, interactions=interactions, num_negatives=5, temperature=0.2, **settings)
-        found = criterion(*inputs, **settings)
+        expected = cw_loss_in_batch(*inputs, interactions=interactions, num_negatives=5, temperature=0.3, **settings)
+        found = criterion(*inputs, temperature=0.3, **settings)
     assert torch.equal(found, expected)
     assert "temperature=0.2" in repr(criterion)
 
