@@ -118,7 +118,7 @@ def _negatives(case: Drawn) -> tuple[Tensor, Tensor]:
     if given["log_q_correction"] and rows:
         found = counts[columns.clamp(min=0)]
         found[:rows] = found[:rows].clamp(min=1)
-        share = (rows * found / counts.sum().clamp(min=1) + uniform / chosen.sum()) / len(columns)
+        share = (rows * found / counts.sum().clamp(min=1) + uniform / chosen.double().sum()) / len(columns)
         log_q -= share.log()
     log_q[:, ~chosen[columns.clamp(min=0)]] = -math.inf
     return columns.expand(rows, -1), log_q

@@ -201,6 +201,23 @@ def test_slk_without_a_threshold_is_that_of_score_0_and_of_its_published_tempera
     assert_near(given, 2 * _sl_at_k(pos, neg, 0.0, tau_w=2.5), torch.float64)
 
 
+@pytest.mark.parametrize("name", ["sl", "infonce", "dcl", "pucl", "psl", "slk", "cw"])
+def test_a_temperature_that_is_learned(backend: str, name: str) -> None:
+    """The number's loss, and the slope between two numbers' losses."""
+    pos, neg, _ = _cosines()
+    tau = torch.tensor(TAU, dtype=torch.float64, requires_grad=True)
+
+    def loss(temperature: Tensor | float) -> Tensor:
+        arguments = getattr(presets, name)(temperature) | {"detach_weights": False}
+        return cw_loss(pos / 2, neg / 2, backend=backend, **arguments)
+
+    found = loss(tau)
+    found.backward()
+    step = 1e-6
+    assert_near(found, loss(TAU), torch.float64)
+    torch.testing.assert_close(tau.grad, (loss(TAU + step) - loss(TAU - step)) / (2 * step), rtol=1e-7, atol=1e-7)
+
+
 def test_cw(backend: str) -> None:
     """The default family: sigmoid weights with ρ = τ, detached, and a correction with floor .3."""
     prior = 0.05
