@@ -21,7 +21,7 @@ from cw_ext.score_curve import ScoreCurve
 # Whether calls have a temperature per row, one for the positive, and a curve: where the kernels take them.
 NEW_ARGUMENTS = False
 
-# How many examples each fuzz test draws, in the place of its own few.
+# How many examples each fuzz test draws, instead of its own few.
 EXAMPLES = "CW_EXT_TEST_EXAMPLES"
 
 
@@ -52,7 +52,7 @@ powers_of_two = st.integers(-4, 3).map(lambda k: 2.0**k)
 
 @st.composite
 def loss_arguments(draw: st.DrawFn) -> dict[str, Any]:
-    """All that say what a row's loss is, but for the prior."""
+    """All that determine a row's loss, except the prior."""
     weighting = draw(st.sampled_from(["none", "sigmoid", "exponential", "linear"]))
     hard = weighting == "exponential" and draw(st.booleans())
     positive = {"positive_temperature": draw(st.one_of(st.none(), st.floats(0.1, 3.0)))} if NEW_ARGUMENTS else {}
@@ -136,7 +136,7 @@ class WithoutHistory(Drawn):
         return function(self.queries, self.items, self.pos_ids, **arguments)
 
 
-# Mostly few, sometimes as many as a vector has lanes (and one more, or one less), seldom more than a block of a sum.
+# Mostly few, sometimes as many as a vector has lanes (and one more, or one less), rarely more than a block of a sum.
 _few = st.integers(1, 40)
 _lanes = st.sampled_from([7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65])
 _blocks = st.sampled_from([127, 128, 129, 1023, 1024, 1025])

@@ -279,7 +279,7 @@ def _calls_of(case: Case, **arguments: Any) -> list[tuple[Any, tuple[Any, ...], 
     "dtype", [torch.float32, *(pytest.param(d, marks=pytest.mark.thorough) for d in (torch.bfloat16, torch.float64))]
 )
 def test_opcheck(kernels: None, device: torch.device, dtype: torch.dtype) -> None:
-    """Schemas that say what is written to and what shares memory; fake kernels that agree with the real."""
+    """Schemas that declare what is written to and what shares memory; fake kernels that agree with the real ones."""
     per_row = exact([0.1, 0.2, 0.0, 0.3, 0.1])
     bare = make_scores((5,), 9, seed=85)
     cases = [
