@@ -415,8 +415,9 @@ CW_INLINE T curve_log_weight(const cw_ext::Curve<T>& curve, T score, T pos, T gi
   const T x = curve.on_margin ? score - pos : score;
   const CurvePlace<T> place = place_on(curve, x);
   const T left = curve.log_weights[place.k], right = curve.log_weights[place.k + 1];
-  const bool masked = (left == -infinity<T>() && place.fraction < T(1)) ||
-                      (right == -infinity<T>() && place.fraction > T(0)) || given == -infinity<T>();
+  const bool masked_here = (left == -infinity<T>() && place.fraction < T(1)) ||
+                           (right == -infinity<T>() && place.fraction > T(0));
+  const bool masked = (x == x && masked_here) || given == -infinity<T>();  // a NaN is nowhere on the curve
   T value = left + place.fraction * (right - left);
   value = place.fraction == T(0) ? left : (place.fraction == T(1) ? right : value);
   value = x == x ? given + value : x;

@@ -68,6 +68,17 @@ def log_surrogate(margin: Tensor, temperature: Tensor | float, p: RowParameters)
     return torch.where(zero, -math.inf, torch.where(zero, 0.0, log_value) / temperature)
 
 
+def of_positive(
+    loss: Tensor, pos: Tensor, tau: Tensor | float, threshold: Tensor | float, p: RowParameters
+) -> Tensor:
+    """c(s⁺)·(L + s⁺(1/τ − 1/τ⁺)) from L."""
+    if p.positive_temperature is not None:
+        loss = loss + pos * (1 / tau - 1 / p.positive_temperature)
+    if p.confidence_temperature is not None:
+        loss = 2 * torch.sigmoid((pos - threshold) / p.confidence_temperature) * loss
+    return loss
+
+
 def rows(
     pos: Tensor,
     neg: Tensor,
@@ -171,12 +182,7 @@ def rows(
     log_n_g = torch.log(n_eff.clamp(min=1).to(dtype)) + log_mass - torch.log(one_minus_prior)
 
     loss = torch.logaddexp(torch.zeros_like(log_n_g), log_n_g) if p.include_positive else log_n_g
-    if p.positive_temperature is not None:
-        loss = loss + torch.where(dead, 0.0, pos) * (1 / tau - 1 / p.positive_temperature)
-    if p.confidence_temperature is not None:
-        known = torch.where(dead, 0.0, pos)
-        confidence = 2 * torch.sigmoid((known - values.threshold) / p.confidence_temperature)
-        loss = confidence * loss
+    loss = of_positive(loss, torch.where(dead, 0.0, pos), tau, values.threshold, p)
     loss = torch.where(dead, 0.0, torch.where(bad, math.nan, loss))
     above = torch.empty(0, dtype=torch.int64, device=pos.device)
     if p.return_above:

@@ -416,8 +416,10 @@ class _ItemGradient(TorchDispatchMode):
         return op(*args, **(kwargs or {}))
 
 
-def item_gradient_arguments(case: Embeddings) -> list[Any]:
-    """What the backward pass of the case hands to the op, every row's gradient being 1."""
+def item_gradient_arguments(case: Embeddings) -> dict[str, Any]:
+    """What the backward pass of the case hands to the op, by name, every row's gradient being 1."""
     with _ItemGradient() as mode:
         evaluate(case, torch.ones(len(case.queries), device=case.queries.device), backend="fused")
-    return [a.detach().clone() if isinstance(a, Tensor) else a for a in mode.arguments]
+    names = [a.name for a in torch.ops.cw_ext.item_gradient.default._schema.arguments]
+    given = (a.detach().clone() if isinstance(a, Tensor) else a for a in mode.arguments)
+    return dict(zip(names, given))

@@ -315,7 +315,7 @@ def test_opcheck_without_gradients(kernels: None, device: torch.device) -> None:
 def test_a_way_to_sum_that_is_not_there(kernels: None, sums: str, message: str) -> None:
     arguments = item_gradient_arguments(_embeddings())
     with pytest.raises(ValueError, match=message):
-        torch.ops.cw_ext.item_gradient(*arguments, sums)
+        torch.ops.cw_ext.item_gradient(**arguments, sums=sums)
 
 
 def test_the_kernels_ran(kernels: None) -> None:
