@@ -409,12 +409,13 @@ CW_INLINE CurvePlace<T> place_on(const cw_ext::Curve<T>& curve, T x) {
   return {k, t - T(k)};
 }
 
-// log q of a negative whose log q is `given` without the curve. Between a place of −∞ and another it is −∞.
+// log q of a negative whose log q is `given` without the curve, whose values [K] are `log_weights` in this row. Between a
+// place of −∞ and another it is −∞.
 template <typename T>
-CW_INLINE T curve_log_weight(const cw_ext::Curve<T>& curve, T score, T pos, T given) {
+CW_INLINE T curve_log_weight(const cw_ext::Curve<T>& curve, const T* log_weights, T score, T pos, T given) {
   const T x = curve.on_margin ? score - pos : score;
   const CurvePlace<T> place = place_on(curve, x);
-  const T left = curve.log_weights[place.k], right = curve.log_weights[place.k + 1];
+  const T left = log_weights[place.k], right = log_weights[place.k + 1];
   const bool masked_here = (left == -infinity<T>() && place.fraction < T(1)) ||
                            (right == -infinity<T>() && place.fraction > T(0));
   const bool masked = (x == x && masked_here) || given == -infinity<T>();  // a NaN is nowhere on the curve
@@ -477,6 +478,12 @@ CW_INLINE void write_row(const cw_ext::RowResults<T>& out, int64_t b, const RowR
   to += out.d_values_stride;
   CW_ROW_VALUES(CW_VALUE)
 #undef CW_VALUE
+}
+
+// In the place of what write_row() wrote: by_temperature with the part of the elements.
+template <typename T>
+CW_INLINE void write_temperature(const cw_ext::RowResults<T>& out, int64_t b, T by_temperature) {
+  out.d_values[int64_t(cw_ext::RowValuePlace::temperature) * out.d_values_stride + b] = by_temperature;
 }
 
 // All derivatives the same: those of a row without negatives, or with a loss that is no number.

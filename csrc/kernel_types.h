@@ -83,6 +83,11 @@ struct RowInputs {
 constexpr int kRowValues = CW_ROW_VALUES(CW_VALUE);
 #undef CW_VALUE
 
+// Their places in the list.
+#define CW_VALUE(name) name,
+enum class RowValuePlace : int { CW_ROW_VALUES(CW_VALUE) };
+#undef CW_VALUE
+
 // Log weights as a piecewise linear function of the score, or of its margin over the positive's: log_weights[k] at K
 // equally spaced places from low to high, the end values beyond them. Null log_weights: no curve.
 template <typename T>
@@ -95,11 +100,7 @@ struct Curve {
   T high;
   T places_per_unit;  // (K − 1) / (high − low)
 
-  CW_INLINE Curve of_row(int64_t row) const {
-    Curve own = *this;
-    own.log_weights += row * stride;
-    return own;
-  }
+  CW_INLINE const T* of_row(int64_t row) const { return log_weights ? log_weights + row * stride : nullptr; }
 };
 
 template <typename T>

@@ -33,10 +33,9 @@ template <typename In, typename T>
 CW_INLINE RowResult<T> solve_row(const QueryTask<In>& task, RowKernel<T> kernel, Parameters<T>& p, int64_t b,
                                  const T* own_scores, const T* neg_scores, int64_t left_out, const T* log_q,
                                  T* own_coefficients, T* neg_coefficients, T* scratch) {
-  const Curve<T> curve = task.curve.of_row(b);
   Row<T> row{own_scores[0], neg_scores, task.n, left_out, own_scores + 1, task.m, log_q,
                    task.values.at(b), task.values.temperature.rows != nullptr,
-                   task.curve.log_weights ? &curve : nullptr, task.out.above ? task.out.above + b : nullptr};
+                   &task.curve, task.curve.of_row(b), task.out.above ? task.out.above + b : nullptr};
   if (row.own_temperature) set_temperature(p, task.arguments, row.values.temperature);
   RowGradients<T> gradients;
   gradients.wanted = task.with_gradients;

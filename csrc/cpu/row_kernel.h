@@ -26,7 +26,8 @@ struct Row {
   const T* log_q;  // [N] or null
   cw_ext::RowArguments values;
   bool own_temperature;  // whose gradient is wanted
-  const Curve<T>* curve;  // or null
+  const Curve<T>* curve;  // whose values in this row are the next
+  const T* curve_values;  // [K] or null: no curve
   int64_t* above;         // or null
 };
 
@@ -219,15 +220,16 @@ T temperature_gradient(const Row<T>& row, const RowSums<T>& sums, const RowResul
 template <typename T>
 void log_weights_with_curve(const Row<T>& row, T* out) {
   const Curve<T> curve = *row.curve;
+  const T* const values = row.curve_values;
   const T* const neg = row.neg;
   const T* const given = row.log_q;
   const T pos = row.pos;
   if (given) {
 #pragma omp simd
-    for (int64_t j = 0; j < row.n; ++j) out[j] = curve_log_weight(curve, neg[j], pos, given[j]);
+    for (int64_t j = 0; j < row.n; ++j) out[j] = curve_log_weight(curve, values, neg[j], pos, given[j]);
   } else {
 #pragma omp simd
-    for (int64_t j = 0; j < row.n; ++j) out[j] = curve_log_weight(curve, neg[j], pos, T(0));
+    for (int64_t j = 0; j < row.n; ++j) out[j] = curve_log_weight(curve, values, neg[j], pos, T(0));
   }
 }
 
@@ -261,7 +263,7 @@ static inline int64_t row_scratch(int64_t n) { return 3 * n; }
 template <typename T, Weighting W, Surrogate S>
 RowResult<T> row_kernel(Row<T>& row, const Parameters<T>& p, RowGradients<T>& gradients, T* scratch) {
   T* const denominator_terms = scratch;
-  if (row.curve) {
+  if (row.curve_values) {
     log_weights_with_curve(row, scratch + row.n);
     row.log_q = scratch + row.n;
   }

@@ -29,8 +29,8 @@ void scores(const ScoresTask<In>& task, int64_t begin, int64_t end, typename Com
     row.log_q = task.log_q ? task.log_q + b * task.log_q_stride : nullptr;
     row.values = task.values.at(b);
     row.own_temperature = own_temperature;
-    const Curve<T> curve = task.curve.of_row(b);
-    row.curve = task.curve.log_weights ? &curve : nullptr;
+    row.curve = &task.curve;
+    row.curve_values = task.curve.of_row(b);
     row.above = task.out.above ? task.out.above + b : nullptr;
     RowGradients<T> gradients;
     gradients.wanted = task.d_pos != nullptr;

@@ -68,8 +68,8 @@ def ninja_file() -> str:
     ]
 
     def compiled(source: Path, kind: str, flags: str) -> str:
-        # With the ending: scores.cpp and scores_kernel.cu may both be there.
-        target = f"{kind}/{source.name}.o"
+        # csrc/scores.cpp and csrc/cuda/scores.cpp are both there.
+        target = f"{kind}/{source.parent.name}/{source.name}.o"
         lines.extend([f"build {target}: compile {source}", f"  flags = {flags}"])
         if source.suffix != ".cu":
             return target
