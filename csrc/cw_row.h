@@ -1,4 +1,4 @@
-// The mathematics of one row: the only place where the formula stands in C++. Plain scalars, host and device.
+// The mathematics of one row: the only place of the formula in C++. Plain scalars, host and device.
 //
 // A row is the positive s⁺, N negatives s_j with log weights log q_j, and M extra positives s_k. With d = s − s⁺:
 //     A = Σ_j q_j ω(d_j) e^φ(d_j) / Σ_j q_j      C = (1/M) Σ_k ω(d_k) e^φ(d_k)      G = max(A − πC, floor) / (1 − π)
@@ -36,7 +36,7 @@ struct Parameters {
   T inv_rho;         // 1/ρ
   T decayed_slope;   // 1/τ − 1/ρ, rounded once: the exponent's slope where ω falls like exp(−d/ρ)
   bool logistic;     // ρ = τ, sigmoid weights, exp: ω(d)·e^(d/τ) is σ(d/τ)
-  bool weight_follows;  // ρ is τ, whatever that is
+  bool weight_follows;  // ρ is τ, also where rows have their own
   bool detach_weights;
   bool normalize_weights;
   T floor;           // ε
@@ -155,7 +155,7 @@ template <typename T>
 CW_INLINE T quotient(T x, T y) {
   return x / y;
 }
-// e^x for any x, a row's few: ∞ above 88.7.
+// e^x for any x, for the few values of a row: ∞ above 88.7.
 CW_INLINE float exp_(float x) { return x > 0.0f ? std::exp(x) : exp_nonpositive(x); }
 CW_INLINE double exp_(double x) { return std::exp(x); }
 // log x for x that is 0, NaN or a normal number, branch-free: x = 2^n·m with m in [√½, √2), and a polynomial of degree 9 in
@@ -217,7 +217,7 @@ CW_INLINE T sigmoid(T x) {
   return quotient(x < T(0) ? e : T(1), T(1) + e);
 }
 
-// log(1 − x), most often of 0.
+// log(1 − x); x is mostly 0.
 template <typename T>
 CW_INLINE T log_rest(T x) {
   return x == T(0) ? T(0) : std::log1p(-x);
@@ -281,7 +281,7 @@ CW_INLINE T log_surrogate(T d, Surrogate surrogate, const Parameters<T>& p) {
   }
 }
 
-// q·ω(d)·e^φ(d). An element without mass has the exponent −∞, one that spoils the row has NaN.
+// q·ω(d)·e^φ(d). An element without mass has the exponent −∞; one that makes its row NaN has NaN.
 template <typename T>
 CW_INLINE Mass<T> mass(T score, T pos, T log_q, Weighting weighting, Surrogate surrogate, const Parameters<T>& p) {
   const T d = score - pos;
@@ -316,7 +316,7 @@ CW_INLINE T term(const Mass<T>& m, T max) {
   return m.factor * exp_nonpositive(m.exponent - max);
 }
 
-// The same from the score, where p.logistic holds and q = 1: one exponential in the place of two. `max` is the row's
+// The same from the score, where p.logistic holds and q = 1: one exponential instead of two. `max` is the row's
 // largest exponent, e_max = e^max; both are at most 0 and 1.
 template <typename T>
 CW_INLINE T logistic_term(T score, T pos, T max, T e_max, const Parameters<T>& p) {
@@ -526,7 +526,7 @@ CW_INLINE RowResult<T> finish_row(const RowSums<T>& s, const Parameters<T>& p) {
   }
 
   // With R = πC/A, the mass that the correction leaves is A(1 − R).
-  // Clamped: any π that is not 0 has crossed the floor long before, and 0 must not meet ∞.
+  // Clamped: with any π > 0 the floor binds long before, and 0·∞ must not occur.
   const T c_over_a = exp_(log_c - log_a < T(80) ? log_c - log_a : T(80));
   const T share = prior * c_over_a;
   const T left = T(1) - share;

@@ -273,7 +273,7 @@ SCORES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 def test_a_similarity_makes_it_the_loss_on_those_scores(
     backend: str, preset: Callable[..., dict[str, Any]], similarity: str
 ) -> None:
-    """And with the default's, of which nothing need be said, it is another loss."""
+    """With the default similarity it is another loss."""
     g = generator(33)
     q, items = (torch.randn(size, 5, generator=g, dtype=torch.float64) for size in (6, 20))
     pos_ids, neg_ids = torch.randint(20, (6,), generator=g), torch.randint(20, (6, N), generator=g)

@@ -10,7 +10,7 @@ namespace CW_ISA {
 
 using namespace CW_NAMESPACE;
 
-// Sums run in blocks: within one in the compute type, over them in fp64.
+// Sums are made in blocks: within a block in the compute type, over the blocks in fp64.
 constexpr int64_t kBlock = 1024;
 
 CW_INLINE int64_t block_end(int64_t begin, int64_t n) { return begin + kBlock < n ? begin + kBlock : n; }
@@ -20,7 +20,7 @@ struct Row {
   T pos;
   const T* neg;  // [N]
   int64_t n;
-  int64_t left_out;  // of them, with a score of −∞: they are not there
+  int64_t left_out;  // how many of them, with a score of −∞, are not negatives at all
   const T* extra;  // [M]
   int64_t m;
   const T* log_q;  // [N] or null
@@ -34,14 +34,14 @@ struct Row {
 template <typename T>
 struct RowGradients {
   T pos;
-  T* neg;      // [N], always there: it is also where the terms of the sum are kept
+  T* neg;      // [N], never null: the terms of the sum are kept here too
   T* extra;    // [M], likewise
   T* log_q;    // [N] or null
   T* curve;    // [K] or null
   bool wanted;
 };
 
-// A surrogate's exponent costs a logarithm: found once and kept. That of exp is found again where it is used.
+// A surrogate's exponent costs a logarithm: it is computed once and kept. That of exp is computed again where it is used.
 constexpr bool is_costly(Surrogate s) { return s != Surrogate::exp; }
 
 // The scores [n] of a row, or of its extra positives.
@@ -54,7 +54,7 @@ struct Elements {
   CW_INLINE T log_q_of(int64_t j) const { return HasLogQ ? log_q[j] : T(0); }
 };
 
-// The largest exponent, and whether one element spoils the row. Costly exponents are left in `terms`.
+// The largest exponent, and whether an element makes the row NaN. Costly exponents are left in `terms`.
 template <typename T, Weighting W, Surrogate S, bool HasLogQ>
 T largest_exponent(const Elements<T, HasLogQ> x, const Parameters<T>& parameters, T* terms, bool& non_finite) {
   const Parameters<T> p = parameters;  // in registers: a select between two loads would be a branch
@@ -174,7 +174,7 @@ T share_out(const T* scores, int64_t n, T pos, T by_sum, T sum, const Parameters
   return p.detach_weights ? shares(p, true) : shares(p, false);
 }
 
-// The part of the elements in the gradient of log τ: each one's share of the sum, times the sum's derivative, times slope(j).
+// The elements' part of the gradient of log τ: each element's share of the sum, times the sum's derivative, times slope(j).
 template <typename T, typename Slope>
 CW_INLINE T temperature_sum(int64_t n, T by_sum, T sum, const T* terms, Slope slope_of) {
   const T unit = by_sum / sum;
