@@ -104,7 +104,7 @@ def test_thresholds_in_training_are_half_cosines_of_the_tables_then(blocks):
         for table in run.model():
             table.mul_(torch.rand(len(table), 1) + 0.5)
         users, items = (table.double() for table in run.model())
-    run._refresh_thresholds()
+    run.refresh_thresholds()
     cosines = torch.nn.functional.cosine_similarity(users.unsqueeze(1), items.unsqueeze(0), dim=2)
     torch.testing.assert_close(run._thresholds.double(), cosines.amax(1) / 2, rtol=1e-5, atol=0)
 
