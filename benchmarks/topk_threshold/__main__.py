@@ -24,7 +24,6 @@ from benchmarks.common.arguments import add_out, non_negative_int, positive_int
 from benchmarks.common.timing import quantiles
 from benchmarks.study import grids
 from benchmarks.study.published import HEALTH
-from benchmarks.training.compare import describe_settings
 from benchmarks.training.losses import LossOptions, RankingLoss, build_loss
 from benchmarks.training.trainer import Trainer, TrainingConfig
 
@@ -94,18 +93,16 @@ def _seconds(work: Any) -> float:
 def describe(report: dict[str, Any]) -> str:
     """Return the table of the runs, and the times."""
     rows = []
-    for way, runs in report["runs"].items():
+    for way, runs in report["runs"].items() if all(report["runs"].values()) else ():
         metrics = [("best_validation", "ndcg"), ("test", "ndcg"), ("test", "recall")]
         above = [f"{mean(run['items_above'][of]['median'] for run in runs):.1f}" for of in ("unknown", "all")]
         cells = [_mean_and_deviation([run[part][name] for run in runs]) for part, name in metrics]
         rows.append([way, *cells, ", ".join(f"{run['best_epoch']}/{run['epochs']}" for run in runs), *above])
     header = ["thresholds by", "val NDCG@20", "NDCG@20", "Recall@20", "best epoch", "unknown above", "all above"]
-    lines = [reporting.format_table(header, rows)]
-    if "times" in report:
-        times = report["times"]
-        epochs = ", ".join(f"{way} {seconds:.3f} s" for way, seconds in times["epoch"].items())
-        lines.append(f"an epoch: {epochs}; a pass over the catalogue {times['pass']['median']:.3f} s")
-    return "\n".join(lines)
+    times = report["times"]
+    epochs = ", ".join(f"{way} {seconds:.3f} s" for way, seconds in times["epoch"].items())
+    in_time = f"an epoch: {epochs}; a pass over the catalogue {times['pass']['median']:.3f} s"
+    return f"{reporting.format_table(header, rows)}\n{in_time}" if rows else in_time
 
 
 def _mean_and_deviation(values: Sequence[float]) -> str:
@@ -124,7 +121,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--data", type=Path, metavar="DIR", default=Path("data") / HEALTH, help="a folder with train.tsv and test.tsv"
     )
-    parser.add_argument("--seed", type=non_negative_int, nargs="+", default=[0, 1, 2, 3, 4], help="of the runs")
+    parser.add_argument(
+        "--seed", type=non_negative_int, nargs="*", default=[0, 1, 2, 3, 4], help="of the runs; with none only times"
+    )
     parser.add_argument("--epochs", type=positive_int, default=defaults.epochs, help="most epochs to train")
     parser.add_argument("--timed-epochs", type=positive_int, default=10, help="of either way, in turns")
     add_out(parser)
@@ -150,8 +149,6 @@ def _run(arguments: argparse.Namespace) -> None:
             reporting.write_json(directory / "results.json", report)
     report["times"] = time_epochs(dataset, config, arguments.timed_epochs)
     reporting.write_json(directory / "results.json", report)
-    for way, loss in losses().items():
-        print(f"{way}: {describe_settings(loss.settings)}")
     print(describe(report))
     print(f"results: {directory / 'results.json'}")
 
