@@ -274,9 +274,15 @@ void curve_gradient(const Row<T>& row, const T* d_log_q, T* d_curve) {
 template <typename T>
 int64_t count_above(const Row<T>& row) {
   const T threshold = T(row.values.threshold);
+  const T *const neg = row.neg, *const log_q = row.log_q;
   int64_t count = 0;
-  for (int64_t j = 0; j < row.n; ++j) {
-    count += row.neg[j] > threshold && !(row.log_q && row.log_q[j] == -infinity<T>());
+  // A loop for each case, without a branch, so that both are vectors.
+  if (log_q) {
+#pragma omp simd reduction(+ : count)
+    for (int64_t j = 0; j < row.n; ++j) count += (neg[j] > threshold) & (log_q[j] != -infinity<T>());
+  } else {
+#pragma omp simd reduction(+ : count)
+    for (int64_t j = 0; j < row.n; ++j) count += neg[j] > threshold;
   }
   return count;
 }
