@@ -55,13 +55,14 @@ struct Parameters {
 // Sets what depends on τ, which a row may have for itself.
 template <typename T>
 CW_INLINE void set_temperature(Parameters<T>& p, const cw_ext::LossArguments& a, double tau) {
-  const double rho = a.weight_temperature.given ? a.weight_temperature.value : (p.weight_follows ? tau : 1);
-  p.inv_tau = T(1 / tau);
-  p.inv_rho = T(1 / rho);
-  p.decayed_slope = T(1 / tau - 1 / rho);
-  p.logistic = p.weighting == Weighting::sigmoid && p.surrogate == Surrogate::exp && (p.weight_follows || tau == rho);
+  const double inv_tau = 1 / tau;
+  const double inv_rho = p.weight_follows ? inv_tau : (a.weight_temperature.given ? 1 / a.weight_temperature.value : 1);
+  p.inv_tau = T(inv_tau);
+  p.inv_rho = T(inv_rho);
+  p.decayed_slope = T(inv_tau - inv_rho);
+  p.logistic = p.weighting == Weighting::sigmoid && p.surrogate == Surrogate::exp && inv_tau == inv_rho;
   p.scaled_min_margin = a.min_margin.given ? T(a.min_margin.value / tau) : T(0);
-  p.positive_slope = p.has_positive_temperature ? T(1 / tau - 1 / a.positive_temperature.value) : T(0);
+  p.positive_slope = p.has_positive_temperature ? T(inv_tau - 1 / a.positive_temperature.value) : T(0);
 }
 
 // `temperature`: of all rows; where each has its own, set_temperature() comes after.
@@ -392,7 +393,17 @@ CW_INLINE T temperature_slope(T d, Weighting weighting, Surrogate surrogate, con
 
 // ---- weights from a curve ------------------------------------------------------------------------------------------
 
-// Where x lies among a curve's places: at place k, and `fraction` of the way to the next.
+// Where x lies on the scale of a curve's places, in [0, K − 1]. A NaN is put at the first.
+template <typename T>
+CW_INLINE T position_on(const cw_ext::Curve<T>& curve, T x) {
+  const T last = T(curve.last);
+  T t = (x - curve.low) * curve.places_per_unit;
+  t = x > curve.low ? t : T(0);
+  t = t < last ? t : last;
+  return x >= curve.high ? last : t;  // whatever t was rounded to
+}
+
+// At place k, and `fraction` of the way to the next.
 template <typename T>
 struct CurvePlace {
   int32_t k;  // below the last place
@@ -400,29 +411,31 @@ struct CurvePlace {
 };
 
 template <typename T>
-CW_INLINE CurvePlace<T> place_on(const cw_ext::Curve<T>& curve, T x) {
-  const T last = T(curve.last);
-  T t = (x - curve.low) * curve.places_per_unit;
-  t = x > curve.low ? t : T(0);  // also where x is NaN
-  t = x < curve.high && t < last ? t : (x > curve.low ? last : T(0));
-  const int32_t k = t < last ? int32_t(t) : curve.last - 1;
-  return {k, t - T(k)};
+CW_INLINE CurvePlace<T> place_at(const cw_ext::Curve<T>& curve, T position) {
+  const int32_t whole = int32_t(position);
+  const int32_t k = whole < curve.last ? whole : curve.last - 1;
+  return {k, position - T(k)};
 }
 
-// log q of a negative whose log q is `given` without the curve, whose values [K] are `log_weights` in this row. Between a
-// place of −∞ and another it is −∞.
+// log q of a negative at x whose log q is `given` without the curve: `left` and `right` are the curve's values around it.
+// Between a value of −∞ and another it is −∞.
 template <typename T>
-CW_INLINE T curve_log_weight(const cw_ext::Curve<T>& curve, const T* log_weights, T score, T pos, T given) {
-  const T x = curve.on_margin ? score - pos : score;
-  const CurvePlace<T> place = place_on(curve, x);
-  const T left = log_weights[place.k], right = log_weights[place.k + 1];
-  const bool masked_here = (left == -infinity<T>() && place.fraction < T(1)) ||
-                           (right == -infinity<T>() && place.fraction > T(0));
-  const bool masked = (x == x && masked_here) || given == -infinity<T>();  // a NaN is nowhere on the curve
-  T value = left + place.fraction * (right - left);
-  value = place.fraction == T(0) ? left : (place.fraction == T(1) ? right : value);
+CW_INLINE T log_weight_between(T left, T right, T fraction, T x, T given) {
+  const bool masked_here = ((left == -infinity<T>()) & (fraction < T(1))) | ((right == -infinity<T>()) & (fraction > T(0)));
+  const bool masked = ((x == x) & masked_here) | (given == -infinity<T>());  // a NaN is nowhere on the curve
+  T value = left + fraction * (right - left);
+  value = fraction == T(1) ? right : value;
+  value = fraction == T(0) ? left : value;
   value = x == x ? given + value : x;
   return masked ? -infinity<T>() : value;
+}
+
+// The same, looked up among the curve's values in this row, [K].
+template <typename T>
+CW_INLINE T curve_log_weight(const cw_ext::Curve<T>& curve, const T* values, T score, T pos, T given) {
+  const T x = curve.on_margin ? score - pos : score;
+  const CurvePlace<T> place = place_at(curve, position_on(curve, x));
+  return log_weight_between(values[place.k], values[place.k + 1], place.fraction, x, given);
 }
 
 // ---- one row --------------------------------------------------------------------------------------------------------

@@ -6,7 +6,8 @@ A wrong argument raises TypeError or ValueError; the message contains it.
 >>> CWLoss(**presets.dcl(temperature=0.1, prior=0.05), reduction="sum")
 
 The same loss needs the same scores. Where scores are computed here, from embeddings, a preset also sets how:
-`similarity`, "half_cosine" (the default), "cosine" or "dot". The temperature is on its scale.
+`similarity`, "half_cosine" (the default), "cosine" or "dot". The temperature is on its scale, and may be a tensor except
+in `hcl` and `bsl`.
 
 >>> cw_loss_from_embeddings(queries, items, pos_ids, neg_ids, **presets.sl(5.0, similarity="dot"))
 """
@@ -14,6 +15,8 @@ The same loss needs the same scores. Where scores are computed here, from embedd
 from __future__ import annotations
 
 from typing import Literal, TypedDict, TypeVar, cast
+
+from torch import Tensor
 
 from cw_ext import checks
 from cw_ext.embedding_batch import Similarity, check_similarity
@@ -27,7 +30,7 @@ Margin = float | Literal["lowest"] | None
 
 class SLArguments(TypedDict):
     weighting: Weighting
-    temperature: float
+    temperature: float | Tensor
 
 
 class InfoNCEArguments(SLArguments):
@@ -82,20 +85,20 @@ def _lowest_margin(min_margin: Margin, similarity: Similarity | None) -> float |
     return -2.0 if similarity == "cosine" else -1.0
 
 
-def sl(temperature: float = 0.1, *, similarity: Similarity | None = None) -> SLArguments:
+def sl(temperature: float | Tensor = 0.1, *, similarity: Similarity | None = None) -> SLArguments:
     """Sampled softmax: log Σ_j exp(d_j/τ) (the softmax loss, SL; Wu et al., 2022, arXiv 2201.02327)."""
     arguments: SLArguments = {"weighting": "none", "temperature": temperature}
     return _checked(arguments, similarity)
 
 
-def infonce(temperature: float = 0.1, *, similarity: Similarity | None = None) -> InfoNCEArguments:
+def infonce(temperature: float | Tensor = 0.1, *, similarity: Similarity | None = None) -> InfoNCEArguments:
     """InfoNCE: −log e^{s⁺/τ} / (e^{s⁺/τ} + Σ_j e^{s_j/τ}) (van den Oord et al., 2018, arXiv 1807.03748)."""
     arguments: InfoNCEArguments = {"weighting": "none", "temperature": temperature, "include_positive": True}
     return _checked(arguments, similarity)
 
 
 def dcl(
-    temperature: float = 0.1,
+    temperature: float | Tensor = 0.1,
     prior: float = 0.1,
     min_margin: Margin = "lowest",
     *,
@@ -125,7 +128,11 @@ def dcl(
 
 
 def pucl(
-    temperature: float = 0.1, prior: float = 0.1, label_frequency: float = 0.5, *, similarity: Similarity | None = None
+    temperature: float | Tensor = 0.1,
+    prior: float = 0.1,
+    label_frequency: float = 0.5,
+    *,
+    similarity: Similarity | None = None,
 ) -> PUCLArguments:
     """Positive-unlabeled contrastive loss (Wang et al., 2024, arXiv 2401.08690).
 
@@ -162,12 +169,13 @@ def hcl(
     """Hard-negative contrastive loss (Robinson et al., 2021, arXiv 2010.04592, eq. 4 and 5).
 
     Args:
-        temperature: τ.
+        temperature: τ, a number.
         prior: τ⁺.
         concentration: β > 0: negatives are weighted by exp(β·s_j/τ), so harder ones count more.
         min_margin: as in :func:`dcl`.
         similarity: see above.
     """
+    checks.number("temperature", temperature, "a number > 0 (weight_temperature is made of it)")
     if checks.number("concentration", concentration, "a number > 0 (0 is dcl)") <= 0:
         raise ValueError(f"concentration must be > 0 (0 is dcl), got {concentration}")
     arguments: HCLArguments = {
@@ -180,7 +188,7 @@ def hcl(
     return _checked(arguments, similarity)
 
 
-def psl(temperature: float = 0.1, surrogate: Surrogate = "tanh") -> PSLArguments:
+def psl(temperature: float | Tensor = 0.1, surrogate: Surrogate = "tanh") -> PSLArguments:
     """Pairwise softmax loss: log Σ_j σ(d_j)^{1/τ}, σ in tanh d + 1, atan d + 1, relu(d + 1) (Yang et al., 2024,
     arXiv 2411.00163). Its margins are those of the half cosine."""
     arguments: PSLArguments = {"weighting": "none", "temperature": temperature, "surrogate": surrogate}
@@ -198,13 +206,24 @@ def bsl(negative_temperature: float = 0.1, *, similarity: Similarity | None = No
 
 
 def slk(
-    temperature: float = 0.1, quantile_temperature: float = 1.25, *, similarity: Similarity | None = None
+    temperature: float | Tensor = 0.1,
+    quantile_temperature: float = 1.25,
+    *,
+    similarity: Similarity | None = None,
 ) -> SLKArguments:
     """SL@K: σ((s⁺ − β)/τ_w)·SL(τ) (Yang et al., KDD 2025, arXiv 2508.05673), up to the factor 2 of this package's
     confidence, which only scales the learning rate.
 
-    β is the query's K-th highest score, a value per row, to be passed as `confidence_threshold`.
-    :class:`cw_ext.TopKThreshold` learns it from the counts of return_above=True.
+    β is the query's K-th highest score, one per row, and passed as `confidence_threshold`; 0 if it is not.
+    :class:`cw_ext.TopKThreshold` learns it from the counts of the step itself, without a pass over the catalogue:
+
+    >>> beta = TopKThreshold(num_queries, k=20, num_items=num_items)
+    >>> loss, above = cw_loss_from_embeddings(
+    ...     queries, items, pos_ids, neg_ids, **presets.slk(0.1, 1.25),
+    ...     confidence_threshold=beta.threshold(query_ids), return_above=True,
+    ... )
+    >>> loss.backward()
+    >>> beta.update(query_ids, above, num_negatives=neg_ids.shape[1])
 
     Args:
         temperature: τ.
@@ -217,7 +236,7 @@ def slk(
 
 
 def cw(
-    temperature: float = 0.1,
+    temperature: float | Tensor = 0.1,
     prior: float = 0.05,
     confidence_temperature: float | None = None,
     *,

@@ -140,12 +140,12 @@ def test_ctrl_c_at_every_moment_of_a_validation_leaves_no_epoch_with_the_tables_
     loss = build_loss("sl", LossOptions(negatives=Negatives("uniform", 8), backend="reference"))
     trainer = Trainer(dataset, loss, TrainingConfig(dim=8, epochs=1, batch_size=64))
     trainer.train(show_progress=False)
-    first = trainer._tables()[0]
+    first = trainer.tables()[0]
     trainer._train_epoch()
     trainer.epoch = 2
     state = copy.deepcopy(trainer.state_dict())
     state["curve"][0]["ndcg"] = -1.0  # so that the second is better
-    second = trainer._tables()[0]
+    second = trainer.tables()[0]
     assert not torch.equal(first, second)
     for moment in itertools.count():
         trainer.load_state_dict(copy.deepcopy(state))
