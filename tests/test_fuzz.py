@@ -118,7 +118,9 @@ def _negatives(case: Drawn) -> tuple[Tensor, Tensor]:
     if given["log_q_correction"] and rows:
         found = counts[columns.clamp(min=0)]
         found[:rows] = found[:rows].clamp(min=1)
-        share = (rows * found / counts.sum().clamp(min=1) + uniform / chosen.double().sum()) / len(columns)
+        in_batch = int((case.pos_ids >= 0).sum())  # rows of padding bring no negative
+        share = in_batch * found / counts.sum().clamp(min=1) + uniform / int(chosen.sum())
+        share = share / max(1, in_batch + uniform)
         log_q -= share.log()
     log_q[:, ~chosen[columns.clamp(min=0)]] = -math.inf
     return columns.expand(rows, -1), log_q
