@@ -118,7 +118,9 @@ def _negatives(case: Drawn) -> tuple[Tensor, Tensor]:
     if given["log_q_correction"] and rows:
         found = counts[columns.clamp(min=0)]
         found[:rows] = found[:rows].clamp(min=1)
-        share = (rows * found / counts.sum().clamp(min=1) + uniform / chosen.double().sum()) / len(columns)
+        positives = (case.pos_ids >= 0).sum()  # padding brings no negative
+        share = positives * found / counts.sum().clamp(min=1) + uniform / chosen.double().sum()
+        share = share / (positives + uniform).clamp(min=1)
         log_q -= share.log()
     log_q[:, ~chosen[columns.clamp(min=0)]] = -math.inf
     return columns.expand(rows, -1), log_q
