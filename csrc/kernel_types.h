@@ -56,6 +56,7 @@ struct RowValue {
   double all;
 
   CW_INLINE double at(int64_t row) const { return rows ? double(rows[row * stride]) : all; }
+  CW_INLINE bool differs() const { return rows && stride != 0; }  // from row to row
 };
 
 // The values of one row.

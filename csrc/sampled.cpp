@@ -76,6 +76,8 @@ at::Tensor sampled_item_gradient(const at::Tensor& unit_queries, const OptionalT
   } else {
     fill_query_call(call.rows, queries, items, positives, CW_LOSS(rows, queries), similarity, false);
     call.rows.with_gradients = true;  // of the scores alone
+    call.rows.out.d_curve = at::Tensor();
+    call.rows.out.above = at::Tensor();
   }
   if (rows == 0) return at::zeros_like(gradient.items);
   gradient.gradient = empty_large(gradient.items.sizes(), gradient.items.options());

@@ -140,7 +140,7 @@ class CWEmbeddingLoss(_Loss):
 
 
 class _InteractionsLoss(_Loss):
-    """Holds the known positives, and moves them to where they are used."""
+    """Holds the known positives, and moves them to the device of the batch."""
 
     def __init__(self, interactions: Interactions | None, **loss: Unpack[LossArguments]) -> None:
         super().__init__(**loss)
@@ -157,7 +157,7 @@ class _InteractionsLoss(_Loss):
         if self.interactions is None or not isinstance(queries, Tensor):
             return self.interactions
         moved = self.interactions.to(queries.device)
-        if queries.device.type != "meta":  # whence nothing comes back
+        if queries.device.type != "meta":  # from which tensors cannot be moved back
             if moved is not self.interactions and self.settings.get("candidates") is not None:
                 self.settings["candidates"] = moved.candidates(self.settings["candidates"].ids.to(moved.device))
             self.interactions = moved

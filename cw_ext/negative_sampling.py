@@ -55,8 +55,8 @@ def draw_negatives(
         int64 [B, N], or [N] where query_ids is None.
 
     Raises:
-        TypeError, ValueError: the message contains the argument, what was expected and what came; also for a query with no
-            item left to draw.
+        TypeError, ValueError: the message contains the argument, what was expected and what came; also for a query with
+            no item left to draw.
         IndexError: an id out of range, on the CPU; on CUDA a device-side assertion.
     """
     check_interactions(interactions, "interactions", None)

@@ -3,7 +3,7 @@
 The forward op returns, beside each row's loss, that loss's gradient; backward multiplies it by grad_output row by
 row. What is saved is written to only where autograd is about to free it, so a second backward sees the same numbers.
 Under create_graph the gradient is taken through the reference instead, which autograd can differentiate again; so it is
-in the transforms of torch.func, which can be nested and always ask for that.
+in the transforms of torch.func, which can be nested and always require that.
 
 A small batch takes the kernels less time than Python. So the reduction is part of the op, which spares autograd its
 nodes, and what depends on the op alone is worked out once, when it is described.
@@ -25,12 +25,12 @@ from cw_ext.row_values import RowValues
 
 Gradients = dict[str, Tensor | None]
 
-# Whether the backward pass in hand leaves the graph for another. Where this torch does not tell, it may.
+# Whether the current backward pass keeps the graph for another. If this torch cannot tell, it is assumed.
 _keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
 
 
 def may_overwrite() -> bool:
-    """Whether the backward pass in hand may write to what was saved for it, which nobody will see again."""
+    """Whether the current backward pass may overwrite what was saved for it, as it is not used again."""
     return not torch.compiler.is_compiling() and not _keeps_graph()
 
 

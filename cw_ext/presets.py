@@ -214,8 +214,16 @@ def slk(
     """SL@K: σ((s⁺ − β)/τ_w)·SL(τ) (Yang et al., KDD 2025, arXiv 2508.05673), up to the factor 2 of this package's
     confidence, which only scales the learning rate.
 
-    β is the query's K-th highest score, a value per row, to be passed as `confidence_threshold`.
-    :class:`cw_ext.TopKThreshold` learns it from the counts of return_above=True.
+    β is the query's K-th highest score, one per row, and passed as `confidence_threshold`; 0 if it is not.
+    :class:`cw_ext.TopKThreshold` learns it from the counts of the step itself, without a pass over the catalogue:
+
+    >>> beta = TopKThreshold(num_queries, k=20, num_items=num_items)
+    >>> loss, above = cw_loss_from_embeddings(
+    ...     queries, items, pos_ids, neg_ids, **presets.slk(0.1, 1.25),
+    ...     confidence_threshold=beta.threshold(query_ids), return_above=True,
+    ... )
+    >>> loss.backward()
+    >>> beta.update(query_ids, above, num_negatives=neg_ids.shape[1])
 
     Args:
         temperature: τ.

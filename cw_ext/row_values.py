@@ -12,7 +12,7 @@ from cw_ext.parameters import LossOptions
 
 
 class RowValues(NamedTuple):
-    """Each is a tensor with one value per row, or a number for all rows; in the order in which the ops take them.
+    """Each is a tensor with a value per row, or a number for all rows; in the order in which the ops take them.
 
     An op has two arguments for each, NAME_rows and NAME, and a row of its result d_row_values [K, B].
     """

@@ -3,7 +3,7 @@
     python tests/bad_calls.py COUNT SEED
 
 Each call must raise TypeError, ValueError or IndexError (OSError for a file that is not there), with a message that
-names the wrong argument and says what came; and the right call must give the same afterwards, with the same objects.
+contains the wrong argument and what came; and the right call must give the same afterwards, with the same objects.
 Call k is made from SEED + k alone, so that `python tests/bad_calls.py 1 K` repeats it. Exits with 1 where one failed.
 """
 

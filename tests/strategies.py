@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cw_ext import Interactions, cw_loss_full, cw_loss_in_batch
+from cw_ext.parameters import WEIGHTINGS
 from cw_ext.score_curve import ScoreCurve
 
-# How many examples each fuzz test draws, in the place of its own few.
+# How many examples each fuzz test draws, instead of its own few.
 EXAMPLES = "CW_EXT_TEST_EXAMPLES"
 
 
@@ -49,8 +50,8 @@ powers_of_two = st.integers(-4, 3).map(lambda k: 2.0**k)
 
 @st.composite
 def loss_arguments(draw: st.DrawFn) -> dict[str, Any]:
-    """All that say what a row's loss is, but for the prior."""
-    weighting = draw(st.sampled_from(["none", "sigmoid", "exponential", "linear"]))
+    """All that determine a row's loss, except the prior."""
+    weighting = draw(st.sampled_from(WEIGHTINGS))
     hard = weighting == "exponential" and draw(st.booleans())
     return {
         "temperature": draw(st.one_of(powers_of_two, st.floats(1e-3, 2.0))),
@@ -133,7 +134,7 @@ class WithoutHistory(Drawn):
         return function(self.queries, self.items, self.pos_ids, **arguments)
 
 
-# Mostly few, sometimes as many as a vector has lanes (and one more, or one less), seldom more than a block of a sum.
+# Mostly few, sometimes as many as a vector has lanes (and one more, or one less), rarely more than a block of a sum.
 _few = st.integers(1, 40)
 _lanes = st.sampled_from([7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65])
 _blocks = st.sampled_from([127, 128, 129, 1023, 1024, 1025])

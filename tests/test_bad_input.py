@@ -62,7 +62,7 @@ def level_2(
 
 @pytest.fixture
 def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A check that comes after the computation is no check."""
+    """A check must come before the computation."""
 
     def unreachable(*_: Any) -> Any:
         raise AssertionError("the loss was computed")
@@ -323,7 +323,7 @@ def test_a_later_error_leaves_no_trace_of_gradients(backend: str) -> None:
 
 
 def test_a_prior_out_of_range_in_compiled_code_is_nan() -> None:
-    """Where looking at the values would break the graph, the row says it."""
+    """Where reading the values would break the graph, the row is NaN."""
     compiled = torch.compile(lambda prior: cw_loss(POS, NEG, prior=prior, reduction="none"), backend="eager")
     loss = compiled(torch.tensor([0.1, 1.5, -0.5]))
     assert loss.isfinite().tolist() == [True, False, False] and loss[1:].isnan().all()

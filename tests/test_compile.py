@@ -319,7 +319,7 @@ def _calls_of(case: Case, **arguments: Any) -> list[tuple[Any, tuple[Any, ...], 
     "dtype", [torch.float32, *(pytest.param(d, marks=pytest.mark.thorough) for d in (torch.bfloat16, torch.float64))]
 )
 def test_opcheck(kernels: None, device: torch.device, dtype: torch.dtype) -> None:
-    """Schemas that say what is written to and what shares memory; fake kernels that agree with the real."""
+    """Schemas that declare what is written to and what shares memory; fake kernels that agree with the real ones."""
     per_row = exact([0.1, 0.2, 0.0, 0.3, 0.1])
     bare, knots, curve = make_scores((5,), 9, seed=85), exact([0.0, 0.3, -0.2]), ScoreCurve(-0.5, 0.5, torch.zeros(3))
     cases = [

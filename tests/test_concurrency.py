@@ -205,7 +205,7 @@ def test_threads_add_to_one_gradient(backend: str) -> None:
 
 
 def test_threads_share_a_graph(kernels: None) -> None:
-    """Backward passes through one graph that is kept find what forward saved, whoever else reads it."""
+    """Backward passes through one graph that is kept find what forward saved, while others read it."""
     items, ((queries, pos_ids, neg_ids),) = _batches(1)
     loss = cw_loss_from_embeddings(queries, items, pos_ids, neg_ids, prior=0.1, reduction="none", backend="fused")
     weights = [torch.randn(ROWS, generator=generator(k)) for k in range(CALLERS)]
@@ -351,7 +351,7 @@ def test_workers_of_a_data_loader(kernels: None, start: str) -> None:
 
 
 def test_pickling_while_tables_are_made() -> None:
-    """What is sent to a process is whole, whatever another thread adds to it meanwhile."""
+    """What is sent to a process is complete, though another thread adds to it meanwhile."""
     known = make_interactions(60, 300, 900, seed=2)
     criterion = CWSampledLoss(known, 5)
 

@@ -3,7 +3,7 @@
 A result may be off by its dtype's tolerance. Where it is off by more, the call may be an ill-conditioned one: A − πC of
 nearly nothing, a floor about to bind, a negative at a kink. What the numbers' own roundings do to the truth is then
 found by moving them: the reference on inputs that are off by a few roundings of the type computed in, several times.
-The furthest of those results says what can be asked of any.
+The furthest of those results is the bound for any.
 
 More examples than the suite's few: CW_EXT_TEST_EXAMPLES, as in strategies.py.
 """
@@ -29,7 +29,7 @@ from cw_ext.parameters import DEFAULTS, LossArguments, RowParameters, resolve
 from cw_ext.row_values import CurveInputs, RowValues
 from cw_ext.score_curve import ScoreCurve, curve_log_weights
 
-# By how many roundings the numbers are moved. The tolerance says how many there may be in a result.
+# By how many roundings the numbers are moved. The tolerance is how many there may be in a result.
 _MOVES = (2, 2, 4, 4, 8, 8, 16, 16, 32, 32)
 
 
@@ -200,7 +200,7 @@ def _moved_truth(call: Call, roundings: int, seed: int) -> Result:
     else:
         pos, neg, extra, log_q = _scores_of(leaves, _settings(call)["similarity"], noise)
 
-    # Margins in the place of scores, which are exact.
+    # Margins in place of scores, as they are exact.
     here = pos.detach()
 
     def row_noise(x: Tensor) -> Tensor:
@@ -319,7 +319,7 @@ class _Moved:
 
 @dataclass(frozen=True)
 class _OwnErrors:
-    """What is lost on either side, whatever the conditioning."""
+    """What is lost on either side, for any conditioning."""
 
     relative: float
     absolute: float
@@ -494,7 +494,7 @@ def test_extreme_scores_in_a_row(kernels: None, device: torch.device, data: st.D
     before, after = _fused(call, device), _fused(planted, device)
     row = torch.arange(len(call.case.pos)) == place[0]
     _assert_same_rows(before, after, ~row)
-    # The row itself, where its scores are of a size that the contract speaks of.
+    # The row itself, where its scores are in the range of the contract.
     value = getattr(planted.case, name)[place].item()
     if math.isfinite(value) and abs(value) > 1e4:
         return

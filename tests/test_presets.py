@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch.nn.functional as F
 from cases import assert_near, exact, generator
 from torch import Tensor
 
-from cw_ext import CWEmbeddingLoss, CWLoss, cw_loss, cw_loss_from_embeddings, presets
+from cw_ext import CWEmbeddingLoss, CWLoss, TopKThreshold, cw_loss, cw_loss_from_embeddings, presets
 
 TAU = 0.2
 N = 12
@@ -218,6 +220,33 @@ def test_a_temperature_that_is_learned(backend: str, name: str) -> None:
     torch.testing.assert_close(tau.grad, (loss(TAU + step) - loss(TAU - step)) / (2 * step), rtol=1e-7, atol=1e-7)
 
 
+def test_the_example_of_slk_learns_the_threshold() -> None:
+    """The lines of its docstring, twice: SL@K with the β before them, and then one update by the scores above it."""
+    g = generator(5)
+    queries, items = (torch.randn(rows, 5, generator=g).requires_grad_() for rows in (6, 50))
+    ids = {"pos_ids": torch.randint(50, (6,), generator=g), "neg_ids": torch.randint(50, (6, 40), generator=g)}
+    names = {
+        "presets": presets, "TopKThreshold": TopKThreshold, "cw_loss_from_embeddings": cw_loss_from_embeddings,
+        "queries": queries, "items": items, "query_ids": torch.tensor([4, 0, 2, 7, 1, 3]), **ids,
+        "num_queries": 8, "num_items": 50,
+    }  # fmt: skip
+    make, *step = doctest.DocTestParser().get_examples(str(presets.slk.__doc__))
+    exec(make.source, names)
+    unit, others = F.normalize(queries, dim=1), F.normalize(items, dim=1)
+    pos, neg = (unit * others[ids["pos_ids"]]).sum(1), (unit.unsqueeze(1) * others[ids["neg_ids"]]).sum(2)
+    thresholds = torch.zeros(8)
+    for update in range(2):
+        of_rows = thresholds[names["query_ids"]]
+        for example in step:
+            exec(example.source, names)
+        expected = torch.sigmoid((pos - 2 * of_rows) / 2.5) * torch.logsumexp((neg - pos[:, None]) / 0.2, 1)
+        torch.testing.assert_close(names["loss"], 2 * expected.mean())
+        # 40 of 50 items hold 16 of the first 20.
+        above = (neg / 2 > of_rows[:, None]).sum(1)
+        thresholds[names["query_ids"]] += 0.05 / math.sqrt(update + 1) * ((above - 16) / 16)
+        torch.testing.assert_close(names["beta"].thresholds, thresholds)
+
+
 def test_cw(backend: str) -> None:
     """The default family: sigmoid weights with ρ = τ, detached, and a correction with floor .3."""
     prior = 0.05
@@ -273,7 +302,7 @@ SCORES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 def test_a_similarity_makes_it_the_loss_on_those_scores(
     backend: str, preset: Callable[..., dict[str, Any]], similarity: str
 ) -> None:
-    """And with the default's, of which nothing need be said, it is another loss."""
+    """With the default similarity it is another loss."""
     g = generator(33)
     q, items = (torch.randn(size, 5, generator=g, dtype=torch.float64) for size in (6, 20))
     pos_ids, neg_ids = torch.randint(20, (6,), generator=g), torch.randint(20, (6, N), generator=g)

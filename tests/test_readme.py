@@ -50,7 +50,7 @@ def test_drop_in_on_scores(checkout: Path) -> None:
 
 
 def test_half_of_a_temperature_on_the_half_cosine(checkout: Path) -> None:
-    """As the text below the blocks says: sl(0.1) is the loss of sl(0.2, similarity="cosine")."""
+    """As in the text below the blocks: sl(0.1) is the loss of sl(0.2, similarity="cosine")."""
     (_, after, *_) = blocks(checkout, "Drop in")
     halved = after.replace('presets.sl(0.2, similarity="cosine")', "presets.sl(0.1)")
     assert halved != after

@@ -335,7 +335,7 @@ def test_a_nan_is_nowhere_on_a_curve_that_masks_at_its_ends(backend: str, device
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_score_that_is_not_finite(backend: str, device: torch.device, value: float) -> None:
-    """It spoils its own row; −inf has no mass, and the weight of the curve's first knot."""
+    """It makes its own row NaN; −inf has no mass, and the weight of the curve's first knot."""
     case = replace(make_scores((4,), 9, seed=8), knots=_knots(33))
     case.neg[1, 3] = value
     found = evaluate(case.to(device=device), torch.ones(4), score_curve=_curve("score"), backend=backend)

@@ -313,7 +313,7 @@ def test_the_correction_is_importance_sampling(kernels: None, device: torch.devi
     margins.scatter_(1, pos_ids.unsqueeze(1), -math.inf)
     log_mean = torch.logsumexp(margins / 0.1, 1) - math.log(num_items - 1)
     others = (pos_ids.unsqueeze(0) != pos_ids.unsqueeze(1)).sum(1)
-    # The negatives are the same in all rows, which err together: a mean over rows is no more certain than one of them.
+    # All rows have the same negatives, so their errors are not independent: a mean over rows is no more precise.
     error = loss - others.log() - log_mean
     assert error.abs().mean() < 0.2
     uncorrected = torch.logsumexp(margins[:, pos_ids] / 0.1, 1) - others.log() - log_mean

@@ -91,7 +91,7 @@ CORRECTIONS: dict[str, Mapping[str, Any]] = {"no": grids.UNCORRECTED, "yes": {"p
 CONFIDENCES: dict[str, dict[str, Any]] = {
     "none": {"confidence_temperature": None},
     "from 0": {"confidence_temperature": 1.25},
-    "from top 20": {"confidence_temperature": 1.25, "confidence_top_k": 20},
+    "from top 20": {"confidence_temperature": 1.25, "confidence_top_k": 20, "refresh_epochs": grids.REFRESH_EPOCHS},
 }
 # What is swept, one at a time, around CW with all of its stages.
 SWEEPS: dict[str, tuple[Any, ...]] = {

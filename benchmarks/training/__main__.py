@@ -109,8 +109,8 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--refresh-epochs",
         type=positive_int,
-        default=loss_defaults.refresh_epochs,
-        help="epochs from one estimate of these scores to the next (cw, slk)",
+        help="estimate these scores in a pass over the catalogue, again after so many epochs; if not given, they are "
+        "learned from the counts of each step's negatives (cw, slk)",
     )
     parser.add_argument(
         "--top-positives", type=float, default=loss_defaults.top_positives, help="share of positives, alpha (llpauc)"

@@ -12,9 +12,12 @@ import torch.nn.functional as F
 
 from benchmarks.training.learnable_losses import AdvInfoNCE, LowerLeftPartialAUC
 from benchmarks.training.negatives import PER_ROW, Batch, Negatives
+from benchmarks.training.topk_thresholds import LearnedThresholds
 from cw_ext import Interactions, presets
 
 DEFAULT_TOP_K = 20
+# Kinds of negatives that are a uniform sample of all items, or all of them.
+COUNTED = ("uniform", "shared", "full")
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,8 @@ class LossOptions:
         confidence_detached: whether the confidence is a constant in the gradient (cw).
         confidence_top_k: K of the score that the confidence is measured from, that of a user's K-th item; None for
             a score of 0 (cw; slk's K, which is 20 for None).
-        refresh_epochs: T, epochs from one estimate of these scores to the next (cw, slk).
+        refresh_epochs: T, epochs from one pass over the catalogue that estimates these scores to the next; None to
+            learn them from the negatives of each step, without a pass (cw, slk).
         top_positives, top_negatives: α and β of the lower-left partial AUC (llpauc).
         adversary_every: the adversary learns in epochs that this divides, the model in the others (advinfonce).
         negatives: which negatives a row has; bpr takes one of those drawn for it.
@@ -53,7 +57,7 @@ class LossOptions:
     confidence_temperature: float | None = 1.25
     confidence_detached: bool = False
     confidence_top_k: int | None = None
-    refresh_epochs: int = 5
+    refresh_epochs: int | None = None
     top_positives: float = 0.7
     top_negatives: float = 0.1
     adversary_every: int = 5
@@ -62,7 +66,7 @@ class LossOptions:
 
 
 class Thresholds(NamedTuple):
-    """Which scores a loss measures its confidence from, and how often they are estimated."""
+    """The scores of a pass over the catalogue that a loss measures its confidence from, and how often it is made."""
 
     k: int
     refresh_epochs: int
@@ -78,8 +82,8 @@ class RankingLoss:
     Attributes:
         name: its key in :data:`LOSSES`.
         build: returns the loss of a batch, given the number of users, of items, the embeddings' length, and a
-            generator of what the loss starts from; a
-            :class:`~benchmarks.training.learnable_losses.LearningLoss` if it learns.
+            generator of what the loss starts from. A module if it has a state, a
+            :class:`~benchmarks.training.learnable_losses.LearningLoss` if it learns by gradients.
         similarity: how embeddings trained with it score an item, and thus rank it.
         settings: the hyper-parameters that it uses, for tables and result files.
         negatives: which kind it uses, and how many.
@@ -172,29 +176,37 @@ def _softmax_family(
     options: LossOptions,
     *,
     extra_positives: int = 0,
-    thresholds: Thresholds | None = None,
+    top_k: int | None = None,
     scale: float = 1.0,
 ) -> RankingLoss:
     negatives, backend = options.negatives, options.backend
     estimates_prior = arguments.get("prior") == "auto"
+    thresholds = _thresholds(top_k, options)
 
-    def function(batch: Batch) -> torch.Tensor:
-        given = {}
-        if thresholds is not None:
-            given["confidence_threshold"] = batch.thresholds
+    def with_given(batch: Batch, **given: Any) -> Any:
         if estimates_prior:
             given["prior"] = batch.prior
-        loss = negatives.cw_loss(batch, similarity="half_cosine", backend=backend, **{**arguments, **given})
+        return negatives.cw_loss(batch, similarity="half_cosine", backend=backend, **{**arguments, **given})
+
+    def function(batch: Batch) -> torch.Tensor:
+        loss = with_given(batch) if thresholds is None else with_given(batch, confidence_threshold=batch.thresholds)
         return loss if scale == 1 else scale * loss
+
+    def build(num_users: int, num_items: int, *_: Any) -> BatchLoss:
+        if top_k is None or thresholds is not None:
+            return function
+        return LearnedThresholds(with_given, top_k, num_users, num_items, negatives.number)
 
     settings = {
         **arguments, "extra_positives": extra_positives, "negatives": str(negatives), "backend": backend
     }  # fmt: skip
+    if top_k is not None:
+        settings |= {"confidence_top_k": top_k}
     if thresholds is not None:
-        settings |= {"confidence_top_k": thresholds.k, "refresh_epochs": thresholds.refresh_epochs}
+        settings |= {"refresh_epochs": thresholds.refresh_epochs}
     return RankingLoss(
         name,
-        lambda *sizes: function,
+        build,
         "cosine",
         settings,
         negatives,
@@ -206,12 +218,20 @@ def _softmax_family(
 
 
 def _thresholds(k: int | None, options: LossOptions) -> Thresholds | None:
+    """Those of passes over the catalogue; None where there are none or the loss learns them itself."""
     if k is None:
         return None
     for name, value in (("confidence_top_k", k), ("refresh_epochs", options.refresh_epochs)):
-        if value < 1:
+        if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    return Thresholds(k, options.refresh_epochs)
+    if options.refresh_epochs is not None:
+        return Thresholds(k, options.refresh_epochs)
+    if options.negatives.kind not in COUNTED:
+        raise ValueError(
+            f"refresh_epochs must be given with {options.negatives} negatives: the scores of a user's first K are "
+            f"learned from {', '.join(COUNTED)} ones only, got None"
+        )
+    return None
 
 
 def _slk(options: LossOptions) -> RankingLoss:
@@ -219,7 +239,7 @@ def _slk(options: LossOptions) -> RankingLoss:
         raise ValueError(f"confidence_temperature of slk must be > 0, got {options.confidence_temperature}")
     k = DEFAULT_TOP_K if options.confidence_top_k is None else options.confidence_top_k
     arguments = presets.slk(options.temperature, options.confidence_temperature)
-    return _softmax_family("slk", arguments, options, thresholds=_thresholds(k, options))
+    return _softmax_family("slk", arguments, options, top_k=k)
 
 
 def _first_prior(options: LossOptions) -> float:
@@ -239,8 +259,9 @@ def _cw(options: LossOptions) -> RankingLoss:
     }
     if options.confidence_detached:
         return _detached_cw(arguments, options)
-    thresholds = _thresholds(options.confidence_top_k, options)
-    return _softmax_family("cw", arguments, options, extra_positives=options.extra_positives, thresholds=thresholds)
+    return _softmax_family(
+        "cw", arguments, options, extra_positives=options.extra_positives, top_k=options.confidence_top_k
+    )
 
 
 def _detached_cw(arguments: dict[str, Any], options: LossOptions) -> RankingLoss:
@@ -270,13 +291,14 @@ def _two_tau(options: LossOptions) -> RankingLoss:
     if not 0 < options.positive_temperature < math.inf:
         raise ValueError(f"positive_temperature must be finite and > 0, got {options.positive_temperature}")
     sl = LOSSES["sl"](options)
+    function = sl.build(1, 1, 1, torch.Generator())
     less = 1 / options.temperature - 1 / options.positive_temperature
 
-    def function(batch: Batch) -> torch.Tensor:
-        return sl.build()(batch) + less * _half_cosine(batch).mean()
+    def two_tau(batch: Batch) -> torch.Tensor:
+        return function(batch) + less * _half_cosine(batch).mean()
 
     settings = sl.settings | {"positive_temperature": options.positive_temperature}
-    return replace(sl, name="two-tau", build=lambda *sizes: function, settings=settings)
+    return replace(sl, name="two-tau", build=lambda *sizes: two_tau, settings=settings)
 
 
 def _dcl(options: LossOptions) -> RankingLoss:

@@ -1,11 +1,14 @@
-"""The score that an item needs to rank among a user's first K: SL@K's quantile."""
+"""The score that an item needs to rank among a user's first K, SL@K's quantile: estimated in a pass, or learned."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Callable
 
-from cw_ext import Interactions, draw_negatives
+import torch
+from torch import Tensor, nn
+
+from benchmarks.training.negatives import Batch
+from cw_ext import Interactions, TopKThreshold, draw_negatives
 
 # Scores of one block of users: 2**22 floats are 16 MiB.
 _SCORES_PER_BLOCK = 2**22
@@ -45,3 +48,32 @@ def top_k_thresholds(
         lowest = torch.where(top == -torch.inf, torch.inf, top).amin(1)
         thresholds.append(lowest)
     return torch.cat(thresholds)
+
+
+class LearnedThresholds(nn.Module):
+    """A loss whose confidence is measured from scores that it learns from its own negatives.
+
+    Args:
+        loss: called with a batch, confidence_threshold [B] and return_above=True; returns the loss and counts [B].
+        k: K, at least 1; one less than the items where there are no more.
+        num_users, num_items: sizes of the data.
+        num_negatives: how many a row has; None for all items.
+    """
+
+    def __init__(
+        self,
+        loss: Callable[..., tuple[Tensor, Tensor]],
+        k: int,
+        num_users: int,
+        num_items: int,
+        num_negatives: int | None,
+    ) -> None:
+        super().__init__()
+        self.loss, self.num_negatives = loss, num_negatives or num_items
+        self.top_k = TopKThreshold(num_users, min(k, num_items - 1), num_items)
+
+    def forward(self, batch: Batch) -> Tensor:
+        threshold = self.top_k.threshold(batch.query_ids)
+        loss, above = self.loss(batch, confidence_threshold=threshold, return_above=True)
+        self.top_k.update(batch.query_ids, above, self.num_negatives)
+        return loss

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from tqdm import tqdm
 
 from benchmarks.common import data, gpu
@@ -23,7 +24,7 @@ from benchmarks.training.metrics import ranking_metrics, shares_below
 from benchmarks.training.models import MODELS, ModelOptions
 from benchmarks.training.negatives import PER_ROW, Batch
 from benchmarks.training.positives import InteractionSampler
-from benchmarks.training.topk_thresholds import top_k_thresholds
+from benchmarks.training.topk_thresholds import LearnedThresholds, top_k_thresholds
 from cw_ext import Interactions, draw_negatives
 from cw_ext.prior import estimate_prior
 
@@ -99,7 +100,7 @@ class _Stopwatch:
         start = time.perf_counter()
         yield
         gpu.synchronize(self._device)
-        self.seconds[part] += time.perf_counter() - start
+        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
 
 
 def identity(dataset: data.InteractionData, loss: RankingLoss, config: TrainingConfig) -> dict[str, Any]:
@@ -116,7 +117,8 @@ class Trainer:
         curve: validation results so far, each ``{"epoch", "recall", "ndcg", "training_loss"}``, with the ``"prior"``
             that the loss had from then on where it is estimated.
         epoch: epochs completed.
-        stopwatch: seconds so far for each of :data:`STEP_PARTS` and for ``"evaluation"``.
+        stopwatch: seconds so far for each of :data:`STEP_PARTS`, for ``"evaluation"``, and for ``"thresholds"`` where
+            passes over the catalogue estimate them.
     """
 
     def __init__(self, dataset: data.InteractionData, loss: RankingLoss, config: TrainingConfig) -> None:
@@ -152,8 +154,9 @@ class Trainer:
         )
         self._function = loss.build(dataset.num_users, dataset.num_items, config.dim, generator)
         self._loss_optimizer = None
-        if isinstance(self._function, LearningLoss):
+        if isinstance(self._function, nn.Module):
             self._function.to(config.device)
+        if isinstance(self._function, LearningLoss):
             self._loss_optimizer = self._function.optimizer(config.lr, config.weight_decay)
         if config.device != "cpu":  # with draws of its own, since a generator belongs to one device
             generator = torch.Generator(config.device).manual_seed(config.seed)
@@ -177,6 +180,13 @@ class Trainer:
         assert self._best_tables is not None, "nothing was validated"
         return self._best_tables
 
+    @property
+    def thresholds(self) -> torch.Tensor | None:
+        """The score of each user's K-th item [num_users], where the confidence is measured from it."""
+        if isinstance(self._function, LearnedThresholds):
+            return self._function.top_k.thresholds
+        return self._thresholds
+
     def identity(self) -> dict[str, Any]:
         """What tells this run from others: data, loss and configuration."""
         return identity(self.dataset, self.loss, self.config)
@@ -189,7 +199,7 @@ class Trainer:
             "best_tables": self._best_tables,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "loss": self._function.state_dict() if self._loss_optimizer else None,
+            "loss": self._function.state_dict() if isinstance(self._function, nn.Module) else None,
             "loss_optimizer": self._loss_optimizer.state_dict() if self._loss_optimizer else None,
             "thresholds": self._thresholds,
             "prior": self._prior,
@@ -202,8 +212,9 @@ class Trainer:
         self.epoch, self.curve, self._best_tables = state["epoch"], state["curve"], state["best_tables"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        if self._loss_optimizer:
+        if isinstance(self._function, nn.Module):
             self._function.load_state_dict(state["loss"])
+        if self._loss_optimizer:
             self._loss_optimizer.load_state_dict(state["loss_optimizer"])
         self._thresholds, self._prior = state["thresholds"], state["prior"]
         self.generator.set_state(state["generator"].cpu())
@@ -284,7 +295,8 @@ class Trainer:
     def _train_epoch(self) -> float:
         """Pass once over the training interactions; return the mean loss of the batches."""
         if self._thresholds is not None and self.epoch and self.epoch % self.loss.thresholds.refresh_epochs == 0:
-            self._refresh_thresholds()
+            with self.stopwatch.time("thresholds"):
+                self.refresh_thresholds()
         self.model.train()
         if isinstance(self._function, LearningLoss):
             self._function.requires_grad_(self._function.learners(self.epoch + 1)[1])  # gradients only where needed
@@ -340,7 +352,7 @@ class Trainer:
             self._loss_optimizer.step()
             self._function.after_step()
 
-    def _tables(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def tables(self) -> tuple[torch.Tensor, torch.Tensor]:
         """What items are ranked by: the inner products of these are the scores."""
         self.model.eval()
         tables = tuple(table.detach().clone() for table in self.model())
@@ -349,9 +361,9 @@ class Trainer:
         return tables
 
     @torch.no_grad()
-    def _refresh_thresholds(self) -> None:
+    def refresh_thresholds(self) -> None:
         """Estimate the scores, on the half cosine, that the confidence is measured from, ignoring false negatives."""
-        users, items = self._tables()
+        users, items = self.tables()
         seed = torch.randint(_SEEDS, (), generator=self.generator, device=self.config.device)
         number = self.loss.negatives.number or self.interactions.num_items
         self._thresholds = top_k_thresholds(users, items / 2, self.interactions, self.loss.thresholds.k, number, seed)
@@ -371,7 +383,7 @@ class Trainer:
     @torch.no_grad()
     def _validate(self, training_loss: float) -> None:
         with self.stopwatch.time("evaluation"):
-            tables = self._tables()
+            tables = self.tables()
             targets = (self.validation_users, self.validation_items)
             metrics = ranking_metrics(*tables, *targets, *self.seen, k=self.config.k)
             point = {"epoch": self.epoch, **metrics, "training_loss": training_loss}
@@ -424,7 +436,7 @@ def train(
     ended_by = trainer.train(show_progress, checkpoint)
     metrics = trainer.test()
     seconds = trainer.stopwatch.seconds
-    training = sum(seconds[part] for part in STEP_PARTS)
+    training = sum(seconds[part] for part in STEP_PARTS) + seconds.get("thresholds", 0.0)
     run = {
         "loss": loss.name,
         "loss_settings": loss.settings,
@@ -445,6 +457,7 @@ def train(
             "sampling": seconds["sampling"],
             "loss": seconds["queries"] + seconds["loss_forward"] + seconds["backward"],
             "optimizer": seconds["optimizer"],
+            **({"thresholds": seconds["thresholds"]} if "thresholds" in seconds else {}),
             "evaluation": seconds["evaluation"],
         },
     }

@@ -22,7 +22,7 @@ template <typename In, typename Id>
 void embeddings(const EmbeddingsTask<In, Id>& task, int64_t begin, int64_t end, typename Compute<In>::type* coefficients,
                 const In** item_rows, typename Compute<In>::type* scratch) {
   using T = typename Compute<In>::type;
-  Parameters<T> p = make_parameters<T>(task.arguments, task.values.temperature.all);
+  Parameters<T> p = make_parameters<T>(task.arguments, task.values.temperature.at(begin));
   const RowKernel<T> kernel = choose_row_kernel(p);
   const int64_t n = task.n, m = task.m, dim = task.items.dim, width = 1 + m + n;
   const Gather<In, T> items(task.items, task.inverse_norms, task.normalized);

@@ -36,7 +36,7 @@ CW_INLINE RowResult<T> solve_row(const QueryTask<In>& task, RowKernel<T> kernel,
   Row<T> row{own_scores[0], neg_scores, task.n, left_out, own_scores + 1, task.m, log_q,
                    task.values.at(b), task.values.temperature.rows != nullptr,
                    &task.curve, task.curve.of_row(b), task.out.above ? task.out.above + b : nullptr};
-  if (row.own_temperature) set_temperature(p, task.arguments, row.values.temperature);
+  if (task.values.temperature.differs()) set_temperature(p, task.arguments, row.values.temperature);
   RowGradients<T> gradients;
   gradients.wanted = task.with_gradients;
   gradients.neg = neg_coefficients;

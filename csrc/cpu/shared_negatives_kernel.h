@@ -55,7 +55,7 @@ template <typename In>
 void shared_negatives(const SharedTask<In>& task, int64_t begin, int64_t end, typename Compute<In>::type* scratch) {
   using T = typename Compute<In>::type;
   constexpr int64_t kPanel = ProductTask<T>::kPanel;
-  Parameters<T> p = make_parameters<T>(task.arguments, task.values.temperature.all);
+  Parameters<T> p = make_parameters<T>(task.arguments, task.values.temperature.at(begin));
   const RowKernel<T> kernel = choose_row_kernel(p);
   const Gather<In, T> items(task.items, nullptr, task.normalized);
   const int64_t n = task.n, m = task.m, dim = task.items.dim, step = shared_step(n), own = 1 + m;

@@ -373,7 +373,7 @@ __device__ __forceinline__ void give_curve(const Row& row, const Parameters<T>& 
     T score[1], log_q[1], d_log_q;
     row.template load<1>(inside ? first + lane : row.n - 1, score, log_q);
     negative_gradient(score[0], row.pos, log_q[0], true, plan, p, d_log_q);
-    const CurvePlace<T> place = place_on(curve, curve.on_margin ? score[0] - row.pos : score[0]);
+    const CurvePlace<T> place = place_at(curve, position_on(curve, curve.on_margin ? score[0] - row.pos : score[0]));
     const T right = d_log_q * place.fraction, left = d_log_q * (T(1) - place.fraction);
     const bool adds = inside && d_log_q != T(0);
     add_in_order(adds && place.k % kWarps == warp, place.k, left, d_curve);

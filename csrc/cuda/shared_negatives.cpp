@@ -195,7 +195,8 @@ void shared_negatives(const SharedNegativesCall& call) {
     coefficients.mul_(call.scale);
     at::Tensor d_unit = product(shared, carried) * call.scale;
     d_unit.add_(positives * coefficients.select(1, 0).unsqueeze(-1));
-    d_unit.add_(at::bmm(coefficients.narrow(1, 1, m).unsqueeze(1), extras).squeeze(1));
+    // An extra positive with a score of −∞ has the coefficient 0, and may hold anything.
+    d_unit.add_(at::bmm(coefficients.narrow(1, 1, m).unsqueeze(1), finite_or_zero(extras)).squeeze(1));
     if (call.normalized) {
       d_unit = (d_unit - q * (q * d_unit).sum(-1, true)) * query_inverse.narrow(0, begin, count);
     }

@@ -72,8 +72,8 @@ class CWSampled(nn.Module):
             **loss: see below.
 
         Raises:
-            TypeError, ValueError: the message contains the argument, what was expected and what came; also for a pointwise
-                model with RecBole's own negatives, which give every row of the data the label 1.
+            TypeError, ValueError: the message contains the argument, what was expected and what came; also for a
+                pointwise model with RecBole's own negatives, which give every row of the data the label 1.
         """
         super().__init__()
         negatives = dataset.config["train_neg_sample_args"]

@@ -104,24 +104,44 @@ def test_thresholds_in_training_are_half_cosines_of_the_tables_then(blocks):
         for table in run.model():
             table.mul_(torch.rand(len(table), 1) + 0.5)
         users, items = (table.double() for table in run.model())
-    run._refresh_thresholds()
+    run.refresh_thresholds()
     cosines = torch.nn.functional.cosine_similarity(users.unsqueeze(1), items.unsqueeze(0), dim=2)
-    torch.testing.assert_close(run._thresholds.double(), cosines.amax(1) / 2, rtol=1e-5, atol=0)
+    torch.testing.assert_close(run.thresholds.double(), cosines.amax(1) / 2, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("spec", ["popularity:8", "shared:8", "in-batch", "mixed:8", "full"])
 def test_every_kind_of_negatives_has_thresholds(blocks, spec):
     run = make_trainer(blocks, "slk", epochs=2, refresh_epochs=1, negatives=Negatives.parse(spec))
     run.train(show_progress=False)
-    assert (run._thresholds.abs() <= 0.5).all() and run._thresholds.all()
+    assert (run.thresholds.abs() <= 0.5).all() and run.thresholds.all()
 
 
-def test_a_loss_without_thresholds_estimates_none(blocks, monkeypatch):
+@pytest.mark.parametrize(
+    ("loss", "options"), [("cw", {"confidence_top_k": None, "refresh_epochs": 1}), ("slk", {"refresh_epochs": None})]
+)
+def test_a_loss_without_thresholds_or_that_learns_them_has_no_pass(blocks, monkeypatch, loss, options):
     monkeypatch.setattr(trainer, "top_k_thresholds", lambda *_: pytest.fail("estimated"))
-    run = make_trainer(blocks, "cw", epochs=4, confidence_top_k=None, refresh_epochs=1)
+    run = make_trainer(blocks, loss, epochs=4, **options)
     batches = record_batches(run)
     run.train(show_progress=False)
     assert all(batch.thresholds is None for _, batch in batches)
+
+
+@pytest.mark.parametrize("loss", ["slk", "cw"])
+@pytest.mark.parametrize("spec", ["uniform:40", "shared:40", "full"])
+def test_learned_thresholds_are_the_kth_best_of_what_a_user_does_not_know(blocks, backend, loss, spec):
+    """Of tables that stay as they are, so that there is a truth: by a count over all items."""
+    options = LossOptions(confidence_top_k=4, negatives=Negatives.parse(spec), backend=backend)
+    run = Trainer(blocks, build_loss(loss, options), TrainingConfig(dim=8, lr=0.0, epochs=40, batch_size=64))
+    run.train(show_progress=False)
+    with torch.no_grad():
+        users, items = run.model()
+        scores = torch.nn.functional.cosine_similarity(users.unsqueeze(1), items.unsqueeze(0), dim=2) / 2
+    scores[run.fit.train_users, run.fit.train_items] = -torch.inf
+    above = (scores > run.thresholds.unsqueeze(1)).sum(1)
+    assert abs(above.double().mean() - 4) < 0.7
+    # A negative of the K best more or less, on average: of 48 items a row's 40 draws have 3.3 ± 1.8 of them.
+    assert (above - 4).abs().double().mean() < 1.3
 
 
 def test_estimates_leave_a_model_in_training_mode(blocks):

@@ -265,7 +265,7 @@ def batch_loss_of(
     name: str, negatives: Negatives, batch: Batch, backend: str, **options: Any
 ) -> tuple[BatchLoss, Batch, dict[str, torch.Tensor]]:
     """The loss, in fp64 and with random parameters if it has some of its own; its batch; these parameters."""
-    given = {"positive_temperature": 0.25, "top_positives": 0.6, "top_negatives": 0.25, **options}
+    given = {"refresh_epochs": 5, "positive_temperature": 0.25, "top_positives": 0.6, "top_negatives": 0.25, **options}
     loss = build_loss(name, LossOptions(negatives=negatives, backend=backend, **given))
     if loss.takes_ids:
         batch = batch._replace(neg_ids=loss.negatives.draw(batch.query_ids, batch.interactions, batch.seed))
@@ -345,6 +345,25 @@ def test_slk_and_bsl_have_every_kind_of_negatives(spec, backend):
     for name in ("slk", "bsl"):
         found = loss_of(name, negatives, batch, backend)
         torch.testing.assert_close(found, expected_loss(name, batch, negatives), rtol=1e-8, atol=0)
+
+
+@pytest.mark.parametrize("spec", ["uniform:9", "shared:9", "full"])
+def test_learned_thresholds_are_those_of_the_steps_before(spec, backend):
+    batch, negatives = make_batch(), Negatives.parse(spec)
+    function, given, _ = batch_loss_of("slk", negatives, batch, backend, refresh_epochs=None)
+    for step in range(3):
+        thresholds = function.top_k.threshold(batch.query_ids)
+        assert thresholds.all() == (step > 0)
+        expected = expected_loss("slk", batch._replace(thresholds=thresholds), negatives)
+        torch.testing.assert_close(function(given), expected, rtol=1e-8, atol=0)
+
+
+@pytest.mark.parametrize("spec", ["popularity:9", "in-batch", "mixed:9"])
+def test_thresholds_are_not_learned_from_negatives_that_are_not_uniform(spec):
+    options = LossOptions(confidence_top_k=5, negatives=Negatives.parse(spec))
+    for name in ("slk", "cw"):
+        with pytest.raises(ValueError, match=f"^refresh_epochs must be given with {spec} negatives: .*, got None$"):
+            build_loss(name, options)
 
 
 def test_bsl_is_a_multiple_of_sl():
@@ -795,7 +814,7 @@ def test_the_prior_is_estimated_from_validation_items_and_negatives(blocks, monk
         tables = [table.detach().double() for table in trainer.model()]
         positive = cosines(tables[0][users], tables[1], items).tolist()
         unlabeled = cosines(tables[0][users], tables[1], drawn).flatten().tolist()
-        # An item may be among its own user's negatives, with the same score but for rounding.
+        # An item may be among its own user's negatives, with the same score up to rounding.
         low, high = sorted(best_bin([score + shift for score in positive], unlabeled) for shift in (-1e-6, 1e-6))
         assert low - 1e-9 <= trainer.curve[-1]["prior"] <= high + 1e-9 < low + 0.05
         assert 0 < trainer.curve[-1]["prior"] < 0.9

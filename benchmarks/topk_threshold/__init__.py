@@ -1,0 +1,1 @@
+"""SL@20 with learned thresholds, and with those of passes over the catalogue."""
