@@ -158,6 +158,7 @@ def _call_arguments(draw: st.DrawFn, planted: bool) -> dict[str, Any]:
     arguments = draw(loss_arguments())
     arguments["prior"] = draw(st.one_of(st.just(0.0), st.floats(0.0, 0.99)))
     arguments["reduction"] = draw(st.sampled_from(["none"] if planted else ["mean", "sum", "none"]))
+    arguments["return_above"] = draw(st.booleans())
     return arguments
 
 

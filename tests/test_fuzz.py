@@ -42,6 +42,13 @@ def _leaves(case: Any, names: tuple[str, ...]) -> Any:
     return replace(case, **{name: t.detach().requires_grad_(name in names) for name, t in tensors.items()})
 
 
+@dataclass(frozen=True)
+class _Found(Result):
+    """With the counts, where the call asks for them."""
+
+    above: Tensor | None = None
+
+
 def _result(call: Call, leaves: Any, loss: Tensor) -> Result:
     if loss.requires_grad:
         loss.backward(call.grad_output().to(loss))
@@ -58,15 +65,18 @@ def _loss_arguments(call: Call) -> LossArguments:
     return {name: value for name, value in call.arguments.items() if name in DEFAULTS}  # type: ignore[return-value]
 
 
-def _fused(call: Call, device: torch.device | str = "cpu") -> Result:
+def _fused(call: Call, device: torch.device | str = "cpu") -> _Found:
     leaves = _leaves(call.case.to(device=device), call.names)
-    return _result(call, leaves, leaves.loss(backend="fused", **call.arguments))
+    found = leaves.loss(backend="fused", **call.arguments)
+    loss, above = found if call.arguments["return_above"] else (found, None)
+    result = _result(call, leaves, loss)
+    return _Found(result.loss, result.gradients, above)
 
 
 def _truth(call: Call) -> Result:
     """The fp64 reference on the rounded inputs; of drawn and shared negatives, on ids and weights made by hand."""
     leaves = _leaves(_by_hand(call.case).to(torch.float64), call.names)
-    arguments = {k: v for k, v in call.arguments.items() if k != "sparse_grad"}
+    arguments = {k: v for k, v in call.arguments.items() if k not in ("sparse_grad", "return_above")}
     if isinstance(call.case, Drawn):
         arguments["similarity"] = call.case.settings["similarity"]
     return _result(call, leaves, leaves.loss(backend="reference", **arguments))
@@ -118,9 +128,9 @@ def _negatives(case: Drawn) -> tuple[Tensor, Tensor]:
     if given["log_q_correction"] and rows:
         found = counts[columns.clamp(min=0)]
         found[:rows] = found[:rows].clamp(min=1)
-        in_batch = int((case.pos_ids >= 0).sum())  # rows of padding bring no negative
-        share = in_batch * found / counts.sum().clamp(min=1) + uniform / int(chosen.sum())
-        share = share / max(1, in_batch + uniform)
+        positives = (case.pos_ids >= 0).sum()  # padding brings no negative
+        share = positives * found / counts.sum().clamp(min=1) + uniform / chosen.double().sum()
+        share = share / (positives + uniform).clamp(min=1)
         log_q -= share.log()
     log_q[:, ~chosen[columns.clamp(min=0)]] = -math.inf
     return columns.expand(rows, -1), log_q
@@ -374,8 +384,27 @@ def _assert_near(
     )
 
 
-def _assert_right(call: Call, found: Result) -> None:
+def _assert_counts(call: Call, above: Tensor) -> None:
+    """Of the scores that the level has exactly; of computed ones, those near the threshold count either way."""
+    case = _by_hand(call.case).to(torch.float64)
+    near, dtype = 0.0, loss_dtype(call.dtype)
+    if isinstance(case, Scores):
+        neg, log_q = case.neg, torch.zeros_like(case.neg) if case.log_q is None else case.log_q
+    else:
+        _, neg, _, log_q = _scores_of(case, _settings(call)["similarity"], torch.zeros_like)
+        near = tolerance(dtype) * _largest_score(call.case)
+    threshold = call.arguments["confidence_threshold"] if case.threshold is None else case.threshold
+    threshold = torch.as_tensor(threshold).to(dtype).double().unsqueeze(-1)
+    there = log_q > -math.inf
+    least, most = (((neg > threshold + off) & there).sum(-1) for off in (near, -near))
+    assert above.dtype == torch.int64 and above.shape == call.row_shape
+    assert ((least <= above.cpu()) & (above.cpu() <= most)).all(), f"{above}, expected {least} to {most}"
+
+
+def _assert_right(call: Call, found: _Found) -> None:
     """The result against the truth: values, and dtypes, shapes and layouts."""
+    if found.above is not None:
+        _assert_counts(call, found.above)
     truth = _truth(call)
     moved = _Moved(call, truth)
     lead = len(call.row_shape)
