@@ -7,7 +7,7 @@ namespace cw_ext {
 
 // Whether the CUDA kernels run a call on this tensor.
 inline bool on_cuda([[maybe_unused]] const at::Tensor& x) {
-#ifdef CW_CUDA_EMULATION  // their threads emulated on the CPU, which has no kernels of its own then: tests/cuda_emulation
+#ifdef CW_CUDA_EMULATION  // CUDA threads emulated on the CPU, which then has no kernels of its own: tests/build/cuda_emulation
   return true;
 #else
   return x.is_cuda();

@@ -1,5 +1,5 @@
 // What the ops hand to a backend: tensors checked, flattened and allocated in the ops (csrc/*.cpp). T is the compute dtype: fp64 for
-// fp64 inputs, else fp32. An undefined tensor is an argument that was not given, or a result that nobody wants.
+// fp64 inputs, else fp32. An undefined tensor is an argument that was not given, or a result that is not wanted.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -45,25 +45,25 @@ struct RowOutputs {
   at::Tensor d_curve;   // [B, K] T, only where wanted
 };
 
-// Known positives, CSR: those of query u are known[starts[u]:starts[u + 1]], sorted and distinct. Undefined: none are known.
+// Known positives, CSR: those of query u are known[starts[u]:starts[u + 1]], sorted and distinct. Undefined: there are none.
 struct History {
   at::Tensor query_ids;  // [B] int64
   at::Tensor starts;     // [Q + 1] int64
   at::Tensor known;      // [P] int32
 };
 
-// Negatives that are drawn: negative_sampling.h has the rule.
+// Drawn negatives: negative_sampling.h has the rule.
 struct Draws {
   at::Tensor seed;  // [] int64
   int64_t first_row;
-  History history;  // with candidates, known holds places among them
+  History history;  // with candidates, known holds positions in `candidates`
   int64_t num_drawable;  // I, or C
   int64_t n;             // per row
   at::Tensor thresholds;    // [I or C] uint32, these four for popular negatives only: see NegativeSource
   at::Tensor aliases;       // [I or C] int32
   at::Tensor cumulative;    // [I or C] int64
   at::Tensor known_shares;  // [P + 1] int64, or undefined
-  at::Tensor log_weights;   // [I] T, or undefined: what an item's log q is wherever it is drawn
+  at::Tensor log_weights;   // [I] T, or undefined: log q of each item when it is drawn
   at::Tensor candidates;    // [C] int32, or undefined
   at::Tensor pos_ids;       // [B] int64, or undefined: rows that draw nothing have −1
 };
@@ -75,9 +75,9 @@ struct ScoresCall {
   at::Tensor neg;    // [B, N]
   at::Tensor extra;  // [B, M], M may be 0
   at::Tensor log_q;  // [B, N] T, or undefined
-  at::Tensor row_scale;     // [B] T, both or none: the negatives' scores are neg · row_scale · column_scale, and a negative
-  at::Tensor column_scale;  // [N] T               one of the two masks out. Only CUDA's level 2 gives them
-  at::Tensor excluded;      // [B] int32, or undefined: so many of the scores of −∞ are no negatives. CUDA's level 2 only
+  at::Tensor row_scale;     // [B] T, both or none: the negatives' scores are neg · row_scale · column_scale; a negative
+  at::Tensor column_scale;  // [N] T               factor masks out. Only CUDA's level 2 sets them
+  at::Tensor excluded;      // [B] int32, or undefined: how many scores of −∞ are not negatives. Only CUDA's level 2 sets it
   bool with_gradients;
   RowOutputs out;
   at::Tensor d_pos;    // [B] T      these three only with_gradients
@@ -85,7 +85,7 @@ struct ScoresCall {
   at::Tensor d_extra;  // [B, M] T
 };
 
-// Level 2, but for the negatives. All contiguous.
+// Level 2 without the negatives. All contiguous.
 struct QueryCall {
   Loss loss;
   at::Tensor queries;    // [B, D]
@@ -102,7 +102,8 @@ struct QueryCall {
                             //             row's own, those: W = 1 + M + N, else 1 + M
 };
 
-// Each row with its own negatives. On the CPU the coefficients are in the order of cpu/bucketed_pairs.h, with the last two.
+// Each row with its own negatives. On the CPU the coefficients are in the order of cpu/bucketed_pairs.h, which the last two
+// tensors describe.
 struct EmbeddingsCall : QueryCall {
   at::Tensor neg_ids;    // [B, N] int32 or int64
   at::Tensor log_q;      // [B, N] T, or undefined; rows may have any stride
@@ -110,13 +111,13 @@ struct EmbeddingsCall : QueryCall {
   at::Tensor pair_ends;  // [blocks, buckets] int32   else empty
 };
 
-// Level 3. What is drawn is drawn again wherever it is needed, a bounded part of the batch at a time.
+// Level 3. Negatives are drawn again wherever they are needed, for a bounded part of the batch at a time.
 struct SampledCall {
   EmbeddingsCall rows;  // without neg_ids, log_q, pair_keys and pair_ends; coefficients in the order of the pairs, or
-  Draws draws;          // undefined, where they are not to be kept
+  Draws draws;          // undefined if they are not kept
 };
 
-// How CUDA sums per item: by a rule of its own, by atomic additions, or over sorted pairs.
+// How CUDA sums per item: as it chooses, by atomic additions, or over sorted pairs.
 enum class ItemSums : int { chosen, atomic, sorted };
 
 // The gradient of the item table: to item id(p) goes, for each pair p of the [B, W] coefficients, coefficients[p] times
@@ -173,6 +174,6 @@ void sampled(const cw_ext::SampledCall& call);
 void sampled_item_gradient(const cw_ext::SampledItemGradientCall& call);
 // loss [] = the sum of the rows' losses, over the number of live rows if `mean`; then also rescale [] = rows over live rows.
 void reduce_rows(const cw_ext::RowOutputs& rows, bool mean, const at::Tensor& loss, const at::Tensor& rescale);
-// x [B, ...] times factor, [B] or one number; where that is 1, x is neither read nor written.
+// x [B, ...] *= factor, [B] or a single number. Where the factor is 1, x is neither read nor written.
 void scale_in_place(const at::Tensor& x, const at::Tensor& factor);
 }  // namespace cw_cuda

@@ -1,7 +1,7 @@
 // Checks and small helpers that the ops have in common.
 //
-// Python checks what a user hands over, and words the errors (cw_ext/checks.py). The checks here keep memory safe whoever
-// calls the op.
+// Python checks the user's arguments and writes the error messages (cw_ext/checks.py). The checks here keep memory safe, also
+// where an op is called directly.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -27,8 +27,8 @@ inline int index_of(c10::string_view value, std::initializer_list<c10::string_vi
 
 inline at::ScalarType compute_type(const at::Tensor& x) { return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
 
-// What the gradients of the negatives' scores are kept in until backward. CUDA keeps bf16 in bf16, which has the range of
-// fp32; in fp16 those of a mean would vanish.
+// The dtype in which the gradients of the negatives' scores are kept until backward. CUDA keeps bf16 in bf16, which has the
+// range of fp32; in fp16 the gradients of a mean would underflow.
 inline at::TensorOptions kept_options(const at::Tensor& like) {
   const bool narrow = on_cuda(like) && like.scalar_type() == at::kBFloat16;
   return like.options().dtype(narrow ? at::kBFloat16 : compute_type(like));
@@ -43,7 +43,7 @@ inline void check_type(const at::Tensor& x, at::ScalarType type, const char* nam
   TORCH_CHECK_TYPE(x.scalar_type() == type, name, " must have dtype ", type, ", got ", x.scalar_type());
 }
 
-// Contiguous within a row, whatever the rows' stride.
+// Contiguous within each row; the stride between rows is free.
 inline at::Tensor with_contiguous_rows(const at::Tensor& x) { return x.size(1) <= 1 || x.stride(1) == 1 ? x : x.contiguous(); }
 
 inline at::Tensor or_empty(const at::Tensor& x, const at::TensorOptions& options) {

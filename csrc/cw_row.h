@@ -1,4 +1,4 @@
-// The mathematics of one row: the only place where the formula stands in C++. Plain scalars, host and device.
+// The mathematics of one row: the only place of the formula in C++. Plain scalars, host and device.
 //
 // A row is the positive s⁺, N negatives s_j with log weights log q_j, and M extra positives s_k. With d = s − s⁺:
 //     A = Σ_j q_j ω(d_j) e^φ(d_j) / Σ_j q_j      C = (1/M) Σ_k ω(d_k) e^φ(d_k)      G = max(A − πC, floor) / (1 − π)
@@ -36,7 +36,7 @@ struct Parameters {
   T inv_rho;         // 1/ρ
   T decayed_slope;   // 1/τ − 1/ρ, rounded once: the exponent's slope where ω falls like exp(−d/ρ)
   bool logistic;     // ρ = τ, sigmoid weights, exp: ω(d)·e^(d/τ) is σ(d/τ)
-  bool weight_follows;  // ρ is τ, whatever that is
+  bool weight_follows;  // ρ is τ, also where rows have their own
   bool detach_weights;
   bool normalize_weights;
   T floor;           // ε
@@ -55,13 +55,14 @@ struct Parameters {
 // Sets what depends on τ, which a row may have for itself.
 template <typename T>
 CW_INLINE void set_temperature(Parameters<T>& p, const cw_ext::LossArguments& a, double tau) {
-  const double rho = a.weight_temperature.given ? a.weight_temperature.value : (p.weight_follows ? tau : 1);
-  p.inv_tau = T(1 / tau);
-  p.inv_rho = T(1 / rho);
-  p.decayed_slope = T(1 / tau - 1 / rho);
-  p.logistic = p.weighting == Weighting::sigmoid && p.surrogate == Surrogate::exp && (p.weight_follows || tau == rho);
+  const double inv_tau = 1 / tau;
+  const double inv_rho = p.weight_follows ? inv_tau : (a.weight_temperature.given ? 1 / a.weight_temperature.value : 1);
+  p.inv_tau = T(inv_tau);
+  p.inv_rho = T(inv_rho);
+  p.decayed_slope = T(inv_tau - inv_rho);
+  p.logistic = p.weighting == Weighting::sigmoid && p.surrogate == Surrogate::exp && inv_tau == inv_rho;
   p.scaled_min_margin = a.min_margin.given ? T(a.min_margin.value / tau) : T(0);
-  p.positive_slope = p.has_positive_temperature ? T(1 / tau - 1 / a.positive_temperature.value) : T(0);
+  p.positive_slope = p.has_positive_temperature ? T(inv_tau - 1 / a.positive_temperature.value) : T(0);
 }
 
 // `temperature`: of all rows; where each has its own, set_temperature() comes after.
@@ -154,7 +155,7 @@ template <typename T>
 CW_INLINE T quotient(T x, T y) {
   return x / y;
 }
-// e^x for any x, a row's few: ∞ above 88.7.
+// e^x for any x, for the few values of a row: ∞ above 88.7.
 CW_INLINE float exp_(float x) { return x > 0.0f ? std::exp(x) : exp_nonpositive(x); }
 CW_INLINE double exp_(double x) { return std::exp(x); }
 // log x for x that is 0, NaN or a normal number, branch-free: x = 2^n·m with m in [√½, √2), and a polynomial of degree 9 in
@@ -216,7 +217,7 @@ CW_INLINE T sigmoid(T x) {
   return quotient(x < T(0) ? e : T(1), T(1) + e);
 }
 
-// log(1 − x), most often of 0.
+// log(1 − x); x is mostly 0.
 template <typename T>
 CW_INLINE T log_rest(T x) {
   return x == T(0) ? T(0) : std::log1p(-x);
@@ -280,7 +281,7 @@ CW_INLINE T log_surrogate(T d, Surrogate surrogate, const Parameters<T>& p) {
   }
 }
 
-// q·ω(d)·e^φ(d). An element without mass has the exponent −∞, one that spoils the row has NaN.
+// q·ω(d)·e^φ(d). An element without mass has the exponent −∞; one that makes its row NaN has NaN.
 template <typename T>
 CW_INLINE Mass<T> mass(T score, T pos, T log_q, Weighting weighting, Surrogate surrogate, const Parameters<T>& p) {
   const T d = score - pos;
@@ -315,7 +316,7 @@ CW_INLINE T term(const Mass<T>& m, T max) {
   return m.factor * exp_nonpositive(m.exponent - max);
 }
 
-// The same from the score, where p.logistic holds and q = 1: one exponential in the place of two. `max` is the row's
+// The same from the score, where p.logistic holds and q = 1: one exponential instead of two. `max` is the row's
 // largest exponent, e_max = e^max; both are at most 0 and 1.
 template <typename T>
 CW_INLINE T logistic_term(T score, T pos, T max, T e_max, const Parameters<T>& p) {
@@ -392,7 +393,17 @@ CW_INLINE T temperature_slope(T d, Weighting weighting, Surrogate surrogate, con
 
 // ---- weights from a curve ------------------------------------------------------------------------------------------
 
-// Where x lies among a curve's places: at place k, and `fraction` of the way to the next.
+// Where x lies on the scale of a curve's places, in [0, K − 1]. A NaN is put at the first.
+template <typename T>
+CW_INLINE T position_on(const cw_ext::Curve<T>& curve, T x) {
+  const T last = T(curve.last);
+  T t = (x - curve.low) * curve.places_per_unit;
+  t = x > curve.low ? t : T(0);
+  t = t < last ? t : last;
+  return x >= curve.high ? last : t;  // whatever t was rounded to
+}
+
+// At place k, and `fraction` of the way to the next.
 template <typename T>
 struct CurvePlace {
   int32_t k;  // below the last place
@@ -400,27 +411,31 @@ struct CurvePlace {
 };
 
 template <typename T>
-CW_INLINE CurvePlace<T> place_on(const cw_ext::Curve<T>& curve, T x) {
-  const T last = T(curve.last);
-  T t = (x - curve.low) * curve.places_per_unit;
-  t = x > curve.low ? t : T(0);  // also where x is NaN
-  t = x < curve.high && t < last ? t : (x > curve.low ? last : T(0));
-  const int32_t k = t < last ? int32_t(t) : curve.last - 1;
-  return {k, t - T(k)};
+CW_INLINE CurvePlace<T> place_at(const cw_ext::Curve<T>& curve, T position) {
+  const int32_t whole = int32_t(position);
+  const int32_t k = whole < curve.last ? whole : curve.last - 1;
+  return {k, position - T(k)};
 }
 
-// log q of a negative whose log q is `given` without the curve. Between a place of −∞ and another it is −∞.
+// log q of a negative at x whose log q is `given` without the curve: `left` and `right` are the curve's values around it.
+// Between a value of −∞ and another it is −∞.
 template <typename T>
-CW_INLINE T curve_log_weight(const cw_ext::Curve<T>& curve, T score, T pos, T given) {
-  const T x = curve.on_margin ? score - pos : score;
-  const CurvePlace<T> place = place_on(curve, x);
-  const T left = curve.log_weights[place.k], right = curve.log_weights[place.k + 1];
-  const bool masked = (left == -infinity<T>() && place.fraction < T(1)) ||
-                      (right == -infinity<T>() && place.fraction > T(0)) || given == -infinity<T>();
-  T value = left + place.fraction * (right - left);
-  value = place.fraction == T(0) ? left : (place.fraction == T(1) ? right : value);
+CW_INLINE T log_weight_between(T left, T right, T fraction, T x, T given) {
+  const bool masked_here = ((left == -infinity<T>()) & (fraction < T(1))) | ((right == -infinity<T>()) & (fraction > T(0)));
+  const bool masked = ((x == x) & masked_here) | (given == -infinity<T>());  // a NaN is nowhere on the curve
+  T value = left + fraction * (right - left);
+  value = fraction == T(1) ? right : value;
+  value = fraction == T(0) ? left : value;
   value = x == x ? given + value : x;
   return masked ? -infinity<T>() : value;
+}
+
+// The same, looked up among the curve's values in this row, [K].
+template <typename T>
+CW_INLINE T curve_log_weight(const cw_ext::Curve<T>& curve, const T* values, T score, T pos, T given) {
+  const T x = curve.on_margin ? score - pos : score;
+  const CurvePlace<T> place = place_at(curve, position_on(curve, x));
+  return log_weight_between(values[place.k], values[place.k + 1], place.fraction, x, given);
 }
 
 // ---- one row --------------------------------------------------------------------------------------------------------
@@ -478,6 +493,12 @@ CW_INLINE void write_row(const cw_ext::RowResults<T>& out, int64_t b, const RowR
 #undef CW_VALUE
 }
 
+// In the place of what write_row() wrote: by_temperature with the part of the elements.
+template <typename T>
+CW_INLINE void write_temperature(const cw_ext::RowResults<T>& out, int64_t b, T by_temperature) {
+  out.d_values[int64_t(cw_ext::RowValuePlace::temperature) * out.d_values_stride + b] = by_temperature;
+}
+
 // All derivatives the same: those of a row without negatives, or with a loss that is no number.
 template <typename T>
 CW_INLINE RowResult<T> without_derivatives(T loss, bool live, T filler) {
@@ -505,7 +526,7 @@ CW_INLINE RowResult<T> finish_row(const RowSums<T>& s, const Parameters<T>& p) {
   }
 
   // With R = πC/A, the mass that the correction leaves is A(1 − R).
-  // Clamped: any π that is not 0 has crossed the floor long before, and 0 must not meet ∞.
+  // Clamped: with any π > 0 the floor binds long before, and 0·∞ must not occur.
   const T c_over_a = exp_(log_c - log_a < T(80) ? log_c - log_a : T(80));
   const T share = prior * c_over_a;
   const T left = T(1) - share;

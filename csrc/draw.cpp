@@ -16,7 +16,7 @@ at::Tensor draw_negatives(int64_t rows, int64_t num_items, CW_DRAWS_PARAMETERS) 
   return out;
 }
 
-// One row of words per counter: to see that the generator is Philox.
+// A row of words per counter, for a test that the generator is Philox.
 at::Tensor philox_words(const at::Tensor& counters, int64_t key) {
   TORCH_CHECK_VALUE(counters.dim() == 2 && counters.size(1) == 4, "counters must be [R, 4], got ", counters.sizes());
   check_type(counters, at::kLong, "counters");

@@ -19,7 +19,7 @@ namespace cw_ext {
   draws_of(history(query_ids, starts, known, rows, like), seed, first_row, num_items, rows, num_negatives, thresholds, \
            aliases, cumulative, known_shares, log_weights, candidates, like)
 
-// Kernels read where these point. On CUDA they look at each id themselves.
+// Kernels read the items at these ids. On CUDA they check each id themselves.
 inline void check_candidates(const at::Tensor& candidates, int64_t num_items) {
   if (on_cuda(candidates)) return;
   const int32_t* const ids = candidates.const_data_ptr<int32_t>();

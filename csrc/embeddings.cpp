@@ -1,4 +1,4 @@
-// Level 2: the loss of ids, with negatives of each row's own or shared by all rows.
+// Level 2: the loss from embeddings and ids, where each row has its own negatives or all rows share them.
 #include <torch/library.h>
 
 #include <tuple>
@@ -83,9 +83,9 @@ EmbeddingsResult embeddings_forward(const at::Tensor& queries, const at::Tensor&
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(cw_ext, m) {
-  // queries [B, D], items [I, D], pos_ids [B], neg_ids [B, N] or [N], extra_ids [B, M], log_q [B, N]. What is not
-  // wanted, or not of this kind of negatives or device, is empty: pair_keys and pair_ends are the CPU's order of the
-  // coefficients, shared_coefficients [B, N] are of negatives [N].
+  // queries [B, D], items [I, D], pos_ids [B], neg_ids [B, N] or [N], extra_ids [B, M], log_q [B, N]. Results that are not
+  // wanted, or do not exist for this kind of negatives or device, are empty: pair_keys and pair_ends are the CPU's order of
+  // the coefficients, and shared_coefficients [B, N] belong to shared negatives [N].
   m.def("embeddings_forward(Tensor queries, Tensor items, Tensor pos_ids, Tensor neg_ids, Tensor? extra_ids, "
         "Tensor? log_q, " CW_EXCLUSION_SCHEMA ", " CW_LOSS_SCHEMA
         "str similarity, str reduction, bool with_gradients, bool with_log_q_gradient, bool with_curve_gradient) -> (Tensor loss, "

@@ -12,7 +12,7 @@ namespace {
 using FullResult =
     std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
-// All items as negatives, a part of the rows at a time. The gradients are those of the rows' losses times `factor`.
+// All items as negatives, some rows at a time. The gradients are those of the rows' losses times `factor`.
 FullResult full_forward(const at::Tensor& queries, const at::Tensor& items, const at::Tensor& pos_ids,
                         const OptionalTensor& extra_ids, CW_HISTORY_PARAMETERS, CW_LOSS_PARAMETERS
                         c10::string_view similarity, c10::string_view reduction, bool with_gradients,

@@ -67,7 +67,7 @@ inline NegativeIds check_negative_ids(const at::Tensor& like, int64_t rows, cons
   return {neg_ids.contiguous(), {}, n};
 }
 
-// Where no kernel looks at each id itself. On CUDA, indexing asserts.
+// For ids that no kernel checks. On CUDA, indexing asserts.
 inline void check_range(const at::Tensor& ids, int64_t items, const char* name) {
   if (!ids.defined() || on_cuda(ids) || ids.numel() == 0) return;
   const at::Tensor outside = at::logical_or(ids < -1, ids >= items);
@@ -91,7 +91,7 @@ inline History history(CW_HISTORY_PARAMETERS, int64_t rows, const at::Tensor& li
   check_type(*known, at::kInt, "known");
   const History result{query_ids->to(at::kLong).contiguous(), starts->contiguous(), known->contiguous()};
   if (on_cuda(like)) return result;
-  // Kernels read where these point.
+  // Kernels read at these offsets.
   const int64_t queries = starts->size(0) - 1;
   const int64_t* const ids = result.query_ids.const_data_ptr<int64_t>();
   const int64_t* const bounds = result.starts.const_data_ptr<int64_t>();
@@ -122,14 +122,14 @@ inline Exclusion exclusion(const at::Tensor& ids, int64_t num_items, const Histo
     }
     return {first, next, history};
   }
-  // The columns in the order of their items: each points to the one after it, where that has the same item.
+  // The columns sorted by item: each points to the next if that has the same item.
   const at::Tensor order = ids.argsort(/*stable=*/true);
   const at::Tensor sorted = ids.index_select(0, order);
   const at::Tensor columns = order.to(at::kInt);
   const int64_t n = ids.size(0);
   const at::Tensor same = sorted.narrow(0, 1, n - 1) == sorted.narrow(0, 0, n - 1);
   next.index_copy_(0, order.narrow(0, 0, n - 1), columns.narrow(0, 1, n - 1).where(same, at::full({}, -1, ints)));
-  // Columns that are not an item's first are sent to a place that is cut off.
+  // Columns that are not the first of their item are written to an element that is cut off.
   const at::Tensor begins = at::cat({sorted.narrow(0, 0, 1) >= 0, same.logical_not().logical_and_(sorted.narrow(0, 1, n - 1) >= 0)});
   at::Tensor room = at::full({num_items + 1}, -1, ints);
   room.index_put_({sorted.where(begins, at::full({}, num_items, sorted.options()))}, columns);

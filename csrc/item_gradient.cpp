@@ -9,7 +9,7 @@ namespace cw_ext {
 
 namespace {
 
-// Rows' gradients times the gradients of their losses, in the dtype of the inputs that they belong to.
+// The rows' gradients times the gradients of their losses, in the dtype of the inputs.
 std::vector<at::Tensor> scale_rows(at::TensorList gradients, const at::Tensor& factor, at::ScalarType dtype) {
   std::vector<at::Tensor> results;
   results.reserve(gradients.size());
@@ -32,8 +32,8 @@ std::vector<at::Tensor> scale_rows(at::TensorList gradients, const at::Tensor& f
   return results;
 }
 
-// The same, in the place of the gradients. Where the factor is 1, as it is for a mean over live rows whose own gradient is
-// 1, they are left alone: at level 1 that saves half of a step's traffic.
+// The same in place. Where the factor is 1, as for a mean over rows that are all live and whose own gradient is 1, nothing is
+// touched: at level 1 that saves half of a step's memory traffic.
 void scale_rows_(at::TensorList gradients, const at::Tensor& factor) {
   for (const at::Tensor& x : gradients) {
     TORCH_CHECK_VALUE(factor.dim() == 0 || (factor.dim() == 1 && x.dim() > 0 && factor.size(0) == x.size(0)),
@@ -111,12 +111,12 @@ at::Tensor item_gradient(const at::Tensor& unit_queries, const OptionalTensor& f
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(cw_ext, m) {
-  // factor [B] or one number: the gradient of each row's loss, unless unit_queries have been multiplied by it. sums:
-  // "chosen", or on CUDA "atomic" or "sorted", to measure which to choose.
+  // factor [B] or a single number: the gradient of each row's loss, unless unit_queries are already multiplied by it. sums:
+  // "chosen" or, on CUDA, "atomic" or "sorted", so that both can be measured.
   m.def("item_gradient(Tensor unit_queries, Tensor? factor, Tensor coefficients, Tensor shared_coefficients, "
         "Tensor pair_keys, Tensor pair_ends, Tensor items, Tensor pos_ids, Tensor neg_ids, Tensor? extra_ids, "
         "str similarity, str sums=\"chosen\") -> Tensor");
-  // gradients [B, ...] each, factor [B] or one number.
+  // gradients [B, ...] each, factor [B] or a single number.
   m.def("scale_rows(Tensor[] gradients, Tensor factor, ScalarType dtype) -> Tensor[]");
   m.def("scale_rows_(Tensor(a!)[] gradients, Tensor factor) -> ()");
 }

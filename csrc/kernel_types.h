@@ -11,7 +11,7 @@
 #define CW_INLINE inline __attribute__((always_inline))
 #endif
 
-// The headers of mathematics are included by one translation unit per instruction set, each under a namespace of its own.
+// The headers with the mathematics are included by one translation unit per instruction set, each in its own namespace.
 #ifndef CW_NAMESPACE
 #define CW_NAMESPACE cw
 #endif
@@ -23,7 +23,7 @@ struct Optional {
   double value;
 };
 
-// What the user asked for, for all rows; cw_row.h's make_parameters() takes it. A choice is a place in its list.
+// The user's arguments for all rows, as cw_row.h's make_parameters() takes them. A choice is an index into its list.
 struct LossArguments {
 #define CW_NUMBER(name) double name;
 #define CW_OPTIONAL(name) Optional name;
@@ -37,7 +37,7 @@ struct LossArguments {
   double gradient_scale;  // multiplies the gradients of every row, but not its loss
 };
 
-// What a row is computed in.
+// The type in which a row is computed.
 template <typename In>
 struct Compute {
   using type = float;
@@ -47,8 +47,8 @@ struct Compute<double> {
   using type = double;
 };
 
-// A quantity per row: one value for all (rows == nullptr), or rows[b·stride]. In fp64, since fp32 has no number between
-// 1 − 2^-24 and 1, where a prior may lie.
+// A value per row: rows[b·stride], or `all` where rows is null. In fp64, since a prior may lie between 1 − 2^-24 and 1, where
+// fp32 has no number.
 template <typename T>
 struct RowValue {
   const T* rows;
@@ -56,6 +56,7 @@ struct RowValue {
   double all;
 
   CW_INLINE double at(int64_t row) const { return rows ? double(rows[row * stride]) : all; }
+  CW_INLINE bool differs() const { return rows && stride != 0; }  // from row to row
 };
 
 // The values of one row.
@@ -65,7 +66,7 @@ struct RowArguments {
 #undef CW_VALUE
 };
 
-// Those of all rows.
+// The values of all rows.
 template <typename T>
 struct RowInputs {
 #define CW_VALUE(name) RowValue<T> name;
@@ -83,6 +84,11 @@ struct RowInputs {
 constexpr int kRowValues = CW_ROW_VALUES(CW_VALUE);
 #undef CW_VALUE
 
+// Their places in the list.
+#define CW_VALUE(name) name,
+enum class RowValuePlace : int { CW_ROW_VALUES(CW_VALUE) };
+#undef CW_VALUE
+
 // Log weights as a piecewise linear function of the score, or of its margin over the positive's: log_weights[k] at K
 // equally spaced places from low to high, the end values beyond them. Null log_weights: no curve.
 template <typename T>
@@ -95,11 +101,7 @@ struct Curve {
   T high;
   T places_per_unit;  // (K − 1) / (high − low)
 
-  CW_INLINE Curve of_row(int64_t row) const {
-    Curve own = *this;
-    own.log_weights += row * stride;
-    return own;
-  }
+  CW_INLINE const T* of_row(int64_t row) const { return log_weights ? log_weights + row * stride : nullptr; }
 };
 
 template <typename T>
@@ -108,7 +110,7 @@ inline Curve<T> make_curve(const T* log_weights, int64_t stride, int64_t knots, 
   return {log_weights, stride, int32_t(knots - 1), on_margin, T(low), T(high), T(double(knots - 1) / (high - low))};
 }
 
-// Where the rows' results go. A null pointer is a result that nobody wants.
+// Where the rows' results go. A null pointer is a result that is not wanted.
 template <typename T>
 struct RowResults {
   T* loss;         // [B]

@@ -1,20 +1,20 @@
 // The arguments of the loss, each described once. The ops' schemas and parameters (loss_arguments.h), the structs that
 // carry them, the checks of their shapes and the outputs for their gradients all follow from these lists.
 //
-// The order is that of cw_ext.op_inputs' tuples; a test compares the two.
+// The order is that of the tuples in cw_ext/op_inputs.py; a test compares the two.
 #pragma once
 
 // The weightings ω and the surrogates of exp(d/τ): cw_row.h has their formulas, in enums of the same order.
 #define CW_WEIGHTINGS(X) X(none) X(sigmoid) X(exponential) X(linear)
 #define CW_SURROGATES(X) X(exp) X(tanh) X(atan) X(relu)
 
-// One value per row, or one for all rows; with a gradient.
+// A value per row, or one for all rows; with a gradient.
 #define CW_ROW_VALUES(X) \
   X(prior)               \
   X(threshold)           \
   X(temperature)
 
-// One for all rows, without a gradient: a number, a number or nothing, a flag, or one of a list's names.
+// The same for all rows, without a gradient: a number, an optional number, a flag, or a name from a list.
 #define CW_LOSS_FIELDS(NUMBER, OPTIONAL, FLAG, CHOICE) \
   OPTIONAL(positive_temperature)                       \
   CHOICE(weighting, CW_WEIGHTINGS)                     \

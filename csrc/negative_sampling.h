@@ -1,9 +1,10 @@
-// Which negative stands at a place: the rule that every backend follows, host and device. cw_ext/reference_sampling.py is its twin.
+// Which negative is drawn at a place: the rule that every backend follows, host and device. Its twin is
+// cw_ext/reference_sampling.py.
 //
 // Draw j of row b, attempt t: a word of Philox keyed by the seed, at the counter (⌊4⁻¹j⌋, t, row_offset + b) for uniform
-// negatives, two words at (⌊2⁻¹j⌋, t, row_offset + b) for popular ones. An attempt is rejected where it names a known
-// positive of the row's query, and where the word would favour an item by rounding. After kMaxAttempts, which only a query
-// with almost every item as a positive comes to, one is picked from what is left.
+// negatives, two words at (⌊2⁻¹j⌋, t, row_offset + b) for popular ones. An attempt is rejected if its item is a known
+// positive of the row's query, or if its word would make some items more likely than others by rounding. After kMaxAttempts,
+// which happens only to queries that know almost every item, an item is picked from those that are left.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +15,7 @@ namespace cw_ext {
 
 constexpr uint32_t kMaxAttempts = 64;
 
-// Where negatives come from. A null pointer is something that is not asked for.
+// What negatives are drawn from. A null pointer is something that is not used.
 struct NegativeSource {
   const int64_t* seed;       // one number
   int64_t row_offset;        // row b draws as row row_offset + b
@@ -23,7 +24,7 @@ struct NegativeSource {
   const int64_t* starts;     // [Q + 1]: the known positives of query u are known[starts[u]:starts[u + 1]],
   const int32_t* known;      //          sorted and distinct
   int64_t num_queries;
-  uint32_t num_items;            // I; of candidates, C, and all below that is of items is of their places in `candidates`
+  uint32_t num_items;            // I; with candidates, C, and everything below is by position in `candidates`
   const uint32_t* thresholds;    // [I], these three for popular negatives: an alias table (cw_ext/alias_table.py), and
   const int32_t* aliases;        // [I]
   const int64_t* cumulative;     // [I] sums of its shares, up to and with each item: the last is I·2³²
@@ -42,7 +43,7 @@ struct KnownItems {
   const int32_t* items;  // [count], sorted and distinct
   int64_t count;
 
-  // How many of the first `count` places k have before(k), which holds for a first part of them.
+  // The number of k in [0, count) with before(k), which must hold up to some k and not from there on.
   template <typename Before>
   CW_INLINE int64_t places(Before before) const {
     int64_t first = 0, last = count;
@@ -75,11 +76,11 @@ CW_INLINE KnownItems known_items_of(const NegativeSource& source, int64_t row) {
   return {source.known + source.starts[query], source.starts[query + 1] - source.starts[query]};
 }
 
-// A number in [0, n) from a uniform word: all equally likely where words with a product's lower half below excess_of(n) are
-// rejected (Lemire, "Fast random integer generation in an interval", 2019).
+// For numbers in [0, n) from a uniform word. All are equally likely if words whose product has a lower half below
+// excess_of(n) are rejected (Lemire, "Fast random integer generation in an interval", 2019).
 CW_INLINE uint32_t excess_of(uint32_t n) { return (0u - n) % n; }
 
-// The item that the words of an attempt name, or −1.
+// The item of an attempt's word, or −1.
 CW_INLINE int32_t uniform_item(uint32_t word, uint32_t num_items, uint32_t excess) {
   const uint64_t product = uint64_t(word) * num_items;
   return uint32_t(product) < excess ? -1 : int32_t(product >> 32);
@@ -107,7 +108,7 @@ CW_INLINE uint64_t high_product(uint64_t a, uint64_t b) {
   return (a >> 32) * (b >> 32) + (middle >> 32) + (other >> 32);
 }
 
-// Popular items by their integer shares: sums of those are exact in any order.
+// Popular items by their integer shares, whose sums are exact in any order.
 struct Shares {
   const NegativeSource& source;
   const KnownItems& history;
@@ -120,14 +121,14 @@ struct Shares {
       const int64_t* const sums = source.known_shares + (history.items - source.known);
       return uint64_t(sums[count]) - uint64_t(sums[0]);
     }
-    uint64_t sum = 0;  // a query that knows less than half comes here once in 2⁶⁴ draws
+    uint64_t sum = 0;  // a query that knows less than half of the items comes here once in 2⁶⁴ draws
     for (int64_t k = 0; k < count; ++k) sum += up_to(history.items[k]) - below(history.items[k]);
     return sum;
   }
 };
 
 // A negative from what the history leaves, without rejection; −1 where it leaves none.
-// Rare: in line, it would take registers from the rest.
+// Not inlined, as it is rare and would take registers from the rest.
 inline
 #if defined(__CUDACC__)
     __host__ __device__
@@ -148,7 +149,7 @@ inline
   const Shares shares{source, history};
   const uint64_t left = shares.up_to(int64_t(source.num_items) - 1) - shares.known(history.count);
   if (left == 0) return -1;
-  // The first item with which the items that are not known come to more than the target.
+  // The first item up to which the shares of the unknown items sum to more than the target.
   const uint64_t target = high_product(uniform, left);
   const int64_t passed =
       history.places([&](int64_t k) { return shares.below(history.items[k]) - shares.known(k) <= target; });
@@ -157,12 +158,12 @@ inline
   return int32_t(all.places([&](int64_t item) { return shares.up_to(item) <= together; }));
 }
 
-// What is drawn, as an item; −1 stays −1.
+// The item at the position that was drawn; −1 stays −1.
 CW_INLINE int32_t item_at(const NegativeSource& source, int32_t place) {
   return source.candidates && place >= 0 ? source.candidates[place] : place;
 }
 
-// Draw j of the row, from attempt `first` on: those before it are known to be rejected. `row` counts from the offset on.
+// Draw j of the row, from attempt `first` on, as those before it are known to be rejected. `row` includes the offset.
 CW_INLINE int32_t draw(const NegativeSource& source, const KnownItems& history, uint32_t excess, uint64_t seed, int64_t row,
                        int64_t j, uint32_t first) {
   for (uint32_t attempt = first; attempt < cw_ext::kMaxAttempts; ++attempt) {

@@ -6,8 +6,8 @@
 
 namespace CW_NAMESPACE {
 
-// Numbers of 32 bits. Word is uint32_t; or uint64_t, whose upper halves hold nothing of meaning before the last step: a
-// processor multiplies to 64 bits in vectors of 64-bit lanes.
+// Numbers of 32 bits. Word is uint32_t, or uint64_t for vectors, in which processors multiply to 64 bits; its upper halves
+// are meaningless before the last step.
 template <typename Word>
 struct Philox {
   Word x[4];

@@ -1,4 +1,4 @@
-// What levels 2 and 3 take and return besides their negatives.
+// What levels 2 and 3 take and return, without their negatives.
 #pragma once
 
 #include "id_arguments.h"
@@ -13,12 +13,12 @@ inline void check_tables(const at::Tensor& queries, const at::Tensor& items) {
   check_type(items, queries.scalar_type(), "items");
 }
 
-// Where every call reads the items: negatives are drawn from them, or are all of them.
+// For calls that always read the items, because negatives are drawn from them, or are all of them.
 inline void check_items(const at::Tensor& items) {
   TORCH_CHECK_VALUE(items.size(0) > 0, "items must have at least one row, got ", items.sizes());
 }
 
-// Fills the inputs of the call, and allocates what it returns but for the coefficients.
+// Fills the inputs of the call, and allocates its results except the coefficients.
 inline void fill_query_call(QueryCall& call, const at::Tensor& queries, const at::Tensor& items,
                             const PositiveIds& positives, Loss loss, c10::string_view similarity, bool with_gradients) {
   const auto options = queries.options().dtype(compute_type(queries));

@@ -76,6 +76,8 @@ at::Tensor sampled_item_gradient(const at::Tensor& unit_queries, const OptionalT
   } else {
     fill_query_call(call.rows, queries, items, positives, CW_LOSS(rows, queries), similarity, false);
     call.rows.with_gradients = true;  // of the scores alone
+    call.rows.out.d_curve = at::Tensor();
+    call.rows.out.above = at::Tensor();
   }
   if (rows == 0) return at::zeros_like(gradient.items);
   gradient.gradient = empty_large(gradient.items.sizes(), gradient.items.options());
@@ -91,7 +93,7 @@ TORCH_LIBRARY_FRAGMENT(cw_ext, m) {
         CW_LOSS_SCHEMA "str similarity, str reduction, bool with_gradients, bool keep_coefficients, bool with_curve_gradient) -> (Tensor loss, "
         "Tensor live, Tensor above, Tensor rescale, Tensor d_queries, Tensor unit_queries, Tensor coefficients, "
         "Tensor d_row_values, Tensor d_curve)");
-  // coefficients: as sampled_forward left them, or None to compute them again.
+  // coefficients: from sampled_forward, or None to compute them again.
   m.def("sampled_item_gradient(Tensor unit_queries, Tensor? factor, Tensor? coefficients, Tensor queries, Tensor items, "
         "Tensor pos_ids, Tensor? extra_ids, " CW_DRAWS_SCHEMA ", " CW_LOSS_SCHEMA "str similarity, str reduction) "
         "-> Tensor");

@@ -5,10 +5,10 @@
 
 namespace cw_ext {
 
-// Which shared negatives a row leaves out, as if they were not there: all that are its own positive or one of its query's
-// known positives. The columns of an item are a list: first_column[item], then next_column[column], to −1.
+// Which shared negatives a row leaves out, as if they did not exist: its own positive and its query's known positives. The
+// columns of an item are a linked list: first_column[item], then next_column[column], until −1.
 struct Exclusion {
-  at::Tensor first_column;  // [I] int32, these two undefined where nothing is left out
+  at::Tensor first_column;  // [I] int32, both undefined if nothing is left out
   at::Tensor next_column;   // [N] int32
   History history;
 };

@@ -11,7 +11,7 @@ from cw_ext import checks
 
 # A slot's share of the distribution, in the unit of the thresholds: the number of 32-bit words.
 ONE = 1 << 32
-# Of smaller shares the rounding to whole words is more than a millionth.
+# For smaller shares, rounding to whole words changes them by more than a millionth.
 _SMALL = 1 << 20
 
 
@@ -22,15 +22,15 @@ class Popularity(NamedTuple):
     u < thresholds[i], else aliases[i].
 
     Attributes:
-        thresholds: uint32 [I]; 0 for an item that has its slot to itself, as its own alias.
+        thresholds: uint32 [I]; 0 for an item that has its slot to itself and is its own alias.
         aliases: int32 [I], items of positive probability.
         masses: fp64 [I], the probabilities p; they sum to 1. What the table draws is within 2⁻³²/I of each.
-        log_weights: fp64 [I], −log(p′ · number of items with p > 0), where p′ is p, or what the table draws where its
-            rounding is more than a millionth of that: the log importance weights that turn the distribution into the
-            uniform one over the items that can occur. 0 where p = 0.
+        log_weights: fp64 [I], −log(p′ · number of items with p > 0): the log importance weights that turn the
+            distribution into the uniform one over the items that can occur. p′ is p or, where rounding changes p by
+            more than a millionth, the probability that the table draws with. 0 where p = 0.
         cumulative: int64 [I], the running sums of the items' shares of all (slot, word): the last is I·2³².
         known_shares: int64 [P + 1], or None: of an Interactions' items, the share of items[:k] together, modulo 2⁶⁴.
-            Only where a query knows so much that drawing again may not settle a draw.
+            Only if a query knows so many items that drawing again may fail.
     """
 
     thresholds: Tensor
@@ -80,10 +80,10 @@ def popularity_table(weights: Tensor) -> Popularity:
 def _shares(masses: Tensor) -> Tensor:
     """The probabilities as whole words: int64 [I] with the sum I·2³², each within one word of masses·I·2³².
 
-    An item that has mass has a word at least, so that it can be drawn, for a query that knows all others too. The
-    largest gives these words.
+    An item with mass gets at least one word, so that it can be drawn, even for a query that knows all others. The
+    largest item gives up these words.
 
-    With whole numbers the sweep is exact, and needs no care for what roundings leave over.
+    With whole numbers the sweep is exact: no rounding errors are left over.
     """
     total = masses.numel() * ONE  # below 2⁶³, as ids have 31 bits
     exact = masses * total
@@ -94,7 +94,7 @@ def _shares(masses: Tensor) -> Tensor:
     remainders = torch.where(masses > 0, exact - exact.floor(), -1.0)
     shares[remainders.argsort(descending=True, stable=True)[:rounded_up]] += 1
     shares.masked_fill_((masses > 0) & (shares == 0), 1)
-    # Above 2⁵³ a double has no remainder: what its rounding left (a share of 10⁻¹⁵) goes to the largest.
+    # Above 2⁵³ a double has no remainder: its rounding error (a share of 10⁻¹⁵) goes to the largest.
     shares[shares.argmax()] += total - int(shares.sum())
     return shares
 
@@ -102,10 +102,10 @@ def _shares(masses: Tensor) -> Tensor:
 def _sweep(shares: Tensor) -> tuple[Tensor, Tensor]:
     """Walker's table (1977) without Vose's loop, by the sweep of Hübschle-Schneider and Sanders (2019).
 
-    Lights (a share of at most one slot) and heavies stand in two rows, in the order of the items. The lights'
-    slots are filled up from the first heavy until its surplus is used up, then from the next. The light at
-    which that happens is still filled by the old heavy, which so falls below one slot itself, and its own slot is
-    filled up by the next. Where everything stands follows from the running sums alone.
+    Lights (items with a share of at most one slot) and heavies are listed separately, in the order of the items. The
+    lights' slots are filled up from the first heavy until its surplus is used up, then from the next. The light at
+    which that happens is still filled by the old heavy, which thereby falls below one slot itself, and whose own
+    slot is filled up by the next. All positions follow from the running sums alone.
 
     Args:
         shares: int64 [I], with the sum I·2³².

@@ -11,7 +11,7 @@ from cw_ext import checks
 
 
 def _autocasts(device: str) -> bool:
-    """Whether autocast is on; there are devices, such as "meta", that have none."""
+    """Whether autocast is on; some devices, such as "meta", have none."""
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 

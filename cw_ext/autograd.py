@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -43,23 +43,20 @@ class _WithLogQ(Op):
 
 
 class _Scores(_WithLogQ):
-    def vmap(self, samples: int, in_dims: Sequence[Any], tensors: Sequence[Any], others: Sequence[Any]) -> Any:
-        """The axis is folded into the rows, which know nothing of one another."""
+    def vmap(self, samples: int, in_dims: Sequence[Any], tensors: Sequence[Any], together: Callable[..., Any]) -> Any:
+        """Folds the axis into the rows, which are independent of one another."""
 
-        def folded(x: Tensor | None, dim: int | None) -> Tensor | None:
-            if x is None:
-                return None
+        def folded(x: Tensor, dim: int | None) -> Tensor:
             x = x.expand(samples, *x.shape) if dim is None else x.movedim(dim, 0)
             return x.flatten(0, 1)
 
-        as_rows = [folded(x, dim) for x, dim in zip(tensors, in_dims)]
-        inputs: ScoreInputs = self.layout.rebuilt(self.together(as_rows, others))
+        inputs: ScoreInputs = together([folded(x, dim) for x, dim in zip(tensors, in_dims)])
         results = self(inputs._replace(reduction="none"))
         losses, rest = results[: len(Losses._fields)], results[len(Losses._fields) :]
         # Not unflatten to (samples, -1): it is ambiguous for a tensor without elements.
         loss, live, above = (x.unflatten(0, (samples, x.shape[0] // samples)) for x in losses)
         loss = torch.vmap(lambda loss, live: reference.reduce(loss, live, None, inputs.reduction))(loss, live)
-        # The rest serves a backward pass through the kernels, and that of a vmapped call goes through the reference.
+        # The other results are for a backward pass through the kernels; that of a vmapped call uses the reference.
         return (loss, live, above, *rest), (0, 0, 0, *(None for _ in rest))
 
 
@@ -97,11 +94,11 @@ def score_rows(inputs: ScoreInputs) -> Losses:
 
 
 class _Embeddings(_WithLogQ):
-    def gradients(self, saved: Saved, grad: Tensor, names: list[str]) -> Gradients:
-        if "items" not in names:
-            return self.scaled(saved, grad, names)
+    def gradients(self, saved: Saved, grad: Tensor, needed: dict[str, Tensor]) -> Gradients:
+        if "items" not in needed:
+            return self.scaled(saved, grad, needed)
         inputs = saved.arguments()
-        results: EmbeddingResults = saved.results()
+        results: EmbeddingResults = saved.results
         overwrite = may_overwrite()
         if overwrite:
             torch.ops.cw_ext.scale_rows_([results.unit_queries], grad)
@@ -118,8 +115,8 @@ class _Embeddings(_WithLogQ):
             inputs.extra_ids,
             inputs.similarity,
         )
-        names.remove("items")
-        return {"items": items, **self.scaled(saved, grad, names)}
+        del needed["items"]
+        return {"items": items, **self.scaled(saved, grad, needed)}
 
 
 _EMBEDDINGS = _Embeddings("embeddings_forward", EMBEDDINGS, EmbeddingResults, reference.embedding_rows)
@@ -159,14 +156,14 @@ class _Sampled(Op):
     def wanted(self, inputs: SampledInputs, needs_gradient: bool, recompute: bool) -> SampledWanted:
         return SampledWanted(needs_gradient, not recompute, _wants_curve(inputs, needs_gradient))
 
-    def gradients(self, saved: Saved, grad: Tensor, names: list[str]) -> Gradients:
-        if "items" not in names:
-            return self.scaled(saved, grad, names)
-        results: SampledResults = saved.results()
+    def gradients(self, saved: Saved, grad: Tensor, needed: dict[str, Tensor]) -> Gradients:
+        if "items" not in needed:
+            return self.scaled(saved, grad, needed)
+        results: SampledResults = saved.results
         coefficients = results.coefficients if saved.wanted.keep_coefficients else None
         items = torch.ops.cw_ext.sampled_item_gradient(results.unit_queries, grad, coefficients, *saved.arguments())
-        names.remove("items")
-        return {"items": items, **self.scaled(saved, grad, names)}
+        del needed["items"]
+        return {"items": items, **self.scaled(saved, grad, needed)}
 
 
 _SAMPLED = _Sampled("sampled_forward", SAMPLED, SampledResults, _sampled_by_reference)
@@ -178,9 +175,9 @@ def sampled_rows(inputs: SampledInputs, recompute: bool) -> Losses:
 
 
 class _Full(Op):
-    """The gradient of the items is a sum over rows. Where the rows' losses are summed too it comes with the forward
-    pass; where each row's loss has a gradient of its own, backward does the forward pass over again. So it does for
-    half precision, whose gradients would be rounded before they are scaled.
+    """The gradient of the items is a sum over rows. If the rows' losses are summed too, the forward pass computes it;
+    if each row's loss has a gradient of its own, backward repeats the forward pass. So it does for half precision,
+    whose gradients would be rounded before they are scaled.
     """
 
     def wanted(self, inputs: FullInputs, needs_gradient: bool) -> FullWanted:
@@ -188,19 +185,19 @@ class _Full(Op):
         at_once = inputs.reduction != "none" and inputs.items.dtype == reference.compute_dtype(inputs.items.dtype)
         return FullWanted(needs_gradient and at_once, factor=None, with_curve_gradient=at_once and of_curve)
 
-    def gradients(self, saved: Saved, grad: Tensor, names: list[str]) -> Gradients:
+    def gradients(self, saved: Saved, grad: Tensor, needed: dict[str, Tensor]) -> Gradients:
         if saved.wanted.with_gradients:
-            return self.scaled(saved, grad, names)
+            return self.scaled(saved, grad, needed)
         inputs = saved.arguments()
         factor = grad.expand(inputs.queries.shape[0])
-        computed = self.op(*inputs, *FullWanted(True, factor, with_curve_gradient="curve" in names))
+        computed = self.op(*inputs, *FullWanted(True, factor, with_curve_gradient="curve" in needed))
         results = FullResults(*computed[len(Losses._fields) :])
         found: Gradients = {"queries": results.d_queries.to(inputs.queries.dtype), "items": results.d_items}
         for value, gradient in zip(RowValues._fields, results.d_row_values):
             found[f"{value}_rows"] = gradient * grad
-        if "curve" in names:
+        if "curve" in needed:
             found["curve"] = results.d_curve * factor.unsqueeze(-1)
-        return {name: found[name] for name in names}
+        return {name: found[name] for name in needed}
 
 
 _FULL = _Full("full_forward", FULL, FullResults, reference.full_rows)

@@ -1,4 +1,4 @@
-"""The items that can be negatives, where not all can: out of stock, of another market."""
+"""The items that can be negatives, if not all can: some are out of stock, or of another market."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks of what a user hands over: each failure names the argument, what was expected and what came."""
+"""Checks of the user's arguments: each error contains the argument, what was expected and what came."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGER = (torch.int32, torch.int64)
-# With the built-in types first: to ask an abstract class takes a while.
+# The built-in types first, as a check against an abstract class is slow.
 REAL, WHOLE = (float, Real), (int, Integral)
 # A draw's place in its row is a counter of 32 bits (csrc/negative_sampling.h).
 MOST_DRAWS = 2**32
@@ -28,20 +28,20 @@ def _names(dtypes: tuple[torch.dtype, ...]) -> str:
 def is_tensor(name: str, value: object) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
-    # Here, where every tensor passes: few operations know other layouts, and their errors say nothing of the argument.
+    # Here, where every tensor passes: few operations support other layouts, and their errors lack the argument.
     if value.layout != torch.strided or value.is_nested:
         got = f"layout {value.layout}" if value.layout != torch.strided else "a nested tensor"
         raise TypeError(f"{name} must be a dense (strided) tensor, got {got}")
 
 
 def has_values(name: str, tensor: Tensor) -> None:
-    """For what has to be looked at."""
+    """For values that have to be checked."""
     if tensor.is_meta:
         raise ValueError(f"{name} must hold values, got a tensor on the device meta")
 
 
 def number(name: str, value: object, expected: str) -> float:
-    """A finite number. The expectation is what the message says."""
+    """A finite number. `expected` goes into the message."""
     if isinstance(value, bool) or not isinstance(value, REAL):
         raise TypeError(f"{name} must be {expected}, got {type(value).__name__}")
     # Unlike math.isfinite, traceable when torch.compile takes the number for dynamic. numbers.Real has no types for it.
@@ -111,7 +111,7 @@ def has_shape(name: str, tensor: Tensor, shape: tuple[int, ...], meaning: str) -
 
 
 def matches(name: str, tensor: Tensor, other_name: str, other: Tensor, *, dtype: bool = True) -> None:
-    """Same device, and same dtype if asked for."""
+    """The same device, and the same dtype unless dtype=False."""
     if tensor.device != other.device:
         raise ValueError(f"{name} must be on the device of {other_name}, {other.device}, got {tensor.device}")
     if dtype and tensor.dtype != other.dtype:
@@ -138,7 +138,7 @@ def in_range(
     """A tensor's values, rounded to `dtype`, where a look at them costs no synchronisation and breaks no graph."""
     if not isinstance(values, Tensor) or values.device.type != "cpu" or torch.compiler.is_compiling():
         return
-    values = torch.func.debug_unwrap(values)  # torch.func.vmap lets nobody look at a batch, but at all samples at once
+    values = torch.func.debug_unwrap(values)  # torch.func.vmap hides a sample's values, but not those of all samples
     outside = ~contains(values.to(dtype))
     if outside.any():
         value = values[outside].flatten()[0]
@@ -172,7 +172,7 @@ def log_weights(value: Tensor | None, shape: tuple[int, ...], like_name: str, li
 
 
 def item_counts(value: Tensor, like_name: str, like: Tensor, rows: int) -> None:
-    """How often each item occurs. Values are looked at where `ids_in_range` does so."""
+    """How often each item occurs. Values are checked where `ids_in_range` checks them."""
     has_dtype("item_counts", value, INTEGER + FLOATING)
     matches("item_counts", value, like_name, like, dtype=False)
     has_shape("item_counts", value, (rows,), "one count per row of items")
@@ -206,7 +206,7 @@ def scores(pos: Tensor, neg: Tensor, extra: Tensor | None) -> None:
 
 
 def not_vmapped(*tensors: Tensor | None) -> None:
-    """None of them has an axis that torch.func.vmap hides."""
+    """Refuse tensors with an axis that torch.func.vmap hides."""
     if not torch._C._are_functorch_transforms_active():
         return
     for tensor in tensors:
@@ -217,7 +217,7 @@ def not_vmapped(*tensors: Tensor | None) -> None:
 
 
 def embeddings(queries: Tensor, items: Tensor, pos_ids: Tensor, extra_ids: Tensor | None) -> None:
-    """The tensors of a batch, but for its negatives."""
+    """The tensors of a batch, except its negatives."""
     not_vmapped(queries, items, pos_ids, extra_ids)
     has_dtype("queries", queries, FLOATING)
     is_tensor("items", items)

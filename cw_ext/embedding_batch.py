@@ -30,7 +30,7 @@ def check_similarity(similarity: str) -> None:
 
 
 class EmbeddingBatch(NamedTuple):
-    """The arguments of the loss on embeddings but for its negatives."""
+    """The arguments of the loss on embeddings, except its negatives."""
 
     queries: Tensor  # [B, D]
     items: Tensor  # [I, D]
@@ -42,7 +42,7 @@ class EmbeddingBatch(NamedTuple):
     similarity: str
     options: LossOptions
     fused: bool
-    sparse_items: bool  # an embedding asks for a sparse gradient
+    sparse_items: bool  # the embedding has sparse=True
 
     @property
     def rows(self) -> int:

@@ -16,7 +16,7 @@ from cw_ext.row_values import RowValues
 def check_estimate_full(
     estimate_full: bool, options: LossOptions, log_q_correction: bool, candidates: object
 ) -> None:
-    """Refuse settings with which a row is not a part of the softmax over all items."""
+    """Refuse settings with which a row is not part of the softmax over all items."""
     row = options.row
     if estimate_full and candidates is not None:
         raise ValueError(f"estimate_full=True needs candidates=None, got {type(candidates).__name__}")

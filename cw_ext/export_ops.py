@@ -1,8 +1,8 @@
 """The ops that an exported program calls, torch.ops.cw_ext_export.*.
 
-torch.export looks through an autograd.Function, to an op whose results have no gradient, and whose further results
-would bind the number of rows by their sizes. These have the arguments of cw_ext's ops of the same names, but for what
-says which gradients to compute: they compute the loss, and backward does the whole of it again.
+torch.export sees through an autograd.Function to the op in it, whose results have no gradient, and whose further
+results would fix the number of rows by their sizes. The ops here have the arguments of cw_ext's ops of the same names,
+without those that choose which gradients to compute: they compute the loss, and backward computes all of it again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Finds the compiled kernels, and says why when they cannot be used."""
+"""Finds the compiled kernels, and tells why they cannot be used."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _load() -> tuple[Any, str]:
         if other := built_elsewhere():
             return None, f"{why_not}, but they are in {other}: to use that copy, start Python in another folder"
         return None, f"{why_not}; in its source tree, build them with: {BUILD}"
-    # Looked at before loading: a library built for another torch may crash in place of failing.
+    # Checked before loading: a library built for another torch may crash instead of raising an error.
     try:
         built_for = importlib.import_module("cw_ext._built_for").TORCH_VERSION
     except ImportError:

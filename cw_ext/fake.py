@@ -1,4 +1,4 @@
-"""Shapes and dtypes of the ops' results, for torch.compile. Imported where the ops are there."""
+"""Shapes and dtypes of the ops' results, for torch.compile. Imported only if the ops exist."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class _New:
         return self._like.new_empty(shape if wanted else (0,), dtype=compute_dtype(self._like.dtype))
 
     def kept(self, *shape: int, wanted: bool = True) -> Tensor:
-        """What the gradients of the negatives' scores are kept in until backward: csrc/checks.h has the same rule."""
+        """The dtype in which the negatives' gradients are kept until backward: csrc/checks.h has the same rule."""
         narrow = self._like.device.type == "cuda" and self._like.dtype == torch.bfloat16
         return self._like.new_empty(shape, dtype=torch.bfloat16) if narrow and wanted else self(*shape, wanted=wanted)
 
@@ -78,7 +78,7 @@ def _scores_forward(*arguments: Any) -> tuple[Tensor, ...]:
 
 
 def _sorted_pairs(queries: Tensor, width: int, items: int, *, wanted: bool) -> tuple[Tensor, Tensor]:
-    """The order that the CPU leaves the pairs in: csrc/cpu/bucketed_pairs.h has the same rule."""
+    """The order in which the CPU leaves the pairs: csrc/cpu/bucketed_pairs.h has the same rule."""
     if not wanted or queries.device.type != "cpu":
         return queries.new_empty((0,), dtype=torch.int16), queries.new_empty((0,), dtype=torch.int32)
     rows = queries.shape[0]

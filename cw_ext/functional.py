@@ -49,7 +49,7 @@ def cw_loss(
         dtype of each input.
 
     Raises:
-        TypeError, ValueError: the message names the argument, what was expected and what came.
+        TypeError, ValueError: the message contains the argument, what was expected and what came.
         NotImplementedError: the kernels in a transform of torch.func inside torch.compile, which loses its gradients;
             backend="reference" works there.
         RuntimeError: backend="fused" where the kernels cannot run.
@@ -102,8 +102,8 @@ def cw_loss_from_embeddings(
         queries: [B, D], one row per positive, already gathered; fp16, bf16, fp32 or fp64.
         items: [I, D], any table, in the dtype of `queries`, or the nn.Embedding that holds it. A tensor, such as
             `embedding.weight`, knows nothing of the embedding's options. The module keeps them as in `items(ids)`:
-            a row at `padding_idx` is used as it is and gets no gradient (what masks is −1), and `sparse=True` is
-            sparse_grad=True; `max_norm`, `scale_grad_by_freq` and a forward of its own are refused. Its hooks are
+            a row at `padding_idx` is used as it is and gets no gradient (an id is masked by −1 only), and `sparse=True`
+            is sparse_grad=True; `max_norm`, `scale_grad_by_freq` and a forward of its own are refused. Its hooks are
             not run.
         pos_ids: [B], int32 or int64, rows of `items`. −1 is padding: the row is left out.
         neg_ids: [B, N], or [N] where all rows share the negatives. −1 is padding: the negative is masked out.
@@ -120,8 +120,8 @@ def cw_loss_from_embeddings(
         each input.
 
     Raises:
-        TypeError, ValueError: the message names the argument, what was expected and what came.
-        IndexError: an id out of range, named, on the CPU; on CUDA a device-side assertion.
+        TypeError, ValueError: the message contains the argument, what was expected and what came.
+        IndexError: an id out of range, which the message contains, on the CPU; on CUDA a device-side assertion.
         NotImplementedError: inside torch.func.vmap.
         RuntimeError: backend="fused" where the kernels cannot run.
     """

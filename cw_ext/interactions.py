@@ -26,7 +26,7 @@ _INTEGER = {
     torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int8, torch.int16, torch.int32, torch.int64
 }  # fmt: skip
 _LARGEST_ITEM_COUNT = 2**31 - 1
-# Below this a weight's logarithm is cut off, so that an item that occurs has a mass whatever the exponent.
+# A weight's logarithm is cut off here, so that every item that occurs has a mass, for any exponent.
 _SMALLEST_LOG_WEIGHT = -700.0
 _LOG = logging.getLogger("cw_ext")
 
@@ -45,9 +45,9 @@ class Interactions:
         keep_counts: whether item_counts counts events.
         most_per_query: the length of the longest history, 0 if there is none.
         num_occurring: how many items occur at all.
-        query_labels, item_labels: numpy arrays [num_queries] and [num_items], sorted: the own id of each row, where a
-            file's ids were numbered anew. None where ids are rows as they are.
-        source: for interactions of a file, one line that tells what was taken from it and what was left out.
+        query_labels, item_labels: numpy arrays [num_queries] and [num_items], sorted: the file's id of each row, if its
+            ids were numbered anew. None if ids are rows as they are.
+        source: for interactions of a file, a line that tells what was taken from it and what was left out.
     """
 
     num_queries: int
@@ -62,7 +62,7 @@ class Interactions:
     query_labels: np.ndarray | None = None
     item_labels: np.ndarray | None = None
     source: str | None = None
-    # What messages call an item, and what its tables come from.
+    # What messages call an item, and how its tables are made.
     _item = "item"
     _maker = "interactions"
 
@@ -78,10 +78,10 @@ class Interactions:
             keep_counts: count a pair in item_counts as often as it occurs, for training on plays or purchases that
                 repeat. Popularity draws and the log-Q correction of in-batch negatives then follow events, not pairs.
 
-        The result lies on the device of `query_ids` where that is a tensor, else on the CPU.
+        The result is on the device of `query_ids` if that is a tensor, else on the CPU.
 
         Raises:
-            TypeError, ValueError: the message names the argument, what was expected and what came.
+            TypeError, ValueError: the message contains the argument, what was expected and what came.
             IndexError: an id out of range, with its position.
         """
         checks.flags(keep_counts=keep_counts)
@@ -111,7 +111,7 @@ class Interactions:
         lengths = torch.bincount(queries, minlength=self.num_queries)
         self.starts = torch.zeros(self.num_queries + 1, dtype=torch.int64, device=device)
         torch.cumsum(lengths, 0, out=self.starts[1:])
-        # Read back once, so that no batch has to wait for the device to learn that it can be drawn for.
+        # Read back once, so that no batch has to wait for the device to check whether there is something to draw.
         self.most_per_query = int(lengths.max())
         self.num_occurring = int((self.item_counts > 0).sum())
         self._tables: dict[tuple[float, float], Popularity] = {}
@@ -127,13 +127,13 @@ class Interactions:
             keep_counts: take the values, whole numbers ≥ 0, as numbers of events, and count these in item_counts.
 
         Raises:
-            TypeError: no scipy.sparse matrix. ValueError: not two dimensions, or one of them is 0, or values that
+            TypeError: not a scipy.sparse matrix. ValueError: not two dimensions, or a dimension of 0, or values that
                 cannot be counts.
         """
         checks.flags(keep_counts=keep_counts)
         query_ids, item_ids, values, shape = nonzeros(matrix)
         made = cls(query_ids, item_ids, num_queries=shape[0], num_items=shape[1], keep_counts=keep_counts)
-        # Values may be ratings as well as counts, but a position that stands there twice is a pair that repeats.
+        # Values may be ratings as well as counts, but a position that occurs twice is a repeated pair.
         made.num_events = max(len(made), int(np.count_nonzero(matrix.tocoo().data)))
         if keep_counts:
             made._count(item_ids, values)
@@ -160,13 +160,13 @@ class Interactions:
     ) -> Interactions:
         """Read the positives of a file: the users are the queries.
 
-        Which file it is shows by its content: a table with a header (columns by their usual names, whatever their
+        The kind of file is recognised by its content: a table with a header (columns by their usual names, in any
         order, or RecBole's `user_id:token`); a table of two columns without a header, or of more where their numbers
         are given; MovieLens' ratings; LightGCN's lists; SNAP's check-ins; MIND's behaviors.tsv (the clicks of
         impressions and of histories); JSON lines; parquet; or an .npz that scipy.sparse.save_npz wrote. Columns are
         separated by tabs, commas, semicolons, bars, `::` or blanks; text may be compressed by gzip, bzip2 or xz; lines
-        at the top that begin with `# ` are skipped, but a header with usual names counts there, too. All but two
-        columns of integers needs polars, `cw_ext[files]` (and an .npz scipy).
+        at the top that begin with `# ` are skipped, but a header with usual names counts there, too. Files
+        other than two columns of integers need polars, `cw_ext[files]` (and an .npz scipy).
 
         An integer id is a row as it is. Ids are numbered anew, in their sorted order, where they are strings, or where
         the largest integer is beyond 2²⁰ with more than 100 rows per distinct id; `query_labels` and `item_labels`
@@ -184,7 +184,7 @@ class Interactions:
                 columns.
             format: "table" or "lightgcn", for files that could be both.
             encoding: of a text, such as "latin-1"; UTF-8 if None.
-            min_rating: lower ratings are no positives; None keeps every rating.
+            min_rating: lower ratings are not positives; None keeps every rating.
             renumber: True numbers all ids anew, False never does; None as above.
             keep_counts: count a pair in item_counts as often as the file has it (for an .npz: see `from_scipy`).
 
@@ -241,7 +241,7 @@ class Interactions:
             int64, of the shape of `ids`, on the CPU.
 
         Raises:
-            KeyError: an id that there is no query for.
+            KeyError: an id without a query.
         """
         return _rows("query", ids, self.query_labels, self.num_queries)
 
@@ -251,16 +251,16 @@ class Interactions:
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors lie."""
+        """The device of the tensors."""
         return self.starts.device
 
     def to(self, device: torch.device | str | int) -> Interactions:
         """The same interactions on the device: this object if it is there already.
 
         Raises:
-            TypeError, ValueError: no device.
+            TypeError, ValueError: not a device.
         """
-        # Unlike a tensor's own, no dtype and no other tensor: that would make something else of the ids.
+        # Unlike Tensor.to, no dtype and no other tensor, which would change the ids.
         if not isinstance(device, torch.device):
             device = _device(device)
         starts = self.starts.to(device)
@@ -280,7 +280,7 @@ class Interactions:
             smoothing: a number ≥ 0. With 0, items that never occur are never drawn.
 
         Raises:
-            TypeError, ValueError: no such numbers, or there are no interactions and no smoothing.
+            TypeError, ValueError: not such numbers, or neither interactions nor smoothing.
             RuntimeError: a first call inside torch.compile.
         """
         checks.non_negative_number("exponent", exponent)
@@ -302,15 +302,15 @@ class Interactions:
     def candidates(self, candidates: Tensor | Candidates) -> Candidates:
         """The items that can be negatives, prepared for `candidates=` of the functions that draw.
 
-        Made once for a tensor as long as that is not written to, and kept as long as it lives. Writes through numpy or
-        `.data` are not seen: make a new tensor then.
+        Made once for a tensor, again when the tensor is written to, and kept as long as the tensor lives. Writes
+        through numpy or `.data` are not noticed: make a new tensor instead.
 
         Args:
-            candidates: a mask, bool [num_items], or ids, int32 or int64 [C], in any order; what occurs twice counts
-                once. On the device of the interactions. Or what this method returned.
+            candidates: a mask, bool [num_items], or ids, int32 or int64 [C], in any order; ids that occur twice
+                count once. On the device of the interactions. Or a result of this method.
 
         Raises:
-            TypeError, ValueError, IndexError: no such tensor, or it leaves no candidate.
+            TypeError, ValueError, IndexError: not such a tensor, or no candidate is left.
             RuntimeError: a first call inside torch.compile.
         """
         if isinstance(candidates, Candidates):
@@ -322,7 +322,7 @@ class Interactions:
             return candidates
         checks.is_tensor("candidates", candidates)
         if torch.compiler.is_compiling() or candidates.is_inference():
-            return Candidates(candidates, self)  # which refuses; or nobody knows whether the tensor is written to
+            return Candidates(candidates, self)  # which raises; or it is unknown whether the tensor is written to
         version, kept = self._candidates.get(candidates, (None, None))
         made: Candidates = kept if version == candidates._version else Candidates(candidates, self)
         self._candidates[candidates] = (candidates._version, made)
@@ -338,7 +338,7 @@ class Interactions:
     ) -> None:
         """Refuse queries that know every item that could be drawn for them.
 
-        Nothing is looked at, and no device waited for, unless there is such a query at all.
+        The ids are not read, so that no device is waited for, unless there is such a query at all.
 
         Args:
             query_ids: any shape, int32 or int64, on this device, in [0, num_queries), or −1 for padding.
@@ -347,8 +347,8 @@ class Interactions:
             pos_ids: the shape of query_ids, or None; rows with −1 are padding.
 
         Raises:
-            ValueError: names the first such query; or nothing occurs, so that there is no popularity.
-            TypeError, IndexError: query_ids are not as above (a range is looked at only where they are).
+            ValueError: the message contains the first such query; or nothing occurs, so that there is no popularity.
+            TypeError, IndexError: query_ids are not as above (their range is checked only if they are read).
         """
         checks.choice("distribution", distribution, DISTRIBUTIONS)
         checks.has_dtype("query_ids", query_ids, checks.INTEGER)
@@ -378,11 +378,11 @@ class Interactions:
         return f"{type(self).__name__}({sizes}, device='{self.device}')"
 
     def __getstate__(self) -> dict[str, Any]:
-        # What is kept is quickly made again, on whatever device the copy will be.
+        # Tables and candidates are quickly made again, on the device of the copy.
         return {name: value for name, value in self.__dict__.items() if name not in ("_tables", "_candidates")}
 
     def _count(self, item_ids: np.ndarray, values: np.ndarray) -> None:
-        """Take the values of a matrix for numbers of events."""
+        """Take the values of a matrix as numbers of events."""
         wrong = (values < 0) | (values != np.floor(values)) | (values > 2**53)
         if wrong.any():
             raise ValueError(f"matrix must hold whole numbers ≥ 0 with keep_counts=True, got {values[wrong][0]}")
@@ -400,7 +400,7 @@ class Interactions:
             )
 
     def _with_known_shares(self, table: Popularity) -> Popularity:
-        """The table, with the shares of what is known where a query knows half of all or more."""
+        """The table, with the shares of the known items if a query knows half of all or more."""
         shares = table.cumulative.diff(prepend=table.cumulative.new_zeros(1))
         sums = torch.zeros(len(self) + 1, dtype=torch.int64, device=self.device)
         torch.cumsum(shares[self.items], 0, out=sums[1:])
@@ -411,17 +411,17 @@ class Interactions:
 class Candidates(CandidateItems):
     """What `interactions.candidates(mask_or_ids)` returns.
 
-    Negatives are drawn as from a catalogue of the candidates alone, whose items are their places in `ids`; in the end a
-    place becomes an id. So known positives that are no candidates cost nothing.
+    Negatives are drawn as from a catalogue of the candidates alone, whose items are positions in `ids`; at the end a
+    position becomes an id. So known positives that are not candidates cost nothing.
 
     Attributes:
         ids, is_candidate: as of CandidateItems.
-        interactions: what they were made for.
-        known: of those, the pairs with a candidate, by its place.
+        interactions: the interactions that they were made for.
+        known: the pairs of these with a candidate, by its position.
     """
 
     def __init__(self, candidates: Tensor, interactions: Interactions) -> None:
-        """Use interactions.candidates(), which has the arguments, and keeps what is made here."""
+        """Use interactions.candidates() instead, which documents the arguments and keeps the result."""
         super().__init__(candidates, interactions.num_items, "interactions", interactions.starts)
         self.interactions = interactions
         places = self.is_candidate.cumsum(0).int() - 1
@@ -438,8 +438,8 @@ class Candidates(CandidateItems):
         self._tables: dict[tuple[float, float], Popularity] = {}
 
     def popularity(self, exponent: float, smoothing: float = 0.0) -> Popularity:
-        """As of :meth:`cw_ext.Interactions.popularity`, of the candidates alone: over their places, but for
-        `log_weights`, which are over all items."""
+        """As of :meth:`cw_ext.Interactions.popularity`, of the candidates alone: by position in `ids`, except
+        `log_weights`, which are by item."""
         table = self.known.popularity(exponent, smoothing)
         key = float(exponent), float(smoothing)
         if key not in self._tables:
@@ -457,7 +457,7 @@ def _device(device: object) -> torch.device:
         raise TypeError(f"device must be a torch.device, a str or an int, got {type(device).__name__}")
     try:
         return torch.device(device)
-    except RuntimeError as error:  # torch's own words, without the argument
+    except RuntimeError as error:  # torch's error does not contain the argument
         raise ValueError(f"device must be a device of this torch, got {device!r}: {error}") from None
 
 
@@ -479,7 +479,7 @@ def _ids(name: str, value: Ids) -> Tensor | np.ndarray:
         is_array = isinstance(value, np.ndarray)
         try:
             value = np.asarray(value)
-        except ValueError:  # numpy's word for lists of different lengths
+        except ValueError:  # numpy's error for lists of different lengths
             raise ValueError(f"{name} must have shape [P], got sequences of different lengths") from None
         # An empty list has no dtype of its own.
         integer = value.dtype.kind in "iu" or (not is_array and value.size == 0)
@@ -492,12 +492,12 @@ def _ids(name: str, value: Ids) -> Tensor | np.ndarray:
 
 def _in_range(name: str, ids: Tensor | np.ndarray, size: int) -> Tensor:
     """The ids as an int64 tensor."""
-    # A copy of an array: it may be read-only, or have strides or an order of bytes that torch has not.
+    # A copy of an array: it may be read-only, or have strides or a byte order that torch does not support.
     wide = ids.long() if isinstance(ids, Tensor) else torch.from_numpy(ids.astype(np.int64))
     outside = (wide < 0) | (wide >= size)
     if outside.any():
         position = int(outside.nonzero()[0])
-        # From the original, as an id of 64 bits without a sign may have become another.
+        # From the original, as an unsigned id of 64 bits may have become another.
         raise IndexError(f"{name} must be in [0, {size}), got {ids[position].item()} at position {position}")
     return wide
 

@@ -1,4 +1,4 @@
-"""The table of items that a user hands over: a tensor, or an nn.Embedding with its options."""
+"""The table of items that a user passes: a tensor, or an nn.Embedding with its options."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class _NoGradientAt(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         if not grad.is_sparse:
-            row = torch.full((1,), ctx.row, device=grad.device)  # filled there: nothing waits for the device
-            # In place: nobody else sees this gradient, and a copy of the table takes a while.
+            row = torch.full((1,), ctx.row, device=grad.device)  # filled on the device, without waiting for it
+            # In place: this gradient is not used elsewhere, and a copy of the table takes a while.
             own = may_overwrite() and not grad.requires_grad
             return (grad.index_fill_ if own else grad.index_fill)(0, row, 0), None
         ids, values = grad._indices(), grad._values()  # coalesced, as cw_ext.sparse_rows makes them
@@ -41,8 +41,8 @@ def item_table(items: Tensor | nn.Embedding) -> tuple[Tensor, bool]:
     """(the table [I, D], whether its gradient is to be sparse), with an embedding's options as in `items(ids)`.
 
     Raises:
-        TypeError: neither a tensor nor an nn.Embedding, or one that computes something else than nn.Embedding does.
-        ValueError: an option that the loss does not have.
+        TypeError: neither a tensor nor an nn.Embedding, or a subclass that computes something else.
+        ValueError: an option that the loss does not support.
     """
     if isinstance(items, Tensor):
         return items, False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
 from torch import Tensor, nn
 
@@ -16,8 +16,19 @@ from cw_ext.parameters import LossArguments, documents_loss_arguments, resolve
 from cw_ext.sampled_losses import cw_loss_full, cw_loss_in_batch, sampled_cw_loss
 
 
+def _shown(value: object) -> str:
+    """A value in the module's line of text, which values for a thousand rows would not leave room for."""
+    if not isinstance(value, Tensor):
+        return repr(value)
+    return f"tensor of shape {tuple(value.shape)}" if value.dim() else repr(value.detach())
+
+
 class _Loss(nn.Module):
-    """Holds the loss arguments. They and the settings of a subclass are checked when the module is made."""
+    """Holds the loss arguments. They and the settings of a subclass are checked when the module is made.
+
+    A tensor among them is not one of the module's parameters: a temperature that is learned belongs to the model, which
+    hands it over with each batch.
+    """
 
     @documents_loss_arguments
     def __init__(self, **loss: Unpack[LossArguments]) -> None:
@@ -27,16 +38,12 @@ class _Loss(nn.Module):
         self.loss: LossArguments = loss
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in self.loss.items())
+        return ", ".join(f"{name}={_shown(value)}" for name, value in self.loss.items())
 
-    def _arguments(self, prior: float | Tensor | None, confidence_threshold: float | Tensor | None) -> LossArguments:
+    def _arguments(self, **changed: float | Tensor | None) -> LossArguments:
         """The module's arguments, with those that change from batch to batch replaced."""
-        arguments = self.loss.copy()
-        if prior is not None:
-            arguments["prior"] = prior
-        if confidence_threshold is not None:
-            arguments["confidence_threshold"] = confidence_threshold
-        return arguments
+        given = {name: value for name, value in changed.items() if value is not None}
+        return cast(LossArguments, {**self.loss, **given})
 
 
 class CWLoss(_Loss):
@@ -54,17 +61,19 @@ class CWLoss(_Loss):
         extra_pos_scores: Tensor | None = None,
         neg_log_weights: Tensor | None = None,
         row_weights: Tensor | None = None,
+        temperature: float | Tensor | None = None,
         prior: float | Tensor | None = None,
         confidence_threshold: float | Tensor | None = None,
     ) -> Tensor:
-        """See :func:`cw_ext.cw_loss`. `prior` and `confidence_threshold` replace the module's for this call."""
+        """See :func:`cw_ext.cw_loss`. `temperature`, `prior` and `confidence_threshold` replace the module's for
+        this call."""
         return cw_loss(
             pos_scores,
             neg_scores,
             extra_pos_scores=extra_pos_scores,
             neg_log_weights=neg_log_weights,
             row_weights=row_weights,
-            **self._arguments(prior, confidence_threshold),
+            **self._arguments(temperature=temperature, prior=prior, confidence_threshold=confidence_threshold),
         )
 
     if TYPE_CHECKING:  # nn.Module's own takes anything, and returns anything
@@ -107,11 +116,12 @@ class CWEmbeddingLoss(_Loss):
         extra_pos_ids: Tensor | None = None,
         neg_log_weights: Tensor | None = None,
         row_weights: Tensor | None = None,
+        temperature: float | Tensor | None = None,
         prior: float | Tensor | None = None,
         confidence_threshold: float | Tensor | None = None,
     ) -> Tensor:
-        """See :func:`cw_ext.cw_loss_from_embeddings`. `prior` and `confidence_threshold` replace the module's for
-        this call."""
+        """See :func:`cw_ext.cw_loss_from_embeddings`. `temperature`, `prior` and `confidence_threshold` replace
+        the module's for this call."""
         return cw_loss_from_embeddings(
             queries,
             items,
@@ -122,7 +132,7 @@ class CWEmbeddingLoss(_Loss):
             row_weights=row_weights,
             similarity=self.similarity,
             sparse_grad=self.sparse_grad,
-            **self._arguments(prior, confidence_threshold),
+            **self._arguments(temperature=temperature, prior=prior, confidence_threshold=confidence_threshold),
         )
 
     if TYPE_CHECKING:
@@ -130,7 +140,7 @@ class CWEmbeddingLoss(_Loss):
 
 
 class _InteractionsLoss(_Loss):
-    """Holds the known positives, and moves them to where they are used."""
+    """Holds the known positives, and moves them to the device of the batch."""
 
     def __init__(self, interactions: Interactions | None, **loss: Unpack[LossArguments]) -> None:
         super().__init__(**loss)
@@ -147,7 +157,7 @@ class _InteractionsLoss(_Loss):
         if self.interactions is None or not isinstance(queries, Tensor):
             return self.interactions
         moved = self.interactions.to(queries.device)
-        if queries.device.type != "meta":  # whence nothing comes back
+        if queries.device.type != "meta":  # from which tensors cannot be moved back
             if moved is not self.interactions and self.settings.get("candidates") is not None:
                 self.settings["candidates"] = moved.candidates(self.settings["candidates"].ids.to(moved.device))
             self.interactions = moved
@@ -211,10 +221,12 @@ class CWSampledLoss(_InteractionsLoss):
         first_row: int = 0,
         extra_pos_ids: Tensor | None = None,
         row_weights: Tensor | None = None,
+        temperature: float | Tensor | None = None,
         prior: float | Tensor | None = None,
         confidence_threshold: float | Tensor | None = None,
     ) -> Tensor:
-        """See :func:`cw_ext.sampled_cw_loss`. `prior` and `confidence_threshold` replace the module's for this call."""
+        """See :func:`cw_ext.sampled_cw_loss`. `temperature`, `prior` and `confidence_threshold` replace
+        the module's for this call."""
         return sampled_cw_loss(
             queries,
             items,
@@ -227,7 +239,7 @@ class CWSampledLoss(_InteractionsLoss):
             extra_pos_ids=extra_pos_ids,
             row_weights=row_weights,
             **self.settings,
-            **self._arguments(prior, confidence_threshold),
+            **self._arguments(temperature=temperature, prior=prior, confidence_threshold=confidence_threshold),
         )
 
     if TYPE_CHECKING:
@@ -284,11 +296,12 @@ class CWInBatchLoss(_InteractionsLoss):
         seed: int | Tensor | None = None,
         extra_pos_ids: Tensor | None = None,
         row_weights: Tensor | None = None,
+        temperature: float | Tensor | None = None,
         prior: float | Tensor | None = None,
         confidence_threshold: float | Tensor | None = None,
     ) -> Tensor:
-        """See :func:`cw_ext.cw_loss_in_batch`. `prior` and `confidence_threshold` replace the module's for this
-        call."""
+        """See :func:`cw_ext.cw_loss_in_batch`. `temperature`, `prior` and `confidence_threshold` replace
+        the module's for this call."""
         return cw_loss_in_batch(
             queries,
             items,
@@ -300,7 +313,7 @@ class CWInBatchLoss(_InteractionsLoss):
             extra_pos_ids=extra_pos_ids,
             row_weights=row_weights,
             **self.settings,
-            **self._arguments(prior, confidence_threshold),
+            **self._arguments(temperature=temperature, prior=prior, confidence_threshold=confidence_threshold),
         )
 
     if TYPE_CHECKING:
@@ -336,10 +349,12 @@ class CWFullLoss(_InteractionsLoss):
         query_ids: Tensor | None = None,
         extra_pos_ids: Tensor | None = None,
         row_weights: Tensor | None = None,
+        temperature: float | Tensor | None = None,
         prior: float | Tensor | None = None,
         confidence_threshold: float | Tensor | None = None,
     ) -> Tensor:
-        """See :func:`cw_ext.cw_loss_full`. `prior` and `confidence_threshold` replace the module's for this call."""
+        """See :func:`cw_ext.cw_loss_full`. `temperature`, `prior` and `confidence_threshold` replace the module's for
+        this call."""
         return cw_loss_full(
             queries,
             items,
@@ -349,7 +364,7 @@ class CWFullLoss(_InteractionsLoss):
             extra_pos_ids=extra_pos_ids,
             row_weights=row_weights,
             **self.settings,
-            **self._arguments(prior, confidence_threshold),
+            **self._arguments(temperature=temperature, prior=prior, confidence_threshold=confidence_threshold),
         )
 
     if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""The public function that draws negatives, and the arguments that draws have wherever they are made."""
+"""The public function that draws negatives, and the checks of the arguments that all draws share."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def draw_negatives(
         num_negatives: N in [1, 2^32], draws per row, with replacement.
         seed: an integer in [0, 2^63), or an int64 tensor without dimensions on the device of `interactions`. The same
             seed gives the same negatives on any device and any number of threads: draw j of row b is the same whatever
-            B and N are. None takes one from torch's generator (of the device), so that torch.manual_seed() reproduces
-            a run; where torch.distributed is initialised, each process makes another of it by its rank.
+            B and N are. None takes a seed from torch's generator (of the device), so that torch.manual_seed()
+            reproduces a run; where torch.distributed is initialised, each process changes it by its rank.
         first_row: in [0, 2^63 − 1 − B]: row b draws as row first_row + b. Processes with parts of a batch that give the
             same seed, and the place of their first row in the whole batch, draw what one process draws for all of it.
             Without effect where query_ids is None.
@@ -55,8 +55,8 @@ def draw_negatives(
         int64 [B, N], or [N] where query_ids is None.
 
     Raises:
-        TypeError, ValueError: the message names the argument, what was expected and what came; also for a query with no
-            item left to draw.
+        TypeError, ValueError: the message contains the argument, what was expected and what came; also for a query with
+            no item left to draw.
         IndexError: an id out of range, on the CPU; on CUDA a device-side assertion.
     """
     check_interactions(interactions, "interactions", None)
@@ -86,7 +86,7 @@ def draws_of(
 ) -> Draws:
     """Checks the arguments of a draw whose interactions and query ids have been checked.
 
-    Log weights come where a dtype is given. Rows whose pos_ids are −1 are not asked whether their query has a negative.
+    Log weights are made if a dtype is given. Rows whose pos_ids are −1 need not have a negative.
     """
     check_draws(num_negatives, distribution, popularity_exponent, popularity_smoothing)
     check_seed(seed, interactions.device)
@@ -134,7 +134,7 @@ def check_draws(
 
 def check_first_row(first_row: int, rows: int) -> None:
     checks.whole_number("first_row", first_row, 0)
-    # Compiled, this would bound the number of rows in a guard; the ops look at it too.
+    # Compiled, this would limit the number of rows by a guard; the ops check it too.
     if not torch.compiler.is_compiling() and first_row > 2**63 - 1 - rows:
         raise ValueError(f"first_row must be at most 2**63 - 1 - B with B = {rows}, got {first_row}")
 
@@ -179,7 +179,7 @@ def seed_tensor(seed: int | Tensor | None, device: torch.device) -> Tensor:
     if seed is None:
         drawn = torch.randint(MAX_SEED, (), dtype=torch.int64, device=device)
         rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-        # Processes mostly have their generators in the same state. Rank 0's seed is the generator's own.
+        # The generators of the processes are mostly in the same state. Rank 0 keeps the generator's seed.
         return drawn ^ (rank * _RANKS_APART & MAX_SEED) if rank else drawn
     if isinstance(seed, Tensor):
         return seed

@@ -64,7 +64,7 @@ class SampledInputs(NamedTuple):
 
 
 class FullInputs(NamedTuple):
-    """All items as negatives, but for each row's positive and what is known in `history`."""
+    """All items as negatives, except each row's positive and what is known in `history`."""
 
     queries: Tensor  # [B, D]
     items: Tensor  # [I, D]
@@ -112,8 +112,8 @@ class Losses(NamedTuple):
     above: Tensor  # int64 [B]: how many negatives score above the threshold; empty where that is not asked
 
 
-# What follows is for backward: of the gradients of each row's loss those that were wanted, the others empty. A mean's
-# gradients are still to be multiplied by `rescale`.
+# The rest is for backward: the wanted gradients of each row's loss; the others are empty. A mean's gradients must still
+# be multiplied by `rescale`.
 
 
 class ScoreResults(NamedTuple):
@@ -163,7 +163,7 @@ W = TypeVar("W")
 
 
 class Layout(Generic[T]):
-    """How the fields of a tuple stand among an op's arguments.
+    """How the fields of a tuple map to an op's arguments.
 
     Attributes:
         make: the tuple's type.

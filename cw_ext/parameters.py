@@ -34,7 +34,7 @@ Check = Callable[[str, Any], Any]
 
 
 class Argument(NamedTuple):
-    """What an entry of :class:`LossArguments` adds to the argument's name and type."""
+    """An entry of :class:`LossArguments`, beside the argument's name and type."""
 
     default: Any
     check: Check
@@ -266,7 +266,7 @@ def resolve(loss: LossArguments) -> LossOptions:
 
     Raises:
         TypeError: an unknown keyword, or a value of the wrong type.
-        ValueError: a value out of its range. The message names the argument, the range and the value.
+        ValueError: a value out of its range. The message contains the argument, the range and the value.
     """
     if torch.compiler.is_compiling():
         return _resolve(**loss)
@@ -281,7 +281,7 @@ def resolve(loss: LossArguments) -> LossOptions:
 
 
 def _resolve_with_tensors(loss: LossArguments) -> LossOptions:
-    """Tensors change from batch to batch, and a cache would keep them alive: the rest alone is looked up in it."""
+    """Tensors change from batch to batch, and a cache would keep them alive: it holds the other arguments only."""
     rest: Any = {}
     tensors = {}
     for name, value in loss.items():
@@ -306,7 +306,7 @@ def _resolve(**loss: Unpack[LossArguments]) -> LossOptions:
 
 
 def _check_together(values: dict[str, Any]) -> None:
-    """What is right or wrong of an argument only beside another."""
+    """Checks of arguments that depend on one another."""
     rho, weighting = values["weight_temperature"], values["weighting"]
     if rho is not None and (rho == 0 or (rho < 0 and weighting != "exponential")):
         raise ValueError(
@@ -330,7 +330,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 def documents_loss_arguments(function: _F) -> _F:
-    """Show the keyword arguments in the function's help() and signature, where `**loss` alone says nothing."""
+    """Show the keyword arguments in the function's help() and signature, where `**loss` alone would show nothing."""
     signature = inspect.signature(function)
     own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
     shared = [

@@ -1,12 +1,13 @@
 """Other losses as arguments of this one: each returns keyword arguments for `cw_loss` and its other forms.
 
-A wrong argument raises TypeError or ValueError, which names it.
+A wrong argument raises TypeError or ValueError; the message contains it.
 
 >>> cw_loss(pos_scores, neg_scores, **presets.infonce(temperature=0.1))
 >>> CWLoss(**presets.dcl(temperature=0.1, prior=0.05), reduction="sum")
 
-A loss is the same as before only on the same scores. Where the scores are computed here, from embeddings, a preset
-carries how: `similarity`, "half_cosine" (their default), "cosine" or "dot". The temperature is on its scale.
+The same loss needs the same scores. Where scores are computed here, from embeddings, a preset also sets how:
+`similarity`, "half_cosine" (the default), "cosine" or "dot". The temperature is on its scale, and may be a tensor except
+in `hcl` and `bsl`.
 
 >>> cw_loss_from_embeddings(queries, items, pos_ids, neg_ids, **presets.sl(5.0, similarity="dot"))
 """
@@ -15,19 +16,21 @@ from __future__ import annotations
 
 from typing import Literal, TypedDict, TypeVar, cast
 
+from torch import Tensor
+
 from cw_ext import checks
 from cw_ext.embedding_batch import Similarity, check_similarity
 from cw_ext.parameters import LossArguments, Surrogate, Weighting, resolve
 
 Margin = float | Literal["lowest"] | None
 
-# What each preset sets, and no more, so that a type checker lets the rest be given beside it. A similarity is not among
-# it, as the loss on scores has none.
+# What each preset sets, and nothing else, so that a type checker accepts other arguments beside it. The similarity is
+# left out, as the loss on scores has none.
 
 
 class SLArguments(TypedDict):
     weighting: Weighting
-    temperature: float
+    temperature: float | Tensor
 
 
 class InfoNCEArguments(SLArguments):
@@ -74,7 +77,7 @@ def _checked(arguments: _Arguments, similarity: Similarity | None = None) -> _Ar
 
 def _lowest_margin(min_margin: Margin, similarity: Similarity | None) -> float | None:
     if not isinstance(min_margin, str) or min_margin != "lowest":
-        return min_margin  # whatever else it is, resolve() looks at it
+        return min_margin  # anything else is checked by resolve()
     if similarity == "dot":
         raise ValueError(
             "min_margin must be a number or None with similarity='dot', whose margins have no lowest, got 'lowest'"
@@ -82,20 +85,20 @@ def _lowest_margin(min_margin: Margin, similarity: Similarity | None) -> float |
     return -2.0 if similarity == "cosine" else -1.0
 
 
-def sl(temperature: float = 0.1, *, similarity: Similarity | None = None) -> SLArguments:
+def sl(temperature: float | Tensor = 0.1, *, similarity: Similarity | None = None) -> SLArguments:
     """Sampled softmax: log Σ_j exp(d_j/τ) (the softmax loss, SL; Wu et al., 2022, arXiv 2201.02327)."""
     arguments: SLArguments = {"weighting": "none", "temperature": temperature}
     return _checked(arguments, similarity)
 
 
-def infonce(temperature: float = 0.1, *, similarity: Similarity | None = None) -> InfoNCEArguments:
+def infonce(temperature: float | Tensor = 0.1, *, similarity: Similarity | None = None) -> InfoNCEArguments:
     """InfoNCE: −log e^{s⁺/τ} / (e^{s⁺/τ} + Σ_j e^{s_j/τ}) (van den Oord et al., 2018, arXiv 1807.03748)."""
     arguments: InfoNCEArguments = {"weighting": "none", "temperature": temperature, "include_positive": True}
     return _checked(arguments, similarity)
 
 
 def dcl(
-    temperature: float = 0.1,
+    temperature: float | Tensor = 0.1,
     prior: float = 0.1,
     min_margin: Margin = "lowest",
     *,
@@ -103,7 +106,7 @@ def dcl(
 ) -> DCLArguments:
     """Debiased contrastive loss (Chuang et al., 2020, arXiv 2007.00224, eq. 8).
 
-    Without extra positives the anchor's own positive stands for E_{p⁺}, the paper's M = 1.
+    Without extra positives the anchor's own positive is the sample of E_{p⁺}, the paper's M = 1.
 
     Args:
         temperature: τ.
@@ -125,11 +128,15 @@ def dcl(
 
 
 def pucl(
-    temperature: float = 0.1, prior: float = 0.1, label_frequency: float = 0.5, *, similarity: Similarity | None = None
+    temperature: float | Tensor = 0.1,
+    prior: float = 0.1,
+    label_frequency: float = 0.5,
+    *,
+    similarity: Similarity | None = None,
 ) -> PUCLArguments:
     """Positive-unlabeled contrastive loss (Wang et al., 2024, arXiv 2401.08690).
 
-    The unlabeled samples are what is left after the labeled positives were taken out, so positives are the share
+    The unlabeled samples are those left after removing the labeled positives, so positives are the share
     α(1 − c)/(1 − αc) of them; with c → 0 this is DCL's correction. The floor is this package's relative one.
 
     Args:
@@ -162,12 +169,13 @@ def hcl(
     """Hard-negative contrastive loss (Robinson et al., 2021, arXiv 2010.04592, eq. 4 and 5).
 
     Args:
-        temperature: τ.
+        temperature: τ, a number.
         prior: τ⁺.
         concentration: β > 0: negatives are weighted by exp(β·s_j/τ), so harder ones count more.
         min_margin: as in :func:`dcl`.
         similarity: see above.
     """
+    checks.number("temperature", temperature, "a number > 0 (weight_temperature is made of it)")
     if checks.number("concentration", concentration, "a number > 0 (0 is dcl)") <= 0:
         raise ValueError(f"concentration must be > 0 (0 is dcl), got {concentration}")
     arguments: HCLArguments = {
@@ -180,7 +188,7 @@ def hcl(
     return _checked(arguments, similarity)
 
 
-def psl(temperature: float = 0.1, surrogate: Surrogate = "tanh") -> PSLArguments:
+def psl(temperature: float | Tensor = 0.1, surrogate: Surrogate = "tanh") -> PSLArguments:
     """Pairwise softmax loss: log Σ_j σ(d_j)^{1/τ}, σ in tanh d + 1, atan d + 1, relu(d + 1) (Yang et al., 2024,
     arXiv 2411.00163). Its margins are those of the half cosine."""
     arguments: PSLArguments = {"weighting": "none", "temperature": temperature, "surrogate": surrogate}
@@ -190,15 +198,18 @@ def psl(temperature: float = 0.1, surrogate: Surrogate = "tanh") -> PSLArguments
 def bsl(negative_temperature: float = 0.1, *, similarity: Similarity | None = None) -> SLArguments:
     """Bilateral softmax loss (Wu et al., 2024, arXiv 2312.12882) with one positive per row.
 
-    There it is (τ₂/τ₁)·SL(τ₂), with τ₂ the temperature of the negatives: this preset is SL(τ₂), and the constant
-    τ₂/τ₁, which only scales the learning rate, is the caller's to multiply by.
+    There it is (τ₂/τ₁)·SL(τ₂), with τ₂ the temperature of the negatives. This preset is SL(τ₂); multiply by the
+    constant τ₂/τ₁ yourself, if needed: it only scales the learning rate.
     """
     checks.positive_number("negative_temperature", negative_temperature)
     return sl(negative_temperature, similarity=similarity)
 
 
 def slk(
-    temperature: float = 0.1, quantile_temperature: float = 1.25, *, similarity: Similarity | None = None
+    temperature: float | Tensor = 0.1,
+    quantile_temperature: float = 1.25,
+    *,
+    similarity: Similarity | None = None,
 ) -> SLKArguments:
     """SL@K: σ((s⁺ − β)/τ_w)·SL(τ) (Yang et al., KDD 2025, arXiv 2508.05673), up to the factor 2 of this package's
     confidence, which only scales the learning rate.
@@ -225,7 +236,7 @@ def slk(
 
 
 def cw(
-    temperature: float = 0.1,
+    temperature: float | Tensor = 0.1,
     prior: float = 0.05,
     confidence_temperature: float | None = None,
     *,

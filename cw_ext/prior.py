@@ -64,11 +64,11 @@ def estimate_prior(positive_scores: Scores, unlabeled_scores: Scores, *, confide
     the limit of q_u/q_p at the chosen threshold: it follows from the inequality of Dvoretzky, Kiefer and Wolfowitz
     with Massart's constant for both samples, which holds for all thresholds at once and so for one chosen by looking.
     Hence α ≤ high in every case, while α ≥ low needs a bin (nearly) without negatives. The interval is for
-    independent scores: many scores of a few queries tell less than their number says.
+    independent scores: many scores of few queries are worth less than their number suggests.
 
     Args:
         positive_scores: of known positives, any shape of n_p ≥ 1 scores: a tensor on any device, an array or a
-            sequence, of any floating dtype. ±∞ is a score like others. Only the order of the scores matters.
+            sequence, of any floating dtype. ±∞ is a score like any other. Only the order of the scores matters.
         unlabeled_scores: of unlabeled samples, n_u ≥ 1 of them, likewise.
         confidence: of the interval, in (0, 1); it also sets how large a bin is preferred, by δ.
 
@@ -76,7 +76,7 @@ def estimate_prior(positive_scores: Scores, unlabeled_scores: Scores, *, confide
         The estimate, computed in O(n log n) on the device of `positive_scores`, which is waited for.
 
     Raises:
-        TypeError, ValueError: the message names the argument, what was expected and what came: scores that are not
+        TypeError, ValueError: the message contains the argument, what was expected and what came: scores that are not
             floating-point, none at all or a NaN among them; a confidence outside (0, 1).
     """
     if isinstance(confidence, bool) or not isinstance(confidence, Real):
@@ -86,7 +86,7 @@ def estimate_prior(positive_scores: Scores, unlabeled_scores: Scores, *, confide
     positives = _sorted("positive_scores", positive_scores)
     unlabeled = _sorted("unlabeled_scores", unlabeled_scores).to(positives.device)
 
-    # Thresholds between two positive scores need no look: up to the higher one q_p stays, and q_u can only fall.
+    # No thresholds between two positive scores are needed: up to the higher one q_p stays, and q_u can only fall.
     q_p = _shares_from(positives, positives)
     q_u = _shares_from(unlabeled, positives)
     error_p = _uniform_error(positives.numel(), confidence)
@@ -111,7 +111,7 @@ def _sorted(name: str, scores: Scores) -> Tensor:
     else:
         try:
             scores = np.asarray(scores)
-        except ValueError:  # numpy's word for lists of different lengths
+        except ValueError:  # numpy's error for lists of different lengths
             raise ValueError(f"{name} must be an array of scores, got sequences of different lengths") from None
     floating = scores.is_floating_point() if isinstance(scores, Tensor) else scores.dtype.kind == "f"
     if not floating:
@@ -119,7 +119,7 @@ def _sorted(name: str, scores: Scores) -> Tensor:
     if isinstance(scores, Tensor):
         values = scores.detach().double().flatten()
     else:
-        # A copy: the array may be read-only, or have strides or an order of bytes that torch has not.
+        # A copy: the array may be read-only, or have strides or a byte order that torch does not support.
         values = torch.from_numpy(scores.astype(np.float64).reshape(-1))
     if values.numel() == 0:
         raise ValueError(f"{name} must hold at least one score, got shape {tuple(scores.shape)}")
@@ -130,11 +130,11 @@ def _sorted(name: str, scores: Scores) -> Tensor:
 
 
 def _shares_from(scores: Tensor, thresholds: Tensor) -> Tensor:
-    """Which share of the sorted scores is ≥ each threshold."""
+    """The share of the sorted scores that is ≥ each threshold."""
     below = torch.searchsorted(scores, thresholds)
     return (scores.numel() - below).double() / scores.numel()
 
 
 def _uniform_error(count: int, confidence: float) -> float:
-    """How far, with probability 1 − δ/2, the shares of `count` samples are from their limits at most, anywhere."""
+    """How far the shares of `count` samples are at most from their limits, anywhere, with probability 1 − δ/2."""
     return math.sqrt(math.log(4 / (1 - confidence)) / (2 * count))

@@ -1,8 +1,8 @@
 """The CW loss in plain PyTorch: what every kernel is tested against, and the path for double backward.
 
-Short on purpose and written to be read beside the formula in the README; it keeps every intermediate that
-autograd wants, so it is slow and, at level 2, allocates [B, N, D]. The formula stands here and, for the
-kernels, in csrc/cw_row.h; nowhere else.
+Short on purpose and written to be read beside the formula in the README. It keeps every intermediate result for
+autograd, so it is slow and, at level 2, allocates [B, N, D]. The formula is here and, for the kernels, in
+csrc/cw_row.h; nowhere else.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SCORE_SCALE = {"half_cosine": 0.5, "cosine": 1.0, "dot": 1.0}
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype that a row is computed in: fp64 for fp64, else fp32."""
+    """The dtype in which a row is computed: fp64 for fp64, else fp32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -53,7 +53,7 @@ def log_weight(margin: Tensor, temperature: Tensor | float, p: RowParameters) ->
 
 
 def log_surrogate(margin: Tensor, temperature: Tensor | float, p: RowParameters) -> Tensor:
-    """log of what stands for exp(d/τ)."""
+    """log of exp(d/τ), or of the surrogate in its place."""
     match p.surrogate:
         case "tanh":  # tanh d + 1 = 2σ(2d), which keeps its digits where tanh d is near −1
             log_value = math.log(2) + F.logsigmoid(2 * margin)
@@ -63,9 +63,20 @@ def log_surrogate(margin: Tensor, temperature: Tensor | float, p: RowParameters)
             log_value = _log_positive(margin + 1)
         case _:
             log_value = margin
-    # A surrogate of 0 stays 0 at any temperature, and has no gradient there, where −∞/τ would have NaN.
+    # A surrogate of 0 stays 0 at any temperature, with zero gradient, where −∞/τ would have NaN.
     zero = log_value == -math.inf
     return torch.where(zero, -math.inf, torch.where(zero, 0.0, log_value) / temperature)
+
+
+def of_positive(
+    loss: Tensor, pos: Tensor, tau: Tensor | float, threshold: Tensor | float, p: RowParameters
+) -> Tensor:
+    """c(s⁺)·(L + s⁺(1/τ − 1/τ⁺)) from L."""
+    if p.positive_temperature is not None:
+        loss = loss + pos * (1 / tau - 1 / p.positive_temperature)
+    if p.confidence_temperature is not None:
+        loss = 2 * torch.sigmoid((pos - threshold) / p.confidence_temperature) * loss
+    return loss
 
 
 def rows(
@@ -102,7 +113,7 @@ def rows(
     masked = torch.zeros_like(neg, dtype=torch.bool) if log_q is None else log_q == -math.inf
     n_eff = (~masked).sum(-1)
 
-    # A NaN or a +inf spoils its own row, whatever the formula would have made of it.
+    # A NaN or a +inf makes its own row NaN, also where the formula would give a number.
     bad = ~pos.isfinite() | (~masked & ~(neg < math.inf)).any(-1)
     if extra is not None:
         bad = bad | ~(extra < math.inf).all(-1)
@@ -115,7 +126,7 @@ def rows(
     pos = torch.where(bad, math.nan, pos)
 
     # Values that the formula must not see are replaced before it, and their results after it: where() alone
-    # would send NaN through the gradient of the branch that was not taken.
+    # would pass NaN through the gradient of the branch that was not taken.
     absent = masked | (neg == -math.inf)
     margin = torch.where(absent, 0.0, neg - pos.unsqueeze(-1))
     log_omega = log_weight(margin, of_each, p)
@@ -129,7 +140,7 @@ def rows(
     # log A
     log_denominator: Tensor | float
     if p.normalize_weights:
-        # The weight of a score of −inf is the limit of ω, or nothing where that limit is infinite.
+        # The weight of a score of −inf is the limit of ω, or 0 where that limit is infinite.
         limit = 0.0 if p.weighting in ("none", "sigmoid") else -math.inf
         at_limit = limit if log_q is None else log_q + limit
         log_parts = torch.where(absent, torch.where(masked, -math.inf, at_limit), log_omega)
@@ -155,7 +166,7 @@ def rows(
         log_c = torch.where(m > 0, log_mean, log_c)
 
     # log G = log max(A − πC, floor) − log(1 − π), through R = πC/A
-    # Clamped: any π that is not 0 has crossed the floor long before, and 0 must not meet ∞.
+    # Clamped: with any π > 0 the floor binds long before, and 0·∞ must not occur.
     share = values.prior * torch.exp((log_c - log_a).clamp(max=80.0))
     left = 1 - share.detach()
     if p.min_margin is None:
@@ -171,12 +182,7 @@ def rows(
     log_n_g = torch.log(n_eff.clamp(min=1).to(dtype)) + log_mass - torch.log(one_minus_prior)
 
     loss = torch.logaddexp(torch.zeros_like(log_n_g), log_n_g) if p.include_positive else log_n_g
-    if p.positive_temperature is not None:
-        loss = loss + torch.where(dead, 0.0, pos) * (1 / tau - 1 / p.positive_temperature)
-    if p.confidence_temperature is not None:
-        known = torch.where(dead, 0.0, pos)
-        confidence = 2 * torch.sigmoid((known - values.threshold) / p.confidence_temperature)
-        loss = confidence * loss
+    loss = of_positive(loss, torch.where(dead, 0.0, pos), tau, values.threshold, p)
     loss = torch.where(dead, 0.0, torch.where(bad, math.nan, loss))
     above = torch.empty(0, dtype=torch.int64, device=pos.device)
     if p.return_above:
@@ -217,13 +223,13 @@ def scores_from_embeddings(
     row_absent = masked.all(-1)
 
     def unit_of(rows: Tensor, absent: Tensor) -> Tensor:
-        # What is masked out may hold NaN, which selecting its score away would not keep from the gradient.
+        # Masked rows may hold NaN, which would get into the gradient if only their scores were replaced.
         if torch.compiler.is_compiling() or absent.device.type != "cpu" or absent.any():
             rows = torch.where(absent.unsqueeze(-1), 0.0, rows)
         return unit_rows(rows, similarity)
 
     def gathered(ids: Tensor, absent: Tensor) -> Tensor:
-        # Not items[ids], whose backward pass on several threads adds in an order that differs from run to run.
+        # Not items[ids], whose backward pass on several threads adds in an order that varies from run to run.
         rows = items.index_select(0, ids.clamp(min=0).flatten()).reshape(*ids.shape, items.shape[1])
         return unit_of(rows.to(dtype), absent)
 

@@ -1,6 +1,6 @@
 """Which negatives a batch draws, in plain PyTorch: twin of csrc/negative_sampling.h.
 
-A draw is a function of the seed, the row and its place in the row alone, by Philox 4x32-10 (Salmon et al., "Parallel
+A draw is a function only of the seed, the row and its place in the row, by Philox 4x32-10 (Salmon et al., "Parallel
 random numbers: as easy as 1, 2, 3", SC 2011), so that every backend, device and number of threads draws the same.
 """
 
@@ -39,8 +39,8 @@ class Draws(NamedTuple):
     aliases: Tensor | None
     cumulative: Tensor | None
     known_shares: Tensor | None
-    log_weights: Tensor | None  # [I]: what an item's log q is wherever it is drawn
-    candidates: Tensor | None  # [C]: all of the above but log_weights is of places among these; None: of items
+    log_weights: Tensor | None  # [I]: log q of each item when it is drawn
+    candidates: Tensor | None  # [C]: all of the above except log_weights is by position in these; None: by item
 
     def history(self) -> History | None:
         if self.query_ids is None or self.starts is None or self.known is None:
@@ -56,7 +56,7 @@ def philox(c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, seed: Tensor) -> tupl
     """Philox 4x32-10: four words of 32 bits from a counter of four, in int64 tensors. The seed's halves are the key."""
     k0, k1 = seed & _LOW, (seed >> 32) & _LOW
     for _ in range(10):
-        # Products of 64 bits wrap around into the sign, which the mask takes off again.
+        # Products of 64 bits wrap around into the sign, which the mask removes.
         p0, p1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
         c0, c1, c2, c3 = (p1 >> 32) & _LOW ^ c1 ^ k0, p1 & _LOW, (p0 >> 32) & _LOW ^ c3 ^ k1, p0 & _LOW
         k0, k1 = (k0 + 0x9E3779B9) & _LOW, (k1 + 0xBB67AE85) & _LOW
@@ -90,7 +90,7 @@ def draw(draws: Draws, rows: int, num_items: int) -> Tensor:
 
 
 def _attempt(draws: Draws, b: Tensor, j: Tensor, attempt: int, num_items: int) -> Tensor:
-    """The items that an attempt names, [n]; −1 where its word would favour an item by rounding."""
+    """The items of an attempt, [n]; −1 where its word would make some items more likely by rounding."""
     per_counter = 4 if draws.thresholds is None else 2
     counter = (j // per_counter, torch.full_like(j, attempt), b & _LOW, b >> 32)
     words = torch.stack(philox(*counter, draws.seed))  # [4, n]
@@ -104,7 +104,7 @@ def _attempt(draws: Draws, b: Tensor, j: Tensor, attempt: int, num_items: int) -
 
 
 def _last_resort(draws: Draws, b: Tensor, j: Tensor, num_items: int) -> Tensor:
-    """Draws from what the queries leave, without rejection, [n]; −1 where a query leaves nothing."""
+    """Draws from the items that a query does not know, without rejection, [n]; −1 where there are none."""
     row = draws.first_row + b
     words = philox(j, torch.full_like(j, _MAX_ATTEMPTS), row & _LOW, row >> 32, draws.seed)
     # The known positives of the rows: first to first + count.
@@ -134,9 +134,9 @@ def _last_resort(draws: Draws, b: Tensor, j: Tensor, num_items: int) -> Tensor:
 
 
 def _places(count: Tensor, before: Callable[[Tensor], Tensor]) -> Tensor:
-    """How many of the first `count` places k have before(k), which holds for a first part of them."""
+    """The number of k in [0, count) with before(k), which must hold up to some k and not from there on."""
     low, high = torch.zeros_like(count), count
-    for _ in range(32):  # a history has less than 2³¹ places
+    for _ in range(32):  # a history has fewer than 2³¹ items
         middle = (low + high) // 2
         go_on = (low < high) & before(middle.clamp(max=(count - 1).clamp(min=0)))
         low, high = torch.where(go_on, middle + 1, low), torch.where(go_on | (low >= high), high, middle)
@@ -153,12 +153,12 @@ def _high_product(a_high: Tensor, a_low: Tensor, b: Tensor) -> Tensor:
 
 
 def is_known(history: History | None, num_items: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """A function of rows and items, int64 of one shape, that says which are known positives."""
+    """A function of rows and items, int64 of the same shape, that tells which are known positives."""
     if history is None or history.known.numel() == 0:
         return lambda b, items: torch.zeros_like(items, dtype=torch.bool)
     query_ids, starts, known = history
     counts = starts.diff()
-    # Sorted, since the pairs stand by query and, within a query, by item.
+    # Sorted, since the pairs are in the order of the queries and, within a query, of the items.
     keys = torch.repeat_interleave(torch.arange(len(counts), device=known.device), counts) * num_items + known
 
     def look_up(b: Tensor, items: Tensor) -> Tensor:

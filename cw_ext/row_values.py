@@ -12,7 +12,7 @@ from cw_ext.parameters import LossOptions
 
 
 class RowValues(NamedTuple):
-    """Each is a tensor with one value per row, or a number for all rows; in the order in which the ops take them.
+    """Each is a tensor with a value per row, or a number for all rows; in the order in which the ops take them.
 
     An op has two arguments for each, NAME_rows and NAME, and a row of its result d_row_values [K, B].
     """
@@ -31,9 +31,13 @@ class CurveInputs(NamedTuple):
     curve_on_margin: bool = False
 
 
+NO_CURVE = CurveInputs()
+
 def row_values(options: LossOptions, like_name: str, like: Tensor, dtype: torch.dtype) -> RowValues:
     """The values of a batch, checked, in `dtype` and with one value per element of `like`."""
     given = RowValues(options.prior, options.confidence_threshold, options.temperature)
+    if all([type(x) is float for x in given]):  # as they are most often: nothing to look at
+        return given
     checks.per_row("prior", given.prior, like_name, like)
     checks.per_row("confidence_threshold", given.threshold, like_name, like)
     checks.per_row("temperature", given.temperature, like_name, like)
@@ -46,7 +50,7 @@ def curve_inputs(options: LossOptions, like_name: str, like: Tensor, dtype: torc
     """The curve of a batch in `dtype`, with one row of log weights per element of `like`."""
     curve = options.score_curve
     if curve is None:
-        return CurveInputs()
+        return NO_CURVE
     checks.matches("score_curve.log_weights", curve.log_weights, like_name, like, dtype=False)
     log_weights = curve.log_weights.to(dtype)
     rows = log_weights.expand(*like.shape, log_weights.shape[0])

@@ -1,4 +1,4 @@
-"""The loss with negatives that nobody hands over: drawn per row or for all, the batch's own positives, all items."""
+"""The losses that find their negatives themselves: drawn ones, the batch's other positives, or all items."""
 
 from __future__ import annotations
 
@@ -55,16 +55,16 @@ def sampled_cw_loss(
 ) -> Tensor:
     """The CW loss ("Correct and Weight", arXiv 2601.04291) with negatives drawn inside.
 
-    As :func:`cw_ext.cw_loss_from_embeddings` with the ids of :func:`cw_ext.draw_negatives`, which never exist as a
-    tensor: of size B·N it holds at most the gradients of the scores, in fp32. (The reference backend, double backward
-    and `sparse_grad` do draw the ids into a tensor.)
+    Equal to :func:`cw_ext.cw_loss_from_embeddings` with the ids of :func:`cw_ext.draw_negatives`, but these never exist
+    as a tensor: the only thing of size B·N is, at most, the gradients of the scores, in fp32. (The reference backend,
+    double backward and `sparse_grad` do draw the ids into a tensor.)
 
     Args:
         queries: [B, D], one row per positive, already gathered; fp16, bf16, fp32 or fp64.
         items: [I, D], one row per item of `interactions`, in the dtype of `queries`; or an nn.Embedding, as in
             :func:`cw_ext.cw_loss_from_embeddings`.
-        query_ids: [B], int32 or int64, rows of `interactions`: whose known positives are no negatives of a row. A row
-            of padding may have −1.
+        query_ids: [B], int32 or int64, rows of `interactions`: known positives of its query are not a row's negatives.
+            A row of padding may have −1.
         pos_ids: [B], int32 or int64, rows of `items`. −1 is padding: the row is left out, and draws nothing.
         interactions: the known positives, on the device of `queries`.
         num_negatives: N in [1, 2^32], draws per row, with replacement.
@@ -85,8 +85,8 @@ def sampled_cw_loss(
         log_q_correction: weigh popular negatives by the inverse of the probability with which they are drawn, so that
             the loss estimates the one with uniform negatives (Bengio & Senécal, 2008; Yi et al., RecSys 2019): uniform
             over the items that can be drawn, which are the candidates that occur or, with smoothing, all candidates.
-        shared: draw one set of N negatives for all rows, each of which leaves out what it knows: a matrix product takes
-            the place of look-ups.
+        shared: draw one set of N negatives for all rows, each of which leaves out its known positives: a matrix product
+            replaces look-ups.
         extra_pos_ids: [B, M], extra positives of the same query for the correction. −1 is padding.
         row_weights: [B], multiplies the rows.
         similarity: as in :func:`cw_ext.cw_loss_from_embeddings`.
@@ -100,9 +100,9 @@ def sampled_cw_loss(
         each input.
 
     Raises:
-        TypeError, ValueError: the message names the argument, what was expected and what came; also for a query with no
-            item left to draw (with shared=True its rows have no negative, and loss 0).
-        IndexError: an id out of range, named, on the CPU; on CUDA a device-side assertion.
+        TypeError, ValueError: the message contains the argument, what was expected and what came; also for a query with
+            no item left to draw (with shared=True its rows have no negative, and loss 0).
+        IndexError: an id out of range, which the message contains, on the CPU; on CUDA a device-side assertion.
         RuntimeError: backend="fused" where the kernels cannot run.
     """
     batch = embedding_batch(queries, items, pos_ids, extra_pos_ids, row_weights, similarity, loss)
@@ -170,7 +170,7 @@ def cw_loss_in_batch(
 ) -> Tensor:
     """The CW loss with the other rows' positives as negatives; with `num_negatives`, mixed with uniform ones.
 
-    A row leaves out its own positive, whatever rows it stands in, and the known positives of its query. In-batch
+    A row leaves out its own positive, in whatever rows it occurs, and the known positives of its query. In-batch
     negatives are popular ones, as the batch is drawn from interactions: with the log-Q correction (Bengio & Senécal,
     2008; Yi et al., RecSys 2019) the loss estimates the one with uniform negatives. With num_negatives > 0 that many
     uniform negatives are drawn for all rows, and what is corrected is the mixture (Yang et al., "Mixed negative
@@ -194,9 +194,9 @@ def cw_loss_in_batch(
         estimate_full: estimate the softmax over all items, that is :func:`cw_loss_full` with include_positive=True:
             log(1 + I′·G), where I′ is the number of items that the row does not leave out, in place of the number of
             negatives. The gradient is the one of Khrylchenko et al., "Correcting the LogQ Correction" (RecSys 2025,
-            arXiv 2507.09331): that of the loss without the positive, times 1 − P(positive). The positive is in the
-            sum with certainty, so it is not corrected. Needs include_positive=True and log_q_correction=True, takes no
-            confidence and no candidates, and `items` must be the whole catalogue.
+            arXiv 2507.09331): that of the loss without the positive, times 1 − P(positive). The positive is in
+            the sum with certainty, so it is not corrected. Needs include_positive=True and log_q_correction=True, takes
+            no confidence and no candidates, and `items` must be the whole catalogue.
         num_negatives: K in [0, 2^32], uniform negatives to mix in, the same for all rows.
         seed: of those; as in :func:`cw_ext.sampled_cw_loss`.
         candidates: the items that can be negatives, drawn or of the batch, as in :func:`cw_ext.sampled_cw_loss`; what
@@ -264,7 +264,7 @@ def cw_loss_full(
     similarity: Similarity = "half_cosine",
     **loss: Unpack[LossArguments],
 ) -> Tensor:
-    """The CW loss with all items as negatives, but for each row's own positive and its query's known positives.
+    """The CW loss with all items as negatives, except each row's own positive and its query's known positives.
 
     Equal to :func:`cw_ext.cw_loss` on the dense scores [B, I] with those masked out, a part of the rows at a time, so
     that nothing of that size exists (the reference backend and double backward do allocate it). With
@@ -379,7 +379,7 @@ def _mixture_log_weights(
     """
     counts = item_counts.double()
     total = counts.sum()
-    # A positive of the batch occurs, whatever was counted; a drawn item may not occur at all.
+    # A positive of the batch occurs at least once, even if its count is 0; a drawn item may not occur at all.
     least = torch.where(counts > 0, counts, math.inf).amin()
     least = torch.where(least < math.inf, least, 1.0)
     found = counts[neg_ids.clamp(min=0)]

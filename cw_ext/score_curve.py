@@ -11,19 +11,19 @@ from torch import Tensor
 
 from cw_ext import checks
 
-# Within these, places and their distances are finite numbers of fp32, and an index made of them is in range.
+# Within these limits, places and their distances are finite in fp32, and an index computed from them is in range.
 _FURTHEST, _SHORTEST = 1e30, 1e-30
 
 CurveArgument = Literal["score", "margin"]
 
 
-@dataclass(frozen=True, eq=False, repr=False)  # a comparison of tensors is no bool
+@dataclass(frozen=True, eq=False, repr=False)  # a comparison of tensors is not a bool
 class ScoreCurve:
     """Log weights at K equally spaced places, with straight lines between them.
 
     Each negative's weight q_j is multiplied by exp(curve(x)), x its score or its margin. This stands for any weight
     that is a function of the score: an estimated probability of being a true negative, a published weighting, one's
-    own. The weight is a constant in the gradient of the scores; `log_weights` gets a gradient where it asks for one.
+    own. The weight is a constant in the gradient of the scores; `log_weights` gets a gradient if it requires one.
 
     Args:
         low: where the first place is, on the scale of the scores as the loss sees them (½·cosine by default). Below it
@@ -110,7 +110,7 @@ class ScoreCurve:
 def curve_log_weights(x: Tensor, w: Tensor, low: float, high: float) -> Tensor:
     """The value at x [..., N] of the curve with the values w [..., K] at equally spaced places from low to high."""
     last = w.shape[-1] - 1
-    # Place k + f on the scale of the knots. high itself must come out as the last knot, whatever t is rounded to.
+    # Position k + f on the scale of the knots. high must give exactly the last knot, however t is rounded.
     nan = x.isnan()
     t = (torch.where(nan, low, x).clamp(low, high) - low) * (last / (high - low))
     beyond = x >= high
@@ -118,8 +118,8 @@ def curve_log_weights(x: Tensor, w: Tensor, low: float, high: float) -> Tensor:
     f = torch.where(beyond, 1.0, (t - k).clamp(max=1.0))
     left, right = w.gather(-1, k), w.gather(-1, k + 1)
 
-    # lerp is exact at both ends and between equal values. Values that it must not see are replaced before it, and its
-    # results after it: where() alone would send NaN through the gradient of the branch that was not taken.
+    # lerp is exact at both ends and between equal values. Values that it must not see are replaced before, and the
+    # results after: where() alone would pass NaN through the gradient of the branch that was not taken.
     masked = (left == -torch.inf) | (right == -torch.inf)
     between = torch.lerp(torch.where(masked, 0.0, left), torch.where(masked, 0.0, right), f)
     end = torch.where(f == 0, left, torch.where(f == 1, right, -torch.inf))
@@ -135,7 +135,7 @@ def _end(name: str, value: object) -> float:
 
 
 def _check_values(log_weights: Tensor) -> None:
-    """Where a look at them costs no synchronisation and breaks no graph."""
+    """Checked where that costs no synchronisation and breaks no graph."""
     if log_weights.device.type != "cpu" or torch.compiler.is_compiling():
         return
     log_weights = torch.func.debug_unwrap(log_weights)

@@ -17,15 +17,15 @@ class _RowsWithSparseGradient(torch.autograd.Function):
     def forward(ctx: Any, table: Tensor, unique_ids: Tensor) -> Tensor:
         ctx.save_for_backward(unique_ids)
         ctx.shape = table.shape
-        # Where all ids are padding: the kernels take no table without a row.
+        # If all ids are padding: the kernels need a table with at least a row.
         return table[unique_ids] if unique_ids.numel() else table[:1].clone()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (unique_ids,) = ctx.saved_tensors
-        # unique_ids is sorted and has no duplicates, which is what "coalesced" says. The extra reference keeps the
-        # flag: a gradient that nobody else holds is taken over by its tensor's .grad without it.
+        # unique_ids is sorted and has no duplicates, which is what "coalesced" means. The extra reference keeps the
+        # flag: a gradient without other references becomes its tensor's .grad without it.
         ctx.result = torch.sparse_coo_tensor(
             unique_ids.unsqueeze(0), grad[: unique_ids.numel()], ctx.shape, check_invariants=False, is_coalesced=True
         )
@@ -33,19 +33,19 @@ class _RowsWithSparseGradient(torch.autograd.Function):
 
 
 def compact_table(table: Tensor, ids: _Ids) -> tuple[Tensor, _Ids]:
-    """Keep only the rows of `table` that `ids` name.
+    """Keep only the rows of `table` that occur in `ids`.
 
     Args:
         table: [I, D].
         ids: id tensors of any shape, values in [0, I) or −1 for padding; None is passed through.
 
     Returns:
-        (compact [U, D], remapped ids): the rows in increasing order of id, and each id tensor with the ids' places in
-        them (−1 stays −1); any row where there are none. The gradient to `table` is a coalesced sparse tensor.
+        (compact [U, D], remapped ids): the rows in increasing order of id, and each id tensor with positions in these
+        (−1 stays −1); an arbitrary row if there are no ids. The gradient to `table` is a coalesced sparse tensor.
     """
     present = [t.reshape(-1) for t in ids if t is not None]
-    # A flag per table row: for the usual batch, where ids outnumber rows, an order of magnitude below a sort. The
-    # last flag takes the padding.
+    # A flag per table row: for the usual batch, with more ids than rows, ten times as fast as sorting. The last flag is
+    # for the padding.
     flags = torch.zeros(table.shape[0] + 1, dtype=torch.bool, device=table.device)
     for t in present:
         flags[t.long()] = True

@@ -1,4 +1,4 @@
-"""Sums to one number, the same for any number of threads: torch splits those of 32,768 numbers and more by threads."""
+"""Sums that do not depend on the number of threads, by which torch splits those of 32,768 numbers or more."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def total(x: Tensor) -> Tensor:
 
 
 def expanded(value: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """value.expand(shape); the gradient of one number is such a sum."""
+    """value.expand(shape); the gradient of a single number is such a sum."""
     count = torch.Size(shape).numel()
     if value.dim() > 0 or not value.requires_grad or not _needs_parts(count):
         return value.expand(shape)

@@ -19,8 +19,8 @@ class TopKThreshold(nn.Module):
 
     It is the β of SL@K (`presets.slk`), found without a pass over the catalogue: by stochastic quantile regression
     (Robbins & Monro, 1951; Talos, arXiv 2601.19276, eq. for L_q) from the number of negatives that score above β,
-    which the loss counts in any case. In each update β moves up where more than the share k/num_items of the negatives
-    scored above it, and down where fewer did.
+    which the loss counts in the same pass. In each update β moves up where more than the share k/num_items of the
+    negatives scored above it, and down where fewer did.
 
     The negatives must be drawn uniformly (also shared ones, or all items): popular ones would move the quantile. Known
     positives, which are never drawn, do not count among the K, as they do not in a ranking of new items. That is where
@@ -99,7 +99,7 @@ class TopKThreshold(nn.Module):
         counts = torch.stack([above, counted]).to(self.thresholds.dtype)
         counts = torch.where(query_ids < 0, 0.0, counts)
 
-        # Rows of one query side by side, and their counts added up in the place of the first. No id is looked at, and
+        # Rows of one query side by side, and their counts added up at the first. No id is read back, and
         # no more is allocated than the batch needs.
         ids, order = query_ids.clamp(min=0).long().sort()
         first = torch.ones_like(ids, dtype=torch.bool)
@@ -109,7 +109,7 @@ class TopKThreshold(nn.Module):
 
         first = first & (number > 0)
         expected = number * (self.k / self.num_items)
-        # In units of the expected count, or of one negative where less than one is expected: of variance 1 or less.
+        # In units of the expected count, or of 1 if less than one negative is expected: its variance is at most 1.
         move = ((found - expected) / expected.clamp(min=1.0)).clamp(max=_LARGEST_MOVE)
         step = self.step * (self.updates[ids] + 1).rsqrt().clamp(min=_LAST_STEP)
         self.thresholds.index_add_(0, ids, torch.where(first, step * move, 0.0))
@@ -123,7 +123,7 @@ class TopKThreshold(nn.Module):
         checks.ids_in_range("query_ids", query_ids, len(self.thresholds))
 
     def _counted(self, query_ids: Tensor, above: Tensor, num_negatives: int | Tensor) -> Tensor:
-        """How many negatives each row has, [B]. Checks the counts; their values where `ids_in_range` does so."""
+        """How many negatives each row has, [B]. Checks the counts; their values where `ids_in_range` checks values."""
         rows = tuple(query_ids.shape)
         if isinstance(num_negatives, Tensor):
             checks.has_dtype("num_negatives", num_negatives, checks.INTEGER)

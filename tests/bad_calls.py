@@ -3,7 +3,7 @@
     python tests/bad_calls.py COUNT SEED
 
 Each call must raise TypeError, ValueError or IndexError (OSError for a file that is not there), with a message that
-names the wrong argument and says what came; and the right call must give the same afterwards, with the same objects.
+contains the wrong argument and what came; and the right call must give the same afterwards, with the same objects.
 Call k is made from SEED + k alone, so that `python tests/bad_calls.py 1 K` repeats it. Exits with 1 where one failed.
 """
 
@@ -37,7 +37,7 @@ from cases import make_embeddings, make_scores  # noqa: E402
 from drawing import make_interactions  # noqa: E402
 
 import cw_ext  # noqa: E402
-from cw_ext import Interactions, presets  # noqa: E402
+from cw_ext import Interactions, ScoreCurve, presets  # noqa: E402
 from cw_ext.parameters import DEFAULTS, LossArguments  # noqa: E402
 
 warnings.simplefilter("ignore")  # torch's: some of the layouts are prototypes
@@ -215,8 +215,8 @@ def _negative_scale(value: Any, rng: random.Random, call: Call) -> Any:
     return NotImplemented if call.arguments.get("weighting") == "exponential" else -0.3
 
 
-def _per_row(prior: bool) -> list[Mutation]:
-    """A number or a tensor with a value per row."""
+def _per_row(*bad: float) -> list[Mutation]:
+    """A number or a tensor with a value per row, of which none may be a `bad` one."""
 
     def tensor(change: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
         return lambda v, r, c: change(v) if isinstance(v, Tensor) and v.dim() else NotImplemented
@@ -230,12 +230,13 @@ def _per_row(prior: bool) -> list[Mutation]:
     return [
         *(Mutation(what, tensor(change), alone=True) for what, change in shapes.items()),
         *(Mutation(what, anyhow(change)) for what, change in (layouts | dtypes).items()),
-        *(with_value(1.0, 1.5, -0.1, NAN, INF) if prior else []),
+        *with_value(*bad),
     ]
 
 
 NO_PRIOR = [*values(1, 1.0, 1.5), *NO_PROBABILITIES]
-NO_TEMPERATURE = [*values(0, 0.0, -0.1), *NO_FINITE, *NO_NUMBERS, *NO_NUMBER_BUT_TENSOR]
+NO_TEMPERATURE = [*values(0, 0.0, -0.1), *NO_FINITE, *NO_NUMBERS]
+NO_FLOAT_TEMPERATURE = [*NO_TEMPERATURE, *NO_NUMBER_BUT_TENSOR]
 
 NO_LOSS: dict[str, list[Mutation]] = {
     "temperature": NO_TEMPERATURE,
@@ -248,15 +249,18 @@ NO_LOSS: dict[str, list[Mutation]] = {
         *NO_NUMBERS,
         *NO_NUMBER_BUT_TENSOR,
     ],
+    "positive_temperature": NO_FLOAT_TEMPERATURE,
+    "score_curve": values("curve", 0.5, True, {}, [], [0.0, 1.0], object(), torch.ones(3), np.ones(3), ScoreCurve),
     "detach_weights": NO_FLAGS,
     "normalize_weights": NO_FLAGS,
     "floor": [*values(0, -0.1, 1.01), *NO_FINITE, *NO_NUMBERS, *NO_NUMBER_BUT_TENSOR],
     "min_margin": [*NO_FINITE, *NO_NUMBERS, *NO_NUMBER_BUT_TENSOR],
-    "confidence_temperature": NO_TEMPERATURE,
+    "confidence_temperature": NO_FLOAT_TEMPERATURE,
     "confidence_threshold": [*NO_FINITE, *NO_NUMBERS],
     "include_positive": NO_FLAGS,
     "surrogate": NO_CHOICES + values(np.array(["exp"])),
     "reduction": NO_CHOICES + values("avg"),
+    "return_above": NO_FLAGS,
     "backend": NO_CHOICES + values("cuda", torch.device("cpu")),
 }
 
@@ -349,8 +353,10 @@ NO_DRAWS: dict[str, list[Mutation]] = {
     "sparse_grad": NO_FLAGS,
 }
 PER_ROW = {
-    "prior": NO_PRIOR + _per_row(True),
-    "confidence_threshold": NO_LOSS["confidence_threshold"] + _per_row(False),
+    "temperature": NO_TEMPERATURE + _per_row(0.0, -0.1, NAN, INF),
+    "prior": NO_PRIOR + _per_row(1.0, 1.5, -0.1, NAN, INF),
+    "confidence_threshold": NO_LOSS["confidence_threshold"] + _per_row(),
+    "score_curve": NO_LOSS["score_curve"] + values(ScoreCurve(-1.0, 1.0, torch.zeros(3, device=META)), alone=True),
 }
 NO_BATCH = NO_LOSS | NO_TENSORS | NO_DRAWS | PER_ROW
 # What a module takes when it is made, where nothing is known of the rows.
@@ -403,10 +409,10 @@ NO_SCORES = [
 ]
 NO_PRESETS = {
     "temperature": NO_TEMPERATURE,
-    "negative_temperature": NO_TEMPERATURE,
-    "quantile_temperature": NO_TEMPERATURE,
-    "concentration": NO_TEMPERATURE,
-    "confidence_temperature": NO_TEMPERATURE,
+    "negative_temperature": NO_FLOAT_TEMPERATURE,
+    "quantile_temperature": NO_FLOAT_TEMPERATURE,
+    "concentration": NO_FLOAT_TEMPERATURE,
+    "confidence_temperature": NO_FLOAT_TEMPERATURE,
     "prior": NO_PRIOR,
     "label_frequency": [*values(1.01, 2), *NO_PROBABILITIES, *NO_NUMBER_BUT_TENSOR],
     "min_margin": [*NO_FINITE, *NO_NUMBERS, *NO_NUMBER_BUT_TENSOR],
@@ -433,6 +439,11 @@ def loss_arguments(rng: random.Random) -> dict[str, Any]:
             "prior": [0, 0.05, 0.5],
             "weighting": ["none", "sigmoid", "exponential", "linear"],
             "weight_temperature": [None, 0.5, 1],
+            "positive_temperature": [None, 0.3],
+            "score_curve": [
+                None,
+                *(ScoreCurve(-0.5, 1.0, torch.tensor([0.0, -INF, 1.0]), on) for on in ("score", "margin")),
+            ],
             "detach_weights": [True, False],
             "normalize_weights": [True, False],
             "floor": [0.1, 1],
@@ -442,6 +453,7 @@ def loss_arguments(rng: random.Random) -> dict[str, Any]:
             "include_positive": [True, False],
             "surrogate": ["exp", "tanh", "atan", "relu"],
             "reduction": ["mean", "sum", "none"],
+            "return_above": [True, False],
         },
     )
     return given | {"backend": rng.choice(["auto", "reference"])}
@@ -449,7 +461,9 @@ def loss_arguments(rng: random.Random) -> dict[str, Any]:
 
 def per_row(rng: random.Random, rows: tuple[int, ...]) -> dict[str, Any]:
     tensors: list[Callable[[], Tensor]] = [lambda: torch.full(rows, 0.1), lambda: torch.tensor(0.1)]
-    return {name: rng.choice(tensors)() for name in ("prior", "confidence_threshold") if rng.random() < 0.2}
+    return {
+        name: rng.choice(tensors)() for name in ("temperature", "prior", "confidence_threshold") if rng.random() < 0.2
+    }
 
 
 def tensors_of(case: Any, rng: random.Random, names: dict[str, str]) -> dict[str, Any]:
@@ -696,7 +710,20 @@ def prior(rng: random.Random) -> Made:
     return Call("estimate_prior", cw_ext.prior.estimate_prior, arguments), wrong
 
 
-MAKERS = [functions] * 8 + [modules_called] * 3 + [modules_made, draws, interactions, presets_made, prior] * 2
+def curves(rng: random.Random) -> Made:
+    log_weights = torch.rand(4, dtype=rng.choice([torch.float16, torch.float32, torch.float64]))
+    arguments = {"low": -0.5, "high": 1, "log_weights": log_weights} | _some(rng, {"on": ["score", "margin"]})
+    no_weights = of_tensors(NO_FLOATS, NO_SHAPE, AXIS_MORE, with_value(NAN, INF), changes(one=lambda v: v[:1]))
+    wrong = {
+        "low": [*values(-1e31), *NO_FINITE, *NO_NUMBERS, *NO_NUMBER_BUT_TENSOR],
+        "high": [*values(1e31, -0.5, -0.6), *NO_FINITE, *NO_NUMBERS, *NO_NUMBER_BUT_TENSOR],
+        "log_weights": [m for m in no_weights if m.what != "meta"],
+        "on": NO_CHOICES,
+    }
+    return Call("ScoreCurve", ScoreCurve, arguments), wrong
+
+
+MAKERS = [functions] * 8 + [modules_called] * 3 + [modules_made, draws, interactions, presets_made, prior, curves] * 2
 
 
 # ---- wrong calls -------------------------------------------------------------------------------------------
@@ -789,6 +816,8 @@ def _plain(result: Any) -> Any:
         return (result.dtype, result.shape, result.detach().double().nan_to_num(7e77).tolist())
     if isinstance(result, Interactions):
         return result.starts.tolist(), result.items.tolist()
+    if isinstance(result, ScoreCurve):
+        return repr(result), _plain(result.log_weights)
     if isinstance(result, torch.nn.Module):
         return repr(result)
     return [_plain(r) for r in result] if isinstance(result, tuple) else result

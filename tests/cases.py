@@ -227,7 +227,7 @@ Case = Scores | Embeddings
 
 
 def _with_tensors(arguments: dict[str, Any], case: Any) -> dict[str, Any]:
-    """The case's tensors in the place of numbers, and its knots in that of the curve's."""
+    """The case's tensors in place of the numbers, and its knots in place of the curve's."""
     given = {"prior": case.prior, "confidence_threshold": case.threshold, "temperature": case.temperature}
     if case.knots is not None:
         given["score_curve"] = replace(arguments["score_curve"], log_weights=case.knots)
@@ -371,7 +371,7 @@ def assert_as_good(
     exponents: float = 100.0,
 ) -> None:
     """A fused result may not be further from the fp64 truth than the unfused one of the same precision is,
-    but for a few roundings (the rule of Apple's cut cross-entropy). `cancelled`: the size of terms that a
+    up to a few roundings (the rule of Apple's cut cross-entropy). `cancelled`: the size of terms that a
     gradient adds to a sum of less, and whose roundings are left in it. `exponents`: their size, d/τ, whose roundings
     are left in the loss; the tolerance covers 100."""
     of_loss = loss_dtype(dtype)
@@ -416,8 +416,10 @@ class _ItemGradient(TorchDispatchMode):
         return op(*args, **(kwargs or {}))
 
 
-def item_gradient_arguments(case: Embeddings) -> list[Any]:
-    """What the backward pass of the case hands to the op, every row's gradient being 1."""
+def item_gradient_arguments(case: Embeddings) -> dict[str, Any]:
+    """What the backward pass of the case hands to the op, by name, every row's gradient being 1."""
     with _ItemGradient() as mode:
         evaluate(case, torch.ones(len(case.queries), device=case.queries.device), backend="fused")
-    return [a.detach().clone() if isinstance(a, Tensor) else a for a in mode.arguments]
+    names = [a.name for a in torch.ops.cw_ext.item_gradient.default._schema.arguments]
+    given = (a.detach().clone() if isinstance(a, Tensor) else a for a in mode.arguments)
+    return dict(zip(names, given))

@@ -18,7 +18,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 REFERENCE_ONLY = "CW_EXT_TEST_REFERENCE_ONLY"
-# A library of kernels to test in the place of the installed one: those of build/cuda_emulation/ and build/sanitizers/.
+# A library of kernels to test in place of the installed one: those of build/cuda_emulation/ and build/sanitizers/.
 LIBRARY = "CW_EXT_TEST_LIBRARY"
 # All tests under torch's deterministic algorithms, which also fill fresh memory with NaN.
 DETERMINISTIC = "CW_EXT_TEST_DETERMINISTIC"

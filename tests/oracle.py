@@ -2,7 +2,7 @@
 
 Written without torch and without logarithmic tricks. Decimal numbers do not overflow (exp(1e7) is a number
 like any other), and with 60 digits a finite difference is good to far more digits than fp64 has. So the
-code below can say `exp(d / τ)`, `A − π·C` and `max` and be right.
+code below can compute `exp(d / τ)`, `A − π·C` and `max` as they are written.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ DEFAULTS: dict[str, Any] = {
 
 
 class Row(NamedTuple):
-    """What the formula says about one row."""
+    """The result of the formula for a row."""
 
     loss: Decimal
     live: bool
@@ -165,7 +165,7 @@ def _log_weights(inputs: Inputs, curve: Curve | None, at: Inputs) -> list[Number
         return log_q
     assert inputs.knots is not None
     for j, score in enumerate(at.negatives):
-        if _is_minus_infinity(log_q[j]) or math.isnan(score):  # a NaN spoils its row in any case
+        if _is_minus_infinity(log_q[j]) or math.isnan(score):  # a NaN makes its row NaN in any case
             continue
         x = score if curve.on == "score" else Decimal(score) - Decimal(at.pos)
         further = _on_curve(x, curve, inputs.knots)

@@ -16,12 +16,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cw_ext import Interactions, cw_loss_full, cw_loss_in_batch
+from cw_ext.parameters import WEIGHTINGS
 from cw_ext.score_curve import ScoreCurve
 
-# Whether calls have a temperature per row, one for the positive, and a curve: where the kernels take them.
-NEW_ARGUMENTS = False
-
-# How many examples each fuzz test draws, in the place of its own few.
+# How many examples each fuzz test draws, instead of its own few.
 EXAMPLES = "CW_EXT_TEST_EXAMPLES"
 
 
@@ -52,14 +50,14 @@ powers_of_two = st.integers(-4, 3).map(lambda k: 2.0**k)
 
 @st.composite
 def loss_arguments(draw: st.DrawFn) -> dict[str, Any]:
-    """All that say what a row's loss is, but for the prior."""
-    weighting = draw(st.sampled_from(["none", "sigmoid", "exponential", "linear"]))
+    """All that determine a row's loss, except the prior."""
+    weighting = draw(st.sampled_from(WEIGHTINGS))
     hard = weighting == "exponential" and draw(st.booleans())
-    positive = {"positive_temperature": draw(st.one_of(st.none(), st.floats(0.1, 3.0)))} if NEW_ARGUMENTS else {}
-    return positive | {
+    return {
         "temperature": draw(st.one_of(powers_of_two, st.floats(1e-3, 2.0))),
         "weighting": weighting,
         "weight_temperature": draw(st.one_of(st.none(), powers_of_two)) if not hard else -draw(powers_of_two),
+        "positive_temperature": draw(st.one_of(st.none(), st.none(), st.floats(0.1, 3.0))),
         "detach_weights": draw(st.booleans()),
         "normalize_weights": draw(st.booleans()),
         "floor": draw(st.floats(0.01, 1.0)),
@@ -136,7 +134,7 @@ class WithoutHistory(Drawn):
         return function(self.queries, self.items, self.pos_ids, **arguments)
 
 
-# Mostly few, sometimes as many as a vector has lanes (and one more, or one less), seldom more than a block of a sum.
+# Mostly few, sometimes as many as a vector has lanes (and one more, or one less), rarely more than a block of a sum.
 _few = st.integers(1, 40)
 _lanes = st.sampled_from([7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65])
 _blocks = st.sampled_from([127, 128, 129, 1023, 1024, 1025])
@@ -209,7 +207,7 @@ def _per_row(draw: st.DrawFn, shape: tuple[int, ...], g: torch.Generator, low: f
 def _knots(draw: st.DrawFn, g: torch.Generator, arguments: dict[str, Any]) -> Tensor | None:
     """None, or a curve's log weights, whose places go into the arguments. They are finite: where a curve masks, the
     rounding of a score decides whether its negative is there."""
-    if not NEW_ARGUMENTS or not draw(st.booleans()):
+    if not draw(st.booleans()):
         return None
     count, dtype = draw(st.sampled_from([2, 3, 9, 33, 257])), draw(_dtypes)
     low, width = draw(st.sampled_from([-1.0, -0.5, 0.1])), draw(st.sampled_from([0.5, 1.0, 3.0]))
@@ -222,8 +220,6 @@ def _knots(draw: st.DrawFn, g: torch.Generator, arguments: dict[str, Any]) -> Te
 def _new_tensors(
     draw: st.DrawFn, shape: tuple[int, ...], g: torch.Generator, arguments: dict[str, Any]
 ) -> dict[str, Tensor | None]:
-    if not NEW_ARGUMENTS:
-        return {}
     return {"temperature": _per_row(draw, shape, g, 0.02, 2.0), "knots": _knots(draw, g, arguments)}
 
 

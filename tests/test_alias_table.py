@@ -55,7 +55,7 @@ def _assert_draws(table: Popularity, weights: list[float]) -> None:
         assert words >= 1 and abs(words - share) <= 1 + given + share * Fraction(1, 10**14)
         drawn = Fraction(words, len(weights) * ONE) if words < 2**20 else mass
         assert log_weights[i] == pytest.approx(-math.log(drawn * occurring), rel=1e-14, abs=1e-14)
-    # Not even where the threshold says that the alias is never taken.
+    # Not even where by the threshold the alias is never taken.
     assert all(weights[alias] > 0 for alias in table.aliases.tolist())
 
 

@@ -16,7 +16,7 @@ from recommender import CRITERIA, make_batch, make_recommender, training_step
 from torch import Tensor, nn
 
 import cw_ext
-from cw_ext import CWEmbeddingLoss, CWLoss, cw_loss, cw_loss_from_embeddings, extension
+from cw_ext import CWEmbeddingLoss, CWLoss, ScoreCurve, cw_loss, cw_loss_from_embeddings, extension
 
 LOSS_ARGUMENTS = {
     "temperature": 0.1,
@@ -156,12 +156,12 @@ def test_modules_are_the_functions(backend: str) -> None:
         assert torch.equal(found, cw_loss_from_embeddings(*ids, similarity=similarity, **tensors, **arguments))
 
 
-def test_modules_take_a_prior_and_a_threshold_per_call(backend: str) -> None:
+def test_modules_take_values_per_row_with_each_call(backend: str) -> None:
     per_row = torch.tensor([0.1, 0.2, 0.3, 0.0], dtype=torch.float64)
     scores, case = make_scores((4,), 5), make_embeddings(4, 5, 6, 9)
     ids = (case.queries, case.items, case.pos_ids, case.neg_ids)
     arguments = {"confidence_temperature": 1.0, "backend": backend}
-    overrides = {"prior": per_row, "confidence_threshold": per_row - 0.1}
+    overrides = {"temperature": per_row + 0.2, "prior": per_row, "confidence_threshold": per_row - 0.1}
     found = CWLoss(prior=0.9, **arguments)(scores.pos, scores.neg, **overrides)
     assert torch.equal(found, cw_loss(scores.pos, scores.neg, **overrides, **arguments))
     found = CWEmbeddingLoss(prior=0.9, **arguments)(*ids, **overrides)
@@ -206,6 +206,13 @@ def test_modules_are_ordinary_modules() -> None:
     module = torch.nn.Sequential(CWLoss(prior=0.1), CWEmbeddingLoss(similarity="dot")).to(torch.float64).eval()
     assert not list(module.parameters()) and module.state_dict() == {}
     assert "prior=0.1" in repr(module) and "similarity='dot'" in repr(module)
+
+
+def test_a_module_with_tensors_is_short_in_print() -> None:
+    tau, curve = nn.Parameter(torch.tensor(0.5)), ScoreCurve(-1.0, 1.0, torch.zeros(257))
+    shown = repr(CWLoss(temperature=tau, prior=torch.zeros(500), score_curve=curve))
+    assert "temperature=tensor(0.5" in shown and "prior=tensor of shape (500,)" in shown
+    assert "score_curve=ScoreCurve(-1.0, 1.0, 257" in shown and len(shown) < 200 and "\n" not in shown
 
 
 # ---- autocast ----------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ EXAMPLES = examples(300)
 
 @pytest.mark.cpu_kernels
 def test_random_wrong_calls(kernels: None) -> None:
-    """Each raises a documented exception that names the argument, and leaves the right call as it was."""
+    """Each raises a documented exception that contains the argument, and leaves the right call as it was."""
     script = Path(__file__).with_name("bad_calls.py")
     done = subprocess.run(
         [sys.executable, str(script), str(EXAMPLES), "0"],

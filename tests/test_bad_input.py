@@ -27,6 +27,7 @@ from cw_ext import (
     CWLoss,
     CWSampledLoss,
     Interactions,
+    ScoreCurve,
     cw_loss,
     cw_loss_from_embeddings,
     cw_loss_full,
@@ -61,7 +62,7 @@ def level_2(
 
 @pytest.fixture
 def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A check that comes after the computation is no check."""
+    """A check must come before the computation."""
 
     def unreachable(*_: Any) -> Any:
         raise AssertionError("the loss was computed")
@@ -85,6 +86,20 @@ LOSS_ARGUMENTS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"temperature": "0.1"}, TypeError, r"temperature .*number.*got str"),
     ({"temperature": True}, TypeError, r"temperature .*number.*got bool"),
     ({"temperature": None}, TypeError, r"temperature .*number.*got NoneType"),
+    ({"temperature": torch.tensor([0.1, 0.0, 0.2])}, ValueError, r"^temperature must be > 0, got 0.0"),
+    ({"temperature": torch.tensor(-0.5)}, ValueError, r"^temperature must be > 0, got -0.5"),
+    ({"temperature": torch.ones(3, 1)}, ValueError, r"^temperature .*\(3,\), got \(3, 1\)"),
+    ({"temperature": torch.ones(3, dtype=torch.int64)}, TypeError, r"^temperature must have dtype .*got int64"),
+    ({"temperature": torch.ones(3, device=META)}, ValueError, r"^temperature must be on the device .*cpu, got meta"),
+    ({"positive_temperature": 0}, ValueError, r"^positive_temperature must be > 0, got 0"),
+    ({"positive_temperature": -0.1}, ValueError, r"^positive_temperature must be > 0, got -0.1"),
+    ({"positive_temperature": NAN}, ValueError, r"^positive_temperature .*> 0.*got nan"),
+    ({"positive_temperature": "0.1"}, TypeError, r"^positive_temperature must be a number > 0 or None, got str"),
+    ({"positive_temperature": torch.ones(3)}, TypeError, r"^positive_temperature .* number > 0 or None, got Tensor"),
+    ({"score_curve": [0.0, 1.0]}, TypeError, r"^score_curve must be a cw_ext.ScoreCurve or None, got list"),
+    ({"score_curve": ScoreCurve}, TypeError, r"^score_curve must be a cw_ext.ScoreCurve or None, got type"),
+    ({"return_above": 1}, TypeError, r"^return_above must be True or False, got 1"),
+    ({"return_above": None}, TypeError, r"^return_above must be True or False, got None"),
     ({"prior": 1.0}, ValueError, r"prior must be in \[0, 1\), got 1.0"),
     ({"prior": -0.01}, ValueError, r"prior must be in \[0, 1\), got -0.01"),
     ({"prior": NAN}, ValueError, r"prior .*\[0, 1\).*got nan"),
@@ -308,7 +323,7 @@ def test_a_later_error_leaves_no_trace_of_gradients(backend: str) -> None:
 
 
 def test_a_prior_out_of_range_in_compiled_code_is_nan() -> None:
-    """Where looking at the values would break the graph, the row says it."""
+    """Where reading the values would break the graph, the row is NaN."""
     compiled = torch.compile(lambda prior: cw_loss(POS, NEG, prior=prior, reduction="none"), backend="eager")
     loss = compiled(torch.tensor([0.1, 1.5, -0.5]))
     assert loss.isfinite().tolist() == [True, False, False] and loss[1:].isnan().all()
@@ -500,7 +515,8 @@ def test_modules_survive_a_batch_on_meta(queries: Tensor) -> None:
         (presets.pucl, {"prior": POS}, TypeError, r"prior must be a number in \[0, 1\), got Tensor"),
         (presets.pucl, {"label_frequency": None}, TypeError, r"label_frequency must be a number in .* got NoneType"),
         (presets.hcl, {"concentration": "1"}, TypeError, "concentration must be a number > 0 .*got str"),
-        (presets.hcl, {"temperature": [1]}, TypeError, "temperature must be a number > 0 .*got list"),
+        (presets.hcl, {"temperature": [1]}, TypeError, "^temperature must be a number > 0 .*got list"),
+        (presets.hcl, {"temperature": torch.tensor(0.1)}, TypeError, "^temperature must be a number > 0 .*got Tensor"),
         (presets.psl, {"surrogate": "sigmoid"}, ValueError, "surrogate must be one of .*got 'sigmoid'"),
         (presets.bsl, {"negative_temperature": -1}, ValueError, "negative_temperature must be > 0, got -1"),
         (presets.slk, {"quantile_temperature": INF}, ValueError, "quantile_temperature must be .*got inf"),

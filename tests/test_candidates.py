@@ -129,7 +129,7 @@ def test_the_corrected_mean_is_uniform_over_the_candidates(kernels: None, settin
 @pytest.mark.parametrize("uniform", [0, 4000])
 @pytest.mark.parametrize("by_mask", [False, True])
 def test_in_batch_the_mean_is_uniform_over_the_candidates(backend: str, uniform: int, by_mask: bool) -> None:
-    """Of a batch in which items are exactly as frequent as their counts say, and what is drawn besides."""
+    """Of a batch in which items are exactly as frequent as their counts, and drawn ones besides."""
     g = generator(7)
     counts = torch.randint(1, 9, (30,), generator=g)
     pos_ids = torch.arange(30).repeat_interleave(counts)
@@ -144,7 +144,7 @@ def test_in_batch_the_mean_is_uniform_over_the_candidates(backend: str, uniform:
         reduction="none", backend=backend, **arguments,
     )  # fmt: skip
     negatives = torch.bincount(pos_ids[mask[pos_ids]], minlength=30).sum() + uniform
-    for row in (~mask[pos_ids]).nonzero().flatten().tolist():  # those whose positive is no candidate leave nothing out
+    for row in (~mask[pos_ids]).nonzero().flatten().tolist():  # their positive is no candidate, and nothing is left out
         mean = loss[row].exp() * values[pos_ids[row]] / negatives
         truth = values[mask].mean()
         tolerance = 1e-12 * truth if not uniform else 5 * values[mask].std() / uniform**0.5

@@ -24,7 +24,7 @@ from op_calls import OpCalls
 from recommender import CRITERIA, Recommender, make_batch, make_recommender, training_step
 from torch import Tensor
 
-from cw_ext import CWEmbeddingLoss, cw_loss
+from cw_ext import CWEmbeddingLoss, ScoreCurve, cw_loss
 
 # One graph per level is compiled by make test; the rest, which takes a minute, is thorough.
 pytestmark = pytest.mark.cpu_kernels  # a graph's shapes and dtypes go by the device
@@ -112,6 +112,46 @@ def test_full_graph_of_drawn_negatives(backend: str, device: torch.device, name:
     loss = torch.compile(lambda c: c.loss(**arguments), fullgraph=True, backend="aot_eager")
     expected = _compiled(case, lambda c: c.loss(**arguments), weight)
     _assert_equal(_compiled(case, loss, weight), expected)
+
+
+_LEVELS = {"scores": _scores, "embeddings": _embeddings, "own shared": lambda: _embeddings(shared=True)}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["scores", "embeddings", "uniform"]
+    + [pytest.param(n, marks=pytest.mark.thorough) for n in ("own shared", *DRAWN) if n != "uniform"],
+)
+def test_full_graph_of_temperatures_and_a_curve(kernels: None, device: torch.device, name: str) -> None:
+    """With their gradients, and counts beside the loss; other values need no other graph."""
+    case = (_LEVELS[name]() if name in _LEVELS else _drawn(name)).to(device=device)
+    if isinstance(case, Drawn):
+        case = replace(case, interactions=case.interactions.to(device))
+        case.interactions.popularity(0.75)
+    curve = ScoreCurve(-0.5, 0.5, torch.zeros(4, device=device), on="margin")
+    arguments = {"positive_temperature": 0.3, "score_curve": curve, "return_above": True, "backend": "fused"}
+    compiled = torch.compile(lambda c: c.loss(**arguments), fullgraph=True, backend="aot_eager")
+    g = generator(84)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for _ in range(2):
+            temperature, knots = torch.rand(5, generator=g) + 0.1, torch.randn(4, generator=g)
+            case = replace(case, temperature=temperature.to(device), knots=knots.to(device))
+            found, above = _with_counts(case, compiled)
+            expected, counts = _with_counts(case, lambda c: c.loss(**arguments))
+            _assert_equal(found, expected)
+            assert torch.equal(above, counts) and above.any()
+            assert found.gradients["temperature"].all() and found.gradients["knots"].any()
+
+
+def _with_counts(case: Case, loss: Any) -> tuple[Result, Tensor]:
+    counts = []
+
+    def alone(leaves: Case) -> Tensor:
+        value, above = loss(leaves)
+        counts.append(above)
+        return value
+
+    return _compiled(case, alone), counts[0]
 
 
 def test_a_popularity_table_is_made_before(kernels: None) -> None:
@@ -279,13 +319,17 @@ def _calls_of(case: Case, **arguments: Any) -> list[tuple[Any, tuple[Any, ...], 
     "dtype", [torch.float32, *(pytest.param(d, marks=pytest.mark.thorough) for d in (torch.bfloat16, torch.float64))]
 )
 def test_opcheck(kernels: None, device: torch.device, dtype: torch.dtype) -> None:
-    """Schemas that say what is written to and what shares memory; fake kernels that agree with the real."""
+    """Schemas that declare what is written to and what shares memory; fake kernels that agree with the real ones."""
     per_row = exact([0.1, 0.2, 0.0, 0.3, 0.1])
-    bare = make_scores((5,), 9, seed=85)
+    bare, knots, curve = make_scores((5,), 9, seed=85), exact([0.0, 0.3, -0.2]), ScoreCurve(-0.5, 0.5, torch.zeros(3))
     cases = [
         (bare, {}),
         (_scores(), {"weighting": "linear", "prior": 0.1, "min_margin": -1.0, "confidence_temperature": 1.0}),
         (type(bare)(bare.pos, bare.neg, prior=per_row, threshold=per_row), {"confidence_temperature": 1.0}),
+        (replace(bare, temperature=per_row + 0.1, knots=knots), {"score_curve": curve, "return_above": True}),
+        (replace(_embeddings(), temperature=per_row + 0.1, knots=knots), {"score_curve": curve, "return_above": True}),
+        (replace(_drawn("uniform"), temperature=per_row + 0.1, knots=knots), {"score_curve": curve}),
+        (replace(_drawn("full"), temperature=per_row + 0.1, knots=knots), {"score_curve": curve}),
         (make_embeddings(5, 9, 8, 20, seed=86), {"similarity": "dot"}),
         (_embeddings(), {"prior": 0.1, "detach_weights": False}),
         (_embeddings(shared=True, id_dtype=torch.int32), {"normalize_weights": True}),
@@ -315,7 +359,7 @@ def test_opcheck_without_gradients(kernels: None, device: torch.device) -> None:
 def test_a_way_to_sum_that_is_not_there(kernels: None, sums: str, message: str) -> None:
     arguments = item_gradient_arguments(_embeddings())
     with pytest.raises(ValueError, match=message):
-        torch.ops.cw_ext.item_gradient(*arguments, sums)
+        torch.ops.cw_ext.item_gradient(**arguments, sums=sums)
 
 
 def test_the_kernels_ran(kernels: None) -> None:

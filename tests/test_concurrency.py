@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 import cw_ext
-from cw_ext import CWSampledLoss, Interactions, cw_loss_from_embeddings, draw_negatives
+from cw_ext import CWSampledLoss, Interactions, ScoreCurve, cw_loss_from_embeddings, draw_negatives
 
 # In one process, so that these do not take the cores from one another.
 pytestmark = pytest.mark.xdist_group("concurrency")
@@ -49,6 +50,8 @@ def _step(case: Case | Drawn, **arguments: Any) -> Call:
 def _steps() -> dict[str, Call]:
     """Each form of each level, in batches large enough for two of torch's threads."""
     known = make_interactions(60, 300, 900, seed=2)
+    temperature, knots = torch.linspace(0.1, 1.0, ROWS, dtype=torch.float64), torch.ones(9, dtype=torch.float64)
+    curve = ScoreCurve(-0.5, 0.5, torch.zeros(9))
     scores = make_scores((ROWS,), 2500, 3, seed=3, log_q=True)
     ids = make_embeddings(ROWS, 150, 24, 90, 3, seed=4, padding=True)
     drawn = make_drawn("sampled", ROWS, 24, 2, seed=5, interactions=known, num_negatives=150).to(torch.float32)
@@ -62,6 +65,7 @@ def _steps() -> dict[str, Call]:
         "ids fp64": _step(ids, similarity="dot", weighting="none", temperature=3.0),
         "ids fp32": _step(ids.to(torch.float32), prior=0.1),
         "ids bf16": _step(ids.to(torch.bfloat16)),
+        "ids with a curve": _step(replace(ids, temperature=temperature, knots=knots), score_curve=curve),
         "ids sparse": _step(ids.to(torch.float32), sparse_grad=True),
         "shared ids": _step(shared, prior=0.1),
         "drawn": _step(drawn, seed=9),
@@ -201,7 +205,7 @@ def test_threads_add_to_one_gradient(backend: str) -> None:
 
 
 def test_threads_share_a_graph(kernels: None) -> None:
-    """Backward passes through one graph that is kept find what forward saved, whoever else reads it."""
+    """Backward passes through one graph that is kept find what forward saved, while others read it."""
     items, ((queries, pos_ids, neg_ids),) = _batches(1)
     loss = cw_loss_from_embeddings(queries, items, pos_ids, neg_ids, prior=0.1, reduction="none", backend="fused")
     weights = [torch.randn(ROWS, generator=generator(k)) for k in range(CALLERS)]
@@ -347,7 +351,7 @@ def test_workers_of_a_data_loader(kernels: None, start: str) -> None:
 
 
 def test_pickling_while_tables_are_made() -> None:
-    """What is sent to a process is whole, whatever another thread adds to it meanwhile."""
+    """What is sent to a process is complete, though another thread adds to it meanwhile."""
     known = make_interactions(60, 300, 900, seed=2)
     criterion = CWSampledLoss(known, 5)
 

@@ -216,7 +216,7 @@ def test_cuda_more_than_2_to_31_scores(kernels: None, n: int) -> None:
 
 @pytest.mark.parametrize("similarity", ["half_cosine", "dot"])
 def test_cuda_popular_items(kernels: None, deterministic: None, similarity: str) -> None:
-    """Enough pairs to be sorted whatever the mode, half of them of one item."""
+    """Enough pairs to be sorted in any mode, half of them of one item."""
     case = make_embeddings(150, 1000, 64, 700, 2, seed=143, padding=True, scale=0.1)
     case.neg_ids[:, ::2] = 5
     temperature = 0.1 if similarity == "half_cosine" else 1.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from cases import Embeddings, generator, make_embeddings, make_scores
 from torch import Tensor
 
-from cw_ext import Interactions, cw_loss_full, cw_loss_in_batch, sampled_cw_loss
+from cw_ext import Interactions, ScoreCurve, cw_loss_full, cw_loss_in_batch, sampled_cw_loss
 
 pytestmark = pytest.mark.cpu_kernels
 
@@ -36,6 +37,15 @@ def _history(rows: int) -> tuple[Tensor, Interactions]:
 def _scores() -> tuple[Loss, list[Tensor]]:
     case = make_scores((ROWS,), NEGATIVES, 3, seed=163, log_q=True, row_weights=True).to(torch.float32).leaves()
     return case.loss, [case.pos, case.neg, case.extra, case.row_weights]
+
+
+def _with_curve() -> tuple[Loss, list[Tensor]]:
+    g = generator(165)
+    knots, temperature = torch.randn(33, generator=g), 0.1 + torch.rand(ROWS, generator=g)
+    names = ["queries", "items", "knots", "temperature"]
+    leaves = replace(_table(), knots=knots, temperature=temperature).leaves(names)
+    curve = ScoreCurve(-0.5, 0.5, torch.zeros(33))
+    return lambda **more: leaves.loss(score_curve=curve, **more), [getattr(leaves, name) for name in names]
 
 
 def _ids(*, shared: bool = False, **arguments: Any) -> tuple[Loss, list[Tensor]]:
@@ -80,6 +90,7 @@ def _full() -> tuple[Loss, list[Tensor]]:
 FORMS: dict[str, Callable[[], tuple[Loss, list[Tensor]]]] = {
     "scores": _scores,
     "ids": _ids,
+    "ids, curve": _with_curve,
     "shared": lambda: _ids(shared=True),
     "sparse": lambda: _ids(sparse_grad=True),
     "drawn": _drawn,
@@ -140,12 +151,14 @@ def test_concurrent_callers(backend: str, threads: Callable[[int], None], form: 
 def test_many_rows(backend: str, threads: Callable[[int], None], reduction: str, weighted: bool) -> None:
     """So many that torch's own sum of them depends on the number of threads."""
     case = make_scores((100_000,), 2, seed=164, row_weights=True).to(torch.float32)
-    prior = torch.tensor(0.1, requires_grad=True)
+    prior, temperature, knots = (x.requires_grad_() for x in (torch.tensor(0.1), torch.tensor(0.2), torch.zeros(9)))
+    more = {"prior": prior, "temperature": temperature, "score_curve": ScoreCurve(-0.5, 0.5, knots)}
     weights = case.row_weights if weighted else None
     found = []
     for count in (1, 2, 3):
         threads(count)
         leaves = type(case)(case.pos, case.neg, row_weights=weights).leaves()
-        loss = leaves.loss(prior=prior, reduction=reduction, backend=backend)
-        found.append([loss.detach(), *torch.autograd.grad(loss, [leaves.pos, leaves.neg, prior])])
+        loss = leaves.loss(**more, reduction=reduction, backend=backend)
+        inputs = [leaves.pos, leaves.neg, prior, temperature, knots]
+        found.append([loss.detach(), *torch.autograd.grad(loss, inputs)])
     assert all(torch.equal(x, y) for other in found[1:] for x, y in zip(found[0], other, strict=True))

@@ -1,4 +1,4 @@
-"""Sparse gradients under DistributedDataParallel: what it takes, and what torch says where it was not given."""
+"""Sparse gradients under DistributedDataParallel: what it needs, and the error of torch where that is missing."""
 
 from __future__ import annotations
 

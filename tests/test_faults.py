@@ -121,7 +121,7 @@ def test_an_npz_whose_indices_point_elsewhere_is_refused(
 
 
 def _called(node: ast.Call) -> str:
-    """What is called, as it stands in the source."""
+    """What is called, as in the source."""
     return ast.unparse(node.func)
 
 

@@ -15,7 +15,7 @@ from op_calls import OpCalls
 from torch import Tensor, nn
 from torch.func import functional_call, grad, grad_and_value, jacrev, vmap
 
-from cw_ext import CWEmbeddingLoss, cw_loss, cw_loss_from_embeddings
+from cw_ext import CWEmbeddingLoss, ScoreCurve, cw_loss, cw_loss_from_embeddings
 
 SAMPLES = 4
 NAMES = [f.name for f in fields(Scores) if f.name != "knots"]  # a curve is one for all rows
@@ -93,6 +93,29 @@ def test_vmap(any_backend: str, device: torch.device, vmapped: list[str], names:
         expected = sample.loss(reduction=reduction, backend="reference", **ARGUMENTS)
         assert_near(found[i], expected, torch.float64, f"sample {i}")
     assert found.shape == (SAMPLES, *expected.shape)
+
+
+@pytest.mark.parametrize("own_curves", [False, True], ids=["one curve", "curve of each"])
+def test_vmap_of_a_curve_and_counts(any_backend: str, device: torch.device, own_curves: bool) -> None:
+    case = make_scores((SAMPLES, 3), 7, 2, seed=95, log_q=True).to(device=device)
+    knots = torch.randn(SAMPLES, 5, generator=generator(96), dtype=torch.float64).to(device)
+
+    def loss(pos: Tensor, neg: Tensor, knots: Tensor, backend: str = any_backend) -> Tensor:
+        curve = ScoreCurve(-0.5, 0.5, knots, on="margin")
+        return cw_loss(pos, neg, score_curve=curve, return_above=True, backend=backend)
+
+    given = knots if own_curves else knots[0]
+    found, above = vmap(loss, (0, 0, 0 if own_curves else None))(case.pos, case.neg, given)
+    gradients = vmap(grad(lambda *x: loss(*x)[0], argnums=2), (0, 0, 0 if own_curves else None))(
+        case.pos, case.neg, given
+    )
+    for i in range(SAMPLES):
+        own = (given[i] if own_curves else given).clone().requires_grad_()
+        expected, counts = loss(case.pos[i], case.neg[i], own, backend="reference")
+        expected.backward()
+        assert_near(found[i], expected, torch.float64, f"sample {i}")
+        assert torch.equal(above[i], counts)
+        assert_near(gradients[i], own.grad, torch.float64, f"gradient of sample {i}")
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (2, 3), (0,)], ids=str)

@@ -3,7 +3,7 @@
 A result may be off by its dtype's tolerance. Where it is off by more, the call may be an ill-conditioned one: A − πC of
 nearly nothing, a floor about to bind, a negative at a kink. What the numbers' own roundings do to the truth is then
 found by moving them: the reference on inputs that are off by a few roundings of the type computed in, several times.
-The furthest of those results says what can be asked of any.
+The furthest of those results is the bound for any.
 
 More examples than the suite's few: CW_EXT_TEST_EXAMPLES, as in strategies.py.
 """
@@ -26,9 +26,10 @@ from torch import Tensor
 
 from cw_ext import draw_negatives, reference
 from cw_ext.parameters import DEFAULTS, LossArguments, RowParameters, resolve
-from cw_ext.row_values import RowValues
+from cw_ext.row_values import CurveInputs, RowValues
+from cw_ext.score_curve import ScoreCurve, curve_log_weights
 
-# By how many roundings the numbers are moved. The tolerance says how many there may be in a result.
+# By how many roundings the numbers are moved. The tolerance is how many there may be in a result.
 _MOVES = (2, 2, 4, 4, 8, 8, 16, 16, 32, 32)
 
 
@@ -117,7 +118,7 @@ def _negatives(case: Drawn) -> tuple[Tensor, Tensor]:
     if given["log_q_correction"] and rows:
         found = counts[columns.clamp(min=0)]
         found[:rows] = found[:rows].clamp(min=1)
-        share = (rows * found / counts.sum().clamp(min=1) + uniform / chosen.sum()) / len(columns)
+        share = (rows * found / counts.sum().clamp(min=1) + uniform / chosen.double().sum()) / len(columns)
         log_q -= share.log()
     log_q[:, ~chosen[columns.clamp(min=0)]] = -math.inf
     return columns.expand(rows, -1), log_q
@@ -130,18 +131,17 @@ def _candidate_ids(candidates: Tensor) -> Tensor:
 # ---- what roundings do to the truth --------------------------------------------------------------------------------
 
 
-def _moved_parameters(p: RowParameters, moved: Callable[[float], float]) -> RowParameters:
-    """τ and ρ are moved together and ρ alone, for the kernels round 1/τ, 1/ρ and 1/τ − 1/ρ."""
-    together = moved(1.0)
-    changes: dict[str, float] = {
-        "temperature": p.temperature * together,
-        "weight_temperature": moved(p.weight_temperature) * together,
-        "floor": min(1.0, moved(p.floor)),
-    }
+def _moved_parameters(p: RowParameters, tau: Tensor, moved: Callable[[float], float]) -> RowParameters:
+    """The numbers for all rows, but for τ, with which ρ is moved."""
+    changes: dict[str, Any] = {"floor": min(1.0, moved(p.floor))}
+    if p.weight_temperature is not None:
+        changes["weight_temperature"] = moved(p.weight_temperature)
     if p.min_margin is not None:  # m/τ is compared with a logarithm, which is off by eps and by eps of its own size
-        changes["min_margin"] = moved(p.min_margin) + (moved(1.0) - 1) * p.temperature
+        changes["min_margin"] = moved(p.min_margin) + (moved(1.0) - 1) * tau.detach()
     if p.confidence_temperature is not None:
         changes["confidence_temperature"] = moved(p.confidence_temperature)
+    if p.positive_temperature is not None:
+        changes["positive_temperature"] = moved(p.positive_temperature)
     return p._replace(**changes)
 
 
@@ -178,15 +178,17 @@ def _moved_truth(call: Call, roundings: int, seed: int) -> Result:
     def noise(x: Tensor) -> Tensor:
         return eps * (2.0 * torch.randint(2, x.shape, generator=g) - 1)
 
+    def moved(x: float) -> float:
+        return x * (1 + float(noise(torch.zeros(()))))
+
     leaves = _leaves(_by_hand(call.case).to(torch.float64), call.names)
     options = resolve(_loss_arguments(call))
-    p = _moved_parameters(options.row, lambda x: x * (1 + float(noise(torch.zeros(())))))
     if isinstance(leaves, Scores):
         pos, neg, extra, log_q = leaves.pos, leaves.neg, leaves.extra, leaves.log_q
     else:
         pos, neg, extra, log_q = _scores_of(leaves, _settings(call)["similarity"], noise)
 
-    # Margins in the place of scores, which are exact.
+    # Margins in place of scores, as they are exact.
     here = pos.detach()
 
     def row_noise(x: Tensor) -> Tensor:
@@ -197,35 +199,66 @@ def _moved_truth(call: Call, roundings: int, seed: int) -> Result:
         d = scores - here.unsqueeze(-1)
         return d * (1 + row_noise(d))
 
+    def of_rows(given: Tensor | None, otherwise: Any) -> Tensor:
+        return torch.as_tensor(otherwise if given is None else given, dtype=torch.float64).expand(pos.shape)
+
     log_q = torch.zeros_like(neg) if log_q is None else log_q.expand(neg.shape)
+    if options.score_curve is not None:
+        log_q = log_q + _on_moved_curve(options.score_curve, leaves.knots, neg, here, noise)
     log_q = log_q + (1 + log_q.detach().abs().nan_to_num(posinf=0.0)) * noise(log_q)
-    prior = options.prior if leaves.prior is None else leaves.prior
-    prior = torch.as_tensor(prior, dtype=torch.float64).expand(pos.shape)
+    prior = of_rows(leaves.prior, options.prior)
     prior = (prior * (1 + noise(prior))).clamp(0.0, 1 - eps)
-    threshold = options.confidence_threshold if leaves.threshold is None else leaves.threshold
-    threshold = torch.as_tensor(threshold, dtype=torch.float64).expand(pos.shape)
+    threshold = of_rows(leaves.threshold, options.confidence_threshold)
     above = threshold - here
     above = above * (1 + noise(above)) + noise(above) * threshold.detach()
+    # τ and ρ are moved together and ρ alone, for the kernels round 1/τ, 1/ρ and 1/τ − 1/ρ.
+    tau = of_rows(leaves.temperature, options.temperature) * moved(1.0)
+    if leaves.temperature is not None:
+        tau = tau * (1 + noise(tau))
+    p = _moved_parameters(options.row, tau, moved)
+    rho_alone = moved(1.0)
 
-    exact, weights_of = reference.log_surrogate, iter((log_q, torch.zeros(())))
+    exact_weight, exact_surrogate, exact_positive = reference.log_weight, reference.log_surrogate, reference.of_positive
+    weights_of = iter((log_q, torch.zeros(())))
 
-    def log_surrogate(d: Tensor, p: RowParameters) -> Tensor:
+    def log_weight(d: Tensor, temperature: Tensor, p: RowParameters) -> Tensor:
+        return exact_weight(d, temperature * rho_alone, p)
+
+    def log_surrogate(d: Tensor, temperature: Tensor, p: RowParameters) -> Tensor:
         """φ(d) of the negatives, then of the extra positives, off by roundings of what it is added to, too, and of
         the 1 that a surrogate adds. The gradient of log q is a difference of shares, one of which has those of φ."""
         through = next(weights_of)
         through = (through - through.detach()).nan_to_num(0.0)
-        size = torch.full_like(d, 1.0 if p.surrogate == "exp" else 1 + 1 / p.temperature)
+        size = torch.ones_like(d) if p.surrogate == "exp" else torch.ones_like(d) + 1 / temperature
         if p.normalize_weights:  # ω is in numerator and denominator, whose roundings are not the same
-            log_omega = reference.log_weight(d.detach() if p.detach_weights else d, p)
+            log_omega = log_weight(d.detach() if p.detach_weights else d, temperature, p)
             size = size + log_omega.abs().nan_to_num(posinf=0.0)
-        return exact(d, p) + (size + through) * row_noise(d)
+        return exact_surrogate(d, temperature, p) + (size + through) * row_noise(d)
+
+    def of_positive(loss: Tensor, d: Tensor, tau: Tensor, threshold: Tensor, p: RowParameters) -> Tensor:
+        """s⁺(1/τ − 1/τ⁺) of s⁺ itself, c of its distance from the threshold."""
+        loss = exact_positive(
+            loss * (1 + noise(loss)), pos * (1 + noise(pos)), tau, threshold, p._replace(confidence_temperature=None)
+        )
+        return exact_positive(loss, d, tau, threshold, p._replace(positive_temperature=None))
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reference, "log_weight", log_weight)
         patch.setattr(reference, "log_surrogate", log_surrogate)
-        further = None if extra is None else margin(extra)
-        rows, live = reference.rows(pos - here, margin(neg), further, log_q, RowValues(prior=prior, threshold=above), p)
+        patch.setattr(reference, "of_positive", of_positive)
+        further, values = None if extra is None else margin(extra), RowValues(prior, above, tau)
+        rows, live, _ = reference.rows(pos - here, margin(neg), further, log_q, values, CurveInputs(), p)
     rows = rows + (1 + rows.abs()) * noise(rows) * live
     return _result(call, leaves, _reduced(rows, live, leaves.row_weights, options.reduction, noise))
+
+
+def _on_moved_curve(
+    curve: ScoreCurve, knots: Tensor, neg: Tensor, pos: Tensor, noise: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """The log weights [..., N], of places that are off by roundings of their own and of the curve's ends."""
+    x = (neg - pos.unsqueeze(-1) if curve.on == "margin" else neg).detach()
+    x = x + noise(x) * (x.abs().nan_to_num(posinf=0.0) + abs(curve.low) + abs(curve.high))
+    return curve_log_weights(x, knots.expand(*x.shape[:-1], -1), curve.low, curve.high)
 
 
 def _reduced(
@@ -274,7 +307,7 @@ class _Moved:
 
 @dataclass(frozen=True)
 class _OwnErrors:
-    """What is lost on either side, whatever the conditioning."""
+    """What is lost on either side, for any conditioning."""
 
     relative: float
     absolute: float
@@ -282,7 +315,10 @@ class _OwnErrors:
     @classmethod
     def of(cls, call: Call, loss: Tensor) -> _OwnErrors:
         p = resolve(_loss_arguments(call)).row
-        slope = 1 + 1 / p.temperature + 1 / abs(p.weight_temperature)
+        tau = call.arguments["temperature"] if call.case.temperature is None else call.case.temperature.double()
+        tau = float(torch.as_tensor(tau).min()) if call.row_shape.numel() else 1.0
+        rho = (tau if p.weighting == "sigmoid" else 1.0) if p.weight_temperature is None else p.weight_temperature
+        slope = 1 + 1 / tau + 1 / abs(rho)
         rounding = torch.finfo(torch.float64).eps
         # The truth's logsumexp rounds the sum's logarithm, which its gradient takes the exponential of.
         relative = 4 * rounding * slope * _largest_score(call.case)
@@ -336,8 +372,8 @@ def _assert_near(
     )
 
 
-def _assert_right(call: Call, found: Result, of: Tensor | None = None) -> None:
-    """The result against the truth: values, and dtypes, shapes and layouts. `of`: the rows to look at, else all."""
+def _assert_right(call: Call, found: Result) -> None:
+    """The result against the truth: values, and dtypes, shapes and layouts."""
     truth = _truth(call)
     moved = _Moved(call, truth)
     lead = len(call.row_shape)
@@ -355,10 +391,12 @@ def _assert_right(call: Call, found: Result, of: Tensor | None = None) -> None:
             assert gradient.is_coalesced()
             gradient = gradient.to_dense()
 
-        def distance(name: str = name) -> Tensor:
-            return moved.distance(lambda r: r.gradients[name], lead)
+        of = 0 if name == "knots" else lead  # a curve has no rows
 
-        _assert_near(f"gradient of {name}", gradient.cpu(), truth.gradients[name], 0.0, own, distance, lead)
+        def distance(name: str = name, of: int = of) -> Tensor:
+            return moved.distance(lambda r: r.gradients[name], of)
+
+        _assert_near(f"gradient of {name}", gradient.cpu(), truth.gradients[name], 0.0, own, distance, of)
 
 
 # ---- values --------------------------------------------------------------------------------------------------------
@@ -408,7 +446,7 @@ def _plant(call: Call, name: str, place: tuple[int, ...], value: float) -> Call:
 def _assert_same_rows(before: Result, after: Result, same: Tensor) -> None:
     """Bit for bit, in the loss and in gradients that have these rows."""
     assert torch.equal(after.loss[same], before.loss[same])
-    for name in after.gradients.keys() - {"items"}:
+    for name in after.gradients.keys() - {"items", "knots"}:
         found, expected = after.gradients[name], before.gradients[name]
         if found.shape[:1] == same.shape and (name != "log_q" or found.dim() == 2):
             assert torch.equal(found[same], expected[same]), name
@@ -425,7 +463,7 @@ def test_extreme_scores_in_a_row(kernels: None, device: torch.device, data: st.D
     before, after = _fused(call, device), _fused(planted, device)
     row = torch.arange(len(call.case.pos)) == place[0]
     _assert_same_rows(before, after, ~row)
-    # The row itself, where its scores are of a size that the contract speaks of.
+    # The row itself, where its scores are in the range of the contract.
     value = getattr(planted.case, name)[place].item()
     if math.isfinite(value) and abs(value) > 1e4:
         return

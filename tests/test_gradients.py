@@ -1,4 +1,4 @@
-"""First and second derivatives: gradcheck where the loss is differentiated as it stands, frozen weights where
+"""First and second derivatives: gradcheck where the loss itself is differentiated, frozen weights where
 it is not, and backward called in every way that autograd allows."""
 
 from __future__ import annotations
@@ -221,7 +221,7 @@ def test_hessian_vector_product(backend: str, case: Case) -> None:
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("case", [_scores(), _embeddings()], ids=["scores", "embeddings"])
 def test_backward_twice(backend: str, device: torch.device, case: Case, reduction: str) -> None:
-    """The second backward sees what the first saw, whatever grad_output either had."""
+    """The second backward sees what the first saw, for any two values of grad_output."""
     leaves = case.to(torch.float32, device).leaves()
     inputs = [getattr(leaves, name) for name in _names(case)]
     loss = leaves.loss(prior=0.1, confidence_temperature=1.0, reduction=reduction, backend=backend)

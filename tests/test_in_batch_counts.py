@@ -64,7 +64,7 @@ def test_with_query_ids_nothing_is_said() -> None:
 @pytest.mark.parametrize("with_history", [False, True], ids=["", "history"])
 @pytest.mark.parametrize("sparse_grad", [False, True], ids=["dense", "sparse"])
 def test_the_whole_log_as_a_batch_is_the_full_softmax(backend: str, with_history: bool, sparse_grad: bool) -> None:
-    """Each item as often as its count says: then the estimate is exact, values and gradients."""
+    """Each item as often as its count: then the estimate is exact, values and gradients."""
     num_items = 50
     counts = torch.randint(1, 6, (num_items,), generator=generator(3))
     pos_ids = torch.arange(num_items).repeat_interleave(counts)
@@ -90,7 +90,7 @@ def test_the_gradient_is_that_of_the_paper(backend: str) -> None:
     """−sg(1 − P)·(f_p − log Σ_j e^{f_j}/Q′_j), Q′_j = Q_j/(1 − Q_p), P = e^{f_p}/(e^{f_p} + mean_j e^{f_j}/Q′_j).
 
     The paper's estimate of the sum over the catalogue is not normalised by its weights. Both are the same where the
-    weights of a row sum to the number of other items, as in a batch with each item as often as its count says.
+    weights of a row sum to the number of other items, as in a batch with each item as often as its count.
     """
     num_items = 30
     counts = torch.randint(1, 5, (num_items,), generator=generator(5))

@@ -1,4 +1,4 @@
-"""Interactions: the CSR against a dict of sets, every way to make one, and what is wrong with what users hand over."""
+"""Interactions: the CSR against a dict of sets, every way to make one, and the errors of wrong arguments."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _make(pairs: list[tuple[int, int]] = PAIRS, **sizes: int) -> Interactions:
 
 
 def _histories(interactions: Interactions) -> dict[int, list[int]]:
-    """Every query's items, read back from the CSR one by one."""
+    """Every query's items, read back from the CSR in a loop."""
     starts, items = interactions.starts.tolist(), interactions.items.tolist()
     return {q: items[starts[q] : starts[q + 1]] for q in range(interactions.num_queries)}
 
@@ -242,7 +242,7 @@ def test_stored_zeros_are_no_interactions() -> None:
 
 @pytest.mark.parametrize("form", ["coo_array", "csr_array"])
 def test_entries_at_one_position_are_one(form: str) -> None:
-    """In whatever form they come: 2 − 1 is an interaction, 1 − 1 is a zero."""
+    """In every format: 2 − 1 is an interaction, 1 − 1 is a zero."""
     sparse = pytest.importorskip("scipy.sparse")
     values = [2, -1, 1, -1]
     places = ([0, 0, 1, 1], [3, 3, 2, 2]) if form == "coo_array" else ([3, 3, 2, 2], [0, 2, 4])
@@ -287,7 +287,7 @@ def test_files(tmp_path: Path, separator: str, header: str | None, end: str) -> 
 
 @pytest.mark.parametrize("separator", SEPARATORS.values(), ids=SEPARATORS.keys())
 def test_further_columns_are_ignored_where_the_two_are_known(tmp_path: Path, separator: str) -> None:
-    """By their numbers or by a header; whatever the others hold."""
+    """By their numbers or by a header; with anything in the others."""
     lines = [separator.join(map(str, (q, i, "three", "#1"))) for q, i in PAIRS]
     path = _file(tmp_path, "\n".join(lines))
     with pytest.raises(ValueError, match="expected a header, .* or the numbers .* got 4 columns by .* without"):
@@ -571,7 +571,7 @@ def test_random_queries_have_negatives_or_not(pairs: list[tuple[int, int]], num_
 
 
 def test_the_batch_is_not_looked_at_where_every_query_has_negatives() -> None:
-    """On the meta device there are no values, and whoever asks for one gets an error."""
+    """On the meta device there are no values, and asking for one is an error."""
     batch = torch.zeros(3, dtype=torch.int64, device=META)
     made = _make().to(META)
     made.check_has_negatives(batch, "uniform")

@@ -92,11 +92,11 @@ def test_rows_without_a_gradient(kernels: None, device: torch.device) -> None:
 
 @pytest.mark.parametrize("shared", [False, True], ids=["own", "shared"])
 def test_both_ways_to_sum(kernels: None, device: torch.device, shared: bool) -> None:
-    """CUDA does as asked, whatever it would choose."""
+    """CUDA does as asked, also where it would choose the other way."""
     if device.type == "cpu" and build_config()["cuda_version"] != "emulated":
         pytest.skip("the CPU has one way")
     case = make_embeddings(20, 300, 20, 30, 2, seed=129, padding=True, shared=shared).to(torch.float32, device)
     arguments = item_gradient_arguments(case)
-    expected = torch.ops.cw_ext.item_gradient(*arguments)
+    expected = torch.ops.cw_ext.item_gradient(**arguments)
     for sums in ("atomic", "sorted"):
-        assert_near(torch.ops.cw_ext.item_gradient(*arguments, sums), expected, torch.float32, sums)
+        assert_near(torch.ops.cw_ext.item_gradient(**arguments, sums=sums), expected, torch.float32, sums)

@@ -18,7 +18,7 @@ EPS = torch.finfo(torch.float32).eps
 @pytest.mark.parametrize("arguments", [{}, {"similarity": "dot", "temperature": 1.0}], ids=["half cosine", "dot"])
 @pytest.mark.parametrize("items", [64, 5000])
 def test_a_positive_of_all_rows(kernels: None, items: int, arguments: dict[str, Any]) -> None:
-    """1,024 rows with one positive: as near to the truth as eager PyTorch in fp32 is, but for a few roundings."""
+    """1,024 rows with one positive: as near to the truth as eager PyTorch in fp32 is, up to a few roundings."""
     case = make_embeddings(1024, 1000, 16, items, seed=171).to(torch.float32)
     case.pos_ids[:] = 3
     truth = evaluate(case.to(torch.float64), backend="fused", **arguments).gradients["items"]
@@ -100,7 +100,7 @@ def test_very_many_rows(kernels: None, shared: bool) -> None:
 
 
 def test_infinite_sums_stay_infinite(kernels: None) -> None:
-    """What is kept beside a sum that overflows is NaN, and is not to spoil it."""
+    """What is kept beside a sum that overflows is NaN, and must not get into the sum."""
     rows = 300
     queries = torch.full((rows, 1), 2e37, requires_grad=True)
     items = torch.zeros(2, 1, requires_grad=True)

@@ -100,7 +100,7 @@ def test_the_loss_in_a_negatives_score(
     result = evaluate(case, torch.ones(401), detach_weights=False, **arguments)
     step = result.loss.diff()
     slope = result.gradients["neg"][:, 0]
-    # A linear weight is nothing from d = ρ on. A step over ρ, or over the turn, says nothing.
+    # A linear weight is nothing from d = ρ on. A step over ρ, or over the turn, shows nothing.
     end = rho if weighting == "linear" and rho is not None else math.inf
     turn = math.inf if turn is None else turn
     slack = 1e-13
@@ -127,7 +127,7 @@ def test_normalized_weights_that_rise_let_an_easy_negative_lower_the_loss(backen
     rises = (margins / TAU).exp() > mass * b / (b + 1 / TAU)
     assert rises.any() and rises.all() == (rho > 0)
     assert torch.equal(result.gradients["neg"][:, 0] > 0, rises)
-    # And from one loss to the next, but for the step over the turn.
+    # And from one loss to the next, except for the step over the turn.
     step = result.loss.diff()
     assert torch.all(step[rises[:-1] & rises[1:]] > 0) and torch.all(step[~rises[:-1] & ~rises[1:]] < 0)
 
@@ -193,7 +193,7 @@ def test_the_loss_in_the_positives_score(backend: str, detach_weights: bool) -> 
     result = evaluate(hard, torch.ones(41), prior=0.4, backend=backend, **arguments)
     assert (result.loss.diff() > 0).all()
 
-    def slope(margins: Tensor) -> Tensor:  # of σ(d/τ), but for 1/τ
+    def slope(margins: Tensor) -> Tensor:  # of σ(d/τ), without 1/τ
         return (torch.sigmoid(margins / TAU) * torch.sigmoid(-margins / TAU)).mean(1)
 
     assert hard.extra is not None
@@ -604,7 +604,7 @@ def test_drawn_negatives_are_corrected_to_the_true_ones(backend: str, weighting:
     liked, not_liked, known, rows, n, m = 30, 270, 20, 4000, 60, 20
     prior = liked / (liked + not_liked)
     scores = torch.cat([torch.randn(liked, generator=g) * 0.1 + 0.3, torch.randn(not_liked, generator=g) * 0.15])
-    # Those known to be liked are nobody's negatives, and so high that a single one drawn would be seen.
+    # Those known to be liked must not be drawn, and score so high that a single draw would be noticed.
     items = torch.cat([scores.double(), torch.full((known,), 3.0, dtype=torch.float64)]).unsqueeze(1)
     num_items = liked + not_liked + known
     known_ids = torch.arange(num_items - known, num_items)

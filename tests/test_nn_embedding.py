@@ -36,7 +36,7 @@ POS_IDS = torch.tensor([PADDING, 0, 5, PADDING, 11, 5])
 NEG_IDS = torch.randint(ITEMS, (ROWS, N), generator=generator(1))
 NEG_IDS[:, 2] = PADDING
 EXTRA_IDS = torch.tensor([[PADDING, 1], [2, PADDING], [4, 4], [0, 7], [9, PADDING], [1, 1]])
-# Own positives and known positives are no negatives of a row where it meets those of others, or all items.
+# Own and known positives are not negatives of a row where these are the positives of others, or all items.
 HISTORIES = histories(KNOWN)
 
 

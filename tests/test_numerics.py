@@ -191,7 +191,7 @@ def test_no_live_row(backend: str, reduction: str) -> None:
 
 
 def test_a_nan_in_a_table_stays_with_its_rows(backend: str, device: torch.device) -> None:
-    """Level 2: a NaN item spoils the rows that use it, and no other row, query or item."""
+    """Level 2: a NaN item makes the rows that use it NaN, and no other row, query or item."""
     case = make_embeddings(6, 5, 8, 60, 2, seed=66).to(torch.float32, device)
     bad = int(case.neg_ids[2, 3])
     uses_it = torch.stack(
@@ -302,7 +302,7 @@ def test_a_tensor_prior_that_rounds_to_one(backend: str) -> None:
 @pytest.mark.parametrize("form", ["own ids", "shared ids", "masked", "sampled", "in-batch", "full"])
 @pytest.mark.parametrize("create_graph", [False, True], ids=["", "graph"])
 def test_rows_without_negatives_may_hold_nan(backend: str, device: torch.device, form: str, create_graph: bool) -> None:
-    """The query of a row of padding, and of one whose negatives are all masked out, spoils no gradient."""
+    """The query of a row of padding, and of one whose negatives are all masked out, makes no gradient NaN."""
     g = generator(5)
     queries, items = torch.randn(4, 8, generator=g), torch.randn(20, 8, generator=g)
     queries[3] = NAN

@@ -7,6 +7,10 @@ import torch
 from cases import DTYPE_IDS, DTYPES, against_truth, generator, item_gradient_arguments, make_embeddings
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from cw_ext.op_inputs import EMBEDDINGS, EmbeddingInputs, EmbeddingResults, Losses, Wanted
+from cw_ext.parameters import resolve
+from cw_ext.row_values import CurveInputs, RowValues
+
 # Many blocks of few rows, few blocks of many rows, rows longer than a block; one bucket, and several and a part.
 SIZES = {
     "several blocks": {"rows": 40, "n": 900, "dim": 20, "items": 200},
@@ -53,14 +57,25 @@ def test_eight_bytes_per_negative(kernels: None, dim: int) -> None:
 def _held(rows: int, n: int, items: int) -> tuple[int, int]:
     """Bytes of the coefficients and of pair_ends, by the shapes that the op allocates."""
     with FakeTensorMode():
-        queries, table = torch.empty(rows, 8), torch.empty(items, 8)
-        ids = torch.empty(rows, dtype=torch.int64), torch.empty(rows, n, dtype=torch.int32)
-        settings = (None, 0.0, 0.1, "sigmoid", 0.1, True, False, 0.3, None, None, False, "exp", "half_cosine", "mean")
-        history = (False, None, None, None)
-        results = torch.ops.cw_ext.embeddings_forward(
-            queries, table, *ids, None, None, *history, None, 0.0, *settings, True, False
+        inputs = EmbeddingInputs(
+            queries=torch.empty(rows, 8),
+            items=torch.empty(items, 8),
+            pos_ids=torch.empty(rows, dtype=torch.int64),
+            neg_ids=torch.empty(rows, n, dtype=torch.int32),
+            extra_ids=None,
+            log_q=None,
+            exclude=False,
+            history=None,
+            row_values=RowValues(),
+            curve=CurveInputs(),
+            parameters=resolve({}).row,
+            similarity="half_cosine",
+            reduction="mean",
         )
-    coefficients, ends = results[5], results[8]
+        wanted = Wanted(with_gradients=True, with_log_q_gradient=False, with_curve_gradient=False)
+        found = torch.ops.cw_ext.embeddings_forward(*EMBEDDINGS.flat(inputs), *wanted)
+    results = EmbeddingResults(*found[len(Losses._fields) :])
+    coefficients, ends = results.coefficients, results.pair_ends
     assert coefficients.shape == (rows, 1 + n) and ends.dtype == torch.int32 and ends.shape[1] == (items + 63) // 64
     return 4 * coefficients.numel(), 4 * ends.numel()
 
@@ -79,35 +94,32 @@ def test_ends_of_blocks_are_few(kernels: None, rows: int, n: int, items: int) ->
 @pytest.mark.cpu_kernels
 def test_larger_blocks_with_a_large_table(kernels: None, device: torch.device) -> None:
     case = make_embeddings(260, 9000, 1, 10**6, seed=107).to(torch.float32)
-    ends = item_gradient_arguments(case)[ENDS]
+    ends = item_gradient_arguments(case)["pair_ends"]
     assert 4 * ends.numel() == _held(260, 9000, 10**6)[1] and len(ends) == 130, "two rows per block"
     against_truth(case, torch.float32, device, similarity="dot", temperature=1.0)
 
 
-KEYS, ENDS = 4, 5  # places of the op's arguments
-
-
 @pytest.mark.cpu_kernels
 @pytest.mark.parametrize(
-    ("place", "value", "message"),
+    ("name", "value", "message"),
     [
-        (KEYS, -1, "pair_keys names the row 1023"),
-        (ENDS, 10**6, "pair_ends must rise to at most"),
-        (ENDS, -5, "pair_ends must rise to at most"),
+        ("pair_keys", -1, "pair_keys names the row 1023"),
+        ("pair_ends", 10**6, "pair_ends must rise to at most"),
+        ("pair_ends", -5, "pair_ends must rise to at most"),
     ],
 )
-def test_a_forged_order(kernels: None, place: int, value: int, message: str) -> None:
+def test_a_forged_order(kernels: None, name: str, value: int, message: str) -> None:
     """What the op is given does not make it read or write beyond its tensors."""
     arguments = item_gradient_arguments(make_embeddings(6, 9, 8, 130, seed=106).to(torch.float32))
-    arguments[place].view(-1)[1] = value
+    arguments[name].view(-1)[1] = value
     with pytest.raises(ValueError, match=message):
-        torch.ops.cw_ext.item_gradient(*arguments)
+        torch.ops.cw_ext.item_gradient(**arguments)
 
 
 @pytest.mark.cpu_kernels
-@pytest.mark.parametrize("place", [KEYS, ENDS])
-def test_an_order_of_another_shape(kernels: None, place: int) -> None:
+@pytest.mark.parametrize("name", ["pair_keys", "pair_ends"])
+def test_an_order_of_another_shape(kernels: None, name: str) -> None:
     arguments = item_gradient_arguments(make_embeddings(6, 9, 8, 130, seed=106).to(torch.float32))
-    arguments[place] = arguments[place][:, :1]
+    arguments[name] = arguments[name][:, :1]
     with pytest.raises(ValueError, match="must have shape"):
-        torch.ops.cw_ext.item_gradient(*arguments)
+        torch.ops.cw_ext.item_gradient(**arguments)

@@ -203,6 +203,23 @@ def test_slk_without_a_threshold_is_that_of_score_0_and_of_its_published_tempera
     assert_near(given, 2 * _sl_at_k(pos, neg, 0.0, tau_w=2.5), torch.float64)
 
 
+@pytest.mark.parametrize("name", ["sl", "infonce", "dcl", "pucl", "psl", "slk", "cw"])
+def test_a_temperature_that_is_learned(backend: str, name: str) -> None:
+    """The number's loss, and the slope between two numbers' losses."""
+    pos, neg, _ = _cosines()
+    tau = torch.tensor(TAU, dtype=torch.float64, requires_grad=True)
+
+    def loss(temperature: Tensor | float) -> Tensor:
+        arguments = getattr(presets, name)(temperature) | {"detach_weights": False}
+        return cw_loss(pos / 2, neg / 2, backend=backend, **arguments)
+
+    found = loss(tau)
+    found.backward()
+    step = 1e-6
+    assert_near(found, loss(TAU), torch.float64)
+    torch.testing.assert_close(tau.grad, (loss(TAU + step) - loss(TAU - step)) / (2 * step), rtol=1e-7, atol=1e-7)
+
+
 def test_the_example_of_slk_learns_the_threshold() -> None:
     """The lines of its docstring, twice: SL@K with the β before them, and then one update by the scores above it."""
     g = generator(5)
@@ -285,7 +302,7 @@ SCORES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 def test_a_similarity_makes_it_the_loss_on_those_scores(
     backend: str, preset: Callable[..., dict[str, Any]], similarity: str
 ) -> None:
-    """And with the default's, of which nothing need be said, it is another loss."""
+    """With the default similarity it is another loss."""
     g = generator(33)
     q, items = (torch.randn(size, 5, generator=g, dtype=torch.float64) for size in (6, 20))
     pos_ids, neg_ids = torch.randint(20, (6,), generator=g), torch.randint(20, (6, N), generator=g)

@@ -10,6 +10,8 @@ import torch
 from cases import assert_near, generator
 from torch import nn
 
+from cw_ext import Interactions, cw_loss
+
 
 def blocks(checkout: Path, heading: str) -> list[str]:
     """The Python blocks of a section."""
@@ -48,7 +50,7 @@ def test_drop_in_on_scores(checkout: Path) -> None:
 
 
 def test_half_of_a_temperature_on_the_half_cosine(checkout: Path) -> None:
-    """As the text below the blocks says: sl(0.1) is the loss of sl(0.2, similarity="cosine")."""
+    """As in the text below the blocks: sl(0.1) is the loss of sl(0.2, similarity="cosine")."""
     (_, after, *_) = blocks(checkout, "Drop in")
     halved = after.replace('presets.sl(0.2, similarity="cosine")', "presets.sl(0.1)")
     assert halved != after
@@ -58,3 +60,24 @@ def test_half_of_a_temperature_on_the_half_cosine(checkout: Path) -> None:
         exec(block, found)
         results.append(found["loss"])
     assert_near(results[1], results[0], torch.float64)
+
+
+def test_temperatures_curves_and_thresholds(checkout: Path) -> None:
+    """Every block runs, in order; what is learned moves."""
+    found = names() | {"nn": nn, "torch": torch, "n_users": 7, "n_items": 120}  # more items than the 20 of a threshold
+    found |= {"pos_scores": torch.rand(4), "neg_scores": torch.rand(4, 9)}
+    found |= {"users": found["users"].float(), "items": nn.Embedding(120, 5)}
+    found["known"] = Interactions(found["u"], found["i"], num_queries=7, num_items=120)
+    temperatures, curve, thresholds = blocks(checkout, "Learned temperatures, curves of weights, top-K thresholds")
+    learned, _, of_the_positive = temperatures.rpartition("loss = ")
+    exec(learned, found)
+    found["loss"].backward()
+    assert found["log_tau"].grad != 0
+    exec(f"loss = {of_the_positive}", found)
+    scores = found["pos_scores"], found["neg_scores"]
+    rest = found["pos_scores"].mean() * (1 / 0.1 - 1 / 0.125)
+    assert_near(found["loss"], cw_loss(*scores) + rest, torch.float32)
+    exec(curve, found)
+    assert found["loss"] < cw_loss(*scores)
+    exec(thresholds, found)
+    assert found["users"].weight.grad.any() and found["beta"].thresholds[found["u"]].all()

@@ -210,6 +210,8 @@ def test_the_module(kernels: None, device: torch.device, distribution: str) -> N
         *inputs, case.interactions.to(device), 19, seed=5, distribution=distribution, temperature=0.2, prior=0.1
     )
     assert torch.equal(criterion(*inputs, seed=5, prior=0.1), expected)
+    assert torch.equal(criterion(*inputs, seed=5, prior=0.1, temperature=torch.tensor(0.2, device=device)), expected)
+    assert not torch.equal(criterion(*inputs, seed=5, prior=0.1, temperature=0.3), expected)
     torch.manual_seed(3)
     first = criterion(*inputs)
     torch.manual_seed(3)

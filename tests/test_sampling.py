@@ -96,7 +96,7 @@ def test_parts_of_a_batch_draw_what_the_whole_draws(
 def test_what_almost_nothing_is_left_for_is_drawn_the_same(
     kernels: None, device: torch.device, distribution: str, left: int
 ) -> None:
-    """After the last attempt, with sums of what is known and, where nobody made them, without."""
+    """After the last attempt, with sums of what is known and without, where they were not made."""
     num_items, exponent = 700, 2.0
     g = torch.Generator().manual_seed(left)
     known = torch.randperm(num_items, generator=g)[left:]
@@ -387,7 +387,7 @@ def test_a_query_with_nothing_left(kernels: None) -> None:
     with pytest.raises(ValueError, match="query_ids: query 1 has all 50 items as known positives"):
         draw_negatives(torch.tensor([0, 1]), full, 3)
     assert draw_negatives(torch.tensor([0, 2]), full, 3).shape == (2, 3)
-    # Where nobody looks, there is no item to be had, and none is invented.
+    # Where this is not checked, there is no item to draw, and none is invented.
     draws = _draws(50, 4, 0, **history_of(torch.tensor([1, 0]), full)._asdict())
     ids = torch.ops.cw_ext.draw_negatives(2, 50, *draws)
     assert (ids[0] == -1).all() and (ids[1] >= 0).all()

@@ -321,9 +321,21 @@ def test_masked_knots_have_no_gradient(backend: str) -> None:
     assert gradient.isfinite().all() and gradient[:3].all() and not gradient[3:].any()
 
 
+@pytest.mark.parametrize("on", ["score", "margin"])
+def test_a_nan_is_nowhere_on_a_curve_that_masks_at_its_ends(backend: str, device: torch.device, on: str) -> None:
+    """It spoils its row, as it does without a curve."""
+    knots = torch.zeros(5, dtype=torch.float64)
+    knots[[0, -1]] = -math.inf
+    case = replace(make_scores((4,), 9, seed=8), knots=knots)
+    case.neg[1, 3] = math.nan
+    found = evaluate(case.to(device=device), torch.ones(4), score_curve=_curve(on, -1.5, 1.5, 5), backend=backend)
+    assert found.loss.isnan().tolist() == [False, True, False, False]
+    assert found.gradients["neg"][[0, 2, 3]].isfinite().all()
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_score_that_is_not_finite(backend: str, device: torch.device, value: float) -> None:
-    """It spoils its own row; −inf has no mass, and the weight of the curve's first knot."""
+    """It makes its own row NaN; −inf has no mass, and the weight of the curve's first knot."""
     case = replace(make_scores((4,), 9, seed=8), knots=_knots(33))
     case.neg[1, 3] = value
     found = evaluate(case.to(device=device), torch.ones(4), score_curve=_curve("score"), backend=backend)

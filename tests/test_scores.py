@@ -86,7 +86,7 @@ def test_whole_rows(kernels: None, device: torch.device, dtype: torch.dtype, wei
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_one_score_of_many(kernels: None, device: torch.device, value: float) -> None:
-    """NaN and +inf spoil their row, wherever in it they stand, and no other; −inf is a negative without mass."""
+    """NaN and +inf make their row NaN, wherever in it they are, and no other; −inf is a negative without mass."""
     n = 2048
     for j in (0, 5, 1023, n - 1):
         case = make_scores((3,), n, 2, seed=j).to(torch.float32)
@@ -182,7 +182,7 @@ def test_log_weights_broadcast(backend: str, device: torch.device, shape: tuple[
 
 @each_dtype
 def test_dtypes_that_come_back(backend: str, device: torch.device, dtype: torch.dtype) -> None:
-    """The loss in fp64 or fp32; each gradient in the dtype of its own input, whatever the others are."""
+    """The loss in fp64 or fp32; each gradient in the dtype of its own input, independent of the others."""
     case = make_scores((3,), 5, 2, log_q=True, row_weights=True).to(dtype, device)
     other = torch.float32 if dtype != torch.float32 else torch.float64
     leaves = Scores(

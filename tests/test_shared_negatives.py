@@ -29,6 +29,7 @@ from cw_ext import (
     CWFullLoss,
     CWInBatchLoss,
     Interactions,
+    ScoreCurve,
     cw_loss,
     cw_loss_full,
     cw_loss_in_batch,
@@ -312,7 +313,7 @@ def test_the_correction_is_importance_sampling(kernels: None, device: torch.devi
     margins.scatter_(1, pos_ids.unsqueeze(1), -math.inf)
     log_mean = torch.logsumexp(margins / 0.1, 1) - math.log(num_items - 1)
     others = (pos_ids.unsqueeze(0) != pos_ids.unsqueeze(1)).sum(1)
-    # The negatives are the same in all rows, which err together: a mean over rows is no more certain than one of them.
+    # All rows have the same negatives, so their errors are not independent: a mean over rows is no more precise.
     error = loss - others.log() - log_mean
     assert error.abs().mean() < 0.2
     uncorrected = torch.logsumexp(margins[:, pos_ids] / 0.1, 1) - others.log() - log_mean
@@ -327,14 +328,14 @@ def test_the_modules(kernels: None, device: torch.device, kind: str) -> None:
     if kind == "full":
         criterion = CWFullLoss(case.interactions, temperature=0.2)
         expected = cw_loss_full(
-            *inputs, query_ids=case.query_ids, interactions=interactions, temperature=0.2, prior=0.1
+            *inputs, query_ids=case.query_ids, interactions=interactions, temperature=0.3, prior=0.1
         )
-        found = criterion(*inputs, query_ids=case.query_ids, prior=0.1)
+        found = criterion(*inputs, query_ids=case.query_ids, prior=0.1, temperature=0.3)
     else:
         criterion = CWInBatchLoss(case.interactions, temperature=0.2, num_negatives=5)
         settings = {"query_ids": case.query_ids, "seed": 3, "prior": 0.1}
-        expected = cw_loss_in_batch(*inputs, interactions=interactions, num_negatives=5, temperature=0.2, **settings)
-        found = criterion(*inputs, **settings)
+        expected = cw_loss_in_batch(*inputs, interactions=interactions, num_negatives=5, temperature=0.3, **settings)
+        found = criterion(*inputs, temperature=0.3, **settings)
     assert torch.equal(found, expected)
     assert "temperature=0.2" in repr(criterion)
 
@@ -370,6 +371,24 @@ WHO = {"query_ids": torch.tensor([2, 3, 4]), "interactions": INTERACTIONS}
             WHO | {"estimate_full": True, "include_positive": True, "confidence_temperature": 2.0},
             ValueError,
             "estimate_full=True needs confidence_temperature=None, got 2.0",
+        ),
+        (
+            cw_loss_in_batch,
+            WHO | {"estimate_full": True, "include_positive": True, "positive_temperature": 0.2},
+            ValueError,
+            "estimate_full=True needs positive_temperature=None, got 0.2",
+        ),
+        (
+            cw_loss_in_batch,
+            WHO | {"estimate_full": True, "include_positive": True, "score_curve": ScoreCurve(0, 1, torch.zeros(2))},
+            ValueError,
+            r"estimate_full=True needs score_curve=None, got ScoreCurve\(0, 1, 2 log weights",
+        ),
+        (
+            cw_loss_in_batch,
+            WHO | {"estimate_full": True, "include_positive": True, "return_above": True},
+            ValueError,
+            "estimate_full=True needs return_above=False, got True",
         ),
         (
             cw_loss_in_batch,

@@ -27,7 +27,7 @@ def test_equals_the_dense_gradient(backend: str, device: torch.device, similarit
 
 
 def test_says_nothing_of_its_own(backend: str, recwarn: pytest.WarningsRecorder) -> None:
-    """torch warns of sparse tensors whose invariants nobody asked to check; the user made none."""
+    """torch warns of sparse tensors whose invariants are not checked; the user made none."""
     torch.set_warn_always(True)
     try:
         evaluate(make_embeddings(3, 4, 5, 9), sparse_grad=True, backend=backend)

@@ -166,7 +166,7 @@ def test_a_surrogate_of_zero_has_no_share_in_the_gradient(backend: str, surrogat
 @pytest.mark.parametrize("level", ["scores", "embeddings"])
 def test_a_learned_temperature_reaches_its_optimum(backend: str, level: str) -> None:
     """As in CLIP, log τ is a parameter. Positives are drawn from the softmax at τ = 0.2, so that the best τ for them is
-    inside; where it is, a search on the formula in numpy says."""
+    inside; a search on the formula in numpy finds where."""
     g = generator(8)
     case = make_embeddings(300, 12, 6, 12, seed=9)
     half_cosines = 0.5 * nn.functional.normalize(case.queries) @ nn.functional.normalize(case.items).T

@@ -1,9 +1,9 @@
 // The pairs (row, item) of a batch, sorted for the gradient of the item table.
 //
-// Walking the pairs row by row, that gradient is a scattered read-modify-write of the whole table. So the forward pass
-// leaves them sorted, block by block: a block is some rows, and within it the pairs stand by buckets of items, those of a
-// bucket in the order of their rows. The backward pass then takes a bucket at a time through all blocks; the bucket's
-// gradients, and the sources that a block names, both fit into L1. A pair is a 16-bit key and a coefficient.
+// Computed row by row, that gradient would be a scattered read-modify-write of the whole table. So the forward pass sorts the
+// pairs, block by block: a block is some rows, and its pairs are grouped by buckets of items, within a bucket in the order of
+// the rows. The backward pass takes one bucket at a time through all blocks; the bucket's gradients and the block's source
+// rows both fit into L1. A pair is a 16-bit key and a coefficient.
 #pragma once
 
 #include <algorithm>
@@ -16,12 +16,12 @@ using PairKey = uint16_t;
 constexpr int kItemBits = 6;
 constexpr int64_t kItemsPerBucket = int64_t(1) << kItemBits;
 constexpr int64_t kMaxRowsPerBlock = int64_t(1) << (16 - kItemBits);
-// What a block's scattered writes touch stays in L2.
+// So that the memory of a block's scattered writes stays in L2.
 constexpr int64_t kPairsPerBlock = 16384;
 constexpr int64_t kPairsPerEnd = 4;
 constexpr int64_t kEnoughBlocks = 128;
-// Level 3 has so many pairs in work at a time, 12 MB; more where the table, which it walks each time, is large, and where
-// a row is that long.
+// How many pairs level 3 handles at a time, 12 MB; more if the table is large, as each time all of it is read, or if a row is
+// longer than that.
 constexpr int64_t kPairsAtOnce = int64_t(1) << 21;
 constexpr int64_t kPairsAtOncePerItem = 4;
 constexpr int64_t kFewestBlocksAtOnce = 32;
@@ -32,7 +32,7 @@ static inline PairKey pair_key(int64_t row_in_block, int64_t item) {
 static inline int item_of(PairKey key) { return key & (kItemsPerBucket - 1); }
 static inline int row_of(PairKey key) { return key >> kItemBits; }
 
-// How many blocks and buckets: cw_ext/fake.py has the same rule. It must not depend on the number of threads.
+// The number of blocks and buckets: cw_ext/fake.py has the same rule. It must not depend on the number of threads.
 struct PairGrid {
   int64_t rows;
   int64_t width;  // pairs per row
@@ -49,8 +49,8 @@ struct PairGrid {
 static inline PairGrid pair_grid(int64_t rows, int64_t width, int64_t items) {
   const int64_t buckets = (items + kItemsPerBucket - 1) / kItemsPerBucket;
   int64_t rows_per_block = std::max<int64_t>(1, kPairsPerBlock / width);
-  // A block has an end per bucket: with many items, more pairs than that, as long as there are blocks enough for any number
-  // of threads.
+  // A block stores an end for each bucket. So with many items it takes more pairs, as long as there are enough blocks for any
+  // number of threads.
   const int64_t wanted = (kPairsPerEnd * buckets + width - 1) / width;
   rows_per_block = std::max(rows_per_block, std::min(wanted, rows / kEnoughBlocks));
   rows_per_block = std::min(rows_per_block, kMaxRowsPerBlock);
@@ -65,20 +65,20 @@ struct PairIds {
   const int64_t* pos;    // [B]
   const int64_t* extra;  // [B, M]
   int64_t m;
-  const Id* neg;  // [B, N]; or of some rows alone, from `first` on
+  const Id* neg;  // [B, N]; or only some rows, from `first` on
   int64_t n;
   int64_t first = 0;
   __attribute__((always_inline)) const Id* negatives_of(int64_t row) const { return neg + (row - first) * n; }
 };
 
-// An id out of range: where it stands in its id tensor, and what it is.
+// An id out of range: its place in the id tensor, and its value.
 struct BadId {
   const char* name = nullptr;
   int64_t row = 0;
   int64_t id = 0;
 };
 
-// Calls visit(id) for each of `ids` [n] that is no padding, until one is out of range.
+// Calls visit(id) for each of `ids` [n] that is not padding, until one is out of range.
 template <typename Id, typename Visit>
 BadId visit_ids(const Id* ids, int64_t n, int64_t items, const char* name, int64_t row, Visit&& visit) {
   for (int64_t j = 0; j < n; ++j) {
@@ -104,7 +104,7 @@ BadId visit_rows(const PairIds<Id>& ids, int64_t begin, int64_t end, int64_t ite
   return {};
 }
 
-// Where each bucket's pairs of a block begin, in `ends` [buckets]; sort_block() moves them to where they end.
+// Writes where each bucket's pairs begin in a block to `ends` [buckets]; sort_block() advances these to where they end.
 template <typename Id>
 BadId count_block(const PairIds<Id>& ids, const PairGrid& grid, int64_t block, int64_t items, int32_t* ends) {
   std::fill(ends, ends + grid.buckets, 0);
@@ -121,8 +121,8 @@ BadId count_block(const PairIds<Id>& ids, const PairGrid& grid, int64_t block, i
   return bad;
 }
 
-// Writes a block's pairs to their places, and zeros to those that padding leaves over. The ids have been counted;
-// coefficients [rows in the block, width].
+// Writes a block's pairs to their places, and zeros to the places that padding leaves unused, after the ids have been counted.
+// coefficients: [rows in the block, width].
 template <typename Id, typename T>
 void sort_block(const PairIds<Id>& ids, const PairGrid& grid, int64_t block, const T* coefficients, int32_t* ends,
                 PairKey* keys, T* sorted) {

@@ -18,7 +18,7 @@ namespace cw_cpu {
 
 enum class Isa { any, avx2, avx512 };
 
-// ATen's own choice, so that ATEN_CPU_CAPABILITY lowers both; read once.
+// The same choice as ATen's, so that ATEN_CPU_CAPABILITY lowers both; read once.
 inline Isa isa() {
   static const Isa chosen = [] {
     const std::string name = at::get_cpu_capability();
@@ -84,8 +84,8 @@ RowResults<T> row_outputs(const cw_ext::RowOutputs& out) {
           out.loss.size(0), pointer<T>(out.d_curve), pointer<int64_t>(out.above)};
 }
 
-// Rows per task, so that one is worth a thread's waking up, which takes tens of microseconds where threads do not spin
-// while they wait: `work` is the number of elements in a row, `cost` what one takes: 1 for a copy.
+// Rows per task, large enough to be worth waking a thread, which takes tens of microseconds if threads do not spin while they
+// wait. `work` is the number of elements in a row; `cost` is the cost of an element, 1 for a copy.
 inline int64_t grain(int64_t work, int64_t cost = 4) {
   return std::max<int64_t>(1, 131072 / std::max<int64_t>(1, work * cost));
 }
@@ -107,7 +107,7 @@ Table<In> readable_table(const at::Tensor& items, std::vector<In>& room) {
   return {rows, dim, count - copied, room.data(), room.data() + copied * dim + kRegister};
 }
 
-// The call's part of a level-2 task: of an EmbeddingsCall or a SharedNegativesCall.
+// Fills a level-2 task from its call, an EmbeddingsCall or a SharedNegativesCall.
 template <typename In, typename Call>
 void fill_query_task(const Call& call, std::vector<In>& room, QueryTask<In>& task) {
   using T = typename Compute<In>::type;

@@ -11,11 +11,11 @@ namespace CW_ISA {
 
 using namespace CW_NAMESPACE;
 
-// Draws in work at a time.
+// Draws handled at a time.
 constexpr int kDraws = 256;
 
-// What tells most items that are no known positive of a query at a look: a bit for each, shared by items that are alike in
-// their last bits. It stays in L1, however many items there are.
+// A filter that recognises most items that are not known positives of a query: a bit per item, shared by items with the same
+// last bits. It stays in L1, however many items there are.
 struct Filter {
   uint32_t* bits;
   uint32_t mask;
@@ -33,16 +33,16 @@ struct Filter {
   }
 };
 
-// What speaks against an attempt: that it may be a known positive, or that its word favours an item.
+// Reasons to look at an attempt again: its item may be a known positive, or its word would make some items more likely.
 constexpr uint32_t kMaybeKnown = 1, kFavours = 2;
 
-// The words of some attempts: each has one for the slot and, for a popular item, one for its threshold.
+// The words of some attempts: one each for the slot and, with popular items, one for the threshold.
 struct Words {
   uint32_t slots[kDraws];
   uint32_t coins[kDraws];
 };
 
-// The items that the words of `count` attempts name, and what speaks against each; returns against how many something does.
+// The items of `count` attempts and the reasons against each; returns how many attempts have a reason.
 template <bool Popular>
 CW_INLINE int items_of(const NegativeSource& source, uint32_t excess, const Filter& filter, const Words& words, int count,
                        int32_t* ids, uint8_t* doubts) {
@@ -60,7 +60,7 @@ CW_INLINE int items_of(const NegativeSource& source, uint32_t excess, const Filt
     const int32_t* const aliases = source.aliases;
 #pragma omp simd
     for (int j = 0; j < count; ++j) {
-      const int32_t slot = ids[j], alias = aliases[slot];  // read whether wanted or not: a condition would be a branch
+      const int32_t slot = ids[j], alias = aliases[slot];  // read unconditionally: a condition would be a branch
       ids[j] = words.coins[j] < thresholds[slot] ? slot : alias;
     }
   }

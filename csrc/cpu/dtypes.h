@@ -41,7 +41,7 @@ CW_INLINE void store(float x, BFloat16& to) {
 CW_INLINE void store(float x, Half& to) {
   const uint32_t sign = (to_bits(x) >> 16) & 0x8000u;
   const uint32_t magnitude = to_bits(x) & 0x7FFFFFFFu;
-  // Normal numbers: the exponent moved, the mantissa rounded to nearest even. Overflow runs into ∞ by itself.
+  // Normal numbers: the exponent moved, the mantissa rounded to nearest even. Overflow becomes ∞.
   const uint32_t normal = (magnitude - 0x38000000u + 0x0FFFu + ((magnitude >> 13) & 1u)) >> 13;
   // Denormals: adding ½ lines the mantissa's last bit up with fp16's, and the addition rounds.
   const uint32_t denormal = to_bits(from_bits(magnitude) + 0.5f) - 0x3F000000u;

@@ -1,4 +1,4 @@
-// What the gradients of level 2 and level 3 are computed with: norms, ids, and sums over sorted pairs.
+// For the gradients of levels 2 and 3: norms, ids, and sums over sorted pairs.
 #pragma once
 
 #include <ATen/Functions.h>
@@ -11,7 +11,8 @@
 
 namespace cw_cpu {
 
-// A pass over the table pays where the batch reads its rows more than a few times; else norms come with the scores.
+// A pass over the table is worth it if the batch reads its rows more than a few times; otherwise the norms are computed with
+// the scores.
 inline at::Tensor inverse_norms_of(const at::Tensor& items, int64_t reads, at::ScalarType compute) {
   if (items.size(0) > reads / 4) return {};
   at::Tensor result = at::empty({items.size(0)}, items.options().dtype(compute));
@@ -34,7 +35,7 @@ PairIds<Id> pair_ids(const at::Tensor& pos, const at::Tensor& extra, const at::T
           neg.defined() ? neg.size(1) : 0};
 }
 
-// Keeps the first bad id of the batch, whatever thread finds which.
+// Keeps the first bad id of the batch, in whatever order the threads find them.
 inline void note_first(const BadId& found, BadId& first) {
   if (!first.name || found.row < first.row) first = found;
 }
@@ -44,7 +45,7 @@ inline void check_found(const BadId& bad, int64_t num_items) {
                     bad.row);
 }
 
-// All of the task but its pairs. The sources are in the tensor that is returned, with room for `further` rows, to be filled in.
+// The task without its pairs. The returned tensor holds the sources, with room for `further` rows to be filled in.
 template <typename In>
 at::Tensor fill_item_task(const cw_ext::ItemGradientCall& call, int64_t further, ItemGradientTask<In>& task) {
   using T = typename Compute<In>::type;
@@ -72,7 +73,7 @@ at::Tensor fill_item_task(const cw_ext::ItemGradientCall& call, int64_t further,
   return sources;
 }
 
-// Where the buckets are to be cut into parts of like work: items differ in popularity by orders of magnitude.
+// Where to cut the buckets into parts of equal work, as items differ in popularity by orders of magnitude.
 inline std::vector<int64_t> cuts_of(const PairGrid& grid, const int32_t* ends, int64_t dim) {
   std::vector<int64_t> work(static_cast<size_t>(grid.buckets), kItemsPerBucket);  // the rows to write
   for (int64_t block = 0; block < grid.blocks; ++block) {

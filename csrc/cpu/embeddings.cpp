@@ -58,7 +58,7 @@ void forward(const cw_ext::EmbeddingsCall& call) {
   check_found(bad, num_items);
 }
 
-// Pairs that are not sorted yet: those of the positives where rows share their negatives.
+// Sorts pairs that are not sorted yet: those of the positives if rows share their negatives.
 template <typename T>
 void sort_pairs(const PairIds<int64_t>& ids, const PairGrid& grid, int64_t num_items, const T* coefficients,
                 int32_t* ends, PairKey* keys, T* sorted) {
@@ -66,7 +66,7 @@ void sort_pairs(const PairIds<int64_t>& ids, const PairGrid& grid, int64_t num_i
     for (int64_t block = first; block < last; ++block) {
       const int64_t base = block * grid.pairs_per_block();
       int32_t* const own_ends = ends + block * grid.buckets;
-      // The forward pass has looked at the ids, but an op can be called alone.
+      // The forward pass has checked the ids, but an op can be called alone.
       const BadId bad = count_block(ids, grid, block, num_items, own_ends);
       TORCH_CHECK_INDEX(!bad.name, "ids must be in [0, ", num_items, "), or −1 for padding, got ", bad.id);
       sort_block(ids, grid, block, coefficients + base, own_ends, keys + base, sorted + base);
@@ -74,7 +74,7 @@ void sort_pairs(const PairIds<int64_t>& ids, const PairGrid& grid, int64_t num_i
   });
 }
 
-// Sorted pairs come back through the op, so they are looked at again before they say what memory is read.
+// Sorted pairs are an argument of the op, so they are checked again before memory is read by them.
 void check_pairs(const PairGrid& grid, const PairKey* keys, const int32_t* ends) {
   at::parallel_for(0, grid.blocks, grain(grid.pairs_per_block(), 1), [&](int64_t first, int64_t last) {
     for (int64_t block = first; block < last; ++block) {
@@ -113,8 +113,8 @@ void backward(const cw_ext::ItemGradientCall& call) {
     const int64_t width = coefficients.size(1);
     at::Tensor pos_ids = call.pos_ids, extra_ids = call.extra_ids, unsorted = coefficients;
     if (shared > 0) {
-      // The shared negatives are rows of their own, with one pair of weight 1, or 0 where all rows leave them out:
-      // these may hold anything, which the normalization would look at.
+      // The shared negatives are rows of their own with a pair of weight 1, or 0 if all rows leave them out: such items
+      // may hold anything, and must not reach the normalisation.
       pos_ids = at::cat({pos_ids, call.shared_ids});
       extra_ids = at::cat({extra_ids, at::full({shared, width - 1}, -1, extra_ids.options())});
       at::Tensor weights = at::zeros({shared, width}, coefficients.options());

@@ -14,7 +14,7 @@ void inverse_norms(const In* x, int64_t dim, typename Compute<In>::type* out, in
   for (int64_t i = begin; i < end; ++i) out[i] = inverse_norm(squared_norm<In, T>(x + i * dim, dim));
 }
 
-// Items whose sum is made before it is added to a query's gradient.
+// How many items are summed before the sum is added to a query's gradient.
 constexpr int64_t kItemsPerSum = 512;
 
 // coefficients: of rows [begin, end), or null. item_rows: [1 + m + n]. scratch: embeddings_scratch(n, m, dim).
@@ -22,14 +22,14 @@ template <typename In, typename Id>
 void embeddings(const EmbeddingsTask<In, Id>& task, int64_t begin, int64_t end, typename Compute<In>::type* coefficients,
                 const In** item_rows, typename Compute<In>::type* scratch) {
   using T = typename Compute<In>::type;
-  Parameters<T> p = make_parameters<T>(task.arguments, task.values.temperature.all);
+  Parameters<T> p = make_parameters<T>(task.arguments, task.values.temperature.at(begin));
   const RowKernel<T> kernel = choose_row_kernel(p);
   const int64_t n = task.n, m = task.m, dim = task.items.dim, width = 1 + m + n;
   const Gather<In, T> items(task.items, task.inverse_norms, task.normalized);
   const int64_t padded_dim = items.chunks.vectors() * kLanes<T>;
   const bool wanted = coefficients != nullptr;
 
-  // All [1 + m + n] in the coefficients' layout: positive, extra positives, negatives.
+  // Each [1 + m + n], in the layout of the coefficients: positive, extra positives, negatives.
   T* const score = scratch;
   T* const inverse = score + width;
   T* const log_q = inverse + width;
@@ -46,7 +46,7 @@ void embeddings(const EmbeddingsTask<In, Id>& task, int64_t begin, int64_t end, 
     const Id* const neg_ids = task.ids.negatives_of(b);
 
     const T query_inverse = unit_query(task, b, unit);
-    if (*pos_id < 0) {  // all is masked: nothing of the table is read
+    if (*pos_id < 0) {  // everything is masked: the table is not read
       write_row(task.out, b, RowResult<T>{});
       if (task.out.d_log_q) fill(task.out.d_log_q + b * n, n, T(0));
       if (task.out.d_curve) fill(task.out.d_curve + b * (task.curve.last + 1), task.curve.last + 1, T(0));
@@ -70,7 +70,7 @@ void embeddings(const EmbeddingsTask<In, Id>& task, int64_t begin, int64_t end, 
     Id smallest = 0;
 #pragma omp simd reduction(min : smallest)
     for (int64_t j = 0; j < n; ++j) smallest = neg_ids[j] < smallest ? neg_ids[j] : smallest;
-    // Of some rows alone, as the ids are.
+    // Only of some rows, like the ids.
     const T* const given_log_q = task.log_q ? task.log_q + (b - task.ids.first) * task.log_q_stride : nullptr;
 
     const T* const masked = masked_log_q(smallest < 0, given_log_q, n, log_q,

@@ -22,7 +22,7 @@ CW_INLINE T inverse_norm(T squared) {
   return squared == T(0) ? T(0) : T(1) / std::sqrt(squared);
 }
 
-// Rows in work at a time, so that their loads overlap.
+// Rows handled at a time, so that their loads overlap.
 constexpr int kGroup = 4;
 
 template <typename In, typename T>
@@ -46,7 +46,7 @@ struct Gather {
     for (int64_t i = 0; i < table.dim * int64_t(sizeof(In)); i += 64) __builtin_prefetch(bytes + i);
   }
 
-  // visit(chunk number, raw(row pointer)), for the whole chunks and then the part.
+  // Calls visit(chunk number, raw(row pointer)) for the whole chunks, then for the partial one.
   template <typename Visit>
   CW_INLINE void each_chunk(Visit visit) const {
     using Raw = typename Chunk<In>::Raw;
@@ -118,8 +118,8 @@ struct Gather {
     }
   }
 
-  // x[j], the row of ids[j]; scores[j] = scale · q·x_j / |x_j|; inverse[j] = 1/|x_j|. q in the order of chunks. What padding
-  // gets is to be masked.
+  // x[j], the row of ids[j]; scores[j] = scale · q·x_j / |x_j|; inverse[j] = 1/|x_j|. q in the order of chunks. The
+  // caller masks the scores of padding.
   template <typename Id>
   void scores(const T* q, const Id* ids, int64_t n, T scale, const In** x, T* scores, T* inverse) const {
     for (int64_t j = 0; j < n; ++j) x[j] = row(ids[j]);
@@ -130,8 +130,8 @@ struct Gather {
     }
   }
 
-  // to += Σ_j coefficients[j]·inverse[j]·x_j, in the order of chunks. A masked item may hold anything, so zeros are read in
-  // the place of items that have no weight.
+  // to += Σ_j coefficients[j]·inverse[j]·x_j, in the order of chunks. A masked item may hold anything, so zeros are read
+  // instead of items without weight.
   void add(const In* const* x, int64_t n, const T* coefficients, const T* inverse, T* to) const {
     constexpr int kRows = 2 * kGroup;
     for (int64_t j = 0; j < n; j += kRows) {
@@ -160,7 +160,7 @@ struct Gather {
   }
 };
 
-// The gradient of x̂ = x/|x| carried to x: what is left of g after its part along x̂, over |x|. `unit` is x̂.
+// The gradient of x from that of x̂ = x/|x|: g without its component along x̂, divided by |x|. `unit` is x̂.
 template <typename T>
 CW_INLINE void through_normalization(T* g, const T* unit, T inverse, int64_t dim) {
   T along = 0;

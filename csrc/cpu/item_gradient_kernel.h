@@ -7,7 +7,7 @@
 namespace cw_cpu {
 namespace CW_ISA {
 
-// Elements of a gradient's row in work at a time: a bucket of them, and the sources' that a block names, stay in L1.
+// Elements of a gradient's row handled at a time: those of a bucket, and those of a block's sources, stay in L1.
 constexpr int64_t kSlice = 64;
 
 // to [vectors] += factor · from
@@ -19,13 +19,13 @@ CW_INLINE void add_scaled(T* to, const T* from, T factor, int vectors) {
   }
 }
 
-// A fresh sum is begun after so many pairs of a bucket for each item among them, which bounds the roundings of a sum; and
-// after so many in any case, where one item has most of them.
+// A new sum is begun after this many pairs of a bucket per item among them, which bounds the rounding errors of a sum; and
+// after this many pairs in any case, in case one item has most of them.
 constexpr int64_t kPairsPerSum = 256;
 constexpr int64_t kMostPairsPerSum = 4096;
 
 // The sums [kItemsPerBucket, padded_dim] of bucket k, elements [slice, slice + vectors·kLanes). `carried`: the items whose
-// sums have a high part already; on return those that have one. Returns which items have a pair with a weight.
+// sums already have a high part; updated. Returns which items have a pair with a weight.
 template <typename In, typename T>
 CW_INLINE uint64_t add_bucket(const ItemGradientTask<In>& task, int64_t k, int64_t slice, int vectors,
                               const LongSums<T>& sums, uint64_t& carried) {
@@ -84,7 +84,7 @@ CW_INLINE uint64_t add_bucket(const ItemGradientTask<In>& task, int64_t k, int64
         check += kPairsPerSum;
       }
     }
-    // Where level 3 begins another part: the same sums, whether the ids are given or drawn.
+    // Where level 3 begins another part, so that the sums are the same whether the ids are given or drawn.
     if (--blocks_left == 0) {
       blocks_left = grid.blocks_at_once;
       if (block + 1 < grid.blocks) carry();
@@ -94,8 +94,8 @@ CW_INLINE uint64_t add_bucket(const ItemGradientTask<In>& task, int64_t k, int64
   return weighed | fresh;
 }
 
-// scratch: item_gradient_scratch(dim). Buckets [begin, end): each is one thread's, and goes through its pairs in the order
-// of their rows, so the sums have one order whatever the threads.
+// scratch: item_gradient_scratch(dim). Buckets [begin, end): each belongs to one thread and goes through its pairs in the
+// order of their rows, so the order of the sums does not depend on the threads.
 template <typename In>
 void item_gradient(const ItemGradientTask<In>& task, int64_t begin, int64_t end, typename Compute<In>::type* scratch) {
   using T = typename Compute<In>::type;
@@ -138,7 +138,7 @@ void item_gradient(const ItemGradientTask<In>& task, int64_t begin, int64_t end,
       const bool has_carried = carried >> i & 1;
       const int64_t place = (first_item + i) * dim;
       if (task.after_high) {
-        // An item that no pair had has 0 in its latest sum.
+        // An item without a pair has 0 in its latest sum.
         const T* const from_high = has_carried ? high : sum;
         const T* const from_low = has_carried ? low : sum;
 #pragma omp simd

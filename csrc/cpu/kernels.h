@@ -45,8 +45,8 @@ struct ScoresTask {
   T* d_extra;  // [B, M]
 };
 
-// A table [I, D] whose rows are read a register at a time, past their end. The last rows, where that would leave the
-// table, stand in a copy with room behind it.
+// A table [I, D] whose rows are read a register at a time, past their end. The last rows, where that would read beyond the
+// table, are in a copy with room behind it.
 template <typename In>
 struct Table {
   const In* rows;
@@ -104,9 +104,9 @@ struct SharedTask : QueryTask<In> {
   const int32_t* next_column;   // [N]
   HistoryPointers histories;
   T* columns;                // x̂ᵀ·scale, packed: [panels of N, D, kPanel]      filled by pack_shared()
-  T* rows;                   // x̂, packed: [panels of D, N, kPanel]; 0 in the place of values that are not finite
+  T* rows;                   // x̂, packed: [panels of D, N, kPanel]; 0 instead of values that are not finite
   T* coefficients;           // [B, 1 + M]: dloss/dscore · scale
-  T* shared_coefficients;    // [B, N]: dloss/dscore; or of some rows alone, from first_row on
+  T* shared_coefficients;    // [B, N]: dloss/dscore; or only some rows, from first_row on
   int64_t first_row;
 };
 
@@ -121,7 +121,7 @@ struct ItemGradientTask {
   bool normalized;
   const T* before_high;  // [I, D] sums to add to, or null
   const T* before_low;   // [I, D] what was rounded away in them, or null
-  T* after_high;         // [I, D] where the sums go, or null: they are the last ones, and the gradient is made of them
+  T* after_high;         // [I, D] where the sums go; null for the last part, which writes the gradient instead
   T* after_low;          // [I, D]
   const T* sources;  // [rows, padded_dim]
   PairGrid grid;
@@ -141,7 +141,7 @@ struct ScaleRowsTask {
   In* out;
 };
 
-// Rows of a matrix product in work at a time: a multiple of the register tiles' of any instruction set.
+// Rows of a matrix product handled at a time: a multiple of the rows of a register tile in any instruction set.
 constexpr int64_t kRowStep = 12;
 
 // c [rows, panels·kPanel] = a [rows, depth] · b, with b packed as [panels, depth, kPanel].
@@ -156,19 +156,19 @@ struct ProductTask {
   int64_t panels;
   T* c;
   int64_t c_stride;
-  bool accumulate;  // add to what stands in c
+  bool accumulate;  // add to c
 };
 
-// A row with room for whole registers, of any instruction set and element type.
+// The length of a row with room for whole registers of any instruction set and element type.
 static inline int64_t round_up_dim(int64_t dim) { return (dim + 31) / 32 * 32; }
 
-// A row's filter of known positives has at most so many words: they fit into L1.
+// A row's filter of known positives has at most this many words, which fit into L1.
 constexpr int64_t kFilterWords = 4096;
 
 // How many values of the compute type a thread needs as scratch.
 static inline int64_t scores_scratch(int64_t n, int64_t m) { return 5 * (n + m); }
 static inline int64_t embeddings_scratch(int64_t n, int64_t m, int64_t dim) { return 7 * (n + m + 1) + 5 * round_up_dim(dim); }
-// Rows of the shared negatives' scores in work at a time: they stay in L2.
+// Rows of the shared negatives' scores handled at a time: they stay in L2.
 static inline int64_t shared_step(int64_t n) { return kRowStep * std::max<int64_t>(1, std::min<int64_t>(4, 5000 / n)); }
 static inline int64_t shared_scratch(int64_t n, int64_t m, int64_t dim) {
   return shared_step(n) * (n + 64 + 2 * (1 + m) + 1 + 2 * round_up_dim(dim)) + 5 * n + (1 + m) + 2 * round_up_dim(dim);

@@ -1,4 +1,4 @@
-// The CPU kernels for AVX2. The headers stand before the pragma: what they define is shared with all other code, and must
+// The CPU kernels for AVX2. The headers come before the pragma: what they define is shared with all other code, and must
 // run on any machine.
 #if defined(__x86_64__)
 #include <cmath>

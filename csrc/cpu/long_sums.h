@@ -1,4 +1,4 @@
-// Sums of many terms that keep what small terms add. Included by kernels_impl.h.
+// Sums of many terms that do not lose small terms. Included by kernels_impl.h.
 #pragma once
 
 #include "row_kernel.h"
@@ -7,8 +7,8 @@
 namespace cw_cpu {
 namespace CW_ISA {
 
-// A sum of many terms in three parts, so that small terms are not lost beside a large sum: `sum` of the latest pairs, `high`
-// of those before, and `low` of what was rounded away where `sum` was added to `high` (Knuth's TwoSum).
+// A sum of many terms in three parts, so that small terms are not lost beside a large sum: `sum` of the latest pairs,
+// `high` of those before, and `low` of the rounding errors when `sum` was added to `high` (Knuth's TwoSum).
 template <typename T>
 struct LongSums {
   T* sum;
@@ -16,7 +16,7 @@ struct LongSums {
   T* low;
 };
 
-// Moves `sum` [vectors] into `high` and `low`, which are not set yet where it is the first.
+// Moves `sum` [vectors] into `high` and `low`, which are not set yet before the first time.
 template <typename T>
 CW_INLINE void carry_over(const LongSums<T>& x, bool first, int vectors) {
   const Lanes<T> zero = {};
@@ -37,7 +37,7 @@ CW_INLINE void carry_over(const LongSums<T>& x, bool first, int vectors) {
   }
 }
 
-// `high` [n] and what was rounded away: what was, beside a sum that is not finite, is no number.
+// `high` [n] plus the rounding errors; these are NaN, and left out, if the sum is not finite.
 template <typename T>
 CW_INLINE void add_low(const LongSums<T>& x, int64_t n, T* out) {
 #pragma omp simd

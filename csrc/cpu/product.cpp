@@ -1,5 +1,5 @@
-// Sums over rows by a matrix product, for negatives that all rows share. Ours, since MKL leaves half of the vector width
-// unused on processors that are not Intel's, and splits its sums by the number of threads.
+// Sums over rows by a matrix product, for negatives that all rows share. Our own, since MKL uses only half of the vector width
+// on processors other than Intel's, and splits its sums by the number of threads.
 #include <ATen/Parallel.h>
 
 #include "dispatch.h"
@@ -8,8 +8,8 @@ namespace cw_cpu {
 
 namespace {
 
-// x [depth, dim] times factor as ProductTask wants its b, with 0 in the place of NaN and ±∞: where such a row should count,
-// its coefficients are NaN themselves, and where not, a coefficient of 0 would not silence it.
+// x [depth, dim] times factor, packed as ProductTask's b, with 0 instead of NaN and ±∞: if such a row counts, its coefficients
+// are NaN themselves; if not, their 0 would not be enough, as 0 · NaN is NaN.
 template <typename T>
 void pack(const T* x, int64_t depth, int64_t dim, T factor, T* out) {
   constexpr int64_t kPanel = ProductTask<T>::kPanel;

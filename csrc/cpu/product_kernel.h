@@ -9,16 +9,16 @@
 namespace cw_cpu {
 namespace CW_ISA {
 
-// Rows of a tile: with two vectors of columns each, their sums fill the registers but for a few.
+// Rows of a tile: with two vectors of columns each, their sums fill all but a few registers.
 constexpr int kTileRows = CW_VECTOR_BYTES == 64 ? 12 : 6;
 
 // R rows of c += a[:, first:last] · panel[first:last].
 template <int R, typename T>
 CW_INLINE void product_tile(const ProductTask<T>& task, const T* a, const T* panel, int64_t first, int64_t last, T* c) {
   constexpr int W = kLanes<T>, V = ProductTask<T>::kPanel / W;
-  // Two vectors of a panel at a time, whatever its width.
+  // Two vectors of a panel at a time.
   for (int v = 0; v < V; v += 2) {
-    Lanes<T> sum[R][2] = {};  // not what stands in c: the shorter the sums, the less is rounded away
+    Lanes<T> sum[R][2] = {};  // not c itself: the shorter the sums, the smaller the rounding errors
     for (int64_t k = first; k < last; ++k) {
       const Lanes<T> x = load_vector<Lanes<T>>(panel + k * ProductTask<T>::kPanel + v * W);
       const Lanes<T> y = load_vector<Lanes<T>>(panel + k * ProductTask<T>::kPanel + (v + 1) * W);
@@ -38,10 +38,10 @@ CW_INLINE void product_tile(const ProductTask<T>& task, const T* a, const T* pan
   }
 }
 
-// Rows [begin, end). The sums are made in the order of k, kDepth at a time, whatever the rows.
+// Rows [begin, end). The sums are in the order of k, kDepth at a time, independent of the range of rows.
 template <typename T>
 void product(const ProductTask<T>& task, int64_t begin, int64_t end) {
-  constexpr int64_t kDepth = 128;  // what of `a` is walked again for each panel stays in the cache
+  constexpr int64_t kDepth = 128;  // so that the part of `a` that each panel reads again stays in the cache
   for (int64_t i = begin; !task.accumulate && i < end; ++i) {
     fill(task.c + i * task.c_stride, task.panels * ProductTask<T>::kPanel, T(0));
   }

@@ -7,7 +7,7 @@
 namespace cw_cpu {
 namespace CW_ISA {
 
-// The row's log weights, with −∞ for what padding masks; `room` [n] holds them where they are not those given.
+// The row's log weights, with −∞ where padding masks; in `room` [n] if they differ from those given.
 // absent(j): whether negative j is padding.
 template <typename T, typename Absent>
 CW_INLINE const T* masked_log_q(bool any, const T* given, int64_t n, T* room, Absent absent) {
@@ -16,7 +16,7 @@ CW_INLINE const T* masked_log_q(bool any, const T* given, int64_t n, T* room, Ab
   return room;
 }
 
-// The query of row b over its norm (dot: itself), in `unit` [dim]. Returns what it was multiplied by.
+// The query of row b divided by its norm (for dot: unchanged), in `unit` [dim]. Returns the factor.
 template <typename In, typename T>
 CW_INLINE T unit_query(const QueryTask<In>& task, int64_t b, T* unit) {
   const int64_t dim = task.items.dim;
@@ -33,11 +33,10 @@ template <typename In, typename T>
 CW_INLINE RowResult<T> solve_row(const QueryTask<In>& task, RowKernel<T> kernel, Parameters<T>& p, int64_t b,
                                  const T* own_scores, const T* neg_scores, int64_t left_out, const T* log_q,
                                  T* own_coefficients, T* neg_coefficients, T* scratch) {
-  const Curve<T> curve = task.curve.of_row(b);
   Row<T> row{own_scores[0], neg_scores, task.n, left_out, own_scores + 1, task.m, log_q,
                    task.values.at(b), task.values.temperature.rows != nullptr,
-                   task.curve.log_weights ? &curve : nullptr, task.out.above ? task.out.above + b : nullptr};
-  if (row.own_temperature) set_temperature(p, task.arguments, row.values.temperature);
+                   &task.curve, task.curve.of_row(b), task.out.above ? task.out.above + b : nullptr};
+  if (task.values.temperature.differs()) set_temperature(p, task.arguments, row.values.temperature);
   RowGradients<T> gradients;
   gradients.wanted = task.with_gradients;
   gradients.neg = neg_coefficients;

@@ -10,7 +10,7 @@ namespace CW_ISA {
 
 using namespace CW_NAMESPACE;
 
-// Sums run in blocks: within one in the compute type, over them in fp64.
+// Sums are made in blocks: within a block in the compute type, over the blocks in fp64.
 constexpr int64_t kBlock = 1024;
 
 CW_INLINE int64_t block_end(int64_t begin, int64_t n) { return begin + kBlock < n ? begin + kBlock : n; }
@@ -20,27 +20,28 @@ struct Row {
   T pos;
   const T* neg;  // [N]
   int64_t n;
-  int64_t left_out;  // of them, with a score of −∞: they are not there
+  int64_t left_out;  // how many of them, with a score of −∞, are not negatives at all
   const T* extra;  // [M]
   int64_t m;
   const T* log_q;  // [N] or null
   cw_ext::RowArguments values;
   bool own_temperature;  // whose gradient is wanted
-  const Curve<T>* curve;  // or null
+  const Curve<T>* curve;  // whose values in this row are the next
+  const T* curve_values;  // [K] or null: no curve
   int64_t* above;         // or null
 };
 
 template <typename T>
 struct RowGradients {
   T pos;
-  T* neg;      // [N], always there: it is also where the terms of the sum are kept
+  T* neg;      // [N], never null: the terms of the sum are kept here too
   T* extra;    // [M], likewise
   T* log_q;    // [N] or null
   T* curve;    // [K] or null
   bool wanted;
 };
 
-// A surrogate's exponent costs a logarithm: found once and kept. That of exp is found again where it is used.
+// A surrogate's exponent costs a logarithm: it is computed once and kept. That of exp is computed again where it is used.
 constexpr bool is_costly(Surrogate s) { return s != Surrogate::exp; }
 
 // The scores [n] of a row, or of its extra positives.
@@ -53,7 +54,7 @@ struct Elements {
   CW_INLINE T log_q_of(int64_t j) const { return HasLogQ ? log_q[j] : T(0); }
 };
 
-// The largest exponent, and whether one element spoils the row. Costly exponents are left in `terms`.
+// The largest exponent, and whether an element makes the row NaN. Costly exponents are left in `terms`.
 template <typename T, Weighting W, Surrogate S, bool HasLogQ>
 T largest_exponent(const Elements<T, HasLogQ> x, const Parameters<T>& parameters, T* terms, bool& non_finite) {
   const Parameters<T> p = parameters;  // in registers: a select between two loads would be a branch
@@ -173,7 +174,7 @@ T share_out(const T* scores, int64_t n, T pos, T by_sum, T sum, const Parameters
   return p.detach_weights ? shares(p, true) : shares(p, false);
 }
 
-// The part of the elements in the gradient of log τ: each one's share of the sum, times the sum's derivative, times slope(j).
+// The elements' part of the gradient of log τ: each element's share of the sum, times the sum's derivative, times slope(j).
 template <typename T, typename Slope>
 CW_INLINE T temperature_sum(int64_t n, T by_sum, T sum, const T* terms, Slope slope_of) {
   const T unit = by_sum / sum;
@@ -199,9 +200,20 @@ T temperature_gradient(const Row<T>& row, const RowSums<T>& sums, const RowResul
   const T* const neg = row.neg;
   const T* const extra = row.extra;
   const T pos = row.pos;
-  T by_log_tau = temperature_sum(row.n, result.by_log_a, sums.negatives.sum, gradients.neg,
-                                 [=](int64_t j) CW_INLINE_LAMBDA { return temperature_slope(neg[j] - pos, W, S, p); });
-  if (p.normalize_weights && !p.detach_weights && p.weight_follows) {
+  const bool through_weights = !p.detach_weights && p.weight_follows;
+  // The condition is a constant within each loop, in which it would be a branch.
+  const auto sum_over = [=](const T* scores, int64_t n, T by_sum, T sum, const T* terms) CW_INLINE_LAMBDA {
+    const auto with = [=](Parameters<T> p, bool through) CW_INLINE_LAMBDA {
+      p.detach_weights = !through;
+      p.weight_follows = through;
+      return temperature_sum(n, by_sum, sum, terms, [=](int64_t j) CW_INLINE_LAMBDA {
+        return temperature_slope(scores[j] - pos, W, S, p);
+      });
+    };
+    return W == Weighting::sigmoid && through_weights ? with(p, true) : with(p, false);
+  };
+  T by_log_tau = sum_over(neg, row.n, result.by_log_a, sums.negatives.sum, gradients.neg);
+  if (p.normalize_weights && through_weights) {
     by_log_tau -= temperature_sum(
         row.n, result.by_log_a, sums.denominator.sum, denominator_terms, [=](int64_t j) CW_INLINE_LAMBDA {
           const T slope = weight_temperature_slope(neg[j] - pos, W, p);
@@ -209,35 +221,50 @@ T temperature_gradient(const Row<T>& row, const RowSums<T>& sums, const RowResul
         });
   }
   if (sums.m > 0 && result.by_log_c != T(0)) {
-    by_log_tau += temperature_sum(row.m, result.by_log_c, sums.positives.sum, gradients.extra,
-                                  [=](int64_t k) CW_INLINE_LAMBDA { return temperature_slope(extra[k] - pos, W, S, p); });
+    by_log_tau += sum_over(extra, row.m, result.by_log_c, sums.positives.sum, gradients.extra);
   }
   return result.by_temperature + by_log_tau * p.inv_tau;
 }
 
-// The log weights [n] of a row that has a curve, in `out`.
+// The log weights [n] of a row that has a curve, in `out`; `left` and `right` are scratch [n]. A loop for each step, since
+// GCC vectorises none that looks up and selects.
 template <typename T>
-void log_weights_with_curve(const Row<T>& row, T* out) {
+void log_weights_with_curve(const Row<T>& row, T* out, T* left, T* right) {
   const Curve<T> curve = *row.curve;
-  const T* const neg = row.neg;
+  const T* const values = row.curve_values;
   const T* const given = row.log_q;
-  const T pos = row.pos;
+  const T* const neg = row.neg;
+  const T origin = curve.on_margin ? row.pos : T(0);
+  const int64_t n = row.n;
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) out[j] = position_on(curve, neg[j] - origin);
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) left[j] = values[place_at(curve, out[j]).k];
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) right[j] = values[place_at(curve, out[j]).k + 1];
+  const auto weigh = [=](auto given_at) CW_INLINE_LAMBDA {
+#pragma omp simd
+    for (int64_t j = 0; j < n; ++j) {
+      const T fraction = place_at(curve, out[j]).fraction;
+      out[j] = log_weight_between(left[j], right[j], fraction, neg[j] - origin, given_at(j));
+    }
+  };
   if (given) {
-#pragma omp simd
-    for (int64_t j = 0; j < row.n; ++j) out[j] = curve_log_weight(curve, neg[j], pos, given[j]);
+    weigh([=](int64_t j) CW_INLINE_LAMBDA { return given[j]; });
   } else {
-#pragma omp simd
-    for (int64_t j = 0; j < row.n; ++j) out[j] = curve_log_weight(curve, neg[j], pos, T(0));
+    weigh([=](int64_t) CW_INLINE_LAMBDA { return T(0); });
   }
 }
 
 // The gradient of the curve's places, from that of the log weights.
 template <typename T>
 void curve_gradient(const Row<T>& row, const T* d_log_q, T* d_curve) {
-  fill(d_curve, row.curve->last + 1, T(0));
+  const Curve<T> curve = *row.curve;
+  fill(d_curve, curve.last + 1, T(0));
+  const T origin = curve.on_margin ? row.pos : T(0);
   for (int64_t j = 0; j < row.n; ++j) {
     if (d_log_q[j] == T(0)) continue;  // masked out
-    const CurvePlace<T> place = place_on(*row.curve, row.curve->on_margin ? row.neg[j] - row.pos : row.neg[j]);
+    const CurvePlace<T> place = place_at(curve, position_on(curve, row.neg[j] - origin));
     d_curve[place.k] += d_log_q[j] * (T(1) - place.fraction);
     d_curve[place.k + 1] += d_log_q[j] * place.fraction;
   }
@@ -267,8 +294,8 @@ static inline int64_t row_scratch(int64_t n) { return 3 * n; }
 template <typename T, Weighting W, Surrogate S>
 RowResult<T> row_kernel(Row<T>& row, const Parameters<T>& p, RowGradients<T>& gradients, T* scratch) {
   T* const denominator_terms = scratch;
-  if (row.curve) {
-    log_weights_with_curve(row, scratch + row.n);
+  if (row.curve_values) {
+    log_weights_with_curve(row, scratch + row.n, scratch, scratch + 2 * row.n);
     row.log_q = scratch + row.n;
   }
   if (row.above) *row.above = count_above(row);

@@ -1,5 +1,5 @@
-// Level 3 on the CPU: level 2 with negatives that each block of rows draws for itself, forward and again backward, so that
-// what is in memory of them is a few blocks at a time.
+// Level 3 on the CPU: level 2 with negatives that each block of rows draws for itself, in forward and again in backward, so that
+// only a few blocks of them are in memory at a time.
 #include <ATen/Parallel.h>
 
 #include <mutex>
@@ -29,7 +29,7 @@ cw_ext::NegativeSource source_of(const cw_ext::Draws& draws) {
           pointer<const int32_t>(draws.candidates)};
 }
 
-// A thread's room for a block: its negatives and their log weights.
+// A thread's memory for a block: its negatives and their log weights.
 template <typename In>
 struct Drawn {
   using T = typename Compute<In>::type;
@@ -62,7 +62,7 @@ struct Drawn {
   }
 };
 
-// All of the task but its negatives. `room` and the tensor returned hold what it points to.
+// The task without its negatives. It points into `room` and the returned tensor.
 template <typename In>
 at::Tensor fill_task(const cw_ext::EmbeddingsCall& call, int64_t n, std::vector<In>& room,
                      EmbeddingsTask<In, int32_t>& task) {
@@ -152,7 +152,7 @@ void backward(const cw_ext::SampledItemGradientCall& call) {
       for (int64_t k = first; k < last; ++k) {
         const int64_t begin = (first_block + k) * grid.rows_per_block, end = begin + grid.rows_in(first_block + k);
         PairIds<int32_t> ids = task.ids;
-        // The forward pass has looked at the ids, but an op can be called alone.
+        // The forward pass has checked the ids, but an op can be called alone.
         check_found(visit_rows(ids, begin, end, num_items, [](int64_t) {}), num_items);
         drawn.draw(begin, end);
         if (!kept) {

@@ -11,7 +11,7 @@ namespace CW_ISA {
 template <typename In>
 void scores(const ScoresTask<In>& task, int64_t begin, int64_t end, typename Compute<In>::type* scratch) {
   using T = typename Compute<In>::type;
-  Parameters<T> p = make_parameters<T>(task.arguments, task.values.temperature.all);
+  Parameters<T> p = make_parameters<T>(task.arguments, task.values.temperature.at(begin));
   const RowKernel<T> kernel = choose_row_kernel(p);
   const int64_t width = task.n + task.m;
   T* const converted = scratch;             // [n + m], scores that come in another type
@@ -29,8 +29,8 @@ void scores(const ScoresTask<In>& task, int64_t begin, int64_t end, typename Com
     row.log_q = task.log_q ? task.log_q + b * task.log_q_stride : nullptr;
     row.values = task.values.at(b);
     row.own_temperature = own_temperature;
-    const Curve<T> curve = task.curve.of_row(b);
-    row.curve = task.curve.log_weights ? &curve : nullptr;
+    row.curve = &task.curve;
+    row.curve_values = task.curve.of_row(b);
     row.above = task.out.above ? task.out.above + b : nullptr;
     RowGradients<T> gradients;
     gradients.wanted = task.d_pos != nullptr;
@@ -38,7 +38,7 @@ void scores(const ScoresTask<In>& task, int64_t begin, int64_t end, typename Com
     gradients.extra = gradients.wanted ? task.d_extra + b * task.m : own_terms + task.n;
     gradients.log_q = task.out.d_log_q ? task.out.d_log_q + b * task.n : nullptr;
     gradients.curve = task.out.d_curve ? task.out.d_curve + b * (task.curve.last + 1) : nullptr;
-    if (own_temperature) set_temperature(p, task.arguments, row.values.temperature);
+    if (task.values.temperature.differs()) set_temperature(p, task.arguments, row.values.temperature);
     const RowResult<T> result = kernel(row, p, gradients, row_room);
     write_row(task.out, b, result);
     if (gradients.wanted) task.d_pos[b] = gradients.pos;

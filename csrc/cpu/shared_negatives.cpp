@@ -11,7 +11,7 @@ namespace cw_cpu {
 
 namespace {
 
-// Score gradients that are kept at a time where not all are: 32 MB in fp32.
+// How many score gradients are kept at a time, if not all: 32 MB in fp32.
 constexpr int64_t kScoresAtOnce = int64_t(1) << 23;
 
 template <typename In>

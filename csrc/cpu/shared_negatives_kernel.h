@@ -55,7 +55,7 @@ template <typename In>
 void shared_negatives(const SharedTask<In>& task, int64_t begin, int64_t end, typename Compute<In>::type* scratch) {
   using T = typename Compute<In>::type;
   constexpr int64_t kPanel = ProductTask<T>::kPanel;
-  Parameters<T> p = make_parameters<T>(task.arguments, task.values.temperature.all);
+  Parameters<T> p = make_parameters<T>(task.arguments, task.values.temperature.at(begin));
   const RowKernel<T> kernel = choose_row_kernel(p);
   const Gather<In, T> items(task.items, nullptr, task.normalized);
   const int64_t n = task.n, m = task.m, dim = task.items.dim, step = shared_step(n), own = 1 + m;
@@ -104,7 +104,7 @@ void shared_negatives(const SharedTask<In>& task, int64_t begin, int64_t end, ty
       const T* const masked =
           masked_log_q(dead || task.any_padding || (task.first_column && through_log_q), given_log_q, n, log_q,
                        [&](int64_t j) { return dead || task.neg_ids[j] < 0; });
-      // A score of −∞ has no mass but counts, unless a log weight says that the negative is not there.
+      // A score of −∞ has no mass but counts as a negative, unless its log weight is −∞ too.
       int64_t left_out = 0;
       each_left_out(task, b, [&](int64_t column) {
         row_scores[column] = -infinity<T>();

@@ -1,4 +1,4 @@
-// SIMD vectors of the instruction set in hand, on the compilers' vector extensions. Included by kernels_impl.h, with
+// SIMD vectors of the current instruction set, by the compilers' vector extensions. Included by kernels_impl.h, with
 // CW_VECTOR_BYTES set to the width of a register.
 #pragma once
 
@@ -9,7 +9,7 @@
 #include "../cw_row.h"
 #include "kernels.h"
 
-// A lambda that a loop to vectorise calls must be inlined into it.
+// A lambda that is called in a loop must be inlined, or the loop is not vectorised.
 #define CW_INLINE_LAMBDA __attribute__((always_inline))
 
 namespace cw_cpu {
@@ -67,7 +67,7 @@ CW_INLINE Lanes<T> add_halves(Lanes<T> a, Lanes<T> b, std::index_sequence<I...>)
   return own + other;
 }
 
-// Lane i: the sum of the lanes of x[i]. x [kLanes] is used up.
+// Lane i: the sum of the lanes of x[i]. Overwrites x [kLanes].
 template <typename T, int S = kLanes<T> / 2>
 CW_INLINE Lanes<T> sums_of(Lanes<T>* x) {
   for (int r = 0; r < S; ++r) x[r] = add_halves<S, T>(x[r], x[r + S], std::make_index_sequence<kLanes<T>>());
@@ -82,8 +82,8 @@ CW_INLINE Lanes<T> sums_of(Lanes<T>* x) {
 
 using Bits = Lanes<uint32_t>;
 
-// A register full of elements, and the vectors of the compute type that they widen to. Element e of a chunk stands at
-// place(e) in those vectors.
+// A register full of elements, and the vectors of the compute type that they widen to. Element e of a chunk is at place(e) in
+// those vectors.
 template <typename In>
 struct Chunk {
   using T = typename Compute<In>::type;
@@ -94,7 +94,7 @@ struct Chunk {
   static CW_INLINE void widen(Raw raw, Lanes<T>* x) { x[0] = (Lanes<T>)raw; }
 };
 
-// Even elements in one vector, odd ones in the other: to take them apart costs less than to widen them in order.
+// Even elements in one vector, odd elements in the other, which is cheaper than widening them in order.
 template <>
 struct Chunk<BFloat16> {
   using Raw = Bits;
@@ -125,7 +125,7 @@ struct Chunk<Half> {
   }
 };
 
-// What of a row's chunks there is: whole ones, and a last one of which only the bits in `mask` count.
+// The chunks of a row: whole ones, and a last one of which only the bits in `mask` count.
 template <typename In>
 struct Chunks {
   using Raw = typename Chunk<In>::Raw;
@@ -142,7 +142,7 @@ struct Chunks {
   CW_INLINE int64_t vectors() const { return (whole + has_part) * Chunk<In>::kVectors; }
 };
 
-// A row of `dim` values in the order of chunks, 0 in what is beyond it; `out` [vectors · kLanes].
+// A row of `dim` values in the order of chunks, padded with 0; `out` [vectors · kLanes].
 template <typename In, typename T>
 CW_INLINE void to_chunks(const T* x, int64_t dim, const Chunks<In>& chunks, T* out) {
   constexpr int E = Chunk<In>::kElements;

@@ -21,6 +21,9 @@ struct EmbeddingRow {
   RowArguments values;
   bool has_log_q;
   bool wants_log_q;
+  bool wants_temperature;
+  const Curve<T>& curve;
+  const T* curve_values;  // [K], or null: no curve
   bool dead;  // its positive is padding
   const T* log_weights;
   T* scores;
@@ -31,7 +34,12 @@ struct EmbeddingRow {
   __device__ __forceinline__ void load(int64_t j, T (&score)[V], T (&log_q)[V]) const {
     score[0] = scores[1 + m + j];
     const bool masked = dead || negative_id(pairs, b, j) < 0;
-    log_q[0] = masked ? -infinity<T>() : (has_log_q ? log_weights[j] : T(0));
+    log_q[0] = log_weight(j, score[0], masked);
+  }
+  __device__ __forceinline__ T log_weight(int64_t j, T score, bool masked) const {
+    if (masked) return -infinity<T>();
+    const T given = log_weights ? log_weights[j] : T(0);
+    return curve_values ? curve_log_weight(curve, curve_values, score, pos, given) : given;
   }
   __device__ __forceinline__ T extra(int64_t k) const { return scores[1 + k]; }
 
@@ -56,10 +64,13 @@ __device__ __forceinline__ EmbeddingRow<T> embedding_row(const EmbeddingsTask<In
           pairs.m,
           pos,
           task.values.at(b),
-          task.log_q != nullptr,
+          task.log_q != nullptr || task.curve.log_weights != nullptr,
           task.with_gradients && task.out.d_log_q != nullptr,
+          task.with_gradients && task.values.temperature.rows != nullptr,
+          task.curve,
+          task.curve.of_row(b),
           pair_id(pairs, b, 0) < 0,
-          task.log_q + b * task.log_q_stride,
+          task.log_q ? task.log_q + b * task.log_q_stride : nullptr,
           scores,
           task.out.d_log_q + b * pairs.n,
           task.scale};

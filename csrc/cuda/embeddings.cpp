@@ -22,6 +22,7 @@ void embeddings_of(const cw_ext::EmbeddingsCall& call) {
   task.log_q = input<T>(call.log_q);
   task.log_q_stride = row_stride(call.log_q);
   task.values = row_inputs<T>(call.loss.values);
+  task.curve = curve_input<T>(call.loss.curve);
   task.scale = T(call.scale);
   task.normalized = call.normalized;
   task.with_gradients = call.with_gradients;
@@ -31,8 +32,8 @@ void embeddings_of(const cw_ext::EmbeddingsCall& call) {
   task.coefficients = output<T>(call.coefficients);
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
   if constexpr (!std::is_same_v<In, double>) {
-    if (takes_one_visit(task)) {
-      C10_CUDA_CHECK(launch_one_visit(task, stream));
+    if (goes_online(task)) {
+      C10_CUDA_CHECK(launch_embeddings_online(task, stream));
       return;
     }
   }

@@ -1,6 +1,7 @@
-// Level 2, each row with its own negatives, for what embeddings_online_kernel.cu does not take: a block takes a row. It visits the items
-// twice, for the scores and for the query's gradient; nothing of size B·N·D exists. Between the visits, a row's scores wait
-// where its coefficients will stand, and the inverse norms of its items in scratch of the size of the rows in flight.
+// Level 2, each row with its own negatives, for what embeddings_online_kernel.cu does not take: a block takes a row. It
+// reads the items twice, for the scores and for the query's gradient; nothing of size B·N·D exists. In between, a row's
+// scores wait where its coefficients will stand, and the inverse norms of its items in scratch of the size of the rows in
+// flight.
 #include "embedding_row.cuh"
 
 namespace cw_cuda {
@@ -12,7 +13,7 @@ constexpr int kThreads = kWarps * kWarp;
 
 // Blocks that a multiprocessor's registers must hold: as many as go without spilling.
 template <typename In>
-constexpr int kResident = sizeof(In) == 4 ? 3 : 2;
+constexpr int kResident = sizeof(In) == 4 ? 3 : sizeof(In) == 2 ? 2 : 1;
 
 // scores[c] = scale · q·x_c / |x_c| for the row's pairs c in [0, width), and 1/|x_c| to `inverse` unless it is null.
 // A padded extra positive gets −∞; the other padded pairs' scores are masked by walk_row's caller.
@@ -79,7 +80,7 @@ size_t shared_bytes(const EmbeddingsTask<In>& task) {
 
 template <typename In, int V>
 __global__ void __launch_bounds__(kThreads, kResident<In>)
-    embeddings_kernel(const EmbeddingsTask<In> task, const Parameters<typename Compute<In>::type> p) {
+    embeddings_kernel(const EmbeddingsTask<In> task, const Parameters<typename Compute<In>::type> common) {
   using T = typename Compute<In>::type;
   T* const unit_query = reinterpret_cast<T*>(dynamic_shared);
   T* const d_query = unit_query + task.dim;
@@ -116,7 +117,7 @@ __global__ void __launch_bounds__(kThreads, kResident<In>)
     __syncthreads();
 
     const EmbeddingRow<T> row = embedding_row(task, b, scores[0], scores);
-    walk_row<kWarps>(row, b, p, task.with_gradients, task.out, scratch);
+    walk_row<kWarps>(row, b, row_parameters(task, common, b), task.with_gradients, task.out, scratch);
     __syncthreads();  // the coefficients stand
     if (!task.with_gradients) continue;
 
@@ -160,14 +161,14 @@ template <typename In>
 cudaError_t embeddings_blocks(const EmbeddingsTask<In>& task, int* blocks) {
   return with_kernel(task, [&](auto kernel) {
     const size_t bytes = shared_bytes(task);
-    int device, processors, resident;
+    int device, processors, per_processor;
     if (const auto error = allow_shared_memory(kernel, bytes)) return error;
     if (const auto error = cudaGetDevice(&device)) return error;
     if (const auto error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device)) return error;
-    if (const auto error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, kThreads, bytes)) {
+    if (const auto error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_processor, kernel, kThreads, bytes)) {
       return error;
     }
-    const int64_t most = int64_t(processors) * resident;
+    const int64_t most = int64_t(processors) * per_processor;
     *blocks = int(task.rows < most ? task.rows : most);
     return cudaSuccess;
   });
@@ -177,7 +178,7 @@ template <typename In>
 cudaError_t launch_embeddings(const EmbeddingsTask<In>& task, cudaStream_t stream) {
   if (task.rows == 0) return cudaSuccess;
   if (task.blocks <= 0) return cudaErrorInvalidConfiguration;
-  const auto p = make_parameters<typename Compute<In>::type>(task.arguments);
+  const auto p = make_parameters<typename Compute<In>::type>(task.arguments, task.values.temperature.all);
   return with_kernel(task, [&](auto kernel) {
     return launch_kernel(kernel, unsigned(task.blocks), kThreads, shared_bytes(task), stream, task, p);
   });

@@ -1,4 +1,4 @@
-// Level 2, each row with its own negatives, visiting every item row once, as flash attention does: while an item is in
+// Level 2, each row with its own negatives, reading every item row once, as flash attention does: while an item is in
 // registers its score is found and the item added to the query's gradient with its term relative to the largest exponent
 // so far; a larger one rescales what has been added. A block takes a row, each warp its share of the negatives.
 #include "embedding_row.cuh"
@@ -33,6 +33,7 @@ __device__ __forceinline__ Visited<Rows> visit_negatives(const EmbeddingsTask<In
                                                          const typename Rows::Slice& unit_query,
                                                          const Parameters<float>& p, RowStatistics<float>& own) {
   const bool has_denominator = row.has_log_q || p.normalize_weights;
+  const float threshold = float(row.values.threshold);
   Visited<Rows> visited;
   const typename Rows::Table table(task.items, task.dim);
   Rows rows;
@@ -54,7 +55,7 @@ __device__ __forceinline__ Visited<Rows> visit_negatives(const EmbeddingsTask<In
     const float inverse = task.normalized ? inverse_norm(squared) : 1;
     const float score = task.scale * dot * inverse;
     const bool here = j < n, masked = id < 0 || row.dead;
-    const float log_q = masked ? -infinity<float>() : (row.has_log_q ? row.log_weights[j] : 0);
+    const float log_q = row.log_weight(j, score, masked);
     Mass<float> element = mass(score, row.pos, log_q, p.weighting, p.surrogate, p);
     if (!(element.exponent == element.exponent)) {  // the row will be NaN whatever it adds up to
       own.non_finite |= here;
@@ -76,6 +77,7 @@ __device__ __forceinline__ Visited<Rows> visit_negatives(const EmbeddingsTask<In
     if (here && Rows::counts()) {
       sum += own_term;
       own.masked += log_q == -infinity<float>();
+      own.above += score > threshold && log_q != -infinity<float>();
       if (has_denominator) {
         const Mass<float> parts[1] = {denominator_mass(score, row.pos, log_q, p)};
         add(own.denominator, parts);
@@ -141,8 +143,8 @@ __device__ __forceinline__ void add_positives(const EmbeddingsTask<In>& task, co
 
 template <typename In, int kLanes, int kChunks>
 __global__ void __launch_bounds__(kThreads, kResident<In>)
-    one_visit_kernel(const EmbeddingsTask<In> task, const Parameters<float> p) {
-  using Rows = HeldRows<In, kLanes, kChunks>;
+    embeddings_online_kernel(const EmbeddingsTask<In> task, const Parameters<float> common) {
+  using Rows = RegisterRows<In, kLanes, kChunks>;
   using Slice = typename Rows::Slice;
   __shared__ TeamScratch<float, kWarps> scratch;
   __shared__ __align__(kVectorBytes) float gradients[kWarps][Rows::kWidth];
@@ -170,6 +172,7 @@ __global__ void __launch_bounds__(kThreads, kResident<In>)
   float* const scores = task.with_gradients ? task.coefficients + b * (1 + task.pairs.m + task.pairs.n) : nullptr;
   const EmbeddingRow<float> row = embedding_row(task, b, pos, scores);
 
+  const Parameters<float> p = row_parameters(task, common, b);
   RowStatistics<float> own = no_statistics<float>();
   Visited<Rows> visited = visit_negatives<Rows>(task, row, unit_query, p, own);
   if (warp == kWarps - 1) visit_positives<Rows>(task, row, unit_query, p, own);
@@ -178,10 +181,10 @@ __global__ void __launch_bounds__(kThreads, kResident<In>)
   conclude(own, row, b, p, task.out, scratch);
   __syncthreads();
   if (!task.with_gradients) return;
-  const RowPlan<float> plan = scratch.plan;
-  give_gradients(row, plan, p, scratch);
+  give_all_gradients(row, b, p, task.out, scratch);
   __syncthreads();  // the positives' coefficients stand
   if (warp != 0) return;
+  const RowPlan<float> plan = scratch.plan;
 
   // The warps' sums, from their own maxima to the row's.
   Slice gradient = {};
@@ -224,16 +227,16 @@ __global__ void __launch_bounds__(kThreads, kResident<In>)
 template <typename In, typename Use>
 cudaError_t with_kernel(const EmbeddingsTask<In>& task, Use&& use) {
   const int64_t chunks = task.dim * int64_t(sizeof(In)) / kVectorBytes;
-  if (chunks <= 8) return use(one_visit_kernel<In, 8, 1>);
-  if (chunks <= 16) return use(one_visit_kernel<In, 16, 1>);
-  if (chunks <= 32) return use(one_visit_kernel<In, 32, 1>);
-  return use(one_visit_kernel<In, 32, 2>);
+  if (chunks <= 8) return use(embeddings_online_kernel<In, 8, 1>);
+  if (chunks <= 16) return use(embeddings_online_kernel<In, 16, 1>);
+  if (chunks <= 32) return use(embeddings_online_kernel<In, 32, 1>);
+  return use(embeddings_online_kernel<In, 32, 2>);
 }
 
 }  // namespace
 
 template <typename In>
-bool takes_one_visit(const EmbeddingsTask<In>& task) {
+bool goes_online(const EmbeddingsTask<In>& task) {
   const bool is_wide = task.dim * int64_t(sizeof(In)) > 64 * kVectorBytes;
   const bool through_denominator = task.arguments.normalize_weights && !task.arguments.detach_weights;
   return !is_wide && !through_denominator && rows_are_aligned(task.items, task.dim) &&
@@ -242,17 +245,17 @@ bool takes_one_visit(const EmbeddingsTask<In>& task) {
 }
 
 template <typename In>
-cudaError_t launch_one_visit(const EmbeddingsTask<In>& task, cudaStream_t stream) {
+cudaError_t launch_embeddings_online(const EmbeddingsTask<In>& task, cudaStream_t stream) {
   if (task.rows == 0) return cudaSuccess;
-  const auto p = make_parameters<float>(task.arguments);
+  const auto p = make_parameters<float>(task.arguments, task.values.temperature.all);
   return with_kernel(task, [&](auto kernel) {
     return launch_kernel(kernel, unsigned(task.rows), kThreads, 0, stream, task, p);
   });
 }
 
 #define CW_INSTANTIATE(In)                                       \
-  template bool takes_one_visit(const EmbeddingsTask<In>&);      \
-  template cudaError_t launch_one_visit(const EmbeddingsTask<In>&, cudaStream_t);
+  template bool goes_online(const EmbeddingsTask<In>&);      \
+  template cudaError_t launch_embeddings_online(const EmbeddingsTask<In>&, cudaStream_t);
 
 CW_INSTANTIATE(float)
 CW_INSTANTIATE(__half)

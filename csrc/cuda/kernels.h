@@ -14,6 +14,7 @@
 namespace cw_cuda {
 
 using cw_ext::Compute;
+using cw_ext::Curve;
 using cw_ext::NegativeSource;
 using cw_ext::RowArguments;
 using cw_ext::RowInputs;
@@ -59,8 +60,9 @@ struct ScoresTask {
   int64_t log_q_stride;
   const T* row_scale;     // [B] or null: the negatives' scores are neg·row_scale·column_scale; a negative one of the
   const T* column_scale;  // [N]          two masks out. Both are given, or none
-  const int32_t* excluded;  // [B] or null: so many of the scores of −∞ are no negatives
+  const int32_t* excluded;  // [B] or null: so many of the scores of −∞ are no negatives. Null with a curve
   RowInputs<T> values;
+  Curve<T> curve;
   bool with_gradients;
   RowResults<T> out;
   T* d_pos;                         // [B]
@@ -150,6 +152,7 @@ struct EmbeddingsTask {
   const T* log_q;  // [B, N] or null
   int64_t log_q_stride;
   RowInputs<T> values;
+  Curve<T> curve;
   T scale;          // of the similarity
   bool normalized;  // cosine
   bool with_gradients;
@@ -161,18 +164,19 @@ struct EmbeddingsTask {
   int blocks;       // from embeddings_blocks()
 };
 
-// Whether one visit of each item row does: rows of at most 1 KiB in whole 16 bytes, no gradient through the denominator.
+// Whether each item row needs to be read only once: rows of at most 1 KiB in whole 16 bytes, no gradient through the
+// denominator.
 template <typename In>
-bool takes_one_visit(const EmbeddingsTask<In>& task);
+bool goes_online(const EmbeddingsTask<In>& task);
 
 template <typename In>
-cudaError_t launch_one_visit(const EmbeddingsTask<In>& task, cudaStream_t stream);
+cudaError_t launch_embeddings_online(const EmbeddingsTask<In>& task, cudaStream_t stream);
 
 // As many blocks as the current device holds at a time, at most one per row; 0 where D is too large for it.
 template <typename In>
 cudaError_t embeddings_blocks(const EmbeddingsTask<In>& task, int* blocks);
 
-// Any task, in two visits.
+// Any task, reading each item row twice.
 template <typename In>
 cudaError_t launch_embeddings(const EmbeddingsTask<In>& task, cudaStream_t stream);
 

@@ -8,7 +8,7 @@ namespace cw_cuda {
 // A warp is cut into groups of kLanes lanes; each holds kRows rows at a time, kChunks chunks of 16 bytes of each per lane.
 // Every pair of a row and a query has kShare owners, lanes next to each other, which get its products and give its weight.
 template <typename In, int kLanes, int kChunks>
-struct HeldRows {
+struct RegisterRows {
   static constexpr int kVec = kVectorBytes / int(sizeof(In));
   static constexpr int kRows = 8 / kChunks;
   static constexpr int kGroups = kWarp / kLanes;

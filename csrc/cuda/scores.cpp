@@ -26,6 +26,7 @@ void scores_of(const cw_ext::ScoresCall& call) {
   task.column_scale = input<T>(call.column_scale);
   task.excluded = input<int32_t>(call.excluded);
   task.values = row_inputs<T>(call.loss.values);
+  task.curve = curve_input<T>(call.loss.curve);
   task.with_gradients = call.with_gradients;
   task.out = row_outputs<T>(call.out);
   task.d_pos = output<T>(call.d_pos);

@@ -27,10 +27,10 @@ CW_INLINE T term_of_score(T score, T pos, T max, T e_max, const Parameters<T>& p
   }
 }
 
-constexpr int kResidentWarps = 16;  // of a row, at most
-constexpr int kResidentRows = 4;    // of a block, where each has a single warp
+constexpr int kSmemWarps = 16;  // of a row, at most
+constexpr int kSmemRows = 4;    // of a block, where each has a single warp
 
-// `x` of all threads of a row put together by `join`, to each of them. `scratch` [kResidentWarps] is shared.
+// `x` of all threads of a row put together by `join`, to each of them. `scratch` [kSmemWarps] is shared.
 template <bool kOneWarp, typename T, typename Join>
 __device__ __forceinline__ T joined_over_row(T x, T neutral, T* scratch, Join&& join) {
 #pragma unroll
@@ -39,10 +39,10 @@ __device__ __forceinline__ T joined_over_row(T x, T neutral, T* scratch, Join&& 
     const int lane = int(threadIdx.x) % kWarp;
     if (lane == 0) scratch[threadIdx.x / kWarp] = x;
     __syncthreads();
-    const int other = lane % kResidentWarps;
+    const int other = lane % kSmemWarps;
     x = other < int(blockDim.x) / kWarp ? scratch[other] : neutral;
 #pragma unroll
-    for (int offset = kResidentWarps / 2; offset > 0; offset /= 2) {
+    for (int offset = kSmemWarps / 2; offset > 0; offset /= 2) {
       x = join(x, __shfl_xor_sync(kAllLanes, x, offset));
     }
   }
@@ -182,6 +182,18 @@ struct OwnScores {
     return sum;
   }
 
+  // How many of the scores lie above the threshold; −∞ does not.
+  __device__ __forceinline__ int count_above(T threshold) const {
+    int count = 0;
+#pragma unroll 2
+    for (int i = 0; i < turns * kPieces; ++i) {
+      const Chunk<T, kPiece> own = piece(0, i);
+#pragma unroll
+      for (int v = 0; v < kPiece; ++v) count += own.x[v] > threshold;
+    }
+    return count;
+  }
+
   // to [N] = value(what is kept).
   template <bool kVectors, typename Value>
   __device__ __forceinline__ void write_all(KeptType* to, Value&& value) const {
@@ -207,15 +219,18 @@ struct OwnScores {
   }
 };
 
-// Block (32·warps, rows); with kOneWarp rows share a block, else there is one. Dynamic shared memory: what each row keeps.
+// Block (32·warps, rows); with kOneWarp rows share a block, else there is one. Dynamic shared memory: what each row
+// keeps.
 template <typename In, Form kForm, bool kOneWarp>
-__global__ void __launch_bounds__((kOneWarp ? kResidentRows : kResidentWarps) * kWarp, kOneWarp ? 8 : 2)
-    resident_kernel(const ScoresTask<In> task, const Parameters<typename Compute<In>::type> p, int64_t bytes_per_row) {
+__global__ void __launch_bounds__((kOneWarp ? kSmemRows : kSmemWarps) * kWarp, kOneWarp ? 8 : 2)
+    scores_smem_kernel(const ScoresTask<In> task, const Parameters<typename Compute<In>::type> common, int64_t bytes_per_row) {
   using T = typename Compute<In>::type;
-  constexpr int kRows = kOneWarp ? kResidentRows : 1;
-  __shared__ T maxima[kResidentWarps];
-  __shared__ T sums[kResidentWarps];
-  __shared__ int masks[kResidentWarps];
+  constexpr int kRows = kOneWarp ? kSmemRows : 1;
+  __shared__ T maxima[kSmemWarps];
+  __shared__ T sums[kSmemWarps];
+  __shared__ T moments[kSmemWarps];
+  __shared__ int masks[kSmemWarps];
+  __shared__ int counts[kSmemWarps];
   __shared__ RowPlan<T> plans[kRows];
   const int64_t b = int64_t(blockIdx.x) * kRows + threadIdx.y;
   if (b >= task.rows) return;
@@ -227,6 +242,9 @@ __global__ void __launch_bounds__((kOneWarp ? kResidentRows : kResidentWarps) * 
   const T pos = to_compute(task.pos[b * task.pos_stride]);
   const In* const extra = task.extra + b * task.extra_stride;
 
+  const Parameters<T> p = row_parameters(task, common, b);
+  const bool wants_temperature = task.with_gradients && task.values.temperature.rows != nullptr;
+
   const bool scaled = OwnScores<In>::kMayBeScaled && task.column_scale != nullptr;
   const T row_scale = scaled ? task.row_scale[b] : T(1);
   const auto read = vectors ? own.template read_all<true>(neg, task.column_scale, row_scale)
@@ -235,12 +253,28 @@ __global__ void __launch_bounds__((kOneWarp ? kResidentRows : kResidentWarps) * 
                                               [](T x, T y) { return max_or_nan(x, y); });
   int masked = 0;
   if (scaled) masked = joined_over_row<kOneWarp>(read.masked, 0, masks, [](int x, int y) { return x + y; });
+  int above = 0;
+  if (task.out.above) {
+    above = own.count_above(T(task.values.threshold.at(b)));
+    above = joined_over_row<kOneWarp>(above, 0, counts, [](int x, int y) { return x + y; });
+  }
   const bool non_finite = !(highest < infinity<T>());
   LogSum<T> negatives = no_mass<T>();
+  T moment = T(0);  // Σ term·d
   if (!non_finite && highest > -infinity<T>()) {
     negatives.max = exponent_of<kForm>(highest, pos, p);
     const T max = negatives.max, e_max = exp_(max);
-    negatives.sum = own.replace_all([&](T score) { return term_of_score<kForm>(score, pos, max, e_max, p); });
+    const auto term_of = [&](T score) { return term_of_score<kForm>(score, pos, max, e_max, p); };
+    if (wants_temperature) {
+      negatives.sum = own.replace_all([&](T score) {
+        const T own_term = term_of(score);
+        moment += own_term == T(0) ? T(0) : own_term * (score - pos);
+        return own_term;
+      });
+      moment = joined_over_row<kOneWarp>(moment, T(0), moments, [](T x, T y) { return x + y; });
+    } else {
+      negatives.sum = own.replace_all(term_of);
+    }
     negatives.sum = joined_over_row<kOneWarp>(negatives.sum, T(0), sums, [](T x, T y) { return x + y; });
   }
 
@@ -259,6 +293,7 @@ __global__ void __launch_bounds__((kOneWarp ? kResidentRows : kResidentWarps) * 
       plans[threadIdx.y] =
           plan_row(s, pos, task.n, false, task.values.at(b), p);
       write_row(task.out, b, plans[threadIdx.y].result);
+      if (task.out.above) task.out.above[b] = above;
     }
   }
   if constexpr (kOneWarp) {
@@ -274,9 +309,17 @@ __global__ void __launch_bounds__((kOneWarp ? kResidentRows : kResidentWarps) * 
   const auto gradient_of = [=](T term) { return regular ? term * factor : filler; };
   vectors ? own.template write_all<true>(d_neg, gradient_of) : own.template write_all<false>(d_neg, gradient_of);
   if (rank >= kWarp) return;
+  T by_log_tau = T(0);
 #pragma unroll 1
   for (int64_t k = rank; k < task.m; k += kWarp) {
-    task.d_extra[b * task.m + k] = positive_gradient(to_compute(extra[k]), pos, plan, p);
+    const T score = to_compute(extra[k]);
+    task.d_extra[b * task.m + k] = positive_gradient(score, pos, plan, p);
+    if (wants_temperature) by_log_tau += positive_temperature_part(score, pos, plan, p);
+  }
+  if (wants_temperature && regular) {
+    // d φ / d log τ of a negative is −d/τ, and its weight is detached or 1.
+    by_log_tau = Team<1>::sum(by_log_tau, static_cast<T*>(nullptr)) - plan.negatives_unit * moment * p.inv_tau;
+    if (rank == 0) write_temperature(task.out, b, plan.result.by_temperature + by_log_tau * p.inv_tau);
   }
   if (rank == 0) {
     // All slopes are 1/τ, so that the gradients of the other scores add up to this.
@@ -287,35 +330,36 @@ __global__ void __launch_bounds__((kOneWarp ? kResidentRows : kResidentWarps) * 
 }
 
 // Whether the kernel takes the task: sets the form, the block and the shared memory of a row.
-struct ResidentPlan {
+struct SmemPlan {
   Form form;
   unsigned warps;
   size_t bytes_per_row;
 };
 
 template <typename In>
-bool plan_resident(const ScoresTask<In>& task, const Parameters<typename Compute<In>::type>& p, size_t most_bytes,
-                   ResidentPlan& plan) {
+bool plan_smem(const ScoresTask<In>& task, const Parameters<typename Compute<In>::type>& p, size_t most_bytes,
+                   SmemPlan& plan) {
   constexpr int64_t kPerWarp = kWarp * OwnScores<In>::kVec * OwnScores<In>::kInFlight;
   if (task.column_scale != nullptr && !OwnScores<In>::kMayBeScaled) return false;
-  if (task.log_q != nullptr || p.surrogate != Surrogate::exp || p.normalize_weights) return false;
+  if (task.log_q != nullptr || task.curve.log_weights != nullptr) return false;
+  if (p.surrogate != Surrogate::exp || p.normalize_weights) return false;
   if (p.weighting != Weighting::none && !(p.logistic && p.detach_weights)) return false;
   plan.form = p.weighting == Weighting::none ? Form::unweighted : Form::logistic;
   const int64_t warps = (task.n + kPerWarp - 1) / kPerWarp;
-  plan.warps = unsigned(warps < kResidentWarps ? warps : kResidentWarps);
+  plan.warps = unsigned(warps < kSmemWarps ? warps : kSmemWarps);
   plan.bytes_per_row = OwnScores<In>::bytes(task.n, int(plan.warps * kWarp));
   return plan.bytes_per_row <= most_bytes;
 }
 
 template <typename In>
-cudaError_t launch_resident(const ScoresTask<In>& task, const Parameters<typename Compute<In>::type>& p,
-                            const ResidentPlan& plan, cudaStream_t stream) {
+cudaError_t launch_smem(const ScoresTask<In>& task, const Parameters<typename Compute<In>::type>& p,
+                            const SmemPlan& plan, cudaStream_t stream) {
   const bool logistic = plan.form == Form::logistic, one_warp = plan.warps == 1;
-  const auto kernel = one_warp ? (logistic ? resident_kernel<In, Form::logistic, true>
-                                           : resident_kernel<In, Form::unweighted, true>)
-                               : (logistic ? resident_kernel<In, Form::logistic, false>
-                                           : resident_kernel<In, Form::unweighted, false>);
-  const int rows = one_warp ? kResidentRows : 1;
+  const auto kernel = one_warp ? (logistic ? scores_smem_kernel<In, Form::logistic, true>
+                                           : scores_smem_kernel<In, Form::unweighted, true>)
+                               : (logistic ? scores_smem_kernel<In, Form::logistic, false>
+                                           : scores_smem_kernel<In, Form::unweighted, false>);
+  const int rows = one_warp ? kSmemRows : 1;
   const int64_t blocks = (task.rows + rows - 1) / rows;
   if (blocks > kMaxGrid) return cudaErrorInvalidConfiguration;
   const size_t bytes = plan.bytes_per_row * rows;

@@ -11,6 +11,14 @@ namespace cw_cuda {
 
 using namespace CW_NAMESPACE;
 
+// The parameters of row b of a task, from those of all rows.
+template <typename Task, typename T>
+__device__ __forceinline__ Parameters<T> row_parameters(const Task& task, const Parameters<T>& all, int64_t b) {
+  Parameters<T> own = all;
+  if (task.values.temperature.rows) set_temperature(own, task.arguments, task.values.temperature.at(b));
+  return own;
+}
+
 // ---- sums relative to a running maximum -----------------------------------------------------------------------------
 
 template <typename T>
@@ -49,12 +57,13 @@ struct RowStatistics {
   LogSum<T> positives;
   int64_t masked;  // negatives that are masked out
   int64_t m;       // extra positives that are no padding
+  int64_t above;   // negatives above the row's threshold that are not masked out
   int non_finite;
 };
 
 template <typename T>
 CW_INLINE RowStatistics<T> no_statistics() {
-  return {no_mass<T>(), no_mass<T>(), no_mass<T>(), 0, 0, 0};
+  return {no_mass<T>(), no_mass<T>(), no_mass<T>(), 0, 0, 0, 0};
 }
 
 template <typename T>
@@ -65,6 +74,7 @@ CW_INLINE RowStatistics<T> merged(const RowStatistics<T>& a, const RowStatistics
   s.positives = merged(a.positives, b.positives);
   s.masked = a.masked + b.masked;
   s.m = a.m + b.m;
+  s.above = a.above + b.above;
   s.non_finite = a.non_finite | b.non_finite;
   return s;
 }
@@ -85,13 +95,14 @@ __device__ __forceinline__ RowStatistics<T> merged_over_warp(RowStatistics<T> s)
     other.positives = from_lane(s.positives, offset);
     other.masked = __shfl_down_sync(kAllLanes, s.masked, offset);
     other.m = __shfl_down_sync(kAllLanes, s.m, offset);
+    other.above = __shfl_down_sync(kAllLanes, s.above, offset);
     other.non_finite = __shfl_down_sync(kAllLanes, s.non_finite, offset);
     s = merged(s, other);
   }
   return s;
 }
 
-// A extra positive's part in the statistics.
+// An extra positive's part in the statistics.
 template <typename T>
 CW_INLINE void add_positive(RowStatistics<T>& s, T score, T pos, const Parameters<T>& p) {
   const Mass<T> element[1] = {mass(score, pos, T(0), p.weighting, p.surrogate, p)};
@@ -189,6 +200,32 @@ CW_INLINE T negative_gradient(T score, T pos, T log_q, bool wants_log_q, const R
   return plan.regular ? value : plan.filler;
 }
 
+// An element's part in the gradient of log τ, from its term.
+template <typename T>
+CW_INLINE T temperature_part(T term, T unit, T d, const Parameters<T>& p) {
+  const T value = term * unit * temperature_slope(d, p.weighting, p.surrogate, p);
+  return term == T(0) || unit == T(0) ? T(0) : value;
+}
+
+template <typename T>
+CW_INLINE T positive_temperature_part(T score, T pos, const RowPlan<T>& plan, const Parameters<T>& p) {
+  const T own = term(mass(score, pos, T(0), p.weighting, p.surrogate, p), plan.positives_max);
+  return temperature_part(own, plan.positives_unit, score - pos, p);
+}
+
+template <typename T>
+CW_INLINE T negative_temperature_part(T score, T pos, T log_q, const RowPlan<T>& plan, const Parameters<T>& p) {
+  const T d = score - pos;
+  const T own = term(mass(score, pos, log_q, p.weighting, p.surrogate, p), plan.negatives_max);
+  T value = temperature_part(own, plan.negatives_unit, d, p);
+  if (flows_through_denominator(p) && p.weight_follows) {
+    const T q = term(denominator_mass(score, pos, log_q, p), plan.denominator_max);
+    const bool flows = q != T(0) && score != -infinity<T>();  // there the weight is at its limit
+    value -= flows ? q * plan.denominator_unit * weight_temperature_slope(d, p.weighting, p) : T(0);
+  }
+  return value;
+}
+
 // ---- the walk -------------------------------------------------------------------------------------------------------
 
 // Calls body(constant, j) with every j in [0, n) in parts of constant elements: kVec, or 1 where that does not go.
@@ -219,17 +256,20 @@ struct TeamScratch {
 // A Row gives and takes scores:
 //   kVec                              how many negatives it can give and take at a time
 //   inputs_aligned, outputs_aligned   and whether it can at all
-//   n, m, pos, values, has_log_q
+//   n, m, pos, values
+//   has_log_q                         log weights that are given, or come from a curve
+//   curve                             which has no log weights where there is none
 //   excluded                          how many of the n, with a score of −∞, are no negatives
 //   load<V>(j, score, log_q)          negatives [j, j + V); log_q is −∞ for a masked one
-//   extra(k)                          a extra positive
+//   extra(k)                          an extra positive
 //   set_pos(d), set<V>(j, d), set_extra(k, d), set_log_q<V>(j, d)
-//   wants_log_q
+//   wants_log_q, wants_temperature    whose gradients
 
 // A thread's part of the row's statistics.
 template <int kThreads, typename T, typename Row>
 __device__ __forceinline__ RowStatistics<T> own_statistics(const Row& row, const Parameters<T>& p, int rank) {
   const T pos = row.pos;
+  const T threshold = T(row.values.threshold);
   const bool has_denominator = row.has_log_q || p.normalize_weights;
   RowStatistics<T> own = no_statistics<T>();
   for_each<Row::kVec, kThreads>(row.n, rank, row.inputs_aligned, [&](auto size, int64_t j) {
@@ -241,6 +281,7 @@ __device__ __forceinline__ RowStatistics<T> own_statistics(const Row& row, const
     for (int i = 0; i < V; ++i) {
       elements[i] = mass(score[i], pos, log_q[i], p.weighting, p.surrogate, p);
       own.masked += log_q[i] == -infinity<T>();
+      own.above += score[i] > threshold && log_q[i] != -infinity<T>();
       own.non_finite |= elements[i].exponent != elements[i].exponent;
     }
     add(own.negatives, elements);
@@ -276,13 +317,76 @@ __device__ __forceinline__ void conclude(RowStatistics<T> own, const Row& row, i
     own.masked += row.excluded;
     scratch.plan = plan_row(own, row.pos, row.n, has_denominator, row.values, p);
     write_row(out, b, scratch.plan.result);
+    if (out.above) out.above[b] = own.above;
   }
+}
+
+// The gradient of a regular row's own temperature. It takes one more pass over the scores, which rows without it save.
+template <int kWarps, typename T, typename Row>
+__device__ __forceinline__ void give_temperature(const Row& row, int64_t b, const Parameters<T>& p,
+                                                 const RowResults<T>& out, TeamScratch<T, kWarps>& scratch) {
+  const RowPlan<T> plan = scratch.plan;
+  constexpr int kThreads = Team<kWarps>::kThreads;
+  const int rank = Team<kWarps>::rank();
+  T total = T(0);
+  for_each<Row::kVec, kThreads>(row.n, rank, row.inputs_aligned, [&](auto size, int64_t j) {
+    constexpr int V = decltype(size)::value;
+    T score[V], log_q[V];
+    row.template load<V>(j, score, log_q);
+#pragma unroll
+    for (int i = 0; i < V; ++i) total += negative_temperature_part(score[i], row.pos, log_q[i], plan, p);
+  });
+#pragma unroll 1
+  for (int64_t k = rank; k < row.m; k += kThreads) total += positive_temperature_part(row.extra(k), row.pos, plan, p);
+  total = Team<kWarps>::sum(total, scratch.sums);
+  if (rank == 0) write_temperature(out, b, plan.result.by_temperature + total * p.inv_tau);
+}
+
+// Adds the `value`s of a warp's lanes to to[place] where `own` is set, in an order that does not depend on timing.
+template <typename T>
+__device__ __forceinline__ void add_in_order(bool own, int place, T value, T* to) {
+  unsigned left = __ballot_sync(kAllLanes, own);
+  while (left != 0) {
+    const int next = __shfl_sync(kAllLanes, place, __ffs(int(left)) - 1);
+    const bool here = own && place == next;
+    const T sum = Team<1>::sum(here ? value : T(0), static_cast<T*>(nullptr));
+    if (int(threadIdx.x) % kWarp == 0) to[next] += sum;  // always the same thread, which sees what it added before
+    left &= ~__ballot_sync(kAllLanes, here);
+  }
+}
+
+// The gradient of the curve's log weights [K] by the row. Atomic additions would come in another order each time, so
+// every warp takes places of its own, and looks at all negatives. Ends with the team's barrier.
+template <int kWarps, typename T, typename Row>
+__device__ __forceinline__ void give_curve(const Row& row, const Parameters<T>& p, T* d_curve,
+                                           const TeamScratch<T, kWarps>& scratch) {
+  const RowPlan<T> plan = scratch.plan;
+  const int rank = Team<kWarps>::rank(), lane = rank % kWarp, warp = rank / kWarp;
+  const Curve<T>& curve = row.curve;
+#pragma unroll 1
+  for (int k = rank; k <= curve.last; k += Team<kWarps>::kThreads) d_curve[k] = plan.regular ? T(0) : plan.filler;
+  Team<kWarps>::sync();
+  if (!plan.regular) return;
+#pragma unroll 1
+  for (int64_t first = 0; first < row.n; first += kWarp) {
+    const bool inside = first + lane < row.n;
+    T score[1], log_q[1], d_log_q;
+    row.template load<1>(inside ? first + lane : row.n - 1, score, log_q);
+    negative_gradient(score[0], row.pos, log_q[0], true, plan, p, d_log_q);
+    const CurvePlace<T> place = place_at(curve, position_on(curve, curve.on_margin ? score[0] - row.pos : score[0]));
+    const T right = d_log_q * place.fraction, left = d_log_q * (T(1) - place.fraction);
+    const bool adds = inside && d_log_q != T(0);
+    add_in_order(adds && place.k % kWarps == warp, place.k, left, d_curve);
+    add_in_order(adds && (place.k + 1) % kWarps == warp, place.k + 1, right, d_curve);
+  }
+  Team<kWarps>::sync();
 }
 
 // The gradients of all scores of the row.
 template <int kWarps, typename T, typename Row>
-__device__ __forceinline__ void give_gradients(const Row& row, const RowPlan<T>& plan, const Parameters<T>& p,
+__device__ __forceinline__ void give_gradients(const Row& row, const Parameters<T>& p,
                                                TeamScratch<T, kWarps>& scratch) {
+  const RowPlan<T> plan = scratch.plan;
   constexpr int kThreads = Team<kWarps>::kThreads;
   const int rank = Team<kWarps>::rank();
   T total = T(0);
@@ -308,15 +412,24 @@ __device__ __forceinline__ void give_gradients(const Row& row, const RowPlan<T>&
   if (rank == 0) row.set_pos(plan.regular ? plan.result.by_pos - total : plan.filler);
 }
 
-// All of it. All threads of the team must call; `scratch` is the team's, and nobody may still be reading it.
+// All gradients of the row, of which scratch.plan is concluded. Those of the scores come last: at level 2 they take the
+// scores' place.
+template <int kWarps, typename T, typename Row>
+__device__ __forceinline__ void give_all_gradients(const Row& row, int64_t b, const Parameters<T>& p,
+                                                   const RowResults<T>& out, TeamScratch<T, kWarps>& scratch) {
+  if (row.wants_temperature && scratch.plan.regular) give_temperature(row, b, p, out, scratch);
+  if (out.d_curve) give_curve(row, p, out.d_curve + b * (row.curve.last + 1), scratch);
+  give_gradients(row, p, scratch);
+}
+
+// The whole row. All threads of the team must call; `scratch` is the team's, and nobody may still be reading it.
 template <int kWarps, typename T, typename Row>
 __device__ __forceinline__ void walk_row(const Row& row, int64_t b, const Parameters<T>& p, bool with_gradients,
                                          const RowResults<T>& out, TeamScratch<T, kWarps>& scratch) {
   constexpr int kThreads = Team<kWarps>::kThreads;
   conclude(own_statistics<kThreads>(row, p, Team<kWarps>::rank()), row, b, p, out, scratch);
   Team<kWarps>::sync();
-  const RowPlan<T> plan = scratch.plan;
-  if (with_gradients) give_gradients(row, plan, p, scratch);
+  if (with_gradients) give_all_gradients(row, b, p, out, scratch);
 }
 
 }  // namespace cw_cuda

@@ -88,9 +88,12 @@ void leave_out(const SharedNegativesCall& call, int64_t begin, const at::Tensor&
 }
 
 // Leaves out of the block what its rows, from `begin` on, leave out: by scores of −∞ that are not counted, which level
-// 1's fast forms take. Where a score of −∞ counts in the denominator, or there are log weights, by log weights of −∞.
+// 1's fast forms take. By log weights of −∞ where a score of −∞ counts in the denominator, or there are log weights or a
+// curve of them.
 void exclude(const SharedNegativesCall& call, int64_t begin, ScoresCall& block) {
-  if (!call.loss.arguments.normalize_weights && !call.log_q.defined()) {
+  const bool through_log_q =
+      call.loss.arguments.normalize_weights || call.log_q.defined() || call.loss.curve.log_weights.defined();
+  if (!through_log_q) {
     block.excluded = at::empty({block.neg.size(0)}, block.neg.options().dtype(at::kInt));
     leave_out(call, begin, block.neg, block.excluded);
     return;
@@ -192,7 +195,8 @@ void shared_negatives(const SharedNegativesCall& call) {
     coefficients.mul_(call.scale);
     at::Tensor d_unit = product(shared, carried) * call.scale;
     d_unit.add_(positives * coefficients.select(1, 0).unsqueeze(-1));
-    d_unit.add_(at::bmm(coefficients.narrow(1, 1, m).unsqueeze(1), extras).squeeze(1));
+    // An extra positive with a score of −∞ has the coefficient 0, and may hold anything.
+    d_unit.add_(at::bmm(coefficients.narrow(1, 1, m).unsqueeze(1), finite_or_zero(extras)).squeeze(1));
     if (call.normalized) {
       d_unit = (d_unit - q * (q * d_unit).sum(-1, true)) * query_inverse.narrow(0, begin, count);
     }

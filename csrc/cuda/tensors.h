@@ -56,7 +56,14 @@ RowInputs<T> row_inputs(const cw_ext::RowTensors& x) {
 template <typename T>
 RowResults<T> row_outputs(const cw_ext::RowOutputs& out) {
   return {output<T>(out.loss), output<bool>(out.live), output<T>(out.d_log_q), output<T>(out.d_values),
-          out.d_values.stride(0)};
+          out.d_values.stride(0), output<T>(out.d_curve), output<int64_t>(out.above)};
+}
+
+template <typename T>
+Curve<T> curve_input(const cw_ext::CurveTensors& x) {
+  if (!x.log_weights.defined()) return {};
+  return cw_ext::make_curve(input<T>(x.log_weights), x.log_weights.stride(0), x.log_weights.size(1), x.low, x.high,
+                            x.on_margin);
 }
 
 inline Pairs pairs_of(const at::Tensor& pos_ids, const at::Tensor& extra_ids, const at::Tensor& neg_ids,
@@ -91,13 +98,16 @@ inline at::Tensor narrowed(const at::Tensor& x, int64_t begin, int64_t count) {
 
 inline cw_ext::Loss narrowed(const cw_ext::Loss& x, int64_t begin, int64_t count) {
 #define CW_VALUE(name) {narrowed(x.values.name.rows, begin, count), x.values.name.value},
-  return {x.arguments, {CW_ROW_VALUES(CW_VALUE)}};
+  const cw_ext::CurveTensors curve{narrowed(x.curve.log_weights, begin, count), x.curve.low, x.curve.high,
+                                   x.curve.on_margin};
+  return {x.arguments, {CW_ROW_VALUES(CW_VALUE)}, curve, x.with_curve_gradient};
 #undef CW_VALUE
 }
 
 inline cw_ext::RowOutputs narrowed(const cw_ext::RowOutputs& x, int64_t begin, int64_t count) {
-  return {narrowed(x.loss, begin, count), narrowed(x.live, begin, count), narrowed(x.d_log_q, begin, count),
-          x.d_values.narrow(1, begin, count)};
+  return {narrowed(x.loss, begin, count),    narrowed(x.live, begin, count), narrowed(x.above, begin, count),
+          narrowed(x.d_log_q, begin, count), x.d_values.narrow(1, begin, count),
+          narrowed(x.d_curve, begin, count)};
 }
 
 }  // namespace cw_cuda

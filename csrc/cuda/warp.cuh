@@ -163,7 +163,7 @@ struct Team {
 
 // ---- launches -------------------------------------------------------------------------------------------------------
 
-// A block's dynamic shared memory. Outside nvcc the threads are emulated (tests/cuda_emulation).
+// A block's dynamic shared memory. Outside nvcc the threads are emulated (tests/build/cuda_emulation).
 #if defined(__CUDACC__)
 extern __shared__ __align__(16) unsigned char dynamic_shared[];
 #else

@@ -1,4 +1,4 @@
-"""The interactions of a file as they stand there, a block at a time, whatever the file's kind."""
+"""The interactions of a file as they are in it, a block at a time, for every kind of file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cw_ext.files.separators import long_fields, name_of, quote_pattern
 if TYPE_CHECKING:
     import polars as pl
 
-# No text has it, so it stands for separators that are longer than a character.
+# It is in no text, so it can replace separators that are longer than a character.
 _UNIT_SEPARATOR = "\x1f"
 _QUOTED_ROWS = 200_000
 
@@ -67,7 +67,7 @@ def _table(path: Path, layout: Layout, encoding: str | None) -> Iterator[pl.Data
 
 
 def _split(path: Path, layout: Layout, block: pl.DataFrame) -> pl.DataFrame:
-    """The columns that are asked for, by their numbers, of lines without quotes."""
+    """The wanted columns, by their numbers, of lines without quotes."""
     import polars as pl
 
     lines, separator = block["text"], layout.separator
@@ -77,12 +77,12 @@ def _split(path: Path, layout: Layout, block: pl.DataFrame) -> pl.DataFrame:
         lines = lines.str.replace_all(separator, _UNIT_SEPARATOR, literal=True)
     if separator is None or len(separator) > 1:
         separator = _UNIT_SEPARATOR
-    # polars itself takes a line with too few fields without a word.
+    # polars itself accepts a line with too few fields silently.
     wrong = lines.str.count_matches(separator, literal=True) != layout.num_columns - 1
     if wrong.any():
         number, line = block.row(wrong.arg_true()[0])
         _fail_width(path, layout, number, lines[int(wrong.arg_true()[0])].count(separator) + 1, line)
-    # The line put before is no interaction, and no text that polars takes for a compressed one, as it does "x^".
+    # The line put in front is no interaction, and does not make polars take the text for compressed, as "x^" does.
     before = separator * (layout.num_columns - 1) + "\n"
     table = pl.read_csv(
         (before + lines.str.join("\n").item()).encode(),
@@ -96,7 +96,7 @@ def _split(path: Path, layout: Layout, block: pl.DataFrame) -> pl.DataFrame:
 
 
 def _quoted(path: Path, layout: Layout, remaining: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
-    """The same of lines with quotes, which polars takes or refuses by other rules than RFC 4180's."""
+    """The same for lines with quotes, which polars accepts or refuses by other rules than RFC 4180's."""
     import polars as pl
 
     number = 0

@@ -1,4 +1,4 @@
-"""Which column of a table holds what, by the names that public data sets use."""
+"""Which column of a table holds users, items and so on, by the names that public data sets use."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _NAMES: dict[str, tuple[set[str], ...]] = {
     ),
     "item": (
         _with_ids("item") | {"iid", "itemprocid", "itemidx", "itemindex", "itemno"},
-        {"parentasin"},  # that of a product's variants, asin, which stands beside it
+        {"parentasin"},  # the product's id; that of its variant, asin, is beside it
         _with_ids("product", "sku", "article", "movie", "film", "business", "track", "song", "artist", "book", "news")
         | _with_ids("place", "poi", "location", "venue", "video", "game", "recipe", "listing", "restaurant", "beer")
         | _with_ids("anime", "app", "goods", "hotel", "photo", "document", "content")
@@ -54,7 +54,7 @@ def header_names(first: Sequence[str], rows: Sequence[Sequence[str]], reading: R
     Args:
         first: the fields of the first line.
         rows: those of some lines below it.
-        reading: may name columns.
+        reading: may give columns.
     """
     names = [field.strip() for field in first]
     if all(name.rpartition(":")[2] in _RECBOLE_TYPES and ":" in name for name in names):
@@ -110,7 +110,7 @@ def choose(
     """The number of the column of each role that the table has: at least "user" and "item".
 
     Args:
-        path, line: where the header stands, for messages.
+        path, line: where the header is, for messages.
         names: of the columns; None where there is no header.
         num_columns: how many there are.
         reading: columns that are given come before those with usual names.
@@ -166,7 +166,7 @@ def _given(
 
 def _find(names: Sequence[str], wanted: str) -> list[int]:
     exact = [index for index, name in enumerate(names) if name == wanted]
-    # As the header says it, type and all.
+    # As in the header, type included.
     bare = wanted.rpartition(":")[0] if wanted.rpartition(":")[2] in _RECBOLE_TYPES else wanted
     return exact or [index for index, name in enumerate(names) if name.lower() == bare.lower()]
 

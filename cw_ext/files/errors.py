@@ -1,4 +1,4 @@
-"""The one form in which every file of interactions is refused."""
+"""How every file of interactions is refused: the form of the error."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def fail(path: Path, line: int | None, expected: str, got: str, unit: str = "lin
         path: the file.
         line: number of the line, from 1; None where the whole file is meant.
         expected: what should be there.
-        got: what is there; a piece of the file as `shown` writes it.
+        got: what was found; a piece of the file, as quoted by `shown`.
         unit: what the number counts.
     """
     where = f"{path}" if line is None else f"{path}, {unit} {line}"
@@ -23,7 +23,7 @@ def fail(path: Path, line: int | None, expected: str, got: str, unit: str = "lin
 
 
 def shown(value: str) -> str:
-    """Quote a piece of a file for a message of one line; what is long is cut."""
+    """Quote a piece of a file for a message of one line; long pieces are cut."""
     quoted = repr(value[: 2 * _LONGEST_SHOWN])
     if len(value) <= _LONGEST_SHOWN and len(quoted) <= 2 * _LONGEST_SHOWN:
         return quoted

@@ -14,7 +14,7 @@ from cw_ext.files.layout import Layout
 if TYPE_CHECKING:
     import polars as pl
 
-# As Python writes an integer: 007 is an id of its own. Integers beyond int64 are strings.
+# As Python writes an integer: 007 is another id than 7. Integers beyond int64 are strings.
 _WHOLE_DECIMAL = r"^-?[0-9]+\.0*$"
 _INTEGER = r"^(0|-?[1-9][0-9]{0,18})$"
 
@@ -24,10 +24,10 @@ class Ids:
     """The users or the items of a file's interactions.
 
     Attributes:
-        codes: int64 [P], the place in `values` of every interaction's id.
-        values: the file's own ids, each once, in the order in which they first occur; int64 where all are integers,
-            else strings (an object array). There may be ids without an interaction at the end.
-        odd: (line, id) of the first that is no integer; None where all are integers.
+        codes: int64 [P], the position in `values` of every interaction's id.
+        values: the file's own ids, each once, in the order in which they first occur; int64 if all are integers, else
+            strings (an object array). There may be ids without an interaction at the end.
+        odd: (line, id) of the first that is not an integer; None if all are integers.
         integers: the number of interactions whose id is an integer.
         begins_with_integer: whether the first id is one.
     """
@@ -40,7 +40,7 @@ class Ids:
 
     @property
     def of_rows(self) -> np.ndarray:
-        """The own id of every interaction, [P]."""
+        """The file's id of every interaction, [P]."""
         chosen: np.ndarray = self.values[self.codes]
         return chosen
 
@@ -57,10 +57,10 @@ class IdColumn:
         self._begins_with_integer: bool | None = None
 
     def add(self, ids: pl.Series, lines: pl.Series) -> None:
-        """Append the ids of some interactions, which stand in these lines.
+        """Append the ids of some interactions, from these lines.
 
         Raises:
-            ValueError: one is empty, or the column holds something else than integers and strings.
+            ValueError: an id is empty, or the column holds something other than integers and strings.
         """
         import polars as pl
 
@@ -70,7 +70,7 @@ class IdColumn:
             ids = whole if whole.null_count() == ids.null_count() else ids.cast(pl.String)
         elif ids.dtype in (pl.String, pl.Categorical, pl.Enum):
             ids = ids.cast(pl.String)
-            if self._layout.kind != "parquet":  # where blanks can be no mere layout
+            if self._layout.kind != "parquet":  # where blanks cannot be mere layout
                 ids = ids.str.strip_chars()
         elif ids.dtype != pl.Null:
             fail(self._path, None, f"integers or strings as {self._role} ids", f"the column type {ids.dtype}")
@@ -87,7 +87,7 @@ class IdColumn:
         self._integers = integers
 
     def _as_integers(self, ids: pl.Series, lines: pl.Series) -> pl.Series:
-        """The ids as int64 if all are integers; how many are is counted."""
+        """The ids as int64 if all are integers; counts how many are."""
         import polars as pl
 
         integer = ids.is_not_null()
@@ -109,10 +109,10 @@ class IdColumn:
         """Number what was added.
 
         Args:
-            lines: int64 [P], where each interaction stands.
+            lines: int64 [P], the line of each interaction.
 
         Raises:
-            ValueError: the same id stands there as an integer and as a decimal, such as 1 and 1.0.
+            ValueError: the same id occurs as an integer and as a decimal, such as 1 and 1.0.
         """
         import polars as pl
 
@@ -137,7 +137,7 @@ class IdColumn:
 
 
 def places(ids: Any, values: Any) -> np.ndarray:
-    """Where each id stands among values that are each there once: int64, −1 for what is not there.
+    """The position of each id among distinct values: int64, −1 for an id that is not among them.
 
     Args:
         ids, values: series or arrays of integers, or of strings.

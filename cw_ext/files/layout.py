@@ -19,7 +19,7 @@ _KINDS = {"lightgcn": "LightGCN lists", "mind": "MIND's behaviors.tsv"}
 MOVIELENS = "MovieLens ratings"
 _SNAP = "SNAP check-ins"
 
-_JSON_HEAD = 1000  # lines whose keys are looked at
+_JSON_HEAD = 1000  # lines whose keys are read
 _INTEGER = re.compile(r"\d+")
 _INTEGERS = re.compile(r"\d+(\s+\d+)+")
 _INTEGER_LIST = re.compile(r"\[?\d+([\s,;|]+\d+)+\]?")
@@ -39,13 +39,13 @@ class Layout:
         columns: the number of the column of each role.
         names: those of the columns; None without a header.
         num_columns: of a table.
-        separator: of a table's columns; None for blanks. In LightGCN lists what stands after the user: " " for blanks
-            that the caller asked for, None for blanks that are assumed.
+        separator: of a table's columns; None for blanks. In LightGCN lists, the separator after the user: " " for
+            blanks that the caller asked for, None for blanks that are assumed.
         first_line: where the interactions begin, past comments and the header.
-        known_as: the data set whose own form it has.
+        known_as: the data set whose format it has.
         may_lack_item: whether rows without an item are part of the form.
         quotes: whether a quote at the beginning of a field means something. Between tabs and bars it does only if the
-            first line has one: names such as "Weird Al" Yankovic stand there as they are.
+            first line has one: names such as "Weird Al" Yankovic are not quoted.
     """
 
     kind: Kind
@@ -60,7 +60,7 @@ class Layout:
 
     @property
     def unit(self) -> str:
-        """What a place in the file is counted in."""
+        """The unit in which places in the file are counted."""
         return "row" if self.kind == "parquet" else "line"
 
 
@@ -69,7 +69,7 @@ def recognise(path: Path, reading: Reading) -> Layout | None:
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is of no known kind, or does not tell which columns to take.
+        ValueError: it is of no known kind, or it is not clear which columns to take.
     """
     if text.first_bytes(path, 4) == b"PAR1":
         return _parquet(path, reading)
@@ -78,7 +78,7 @@ def recognise(path: Path, reading: Reading) -> Layout | None:
     comments = [line for _, line in takewhile(lambda row: _is_comment(row[1]), whole)]
     if not head:
         return None
-    # As a rule a quoted field of a first line has no line end.
+    # A quoted field of a first line rarely contains a line end.
     if "\r" in re.sub(r'"[^"]*"', "", head[0][1]).rstrip():
         fail(path, head[0][0], r"lines that end with \n or \r\n", rf"line ends \r: {shown(head[0][1])}")
     if head[0][1].lstrip()[0] in "{[":
@@ -184,7 +184,7 @@ def _are_behaviors(rows: Sequence[Sequence[str]]) -> bool:
 
 
 def _known_form(rows: Sequence[Sequence[str]], separator: str | None) -> tuple[str | None, dict[str, int]]:
-    """The data set whose form a table without header has for certain, and its columns."""
+    """The data set whose format a table without a header certainly has, and its columns."""
 
     def all_match(index: int, pattern: re.Pattern[str]) -> bool:
         return all(pattern.fullmatch(row[index].strip()) for row in rows)
@@ -200,7 +200,7 @@ def _known_form(rows: Sequence[Sequence[str]], separator: str | None) -> tuple[s
         whole = all(all_match(index, _INTEGER) for index in range(3)) and all_within(2, 1, 5)
         if separator == "\t" and whole and all_match(3, _UNIX_TIME):
             return MOVIELENS, ratings
-    # Some places are unknown: nothing stands there.
+    # Some places are unknown, and left empty.
     if separator == "\t" and widths == {5} and all_match(1, _ISO_TIME):
         if all_within(2, -90, 90) and all_within(3, -180, 180):
             return _SNAP, {"user": 0, "item": 4}
@@ -234,7 +234,7 @@ def _holds_lists(path: Path, number: int, reading: Reading) -> bool:
     They are if all hold integers, no two begin with the same user, and their lengths differ.
 
     Raises:
-        ValueError: they may be both.
+        ValueError: they may be either.
     """
     import polars as pl
 

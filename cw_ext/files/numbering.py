@@ -1,4 +1,4 @@
-"""Which row of an embedding table an id of a file stands for."""
+"""Which row of an embedding table an id of a file belongs to."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from cw_ext.files.ids import Ids
 from cw_ext.files.options import option
 from cw_ext.files.reader import InteractionTable
 
-# An integer id is its own row, unless most rows of the table would then belong to nobody: where the largest id is
-# beyond the first number, and there are more than the second number of rows per id.
+# An integer id is its own row, unless most rows of the table would then be unused: if the largest id is beyond the
+# first number, and there are more rows per id than the second number.
 _LARGEST_UNQUESTIONED = 2**20
 _MOST_ROWS_PER_ID = 100
 _LARGEST = 2**31 - 2
-# Integers become such numbers in a table with gaps.
+# Integers in a column with gaps become such numbers.
 _DECIMAL = re.compile(r"-?\d+\.\d*")
 _LIST = re.compile(r"\d+(\s+\d+)+")
 
@@ -29,7 +29,7 @@ class Rows(NamedTuple):
     Attributes:
         rows: int64 [P], of every interaction.
         size: how many rows there are.
-        labels: the own id of each row, sorted; None where every row is its own id.
+        labels: the id of each row, sorted; None if every row is its own id.
     """
 
     rows: np.ndarray
@@ -50,10 +50,10 @@ def number(path: Path, table: InteractionTable, ids: Ids, kind: str, size: int |
 
     Args:
         path: the file, for messages.
-        table: all that it holds.
+        table: its contents.
         ids: table.users or table.items.
         kind: "query" or "item".
-        size: the number of rows if it is given; then, as with renumber=False, an integer is its own row.
+        size: the number of rows, or None. If given, as with renumber=False, an integer is its own row.
         renumber: True numbers the ids anew; None does so for strings, and for integers with large gaps.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a caller can say about a file of interactions."""
+"""What a caller can specify about a file of interactions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROLES = ("user", "item", "rating", "label", "split")
 
 @dataclass(frozen=True)
 class Reading:
-    """How to read a file of interactions; None leaves it to what the file shows.
+    """How to read a file of interactions; None: as the file suggests.
 
     Attributes:
         user_column, item_column, rating_column, label_column, split_column: the name of a column in the header, or its
@@ -28,10 +28,10 @@ class Reading:
             only what stands between a user and its items; with blanks words may hold other separators.
         format: "table", or "lightgcn" for lines of one user and all of its items, separated by blanks.
         encoding: of a text file; UTF-8 if None.
-        min_rating: ratings below it are no positives; None keeps every rating.
+        min_rating: ratings below it are not positives; None keeps every rating.
 
     Raises:
-        TypeError, ValueError: the message names the argument, what was expected and what came.
+        TypeError, ValueError: the message contains the argument, what was expected and what came.
     """
 
     user_column: str | int | None = None
@@ -64,22 +64,22 @@ class Reading:
                 raise ValueError(f"min_rating must be a finite number, got {self.min_rating}")
 
     def column(self, role: str) -> str | int | None:
-        """The column that was named for the role, one of ROLES."""
+        """The column that was given for the role, one of ROLES."""
         column: str | int | None = getattr(self, f"{role}_column")
         return column
 
     def refuse(self, path: Path, kind: str, *names: str) -> None:
-        """Raise where one of the named switches is given, as it cannot act on a file of this kind.
+        """Raise if one of these switches is given, as it has no effect on a file of this kind.
 
         Raises:
-            ValueError: names the switch.
+            ValueError: the message contains the switch.
         """
         for field in fields(self):
             if field.name in names and getattr(self, field.name) is not None:
                 raise ValueError(f"{path}: {option(field.name)} cannot act on {kind}")
 
     def refuse_all(self, path: Path, kind: str) -> None:
-        """Raise where any switch is given."""
+        """Raise if any switch is given."""
         self.refuse(path, kind, *(field.name for field in fields(self)))
 
 
@@ -87,7 +87,7 @@ COLUMN_OPTIONS = tuple(f"{role}_column" for role in ROLES)
 
 
 def option(name: str) -> str:
-    """An argument's name, and that of the command line's switch."""
+    """The argument's name, and that of the command line's switch."""
     return f"{name} (--{name.replace('_', '-')})"
 
 
@@ -108,7 +108,7 @@ def _check_encoding(encoding: object) -> None:
         raise TypeError(f"encoding must be the name of an encoding, got {type(encoding).__name__}")
     try:
         is_text = codecs.lookup(encoding)._is_text_encoding
-    except (LookupError, ValueError):  # the second for zeros in it
+    except (LookupError, ValueError):  # ValueError: for null characters in it
         is_text = False
     if not is_text:
         raise ValueError(f"encoding must be the name of a text encoding, such as 'latin-1', got {encoding!r}")

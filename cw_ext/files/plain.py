@@ -24,11 +24,11 @@ def read_pairs(path: Path, reading: Reading) -> tuple[np.ndarray, np.ndarray, np
     Args:
         path: a text file in UTF-8 with two integers per line, separated by a tab, a comma, a semicolon or blanks; the
             first line may be a header with usual names.
-        reading: may not ask for more.
+        reading: must not ask for anything else.
 
     Raises:
         OSError: the file cannot be read.
-        ImportError: it holds something else.
+        ImportError: it holds something else, which needs polars.
     """
     for field in fields(reading):
         if getattr(reading, field.name) is not None:

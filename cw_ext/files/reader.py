@@ -1,4 +1,4 @@
-"""Read the interactions of a file of any kind that is known."""
+"""Read the interactions of a file of any known kind."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ _SPLIT_WORDS = {
 
 @dataclass(frozen=True)
 class InteractionTable:
-    """The positives of a file, in its order; a pair that stands there twice is here twice.
+    """The positives of a file, in its order; a pair that occurs twice is here twice.
 
     Attributes:
         users, items: of each of the P interactions.
         split: int8 [P], its place in SPLITS; None without such a column.
-        lines: int64 [P], where each stands, from 1.
+        lines: int64 [P], the line of each, from 1.
         summary: in one line, what was taken and what was left out.
         has_header: whether the columns have names.
         unit: what `lines` counts, "line" or "row".
@@ -72,13 +72,13 @@ def read_interactions(
     Args:
         path: a table (with a header or without), RecBole's .inter, LightGCN's lists, MIND's behaviors.tsv, SNAP's
             check-ins, JSON lines or parquet; text may be compressed by gzip, bzip2 or xz.
-        reading: what the caller says about it.
+        reading: what the caller specifies.
         default_min_rating: the lowest rating of a positive where `reading` has none, and there are ratings.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it cannot be understood, or a switch cannot act on it; the message names the file, and the line
-            or the columns.
+        ValueError: it cannot be understood, or a switch has no effect on it; the message contains the file, and the
+            line or the columns.
         ImportError: it needs polars, which is not installed.
     """
     reading = Reading() if reading is None else reading
@@ -96,7 +96,7 @@ def read_interactions(
     if min_rating is None and reading.rating_column is not None:
         raise ValueError(f"{path}: {option('rating_column')} cannot act without {option('min_rating')}")
     read = layout
-    if min_rating is None:  # what stands there is not looked at
+    if min_rating is None:  # its values are not read
         read = replace(layout, columns={role: index for role, index in layout.columns.items() if role != "rating"})
     users, items = IdColumn(path, layout, "user"), IdColumn(path, layout, "item")
     lines, splits, counts = [], [], _Counts()

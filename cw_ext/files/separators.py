@@ -24,20 +24,20 @@ _WORDS = {"tab": "\t", "blanks": None, " ": None}
 
 
 def given(word: str) -> str | None:
-    """The separator that the argument of that name means; None for blanks."""
+    """The separator that the argument `separator` means; None for blanks."""
     return _WORDS.get(word, word)
 
 
 def choose(path: Path, head: Sequence[tuple[int, str]], reading: Reading) -> str | None:
     """The separator of a table.
 
-    It is the one that is given. Else it is one by which all lines have as many fields: a tab or '::'; then the one with
-    which the first line is a header with known names; then the one that leaves no other in the users and items; then
-    that with most fields. Where the lines differ by each, it is one that divides the first. Blanks separate only where
-    nothing else does, or where only they leave no other in the users and items.
+    The given one, if any. Otherwise one by which all lines have the same number of fields. Of several: a tab or '::';
+    then the one with which the first line is a header with known names; then the one that leaves no other separator in
+    the users and items; then the one with most fields. If by each the lines differ in this number, one that divides the
+    first line. Blanks are taken only if nothing else separates, or only they leave no other in the users and items.
 
     Raises:
-        ValueError: two are as likely.
+        ValueError: two are equally likely.
     """
     if reading.separator is not None:
         return given(reading.separator)
@@ -52,7 +52,7 @@ def choose(path: Path, head: Sequence[tuple[int, str]], reading: Reading) -> str
     found = equal or found
     if not found:
         return None
-    for separator in ("::", "\t"):  # these are seldom part of a text
+    for separator in ("::", "\t"):  # these are rarely part of a text
         if separator in equal:
             return separator
     known = [
@@ -73,7 +73,7 @@ def choose(path: Path, head: Sequence[tuple[int, str]], reading: Reading) -> str
 
 
 def _that_leave_no_other(lines: Sequence[str], equal: dict[str, list[int]], reading: Reading) -> list[str | None]:
-    """Of the separators by which all lines have as many fields those with which users and items hold none of them."""
+    """Those of the possible separators with which the users and items contain none of them."""
     by_blanks = {len(line.split()) for line in lines}
     candidates: list[str | None] = [*equal]
     if len(by_blanks) == 1 and by_blanks != {1}:
@@ -97,13 +97,13 @@ def _holds(field: str, separator: str | None) -> bool:
 
 
 def name_of(separator: str | None) -> str:
-    """What messages call a separator."""
+    """A separator in messages."""
     return NAMES.get(separator) or repr(separator)
 
 
 @contextmanager
 def long_fields() -> Iterator[None]:
-    """Let csv read fields of any length, which it else refuses beyond 131,072 characters."""
+    """Let csv read fields of any length; by default it refuses those beyond 131,072 characters."""
     limit = csv.field_size_limit(2**31 - 1)
     try:
         yield
@@ -120,7 +120,7 @@ def _fields(line: str, separator: str | None, quotes: bool) -> list[str]:
 
 
 def fields_or_line(line: str, separator: str | None, quotes: bool) -> list[str]:
-    """The fields, or the line as one: it may be a part of a field that goes on over several lines."""
+    """The fields, or the whole line as a single field: it may be part of a field that spans several lines."""
     try:
         return _fields(line, separator, quotes)
     except csv.Error:
@@ -128,7 +128,7 @@ def fields_or_line(line: str, separator: str | None, quotes: bool) -> list[str]:
 
 
 def starts_quoted(line: str, separator: str | None) -> bool:
-    """Whether a field begins with a quote, as only there quotes mean something."""
+    """Whether a field begins with a quote: only there do quotes mean something."""
     return separator is not None and re.search(quote_pattern(separator), line) is not None
 
 

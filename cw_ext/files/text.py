@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     import polars as pl
 
 _BLOCK = 1 << 24
-# Modules of the standard library, not all of which every Python has.
+# Modules of the standard library, some of which a Python may lack.
 _PACKERS = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ\x00": "lzma"}
-# What else a first look recognises.
+# What else the first bytes show.
 _NO_TEXT = {b"\x28\xb5\x2f\xfd": "a zstd-compressed file", b"PK\x03\x04": "a zip archive"}
 
 
@@ -37,7 +37,7 @@ def lines(path: Path, encoding: str | None) -> Iterator[pl.DataFrame]:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: what it holds cannot be decompressed or decoded.
+        ValueError: its content cannot be decompressed or decoded.
     """
     import polars as pl
 

@@ -1,1 +1,1 @@
-"""Adapters to other libraries, one module each, which needs its library. None is imported with cw_ext."""
+"""Adapters to other libraries, a module for each, which needs that library. None is imported with cw_ext."""

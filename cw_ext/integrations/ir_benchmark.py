@@ -1,4 +1,4 @@
-"""CW for IR-Benchmark ("itemrec"), where a loss is an optimizer. By its convention alone: itemrec is not imported."""
+"""CW for IR-Benchmark ("itemrec"), where a loss is an optimizer. By its conventions: itemrec is not imported."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cw_ext.parameters import LossArguments, documents_loss_arguments
 
 
 class Batch(Protocol):
-    """What the benchmark's loader gives (its IRDataBatch)."""
+    """What the benchmark's loader returns (its IRDataBatch)."""
 
     user: Tensor  # [B], int64
     pos_item: Tensor  # [B]
@@ -21,7 +21,7 @@ class Batch(Protocol):
 
 
 class CWOptimizer:
-    """Adam on the CW loss, in the place of the benchmark's SoftmaxOptimizer and its like.
+    """Adam on the CW loss, in place of the benchmark's SoftmaxOptimizer and similar ones.
 
     In ``set_experiments_per_fold``, where the optimizer is chosen:
 
@@ -33,8 +33,8 @@ class CWOptimizer:
     ``embed(norm=)``, which returns the tables of users [U, D] and items [I, D], and ``additional_loss``.
 
     The loss goes through :func:`cw_ext.cw_loss_from_embeddings`: the embeddings of the batch's negatives, [B, N, D],
-    are not gathered. The score is the cosine, as there, so that the benchmark's τ can be kept: presets.sl(τ) is its
-    SoftmaxOptimizer.
+    are not gathered. The score is the cosine, as in the benchmark, so that its τ can be kept: presets.sl(τ) is
+    its SoftmaxOptimizer.
     """
 
     @documents_loss_arguments
@@ -56,7 +56,7 @@ class CWOptimizer:
             **loss: see below.
 
         Raises:
-            TypeError, ValueError: the message names the argument, what was expected and what came.
+            TypeError, ValueError: the message contains the argument, what was expected and what came.
         """
         self.model: Any = model
         self.criterion = CWEmbeddingLoss(similarity=similarity, **loss)

@@ -1,4 +1,4 @@
-"""CW for RecBole's general recommenders (BPR, LightGCN). By its conventions alone: recbole 1.2 is not imported."""
+"""CW for RecBole's general recommenders (BPR, LightGCN). By its conventions: recbole 1.2 is not imported."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Batch(Protocol):
 
 
 class Dataset(Protocol):
-    """What is read of RecBole's Dataset, as a model gets it: the training split."""
+    """What is used of RecBole's Dataset, as a model gets it: the training split."""
 
     config: Any
     inter_feat: Batch
@@ -47,11 +47,11 @@ class CWSampled(nn.Module):
     ...     def calculate_loss(self, interaction):
     ...         return self.cw(self.user_embedding(interaction[self.USER_ID]), self.item_embedding, interaction)
 
-    RecBole's own negatives, which nobody reads then, are switched off by `train_neg_sample_args: ~` in YAML, or None in
+    RecBole's own negatives, which are not used then, are switched off by `train_neg_sample_args: ~` in YAML, or None in
     a dict. (In YAML, `None` is a string, which RecBole refuses.) RecBole looks for a model's own settings under the
-    name of its class, so one that is derived must be given them: `embedding_size`, and for LightGCN `n_layers`.
+    name of its class, so a derived class must be given them: `embedding_size`, and for LightGCN `n_layers`.
 
-    A row whose label is not above 0, as `threshold: {rating: 4}` makes them of low ratings, is no positive: it is
+    A row whose label is not above 0 is not a positive (`threshold: {rating: 4}` gives low ratings such labels): it is
     neither trained on nor kept out of the negatives. RecBole's own losses and full ranking metrics do not read the
     label. `val_interval: {rating: "[4,inf)"}` leaves such rows out everywhere, in RecBole's metrics too.
 
@@ -72,8 +72,8 @@ class CWSampled(nn.Module):
             **loss: see below.
 
         Raises:
-            TypeError, ValueError: the message names the argument, what was expected and what came; also for a pointwise
-                model with RecBole's own negatives, which give every row of the data the label 1.
+            TypeError, ValueError: the message contains the argument, what was expected and what came; also for a
+                pointwise model with RecBole's own negatives, which give every row of the data the label 1.
         """
         super().__init__()
         negatives = dataset.config["train_neg_sample_args"]
@@ -102,7 +102,7 @@ class CWSampled(nn.Module):
 
 
 def known_positives(dataset: Dataset) -> Interactions:
-    """The training split's positives; and the padding as a known positive of everybody, so that none draws it."""
+    """The training split's positives, with the padding as a known positive of every user, so that it is never drawn."""
     rows = dataset.inter_feat
     users, items = rows[dataset.uid_field], rows[dataset.iid_field]
     if dataset.label_field in rows.columns:

@@ -31,17 +31,17 @@ class CWLightningModule(TransformerLightningModule):
     embeddings of negatives, [B, L, N, D], are not gathered, and positions without a target are not scored. Validation
     scores one position per session, by :func:`cw_ext.cw_loss` on the package's logits.
 
-    A target is what the package takes for one: y is not 0, the padding id. Its weight is yw, and the sum is divided by
+    The targets are those of the package: y is not 0, the padding id. The weight of one is yw, and the sum is divided by
     the number of targets with a weight above 0. So presets.infonce(temperature=1.0) is the package's
-    "sampled_softmax", up to its rows whose loss rounds to 0, which it does not count. As there, a negative that is the
-    target, or another item of the session, stays a negative: `prior` is there for these.
+    "sampled_softmax", except that the latter does not count rows whose loss rounds to 0. As in the package, a negative
+    that is the target, or another item of the session, stays a negative: `prior` corrects for these.
 
     The score is the similarity module's, "dot" (the package's default) or "cosine", and not ½·cosine: for "cosine" a
     temperature, and a preset's `min_margin`, are twice those of the half cosine.
 
     Args:
-        **kwargs: what RecTools gives, and from its `lightning_module_kwargs` the loss arguments of
-            :func:`cw_ext.cw_loss` but for `reduction`, as plain numbers, strings and None.
+        **kwargs: what RecTools passes, and from its `lightning_module_kwargs` the loss arguments of
+            :func:`cw_ext.cw_loss` except `reduction`, as plain numbers, strings and None.
 
     Raises:
         TypeError: an unknown loss argument, or a similarity module other than DistanceSimilarityModule.
@@ -63,7 +63,7 @@ class CWLightningModule(TransformerLightningModule):
 
     @staticmethod
     def requires_negatives(loss: str) -> bool:
-        """Have the package draw negatives."""
+        """Has the package draw negatives."""
         return True
 
     def _calc_custom_loss(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:

@@ -15,7 +15,7 @@ from cw_ext.parameters import LossArguments, documents_loss_arguments, resolve
 
 
 class CWSampled(nn.Module):
-    """CW in the place of RePlay's CESampled and CESampledWeighted (its LossProto).
+    """CW in place of RePlay's CESampled and CESampledWeighted (its LossProto).
 
     >>> SasRec(body=body, loss=CWSampled(body.embedder.get_item_weights, **presets.cw(temperature=1.0, prior=0.05)))
 
@@ -24,9 +24,9 @@ class CWSampled(nn.Module):
     logits that the model's `logits_callback` makes: for models whose items cost too much to be all computed at each
     step (TwoTower's item tower), or whose score is not a dot product.
 
-    The rows are the package's: one per target that `target_padding_mask` keeps, without the negatives that are a
+    The rows are those of RePlay: one per target that `target_padding_mask` keeps, without the negatives that are a
     positive of its position, or are `negative_labels_ignore_index`. So presets.infonce(temperature=1.0) is CESampled,
-    and with `feature_name` CESampledWeighted, but for rows without any negative, which CW leaves out of the mean. Of
+    and with `feature_name` CESampledWeighted, except for rows without any negative, which CW leaves out of the mean. Of
     several positives at one position the others are the row's extra positives, for the correction.
     """
 
@@ -41,18 +41,18 @@ class CWSampled(nn.Module):
         negative_labels_ignore_index: int = -100,
         **loss: Unpack[LossArguments],
     ) -> None:
-        """Takes where the item table comes from, how batches are to be read, and the loss arguments.
+        """Takes the source of the item table, how to read batches, and the loss arguments.
 
         Args:
             item_weights: called with None, returns the table [I, D] whose rows are the item ids: the
                 `get_item_weights` of SasRec's embedder, with the padding id after all others (RePlay's convention),
                 or TwoTower's `body.item_tower`. None: the scores come from the model.
-            feature_name: name of the feature [B, L, P] that weighs the targets; None: all alike.
+            feature_name: name of the feature [B, L, P] that weighs the targets; None: equal weights.
             negative_labels_ignore_index: the padding id among negatives.
             **loss: see below.
 
         Raises:
-            TypeError, ValueError: the message names the argument, what was expected and what came.
+            TypeError, ValueError: the message contains the argument, what was expected and what came.
         """
         super().__init__()
         resolve(loss)
@@ -77,7 +77,7 @@ class CWSampled(nn.Module):
             feature_tensors: the batch's features, of which `feature_name` is read.
             positive_labels: item ids [B, L, P].
             negative_labels: item ids, shared [N], per session [B, N] or per position [B, L, N].
-            padding_mask: not read.
+            padding_mask: not used.
             target_padding_mask: [B, L, P], True where a positive counts.
 
         Raises:
@@ -101,7 +101,7 @@ class CWSampled(nn.Module):
             further = positives.masked_fill(~others, -1)  # [R, P]
         queries = model_embeddings[session, position]  # [R, D]
         pos_ids = positive_labels[target_padding_mask]
-        neg_ids = neg_ids.masked_fill(is_padding, 0)  # any id that there is: it is masked out
+        neg_ids = neg_ids.masked_fill(is_padding, 0)  # any valid id, as it is masked out
         neg_log_weights = torch.zeros(masked.shape, device=masked.device).masked_fill(masked, -math.inf)
         row_weights = None if self.feature_name is None else feature_tensors[self.feature_name][target_padding_mask]
         if self.item_weights is not None:

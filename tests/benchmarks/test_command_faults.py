@@ -57,7 +57,7 @@ def train(directory: Path, *further: str) -> int:
 
 
 def runs_of(directory: Path) -> list[dict[str, Any]]:
-    """What is written of the runs, but for the seconds."""
+    """What is written of the runs, without the seconds."""
     runs = json.loads((directory / "results.json").read_text(encoding="utf-8"))["runs"]
     return [{name: value for name, value in run.items() if name != "seconds"} for run in runs]
 
@@ -154,7 +154,7 @@ def test_ctrl_c_at_every_moment_of_a_validation_leaves_no_epoch_with_the_tables_
             break
         expected = {1: first, 2: second}[int(trainer.best["epoch"])]
         assert torch.equal(trainer._best_tables[0], expected), moment
-    assert trainer.best["epoch"] == 2  # or there was nothing to tell apart
+    assert trainer.best["epoch"] == 2  # or the test could not tell them apart
     assert moment > 5
 
 
@@ -237,7 +237,7 @@ PROGRAMS: dict[str, Callable[[Path, Path], tuple[Callable[[list[str]], int], lis
     "training": lambda source, out: (training.main, ["--data", str(source), "--out", str(out)]),
     "throughput": lambda source, out: (throughput.main, ["--quick", "--history", str(source), "--out", str(out)]),
 }
-# What is no row of a table may be an id all the same, and then is numbered.
+# What is not a row of a table may still be an id, and is numbered then.
 OWN_IDS = {"a negative id", "an id beyond int64", "an id of many digits"}
 
 
@@ -301,7 +301,7 @@ def test_what_may_not_be_read_or_written_is_named(tmp_path: Path, capsys: Any) -
 
 
 def test_users_with_nothing_to_train_on_are_no_obstacle(tmp_path: Path, plots: None) -> None:
-    """User 1 is only in the test set, user 3 in none; and nobody with two items is said before training."""
+    """User 1 is only in the test set, user 3 in neither; that no user has two items is reported before training."""
     rows = b"".join(b"%d\t%d\n" % (user, item) for user in (0, 2, 4) for item in range(user, user + 6))
     split(tmp_path, rows, b"0\t7\n1\t3\n")
     assert training.main(["--data", str(tmp_path), *FLAGS[:-2], *TRAINING, "--out", str(tmp_path / "out")]) == 0

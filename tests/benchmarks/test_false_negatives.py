@@ -210,7 +210,7 @@ def test_a_share_out_of_range_is_refused(blocks, share):
 
 
 def test_data_with_nothing_to_hold_out_is_refused():
-    # Validation takes one of two items, and the other one is the only one then.
+    # Validation takes one of two items, so only one is left.
     with pytest.raises(DataError, match="made up: expected a user with at least 2 items to train on, to hold one out"):
         make_trainer(make_data({user: [user, user + 1] for user in range(5)}, 9), 0.5)
 

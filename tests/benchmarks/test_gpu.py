@@ -1,4 +1,4 @@
-"""What the benchmarks say about a GPU, and the command that runs all that takes one, played through without one."""
+"""What the benchmarks report of a GPU, and the command that runs all that needs one, played through without one."""
 
 from __future__ import annotations
 

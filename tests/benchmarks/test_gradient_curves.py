@@ -14,7 +14,7 @@ from cw_ext.parameters import resolve
 from cw_ext.row_values import CurveInputs, RowValues
 
 CURVES = {name: curve for curves in PANELS.values() for name, curve in curves.items()}
-# Those whose weights are no constants in the gradient, or are not there.
+# Those whose weights are not constants in the gradient, or do not exist.
 WITHOUT_CONSTANTS = ("BPR: this negative alone", "SL: no weights", "sigmoid, gradient through ω")
 
 

@@ -35,7 +35,7 @@ def _write_split(directory: Path, dataset: InteractionData) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*is deprecated")
 def test_it_learns_blocks(kernels: None, tmp_path: Path) -> None:
-    """Users take items of their own block alone: whoever finds the blocks ranks what is left of it first."""
+    """Users take items of their own block only: a model that finds the blocks ranks the rest of the block first."""
     lightning.seed_everything(0)
     dataset = load_blocks(tmp_path)
     model, losses = lightning_mf.LightningMF(dataset, dim=16, num_negatives=16), _Losses()

@@ -71,7 +71,7 @@ def test_metrics_agree_with_plain_python(monkeypatch, k, scores_per_block):
 
 
 def by_ranx(cases: list[tuple[dict, dict]]) -> list[dict[str, float]]:
-    """What ranx says of each case, (what is relevant, scores), both {user: {item: number}}.
+    """What ranx returns for each case, (what is relevant, scores), both {user: {item: number}}.
 
     In a process of its own: its loops take half a minute to compile, and that can only be forbidden before numba, which
     others import too, is imported.

@@ -291,7 +291,7 @@ def test_a_saved_state_goes_on_with_the_same_noise(device):
     saved.seek(0)
     resumed = build("xsimgcl", seed=9, device=device)
     table(resumed)
-    # Saved numbers come to the CPU or to the model's device, as the caller says.
+    # Saved numbers come to the CPU or to the model's device, as the caller asks.
     resumed.load_state_dict(torch.load(saved, weights_only=True, map_location=device))
     for one in expected:
         assert torch.equal(table(resumed), one)

@@ -129,7 +129,7 @@ def test_without_extra_positives_one_at_the_positive_is_taken_out(weighting, at_
 def test_the_floor_trades_bias_for_spread():
     found = measure(Setting(0.5, 100, 5), "sigmoid")
     corrected, floored, uncorrected = (found[name] for name in ("corrected", "floored", "uncorrected"))
-    # Only where A < πC, which a logarithm cannot say, does the estimate without a floor depart from the truth.
+    # Only where A < πC, where the logarithm does not exist, does the estimate without a floor depart from the truth.
     assert 0 < corrected["at_floor"] < 0.2 < floored["at_floor"] < 1
     assert 0 < corrected["bias"] + 4 * corrected["bias_se"] < floored["bias"] < uncorrected["bias"]
     assert uncorrected["std"] < floored["std"] < corrected["std"] < corrected["expected_std"]

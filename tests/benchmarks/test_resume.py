@@ -1,4 +1,4 @@
-"""Training that was interrupted and goes on: bit by bit as if it had not been, or a refusal that says why."""
+"""Training that was interrupted and goes on: bit by bit as if it had not been, or a refusal with the reason."""
 
 from __future__ import annotations
 
@@ -225,7 +225,7 @@ def test_other_data_are_refused(blocks, tmp_path):
 
 
 def test_another_backend_may_go_on(blocks, tmp_path, kernels):
-    """It draws the same and computes the same but for rounding."""
+    """It draws the same and computes the same up to rounding."""
     path = tmp_path / "checkpoint.pt"
     leave_checkpoint(make_trainer(blocks), path)
     resumed = make_trainer(blocks, backend="fused")
@@ -477,7 +477,7 @@ def test_other_arguments_are_refused_and_nothing_changes(tmp_path, monkeypatch, 
 
 
 def test_data_that_changed_are_refused(tmp_path, monkeypatch, capsys):
-    """Which no run's settings say."""
+    """Which is not among the settings of a run."""
     interrupt_main(monkeypatch, tmp_path, "sl", 5)
     before = (tmp_path / "out" / "results.json").read_bytes()
     with (tmp_path / "blocks.txt").open("a", encoding="utf-8") as file:

@@ -14,7 +14,7 @@ from cw_ext import Interactions
 
 KNOWN = {0: [0, 1, 2, 19], 1: [7], 2: [], 3: list(range(19)), 4: [3, 4, 5, 6, 10, 12, 18], 5: [*range(20, 40)]}
 NUM_ITEMS = 40
-# How popular items are where draws follow popularity; of item 0 nobody ever draws one.
+# How popular items are where draws follow popularity; item 0 is never drawn.
 WEIGHTS = torch.arange(NUM_ITEMS).double()
 
 

@@ -1,4 +1,4 @@
-"""The study: what it asks for, what it keeps, how it chooses and what its tables say."""
+"""The study: what it runs, what it keeps, how it chooses and what its tables show."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def test_least_bytes():
     # Rows of 4 floats for 6 negatives, 6 ids, and twice 5 rows.
     assert least_bytes(Shape("ids", 2, 3, dim=4, items=5)) == 6 * 16 + 6 * 8 + 2 * 5 * 16
     assert least_bytes(Shape("ids", 2, 3, dim=4, items=5, shared=True)) == 3 * 16 + 3 * 8 + 2 * 5 * 16
-    # Nobody hands over ids of what is drawn or taken.
+    # The ids of negatives that are drawn, or taken from the batch, are not an input.
     history = {"dim": 4, "items": 5, "users": 7}
     assert least_bytes(Shape("sampled", 2, 3, **history)) == 6 * 16 + 2 * 5 * 16
     rows = {"shared": 3, "in-batch": 2, "mixed": 5, "full": 5}
@@ -209,7 +209,7 @@ def test_draws_are_set_against_ready_ids_and_other_draws():
     assert [own[f"x {name}"] for name in ("ready-ids", "torch-search", "numpy-sets")] == ["0.83", "5.00", "0.50"]
     assert "x eager" not in own and "x bit-table" not in own
     assert "drawing inside: B=8 N=6 D=4 I=30 fp32: 1.20 times the time with ready ids" in described
-    # Ready ids are no rival, as nobody has them.
+    # Ready ids are not a rival, as no training step has them.
     assert "sampled, B=8 N=6 D=4 I=30 fp32 (2.00 times the time of numpy-sets)" in described
     alone = throughput_report.describe(made_up_report(SAMPLED, cw_ext=12e-3, **{"ready-ids": 10e-3}))
     assert "where cw_ext loses: nowhere" in alone

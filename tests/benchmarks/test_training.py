@@ -814,7 +814,7 @@ def test_the_prior_is_estimated_from_validation_items_and_negatives(blocks, monk
         tables = [table.detach().double() for table in trainer.model()]
         positive = cosines(tables[0][users], tables[1], items).tolist()
         unlabeled = cosines(tables[0][users], tables[1], drawn).flatten().tolist()
-        # An item may be among its own user's negatives, with the same score but for rounding.
+        # An item may be among its own user's negatives, with the same score up to rounding.
         low, high = sorted(best_bin([score + shift for score in positive], unlabeled) for shift in (-1e-6, 1e-6))
         assert low - 1e-9 <= trainer.curve[-1]["prior"] <= high + 1e-9 < low + 0.05
         assert 0 < trainer.curve[-1]["prior"] < 0.9

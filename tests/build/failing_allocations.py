@@ -124,7 +124,7 @@ class _Calls:
 
 
 class _Failures:
-    """What the preloaded library has to say."""
+    """What the preloaded library reports."""
 
     def __init__(self) -> None:
         self._library = ctypes.CDLL(None)

@@ -30,7 +30,7 @@ class Run:
     at_least: int  # tests that pass
     keywords: str = ""
     seed: int = 1  # of the order in which threads run
-    deterministic: bool = False  # sums over items by sorting, whatever their number; fresh memory holds NaN
+    deterministic: bool = False  # sums over items by sorting, however few; fresh memory holds NaN
 
 
 # What would take minutes here, and bad input, which stops the kernels and with them the process.
@@ -133,7 +133,7 @@ def runs(
 def test_the_suite(built: dict[str, str | None], runs: dict[str, Future], name: str) -> None:
     _skip_unless_it_runs(built, RUNS[name].kind)
     done = runs[name].result()
-    # The failures and what a sanitizer said stand at the end.
+    # The failures and a sanitizer's report are at the end.
     assert done.returncode == 0, done.stdout[-20_000:]
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed and int(passed[1]) >= RUNS[name].at_least, done.stdout[-500:]

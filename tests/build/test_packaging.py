@@ -18,7 +18,7 @@ import torch
 import cw_ext
 
 PACKAGE = Path(cw_ext.__file__).parent
-# What a clean checkout holds, but for the results of benchmarks.
+# What a clean checkout holds, without the results of benchmarks.
 TREE = ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md", "Makefile", ".ci")
 TREE += ("csrc", "cw_ext", "tests", "benchmarks", "examples")
 BUILT = shutil.ignore_patterns("_C.*", "_built_for.py", "__pycache__", "results")
@@ -158,7 +158,7 @@ def test_benchmarks_use_the_copy_that_is_built(clone: Path, installed: Path) -> 
     assert done.stdout.split() == ["True", str(package), str(module)], done.stderr
     line = f"using the installed cw_ext, in {installed / 'cw_ext'}: the one in {clone / 'cw_ext'} is not built\n"
     assert done.stderr == line
-    # Nothing is said, or done, where there is no choice.
+    # Nothing is reported, or done, where there is no choice.
     done = run("-c", WHICH, cwd=clone, PYTHONPATH="")
     assert done.stdout.startswith(f"False {clone}") and not done.stderr
 

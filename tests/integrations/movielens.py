@@ -38,7 +38,7 @@ def assert_same_loss(actual: tuple[Tensor, nn.Module], expected: tuple[Tensor, n
 
 
 def _gradients(model: nn.Module) -> Tensor:
-    """All of them in one vector: some parameters' are 0 but for roundings, which only the others can measure."""
+    """All of them in one vector: some parameters' are 0 up to roundings, whose size only the others show."""
     gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in model.parameters()]
     together = torch.cat([g.flatten() for g in gradients])
     assert together.abs().max() > 0, "expected gradients, got none"

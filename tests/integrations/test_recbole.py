@@ -24,7 +24,7 @@ from benchmarks.common.data import movielens_100k_file  # noqa: E402
 from cw_ext import draw_negatives, presets  # noqa: E402
 from cw_ext.integrations.recbole import CWSampled  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # what pandas and torch say of RecBole
+pytestmark = pytest.mark.filterwarnings("ignore")  # of pandas and torch about RecBole
 USERS, ITEMS, RATINGS, LIKED = 60, 40, 1200, 4
 N = 64
 THRESHOLD = "threshold: {rating: 4}"
@@ -96,7 +96,7 @@ show_progress: False
 
 
 def of_training(dataset: Any, ratings: dict[tuple[str, str], int], keep: Callable[[int], bool]) -> set[tuple[int, int]]:
-    """The training split's pairs whose rating, as it stands in the file, is one to keep; in RecBole's ids."""
+    """The training split's pairs whose rating in the file is to be kept; in RecBole's ids."""
     pairs = zip(dataset.inter_feat["user_id"].tolist(), dataset.inter_feat["item_id"].tolist(), strict=True)
     users, items = dataset.field2id_token["user_id"], dataset.field2id_token["item_id"]
     return {(user, item) for user, item in pairs if keep(ratings[users[user], items[item]])}

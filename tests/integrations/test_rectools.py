@@ -124,7 +124,7 @@ def test_negatives_are_not_gathered(kind: type[TransformerModelBase], frame: pd.
 
 @every_kind
 def test_autocast(kind: type[TransformerModelBase], frame: pd.DataFrame) -> None:
-    """Sessions that autocast made bf16 meet the fp32 table; the loss is that of fp32 but for their rounding."""
+    """Sessions that autocast made bf16 meet the fp32 table; the loss is that of fp32 up to their rounding."""
     torch.manual_seed(0)
     np.random.seed(0)
     model = model_of(kind, "CW", epochs=0, dropout_rate=0.0).fit(Dataset.construct(frame))

@@ -189,7 +189,7 @@ def test_other_positives_are_further_positives() -> None:
 
 @pytest.mark.parametrize("table", [True, False], ids=["table", "logits"])
 def test_autocast(table: bool) -> None:
-    """States that autocast made bf16 meet the fp32 table; the loss is that of fp32 but for their rounding."""
+    """States that autocast made bf16 meet the fp32 table; the loss is that of fp32 up to their rounding."""
     torch.manual_seed(0)
     model = model_of("SasRec").train()
     with_loss(model, CWSampled(item_weights_of(model) if table else None, temperature=1.0))

@@ -60,7 +60,7 @@ def ninja_file() -> str:
         f"cxx = {compiler()}",
         f"common = {COMMON} {contraction()} -I{HERE / 'include'}",
         *RULES,
-        # All variables of a kernel's file are shared memory. In a section whose name is an identifier the linker says
+        # All variables of a kernel's file are shared memory. In a section whose name is an identifier the linker tells
         # where they begin and end. (GCC's attribute for it counts for nothing in a template.)
         "rule bring_together",
         "  command = objcopy --rename-section .bss=cw_shared $in $out",
@@ -68,8 +68,8 @@ def ninja_file() -> str:
     ]
 
     def compiled(source: Path, kind: str, flags: str) -> str:
-        # With the ending: scores.cpp and scores_kernel.cu may both be there.
-        target = f"{kind}/{source.name}.o"
+        # csrc/scores.cpp and csrc/cuda/scores.cpp are both there.
+        target = f"{kind}/{source.parent.name}/{source.name}.o"
         lines.extend([f"build {target}: compile {source}", f"  flags = {flags}"])
         if source.suffix != ".cu":
             return target

@@ -357,7 +357,7 @@ void finish() {
   Warp& warp = warps[number];
   warp.exited |= bit;
   for (unsigned lane = 0; lane < kWarp; ++lane) {
-    // A lane whom the last step has let go on is no longer parked.
+    // A lane that the last step has let go on is no longer parked.
     if (warp.parked >> lane & 1 && lane_of(number, lane).collective.mask & bit) {
       complete(number, lane_of(number, lane).collective.mask);
     }

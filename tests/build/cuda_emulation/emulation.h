@@ -1,6 +1,6 @@
-// CUDA's threads on the CPU. The host compiler reads csrc/cuda with the headers in include/ in the place of CUDA's, and
+// CUDA's threads on the CPU. The host compiler reads csrc/cuda with the headers in include/ in place of CUDA's, and
 // every thread of a block becomes a fiber. Blocks run one after the other. A barrier, shuffle or vote parks a fiber until
-// all whom it names have arrived; an order drawn by CW_CUDA_EMULATION_SEED (0: always the same one) says who goes on.
+// all fibers in its mask have arrived; an order drawn by CW_CUDA_EMULATION_SEED (0: always the same) decides who goes on.
 //
 // What it shows: whether the kernels compute the right thing; results that depend on the order in which threads run
 // (another seed, another result: a barrier is missing); barriers and collectives that threads miss, which hang a GPU;
@@ -52,7 +52,7 @@ void meet_block(const std::source_location& where);
 // Where another thread may get in between, with any seed but 0.
 void perhaps_yield();
 
-// __threadfence(). ThreadSanitizer takes fences as ordered among themselves, whatever atomics stand around them.
+// __threadfence(). ThreadSanitizer takes fences as ordered among themselves, with any atomics around them.
 void fence();
 
 // An asynchronous copy to shared memory: `bytes`, the last `zeros` of them zeroed.

@@ -51,7 +51,7 @@ __global__ void warp_barrier(float* data, int) {
   data[place()] = shared[threadIdx.x ^ 1];
 }
 
-// A barrier of the warp says nothing to the other warp.
+// A barrier of the warp does not order the other warp.
 __global__ void warp_barrier_across_warps(float* data, int) {
   __shared__ float shared[kThreads];
   shared[threadIdx.x] = float(threadIdx.x);
@@ -199,7 +199,7 @@ const struct {
 
 }  // namespace
 
-// Runs the kernel of this name on three blocks, and says whether it left a NaN.
+// Runs the kernel of this name on three blocks, and returns whether it left a NaN.
 int main(int argc, char** argv) {
   for (const auto& [name, kernel] : kKernels) {
     if (argc != 2 || std::strcmp(name, argv[1]) != 0) continue;

@@ -23,7 +23,7 @@ at::Tensor table() { return at::ones({5, 24}); }
 
 float read(const at::Tensor& x, int64_t at) { return static_cast<const float*>(x.data_ptr())[at]; }
 
-// As lanes.h reads a register full.
+// As csrc/cpu/simd.h reads a register full.
 float read_vector(const at::Tensor& x, int64_t at) {
   Vector v;
   std::memcpy(&v, static_cast<const float*>(x.data_ptr()) + at, sizeof v);

@@ -1,4 +1,4 @@
-// Stands in for CUDA's header of this name: what the kernels of csrc/cuda use. ../emulation.h says what it is about.
+// Stands in for CUDA's header of this name: what the kernels of csrc/cuda use. ../emulation.h explains the purpose.
 #pragma once
 
 #include <cmath>

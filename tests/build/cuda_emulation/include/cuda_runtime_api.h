@@ -1,4 +1,4 @@
-// Stands in for CUDA's header of this name: what the host side of csrc/cuda uses. ../emulation.h says what it is about.
+// Stands in for CUDA's header of this name: what the host side of csrc/cuda uses. ../emulation.h explains the purpose.
 #pragma once
 
 #include <cstddef>
@@ -25,7 +25,7 @@ inline const char* cudaGetErrorString(cudaError_t error) {
       return "invalid argument";
   }
 }
-// A launch says itself what is wrong with it, and runs until it is done.
+// A launch reports its own errors, and runs until it is done.
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline cudaError_t cudaPeekAtLastError() { return cudaSuccess; }
 
