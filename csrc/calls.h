@@ -1,5 +1,5 @@
-// What the ops hand to a backend: tensors checked, flattened and allocated in the ops (csrc/*.cpp). T is the compute dtype: fp64 for
-// fp64 inputs, else fp32. An undefined tensor is an argument that was not given, or a result that is not wanted.
+// What the ops hand to a backend: tensors checked, flattened and allocated in the ops (csrc/*.cpp). T is the compute dtype:
+// fp64 for fp64 inputs, else fp32. An undefined tensor is an argument that was not given, or a result that is not wanted.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -88,8 +88,8 @@ TORCH_LIBRARY_FRAGMENT(cw_ext, m) {
   // the coefficients, and shared_coefficients [B, N] belong to shared negatives [N].
   m.def("embeddings_forward(Tensor queries, Tensor items, Tensor pos_ids, Tensor neg_ids, Tensor? extra_ids, "
         "Tensor? log_q, " CW_EXCLUSION_SCHEMA ", " CW_LOSS_SCHEMA
-        "str similarity, str reduction, bool with_gradients, bool with_log_q_gradient, bool with_curve_gradient) -> (Tensor loss, "
-        "Tensor live, Tensor above, Tensor rescale, Tensor d_queries, Tensor unit_queries, Tensor coefficients, "
+        "str similarity, str reduction, bool with_gradients, bool with_log_q_gradient, bool with_curve_gradient) -> ("
+        "Tensor loss, Tensor live, Tensor above, Tensor rescale, Tensor d_queries, Tensor unit_queries, Tensor coefficients, "
         "Tensor shared_coefficients, Tensor pair_keys, Tensor pair_ends, Tensor d_log_q, Tensor d_row_values, "
         "Tensor d_curve)");
 }

@@ -76,8 +76,9 @@ FullResult full_forward(const at::Tensor& queries, const at::Tensor& items, cons
 
 TORCH_LIBRARY_FRAGMENT(cw_ext, m) {
   m.def("full_forward(Tensor queries, Tensor items, Tensor pos_ids, Tensor? extra_ids, " CW_HISTORY_SCHEMA ", "
-        CW_LOSS_SCHEMA "str similarity, str reduction, bool with_gradients, Tensor? factor, bool with_curve_gradient) -> (Tensor loss, "
-        "Tensor live, Tensor above, Tensor rescale, Tensor d_queries, Tensor d_items, Tensor d_row_values, Tensor d_curve)");
+        CW_LOSS_SCHEMA "str similarity, str reduction, bool with_gradients, Tensor? factor, "
+        "bool with_curve_gradient) -> (Tensor loss, Tensor live, Tensor above, Tensor rescale, Tensor d_queries, "
+        "Tensor d_items, Tensor d_row_values, Tensor d_curve)");
 }
 
 CW_LIBRARY_IMPL(m.impl("full_forward", &full_forward);)

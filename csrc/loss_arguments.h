@@ -69,7 +69,7 @@ inline CurveTensors curve_of(const OptionalTensor& log_weights, double low, doub
   check_type(*log_weights, compute_type(like), "curve");
   TORCH_CHECK_VALUE(low < high && std::isfinite(high - low), "curve_low must be below curve_high, got ", low, " and ", high);
   const at::Tensor values = with_contiguous_rows(*log_weights);
-  const bool one_for_all = rows > 0 && values.stride(0) == 0;
+  const bool one_for_all = rows == 1 || (rows > 1 && values.stride(0) == 0);
   if (on_cuda(like) || with_gradient || !one_for_all) return {values, low, high, on_margin};
   const auto is_zero = [&](auto element) {
     const auto* const x = values.const_data_ptr<decltype(element)>();

@@ -90,9 +90,9 @@ at::Tensor sampled_item_gradient(const at::Tensor& unit_queries, const OptionalT
 TORCH_LIBRARY_FRAGMENT(cw_ext, m) {
   // queries [B, D], items [I, D], pos_ids [B], extra_ids [B, M].
   m.def("sampled_forward(Tensor queries, Tensor items, Tensor pos_ids, Tensor? extra_ids, " CW_DRAWS_SCHEMA ", "
-        CW_LOSS_SCHEMA "str similarity, str reduction, bool with_gradients, bool keep_coefficients, bool with_curve_gradient) -> (Tensor loss, "
-        "Tensor live, Tensor above, Tensor rescale, Tensor d_queries, Tensor unit_queries, Tensor coefficients, "
-        "Tensor d_row_values, Tensor d_curve)");
+        CW_LOSS_SCHEMA "str similarity, str reduction, bool with_gradients, bool keep_coefficients, "
+        "bool with_curve_gradient) -> (Tensor loss, Tensor live, Tensor above, Tensor rescale, Tensor d_queries, "
+        "Tensor unit_queries, Tensor coefficients, Tensor d_row_values, Tensor d_curve)");
   // coefficients: from sampled_forward, or None to compute them again.
   m.def("sampled_item_gradient(Tensor unit_queries, Tensor? factor, Tensor? coefficients, Tensor queries, Tensor items, "
         "Tensor pos_ids, Tensor? extra_ids, " CW_DRAWS_SCHEMA ", " CW_LOSS_SCHEMA "str similarity, str reduction) "

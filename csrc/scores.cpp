@@ -62,7 +62,8 @@ ScoresResult scores_forward(const at::Tensor& pos, const at::Tensor& neg, const 
 TORCH_LIBRARY_FRAGMENT(cw_ext, m) {
   // pos [B], neg [B, N], extra [B, M], log_q [B, N]; gradients that are not wanted are empty.
   m.def("scores_forward(Tensor pos, Tensor neg, Tensor? extra, Tensor? log_q, " CW_LOSS_SCHEMA
-        "str reduction, bool with_gradients, bool with_log_q_gradient, bool with_curve_gradient) -> (Tensor loss, Tensor live, Tensor above, Tensor rescale, "
+        "str reduction, bool with_gradients, bool with_log_q_gradient, bool with_curve_gradient) -> (Tensor loss, "
+        "Tensor live, Tensor above, Tensor rescale, "
         "Tensor d_pos, Tensor d_neg, Tensor d_extra, Tensor d_log_q, Tensor d_row_values, Tensor d_curve)");
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -133,17 +134,22 @@ def per_row(name: str, value: Tensor | float, like_name: str, like: Tensor) -> N
 
 
 def in_range(
-    name: str, values: Tensor | float, dtype: torch.dtype, within: str, contains: Callable[[Tensor], Tensor]
+    name: str, values: Tensor | float, dtype: torch.dtype, within: str, contains: Callable[[Any], Any]
 ) -> None:
     """A tensor's values, rounded to `dtype`, where a look at them costs no synchronisation and breaks no graph."""
     if not isinstance(values, Tensor) or values.device.type != "cpu" or torch.compiler.is_compiling():
         return
     values = torch.func.debug_unwrap(values)  # torch.func.vmap hides a sample's values, but not those of all samples
-    outside = ~contains(values.to(dtype))
-    if outside.any():
-        value = values[outside].flatten()[0]
-        rounded = f", which is {value.to(dtype).item():g} in {dtype}" if contains(value) else ""
-        raise ValueError(f"{name} must be {within}, got {value.item()}{rounded}")
+    rounded = values.to(dtype)
+    if rounded.numel() == 1:  # most often, and looked at in less time than two operations on tensors take
+        bad = values.flatten() if not contains(rounded.item()) else None
+    else:
+        outside = ~contains(rounded)
+        bad = values[outside] if outside.any() else None
+    if bad is not None:
+        value = bad.flatten()[0]
+        note = f", which is {value.to(dtype).item():g} in {dtype}" if contains(value.item()) else ""
+        raise ValueError(f"{name} must be {within}, got {value.item()}{note}")
 
 
 def row_weights(value: Tensor | None, like_name: str, like: Tensor) -> None:

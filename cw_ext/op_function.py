@@ -202,13 +202,15 @@ def _save(
     others: list[Any],
     places: tuple[int, ...],
     tensors: Sequence[Tensor],
-    output: tuple[Tensor, ...],
+    results: tuple[Tensor, ...],
+    outputs: tuple[Tensor, ...],
 ) -> None:
+    """What backward needs: `results` are the op's, and `outputs` the Function's."""
     ctx.op, ctx.wanted, ctx.others, ctx.places = op, wanted, others, places
-    ctx.mark_non_differentiable(*output[1:])
+    ctx.mark_non_differentiable(*outputs[1:])
     ctx.set_materialize_grads(False)
     # All tensors: a seed or ids that are written to before backward would draw others in silence.
-    ctx.save_for_backward(*tensors, *output[len(Losses._fields) :])
+    ctx.save_for_backward(*tensors, *results[len(Losses._fields) :])
 
 
 class OpFunction(torch.autograd.Function):
@@ -226,7 +228,7 @@ class OpFunction(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         op, wanted, others, places, *tensors = inputs
-        _save(ctx, op, wanted, others, places, tensors, output)
+        _save(ctx, op, wanted, others, places, tensors, output, output)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
@@ -256,7 +258,9 @@ class OpFunction(torch.autograd.Function):
 
 
 class _Direct(torch.autograd.Function):
-    """The same without a setup_context, for which apply() works out forward's signature at each call."""
+    """The same for eager mode, where all takes time: apply() works out forward's signature for a setup_context, and
+    each output becomes part of the graph. So here there is none of the former, and the latter are the losses alone.
+    """
 
     @staticmethod
     def forward(
@@ -265,8 +269,9 @@ class _Direct(torch.autograd.Function):
         result: tuple[Tensor, ...] = op.op(*arguments, *wanted)
         for place in places:
             arguments[place] = None  # they are saved as such
-        _save(ctx, op, wanted, arguments, places, tensors, result)
-        return result
+        losses = result[: len(Losses._fields)]
+        _save(ctx, op, wanted, arguments, places, tensors, result, losses)
+        return losses
 
     backward = OpFunction.backward
 

@@ -195,6 +195,7 @@ class Layout(Generic[T]):
                 tensors += [first + tensor for tensor in layout.tensors]
                 groups.append((place, first, len(names), layout, type(None) in kinds))
         self.names, self.tensors, self._groups = tuple(names), tuple(tensors), tuple(groups)
+        self._has_groups = bool(groups)
         self.named: Callable[..., Any] = namedtuple("named", self.names)  # type: ignore[misc]
 
     def flat(self, values: Any) -> list[Any]:
@@ -206,7 +207,10 @@ class Layout(Generic[T]):
         for place, first, end, layout, _ in self._groups:
             found += values[done:place]
             value = values[place]
-            found += [None] * (end - first) if value is None else layout.flat(value)
+            if value is None:
+                found += [None] * (end - first)
+            else:
+                found += layout.flat(value) if layout._has_groups else value
             done = place + 1
         found += values[done:]
         return found
@@ -238,6 +242,7 @@ class _RowValuesLayout(Layout[RowValues]):
         self.make = RowValues
         self.names = tuple(name for field in RowValues._fields for name in (f"{field}_rows", field))
         self.tensors = tuple(range(0, len(self.names), 2))
+        self._has_groups = True  # the values' pairs
 
     def flat(self, values: Any) -> list[Any]:
         found: list[Any] = []

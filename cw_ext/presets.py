@@ -6,8 +6,8 @@ A wrong argument raises TypeError or ValueError; the message contains it.
 >>> CWLoss(**presets.dcl(temperature=0.1, prior=0.05), reduction="sum")
 
 The same loss needs the same scores. Where scores are computed here, from embeddings, a preset also sets how:
-`similarity`, "half_cosine" (the default), "cosine" or "dot". The temperature is on its scale, and may be a tensor
-except in `hcl` and `bsl`.
+`similarity`, "half_cosine" (the default), "cosine" or "dot". The temperature is on its scale, and may be a tensor, but
+not in `hcl` and `bsl`.
 
 >>> cw_loss_from_embeddings(queries, items, pos_ids, neg_ids, **presets.sl(5.0, similarity="dot"))
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -42,7 +43,7 @@ def row_values(options: LossOptions, like_name: str, like: Tensor, dtype: torch.
     checks.per_row("confidence_threshold", given.threshold, like_name, like)
     checks.per_row("temperature", given.temperature, like_name, like)
     checks.in_range("prior", given.prior, dtype, "in [0, 1)", lambda x: (x >= 0) & (x < 1))
-    checks.in_range("temperature", given.temperature, dtype, "> 0", lambda x: (x > 0) & x.isfinite())
+    checks.in_range("temperature", given.temperature, dtype, "> 0", lambda x: (x > 0) & (x < math.inf))
     return RowValues(*[sums.expanded(x.to(dtype), like.shape) if isinstance(x, Tensor) else x for x in given])
 
 

@@ -1,5 +1,5 @@
-// Negatives drawn by the rule of negative_sampling.h. A thread takes the places of one Philox counter: nearly all of their first
-// attempts stand, and the few others are drawn on one by one.
+// Negatives drawn by the rule of negative_sampling.h. A thread takes the places of one Philox counter: nearly all first
+// attempts are accepted, and the few others are drawn again one by one.
 #include "known_items.cuh"
 
 namespace cw_cuda {
@@ -9,15 +9,15 @@ namespace {
 using namespace CW_NAMESPACE;
 
 constexpr int kThreads = 256;
-// Of a multiprocessor's: left to itself, nvcc 13 spills registers to memory for a fourth on the newest.
+// Blocks per multiprocessor. With a fourth on the newest GPUs nvcc 13 would spill registers to memory.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
 constexpr int kBlocks = 3;
 #else
 constexpr int kBlocks = 4;
 #endif
 
-// Which of `items` are known, as bits. They share the steps of the search, so that all of their loads take no
-// longer than those of one.
+// Which of `items` are known, as bits. All are searched in the same steps, so that their loads take no longer than those of
+// a single one.
 template <int V>
 __device__ __forceinline__ unsigned found_in(const KnownItems& known, const int32_t (&items)[V]) {
   if (known.count == 0) return 0;
@@ -34,7 +34,7 @@ __device__ __forceinline__ unsigned found_in(const KnownItems& known, const int3
   return found;
 }
 
-// Rare, and long: a call of its own, which finds again what it needs, so that it takes no registers from the rest.
+// Rare and long: a separate call, which looks up again what it needs, so that it takes no registers from the rest.
 template <typename T>
 __attribute__((noinline)) __device__ int32_t drawn_on(const DrawTask<T>& task, int64_t batch_row, int64_t j) {
   const NegativeSource& source = task.source;

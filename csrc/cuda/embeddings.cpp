@@ -1,4 +1,4 @@
-// Level 2, each row with its own negatives: as scores.cpp.
+// Level 2, each row with its own negatives: from tensors to pointers, as in scores.cpp.
 #include <ATen/Functions.h>
 
 #include <type_traits>

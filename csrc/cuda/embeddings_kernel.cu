@@ -1,6 +1,6 @@
 // Level 2, each row with its own negatives, for what embeddings_online_kernel.cu does not take: a block takes a row. It
 // reads the items twice, for the scores and for the query's gradient; nothing of size B·N·D exists. In between, a row's
-// scores wait where its coefficients will stand, and the inverse norms of its items in scratch of the size of the rows in
+// scores are kept in the place of its coefficients, and the inverse norms of its items in scratch of the size of the rows in
 // flight.
 #include "embedding_row.cuh"
 
@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(kThreads, kResident<In>)
 
     const EmbeddingRow<T> row = embedding_row(task, b, scores[0], scores);
     walk_row<kWarps>(row, b, row_parameters(task, common, b), task.with_gradients, task.out, scratch);
-    __syncthreads();  // the coefficients stand
+    __syncthreads();  // the coefficients are written
     if (!task.with_gradients) continue;
 
     const bool regular = scratch.plan.regular;
@@ -133,7 +133,7 @@ __global__ void __launch_bounds__(kThreads, kResident<In>)
         },
         partial, d_query);
 
-    // Through the normalisation: what is left of the gradient after its part along the query, over the query's norm.
+    // Through the normalisation: the gradient without its component along the query, divided by the query's norm.
     T along = T(0);
 #pragma unroll 1
     for (int64_t d = threadIdx.x; d < dim; d += kThreads) along += d_query[d] * unit_query[d];

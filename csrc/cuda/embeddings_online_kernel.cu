@@ -40,7 +40,7 @@ __device__ __forceinline__ Visited<Rows> visit_negatives(const EmbeddingsTask<In
   float sum = 0;
   const int n = int(row.n);
   int next = int(threadIdx.x) / kWarp * Rows::kPairs + Rows::own_pair();
-  // Ids are read a turn ahead: else each turn would wait for two reads, one after the other.
+  // Ids are read a turn ahead; otherwise each turn would wait for two reads in sequence.
   int64_t next_id = next < n ? unchecked_negative_id(row.pairs, row.b, next) : -1;
 #pragma unroll 1
   for (int first = next - Rows::own_pair(); first < n; first += kWarps * Rows::kPairs) {
@@ -57,7 +57,7 @@ __device__ __forceinline__ Visited<Rows> visit_negatives(const EmbeddingsTask<In
     const bool here = j < n, masked = id < 0 || row.dead;
     const float log_q = row.log_weight(j, score, masked);
     Mass<float> element = mass(score, row.pos, log_q, p.weighting, p.surrogate, p);
-    if (!(element.exponent == element.exponent)) {  // the row will be NaN whatever it adds up to
+    if (!(element.exponent == element.exponent)) {  // the row will be NaN in any case
       own.non_finite |= here;
       element.exponent = -infinity<float>();
     }
@@ -118,7 +118,7 @@ __device__ __forceinline__ void visit_positives(const EmbeddingsTask<In>& task, 
   }
 }
 
-// What the positive and the extra positives add to the query's gradient, by one warp, once their coefficients stand.
+// What the positive and the extra positives add to the query's gradient, by one warp, once their coefficients are written.
 template <typename Rows, typename In>
 __device__ __forceinline__ void add_positives(const EmbeddingsTask<In>& task, const EmbeddingRow<float>& row,
                                               const typename Rows::Slice& unit_query, typename Rows::Slice& gradient) {
@@ -182,7 +182,7 @@ __global__ void __launch_bounds__(kThreads, kResident<In>)
   __syncthreads();
   if (!task.with_gradients) return;
   give_all_gradients(row, b, p, task.out, scratch);
-  __syncthreads();  // the positives' coefficients stand
+  __syncthreads();  // the positives' coefficients are written
   if (warp != 0) return;
   const RowPlan<float> plan = scratch.plan;
 
@@ -208,7 +208,7 @@ __global__ void __launch_bounds__(kThreads, kResident<In>)
     for (int v = 0; v < Rows::kVec; ++v) gradient[c][v] = unit * gradient[c][v] + positives[c][v];
   }
 
-  // Through the normalisation: what is left of the gradient after its part along the query, over the query's norm.
+  // Through the normalisation: the gradient without its component along the query, divided by the query's norm.
   const float along = task.normalized ? Rows::dot(gradient, unit_query) : 0;
 #pragma unroll
   for (int c = 0; c < kChunks; ++c) {

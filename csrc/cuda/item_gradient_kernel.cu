@@ -1,4 +1,4 @@
-// The gradient of the item table: a sum per item by atomic additions (sorted_sum_kernel.cu has the other way), and its way back
+// The gradient of the item table: a sum per item by atomic additions (sorted_sum_kernel.cu has the other way), and the way back
 // through the normalisation.
 #include "pair_ids.cuh"
 

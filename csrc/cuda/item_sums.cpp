@@ -19,8 +19,8 @@ namespace {
 
 // Pairs that are sorted at a time: places have 32 bits.
 constexpr int64_t kMostSorted = int64_t(1) << 30;
-// From so many pairs on they are sorted. With fewer the sort's dozen launches take longer than atomic additions do: a
-// count, not yet a measurement.
+// From this many pairs on they are sorted. With fewer, the dozen launches of the sort take longer than atomic additions: by
+// a count, not yet by a measurement.
 constexpr int64_t kLeastSorted = int64_t(1) << 17;
 
 // The pairs of the rows [begin, begin + count).
@@ -35,7 +35,7 @@ ItemSumTask<T> own_pairs(const ItemGradientCall& call, const at::Tensor& sum, in
           output<T>(sum)};
 }
 
-// The pairs of the shared negatives: one per further row of the sources, with coefficient 1.
+// The pairs of the shared negatives: a pair per further row of the sources, with coefficient 1.
 template <typename T>
 ItemSumTask<T> shared_pairs(const ItemGradientCall& call, const at::Tensor& sum) {
   const int64_t rows = call.coefficients.size(0), count = call.shared_ids.defined() ? call.shared_ids.size(0) : 0;

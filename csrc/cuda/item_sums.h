@@ -12,7 +12,7 @@ struct ItemTotals {
   bool zeros;  // nothing has been added yet
 };
 
-// Zeros or the call's `initial`, for so many pairs in all.
+// Zeros or the call's `initial`, for this many pairs in all.
 ItemTotals begin_totals(const cw_ext::ItemGradientCall& call, int64_t pairs);
 
 // Adds the call's pairs and its shared negatives.

@@ -1,5 +1,5 @@
 // The CUDA kernels' interface: plain pointers, sizes and a stream, no torch. All pointers are to device memory; a null
-// pointer is an argument that was not given, or a result that nobody wants. Launchers never wait for the device.
+// pointer is an argument that was not given, or a result that is not wanted. Launchers never wait for the device.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -33,7 +33,8 @@ struct Pairs {
 
 // ---- level 1: scores_kernel.cu --------------------------------------------------------------------------------------
 
-// What the gradients of scores are kept in until backward. bf16 has the range of fp32; in fp16 a mean's would vanish.
+// The type in which the scores' gradients are kept until backward. bf16 has the range of fp32; in fp16 a mean's would
+// underflow.
 template <typename In>
 struct Kept {
   using type = typename Compute<In>::type;
@@ -60,7 +61,7 @@ struct ScoresTask {
   int64_t log_q_stride;
   const T* row_scale;     // [B] or null: the negatives' scores are neg·row_scale·column_scale; a negative one of the
   const T* column_scale;  // [N]          two masks out. Both are given, or none
-  const int32_t* excluded;  // [B] or null: so many of the scores of −∞ are no negatives. Null with a curve
+  const int32_t* excluded;  // [B] or null: how many scores of −∞ are not negatives. Null with a curve
   RowInputs<T> values;
   Curve<T> curve;
   bool with_gradients;
@@ -197,12 +198,12 @@ struct ItemSumTask {
 template <typename T>
 cudaError_t launch_atomic_sum(const ItemSumTask<T>& task, cudaStream_t stream);
 
-// The pairs sorted by their items, in an order that only the ids decide. Key I stands for a pair that adds nothing.
+// The pairs sorted by their items, in an order that only the ids decide. Key I marks a pair that adds nothing.
 struct SortedPairs {
   uint32_t* unsorted_keys;    // [P]
   uint32_t* unsorted_places;  // [P]
   uint32_t* keys;             // [P]
-  uint32_t* places;           // [P], where each key stood before
+  uint32_t* places;           // [P], the place of each key before sorting
   int64_t count;              // P, below 2^31
   int64_t num_items;          // I, below 2^31
 };
@@ -211,8 +212,8 @@ struct SortedPairs {
 template <typename T>
 cudaError_t launch_sort_keys(const ItemSumTask<T>& task, int64_t first, const SortedPairs& pairs, cudaStream_t stream);
 
-// The order is stable, so that it depends on nothing but the keys. With temporary == nullptr it only says how many bytes
-// it needs there. sort_kernel.cu
+// The order is stable, so that it depends on the keys only. With temporary == nullptr, only sets how many bytes it needs
+// there. sort_kernel.cu
 cudaError_t sort_pairs(void* temporary, size_t* temporary_bytes, const SortedPairs& pairs, cudaStream_t stream);
 
 // The sums of ItemSumTask over sorted pairs, in an order that only the ids and sizes decide: sorted_sum_kernel.cu. Place
@@ -230,7 +231,7 @@ struct SortedSumTask {
   const uint32_t* places;  // [P]
   int64_t count;           // P, below 2^31
   int64_t num_items;       // below 2^31
-  bool accumulate;  // add to what stands in `sum`
+  bool accumulate;  // add to `sum`
   int span;         // span_of(count): pairs in a part of the work
   T* carry;         // [⌈P / span⌉, 2, D]
   T* sum;           // [I, D]
@@ -241,8 +242,8 @@ int span_of(int64_t count);
 template <typename T>
 cudaError_t launch_sorted_sum(const SortedSumTask<T>& task, cudaStream_t stream);
 
-// The gradient of each x̂ = x/|x| carried to x, in the dtype of the items. A zero row stays zero, whatever the item
-// holds. `gradient` may be `sum` itself.
+// The gradient of each x from that of x̂ = x/|x|, in the dtype of the items. A zero row stays zero, for any item.
+// `gradient` may be `sum` itself.
 template <typename In>
 struct ProjectionTask {
   using T = typename Compute<In>::type;

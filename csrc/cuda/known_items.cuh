@@ -1,7 +1,7 @@
 // The known positives of a row's query, checked where they are used.
 #pragma once
 
-#undef NDEBUG  // the checks must stay, whatever the build
+#undef NDEBUG  // the checks must stay in every build
 #include <cassert>
 
 #include "warp.cuh"
@@ -16,7 +16,7 @@ __device__ __forceinline__ KnownItems checked_known_items(const NegativeSource& 
   const KnownItems known = CW_NAMESPACE::known_items_of(source, row);
   [[maybe_unused]] const int64_t query = source.query_ids[row];
   assert(query >= 0 && query < source.num_queries && "query_ids must be in [0, queries)");
-  if (known.count == 0) return {source.known, 0};  // where nothing at all is known, that is a null pointer
+  if (known.count == 0) return {source.known, 0};  // a null pointer if there are no known positives at all
   const int64_t first = known.items - source.known;
   const bool inside = known.items && first >= 0 && known.count >= 0 && known.count <= num_known - first;
   assert(inside && "starts must rise from 0 to the number of known positives");

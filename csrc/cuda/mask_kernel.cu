@@ -1,4 +1,4 @@
-// Which shared negatives a row leaves out. A warp takes a row, its lanes a known item each.
+// Which shared negatives a row leaves out. A warp takes a row, each lane a known item.
 #include <limits>
 
 #include "known_items.cuh"

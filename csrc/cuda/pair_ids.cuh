@@ -1,7 +1,7 @@
-// The pairs of level 2: their ids, and sums over the rows that they name.
+// The pairs of level 2: their ids, and sums over the rows with these ids.
 #pragma once
 
-#undef NDEBUG  // the check of ids must stay, whatever the build
+#undef NDEBUG  // the check of ids must stay in every build
 #include <cassert>
 
 #include "warp.cuh"
@@ -16,7 +16,7 @@ namespace cw_cuda {
     id = checked < pairs.num_items ? checked : -1;                                                            \
   } while (false)
 
-// As it stands there. Checked apart, so that it can be read ahead: a check waits for what it looks at.
+// The id as it is in the tensor. It is checked separately, so that it can be read ahead: a check waits for its operand.
 __device__ __forceinline__ int64_t unchecked_negative_id(const Pairs& pairs, int64_t b, int64_t j) {
   const int64_t place = b * pairs.n + j;
   return pairs.wide_neg_ids ? static_cast<const int64_t*>(pairs.neg_ids)[place]
@@ -55,7 +55,7 @@ __device__ __forceinline__ T coefficient_of(const ItemSumTask<T>& task, int64_t 
 // One term of a sum of rows.
 template <typename T>
 struct Term {
-  T weight;  // 0: whatever the row holds
+  T weight;  // 0: the row is ignored, and may hold anything
   int64_t row;
 };
 
@@ -63,7 +63,7 @@ struct Term {
 constexpr int kInFlight = 4;
 
 // sum [dim] in shared memory = Σ_e weight(e)·rows[row(e)], over terms e in [0, count), by the whole block. The order of
-// the additions depends on nothing but the sizes. `partial` is shared; ends with a barrier.
+// the additions depends only on the sizes. `partial` is shared; ends with a barrier.
 template <int kWarps, int V, typename E, typename T, typename TermOf>
 __device__ __forceinline__ void weighted_sum(const E* rows, int64_t count, int64_t dim, const Lanes& lanes,
                                              TermOf&& term_of_place, T (&partial)[kWarps][kWarp * V], T* sum) {

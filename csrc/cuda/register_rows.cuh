@@ -5,7 +5,7 @@
 
 namespace cw_cuda {
 
-// A warp is cut into groups of kLanes lanes; each holds kRows rows at a time, kChunks chunks of 16 bytes of each per lane.
+// A warp is divided into groups of kLanes lanes; each holds kRows rows at a time, kChunks chunks of 16 bytes of each per lane.
 // Every pair of a row and a query has kShare owners, lanes next to each other, which get its products and give its weight.
 template <typename In, int kLanes, int kChunks>
 struct RegisterRows {
@@ -22,7 +22,7 @@ struct RegisterRows {
   __device__ __forceinline__ static int rank() { return int(threadIdx.x) % kLanes; }
   __device__ __forceinline__ static int group() { return int(threadIdx.x) % kWarp / kLanes; }
   __device__ __forceinline__ static int own_pair() { return group() * kRows + rank() / kShare; }
-  // Each pair has one owner that counts.
+  // Each pair is counted by one of its owners.
   __device__ __forceinline__ static bool counts() { return rank() % kShare == 0; }
   __device__ __forceinline__ static int start(int chunk) { return (chunk * kLanes + rank()) * kVec; }
 
@@ -59,13 +59,13 @@ struct RegisterRows {
     return sum;
   }
 
-  // What the owner of row r of this lane's group has.
+  // The value of the owner of row r of this lane's group.
   template <typename X>
   __device__ __forceinline__ static X from_owner(X value, int r) {
     return __shfl_sync(kAllLanes, value, group() * kLanes + r * kShare);
   }
 
-  // Where a lane's chunks of row 0 of a table stand, and how far apart rows are.
+  // Where a lane's chunks of row 0 of a table are, and how far apart rows are.
   struct Table {
     const unsigned char* chunks[kChunks];
     uint32_t row_bytes;
@@ -124,7 +124,7 @@ struct RegisterRows {
   }
 
   // Between two uses of the rows: half-precision elements stay as they are, two to a register, and are converted again.
-  // Else the compiler would keep them converted, in twice the registers.
+  // Otherwise the compiler would keep them converted, in twice the registers.
   __device__ __forceinline__ void keep_packed() {
 #if defined(__CUDA_ARCH__)
     if constexpr (sizeof(In) == 2) {
@@ -155,7 +155,7 @@ struct RegisterRows {
     }
   }
 
-  // Zeros in the place of rows without weight, which may hold anything.
+  // Zeros instead of rows without weight, which may hold anything.
   __device__ __forceinline__ void drop_weightless(float weight) {
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {

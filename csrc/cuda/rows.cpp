@@ -1,4 +1,4 @@
-// Sums over rows, and rows times numbers: as scores.cpp.
+// Sums over rows, and rows times numbers: from tensors to pointers, as in scores.cpp.
 #include <type_traits>
 
 #include "tensors.h"

@@ -1,5 +1,5 @@
-// Level 3: the kernels of level 2 on negatives that are drawn first, a bounded part of the batch at a time. Whoever
-// needs them again draws them again.
+// Level 3: the kernels of level 2 on negatives that are drawn first, a bounded part of the batch at a time, and drawn
+// again where they are needed again.
 #include <ATen/Functions.h>
 
 #include <algorithm>
@@ -17,7 +17,7 @@ using cw_ext::SampledItemGradientCall;
 
 namespace {
 
-// Pairs in work at a time.
+// Pairs handled at a time.
 #ifdef CW_CUDA_EMULATION  // so few that tests come to several parts
 constexpr int64_t kPartPairs = int64_t(1) << 10;
 #else
@@ -57,8 +57,8 @@ void draw_rows(const Draws& draws, int64_t first_row, const at::Tensor& ids, con
   });
 }
 
-// The rows [begin, begin + count) of a call of level 3 as one of level 2. What its kernels write and nobody keeps gets
-// room of its own.
+// The rows [begin, begin + count) of a call of level 3 as one of level 2. Results that are not kept get
+// memory of their own.
 EmbeddingsCall drawn_part(const EmbeddingsCall& rows, const Draws& draws, int64_t begin, int64_t count) {
   EmbeddingsCall part = rows;
   for (at::Tensor EmbeddingsCall::*const field :

@@ -49,7 +49,7 @@ __device__ __forceinline__ T joined_over_row(T x, T neutral, T* scratch, Join&& 
   return x;
 }
 
-// The part of a row that a thread reads, keeps and writes; no other thread looks at it. It goes in turns of kVec scores:
+// The part of a row that one thread alone reads, keeps and writes. It goes in turns of kVec scores:
 // neighbours in the row where they can move in one instruction (kVectors), else `threads` apart, so that the threads of a
 // warp still read neighbours. `kept` holds what was read, later the terms, 16 bytes next to the same 16 bytes of the
 // neighbours.
@@ -182,7 +182,7 @@ struct OwnScores {
     return sum;
   }
 
-  // How many of the scores lie above the threshold; −∞ does not.
+  // How many of the scores are above the threshold; −∞ is not.
   __device__ __forceinline__ int count_above(T threshold) const {
     int count = 0;
 #pragma unroll 2
@@ -278,7 +278,7 @@ __global__ void __launch_bounds__((kOneWarp ? kSmemRows : kSmemWarps) * kWarp, k
     negatives.sum = joined_over_row<kOneWarp>(negatives.sum, T(0), sums, [](T x, T y) { return x + y; });
   }
 
-  // The first warp takes the extra positives, and its first thread draws the conclusions for all.
+  // The first warp takes the extra positives, and its first thread computes the plan for all.
   if (rank < kWarp) {
     RowStatistics<T> s = no_statistics<T>();
     if (task.m > 0) {

@@ -26,7 +26,7 @@ CW_INLINE LogSum<T> no_mass() {
   return {-infinity<T>(), T(0)};
 }
 
-// A NaN among the elements may get lost; the caller looks out for it.
+// A NaN among the elements may get lost; the caller checks for it.
 template <typename T, int V>
 CW_INLINE void add(LogSum<T>& s, const Mass<T> (&elements)[V]) {
   T max = s.max;
@@ -56,7 +56,7 @@ struct RowStatistics {
   LogSum<T> denominator;
   LogSum<T> positives;
   int64_t masked;  // negatives that are masked out
-  int64_t m;       // extra positives that are no padding
+  int64_t m;       // extra positives that are not padding
   int64_t above;   // negatives above the row's threshold that are not masked out
   int non_finite;
 };
@@ -259,7 +259,7 @@ struct TeamScratch {
 //   n, m, pos, values
 //   has_log_q                         log weights that are given, or come from a curve
 //   curve                             which has no log weights where there is none
-//   excluded                          how many of the n, with a score of −∞, are no negatives
+//   excluded                          how many of the n, with a score of −∞, are not negatives
 //   load<V>(j, score, log_q)          negatives [j, j + V); log_q is −∞ for a masked one
 //   extra(k)                          an extra positive
 //   set_pos(d), set<V>(j, d), set_extra(k, d), set_log_q<V>(j, d)
@@ -296,8 +296,8 @@ __device__ __forceinline__ RowStatistics<T> own_statistics(const Row& row, const
   return own;
 }
 
-// The threads' parts put together, over each warp and then over the warps. The first thread draws the conclusions, which
-// stand in scratch.plan after the team's next barrier.
+// The threads' parts put together, over each warp and then over the warps. The first thread computes the plan, which
+// is in scratch.plan after the team's next barrier.
 template <int kWarps, typename T, typename Row>
 __device__ __forceinline__ void conclude(RowStatistics<T> own, const Row& row, int64_t b, const Parameters<T>& p,
                                          const RowResults<T>& out, TeamScratch<T, kWarps>& scratch) {
@@ -356,7 +356,7 @@ __device__ __forceinline__ void add_in_order(bool own, int place, T value, T* to
 }
 
 // The gradient of the curve's log weights [K] by the row. Atomic additions would come in another order each time, so
-// every warp takes places of its own, and looks at all negatives. Ends with the team's barrier.
+// every warp takes places of its own, and reads all negatives. Ends with the team's barrier.
 template <int kWarps, typename T, typename Row>
 __device__ __forceinline__ void give_curve(const Row& row, const Parameters<T>& p, T* d_curve,
                                            const TeamScratch<T, kWarps>& scratch) {
@@ -412,7 +412,7 @@ __device__ __forceinline__ void give_gradients(const Row& row, const Parameters<
   if (rank == 0) row.set_pos(plan.regular ? plan.result.by_pos - total : plan.filler);
 }
 
-// All gradients of the row, of which scratch.plan is concluded. Those of the scores come last: at level 2 they take the
+// All gradients of the row, once scratch.plan is complete. Those of the scores come last: at level 2 they take the
 // scores' place.
 template <int kWarps, typename T, typename Row>
 __device__ __forceinline__ void give_all_gradients(const Row& row, int64_t b, const Parameters<T>& p,
@@ -422,7 +422,7 @@ __device__ __forceinline__ void give_all_gradients(const Row& row, int64_t b, co
   give_gradients(row, p, scratch);
 }
 
-// The whole row. All threads of the team must call; `scratch` is the team's, and nobody may still be reading it.
+// The whole row. All threads of the team must call; `scratch` is the team's, and no thread may still be reading it.
 template <int kWarps, typename T, typename Row>
 __device__ __forceinline__ void walk_row(const Row& row, int64_t b, const Parameters<T>& p, bool with_gradients,
                                          const RowResults<T>& out, TeamScratch<T, kWarps>& scratch) {

@@ -22,7 +22,7 @@ using cw_ext::SharedNegativesCall;
 
 namespace {
 
-// Scores in work at a time: 32 MB in fp32, which stay in the L2 cache of a large GPU.
+// Scores handled at a time: 32 MB in fp32, which stay in the L2 cache of a large GPU.
 #ifdef CW_CUDA_EMULATION  // so few that tests come to several blocks
 constexpr int64_t kBlockElements = int64_t(1) << 10;
 #else
@@ -56,8 +56,9 @@ at::Tensor unit_rows(const at::Tensor& x, bool normalized, at::ScalarType comput
   return times(x, inverse_norms(x, normalized, compute), compute);
 }
 
-// What level 1 multiplies raw products by. Where −∞ among them stands for what is left out it has to stay −∞, which it
-// does not times 0 or NaN; other products with a zero row are 0 whatever their scale, and those with a NaN are NaN.
+// The factors that level 1 multiplies raw products by. A product of −∞ marks a negative that is left out, and must stay
+// −∞, which it does not times 0 or NaN; other products with a zero row are 0 for any scale, and those with a NaN
+// are NaN.
 at::Tensor scale_of_products(const at::Tensor& inverse, bool excludes) {
   constexpr double kSmallest = 1e-18;  // twice in a product; a norm that is larger does not fit fp32 when squared
   const at::Tensor scale = inverse.squeeze(-1);
@@ -131,14 +132,14 @@ void shared_negatives(const SharedNegativesCall& call) {
   const at::Tensor unit = times(call.queries, query_inverse, compute);
   at::Tensor rows_of_negatives = gathered(call.items, call.neg_ids);                             // [N, D]
   if (by_norms && excludes) {
-    // Then products of −∞ stand for what rows leave out: an item that is not finite must not have them.
+    // Products of −∞ then mark what rows leave out: an item that is not finite must not have them.
     rows_of_negatives.masked_fill_(rows_of_negatives.isfinite().all(-1, true).logical_not_(), kNaN);
   }
   const at::Tensor negative_inverse = inverse_norms(rows_of_negatives, call.normalized, compute);      // [N, 1]
   at::Tensor negatives = times(rows_of_negatives, negative_inverse, compute);
   const at::Tensor left = raw ? call.queries : unit * call.scale;
   const at::Tensor right = raw ? rows_of_negatives.t() : negatives.t();
-  // Padding is masked out: negatives, and whole rows whose positive it is. Whether there is any is not asked, which would
+  // Padding is masked out: negatives, and whole rows whose positive it is. This is done always, as a check for padding would
   // wait for the device.
   const at::Tensor row_scale = (by_norms ? scale_of_products(query_inverse, excludes) * call.scale
                                          : at::full({rows}, raw ? call.scale : 1, unit.options()))

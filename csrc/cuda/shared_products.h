@@ -11,8 +11,8 @@ at::Tensor product(const at::Tensor& a, const at::Tensor& b);
 // sum += factor · a·b, in the same way.
 void add_product(const at::Tensor& sum, const at::Tensor& a, const at::Tensor& b, double factor);
 
-// x with 0 in the place of NaN and ±∞: an operand of a product, where a coefficient of 0 would not silence them. A row or
-// column that they should spoil has NaN coefficients of its own.
+// x with 0 instead of NaN and ±∞, as an operand of a product, where a coefficient of 0 would not remove them. A row or
+// column that should become NaN has NaN coefficients itself.
 at::Tensor finite_or_zero(const at::Tensor& x);
 
 }  // namespace cw_cuda

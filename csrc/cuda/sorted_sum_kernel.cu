@@ -1,6 +1,6 @@
 // The other way to a sum per item: the pairs sorted by item, so that each sum is a run of neighbours, in an order that only
-// the ids and sizes decide. A group of lanes takes a span of sorted pairs, whatever items they belong to: popular items are
-// shared among many groups, rare ones share one. A run within a span is written where it belongs; the parts of one that
+// the ids and sizes decide. A group of lanes takes a span of sorted pairs, of any items: popular items are
+// shared among many groups, rare ones share a group. A run within a span is written where it belongs; the parts of one that
 // crosses into the next are carried, and a second kernel adds them up.
 #include "pair_ids.cuh"
 

@@ -77,7 +77,7 @@ inline Pairs pairs_of(const at::Tensor& pos_ids, const at::Tensor& extra_ids, co
           num_items};
 }
 
-// What a history says of a source.
+// A source with the fields that a history determines.
 inline NegativeSource source_of(const cw_ext::History& history) {
   NegativeSource source{};
   if (!history.query_ids.defined()) return source;

@@ -1,4 +1,4 @@
-// What the kernels share below the level of a row: loads, reductions, and groups of lanes.
+// What the kernels share for parts of a row: loads, reductions, and groups of lanes.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -202,8 +202,8 @@ inline cudaError_t most_shared_memory(size_t* bytes) {
   return cudaSuccess;
 }
 
-// Beyond the 48 KB that every kernel gets, shared memory must be asked for; with all that there is, so that calls of
-// different sizes do not take it from each other.
+// Shared memory beyond the 48 KB that every kernel gets must be requested. All is requested, so that calls of different
+// sizes do not change each other's limit.
 template <typename Kernel>
 cudaError_t allow_shared_memory(Kernel kernel, size_t bytes) {
   constexpr size_t kAlways = 32 * 1024;  // leaves room for the static part
