@@ -36,9 +36,10 @@ def _define(name: str, layout: Layout[Any], rows_of: Callable[[Any], Losses]) ->
         if grad is None:
             return (None,) * len(needs)
         inputs = [other if saved is None else saved for saved, other in zip(ctx.saved_tensors, ctx.others)]
-        wanted = [x for x, needed in zip(inputs, needs) if needed]
         create_graph = torch.is_grad_enabled()
         with torch.enable_grad():
+            inputs = [x.view_as(x) if needed else x for x, needed in zip(inputs, needs)]  # see through_reference()
+            wanted = [x for x, needed in zip(inputs, needs) if needed]
             loss = rows_of(layout.rebuilt(inputs)).loss
             found = iter(torch.autograd.grad(loss, wanted, grad, create_graph=create_graph))
         return tuple(next(found) if needed else None for needed in needs)

@@ -184,6 +184,9 @@ class Op:
             found = torch.func.vjp(loss, *of)[1](grad)
         else:
             with torch.enable_grad():
+                # Views, since an input may have been computed from another: queries from items. The gradient of items
+                # would then include what flows through the queries, and so count it twice.
+                of = [x.view_as(x) for x in of]
                 found = torch.autograd.grad(loss(*of), of, grad, create_graph=True, allow_unused=True)
         return dict(zip(needed, found))
 

@@ -24,8 +24,11 @@ def total(x: Tensor) -> Tensor:
 
 def expanded(value: Tensor, shape: tuple[int, ...]) -> Tensor:
     """value.expand(shape); the gradient of a single number is such a sum."""
+    # First what needs no count, which torch.export would make a constant.
+    if value.dim() > 0 or not value.requires_grad or torch.compiler.is_compiling():
+        return value.expand(shape)
     count = torch.Size(shape).numel()
-    if value.dim() > 0 or not value.requires_grad or not _needs_parts(count):
+    if not _needs_parts(count):
         return value.expand(shape)
     parts = -(-count // _AT_ONCE)
     return value.reshape(1, 1).expand(parts, 1).expand(parts, _AT_ONCE).flatten()[:count].reshape(shape)

@@ -140,7 +140,7 @@ def test_full_graph_of_temperatures_and_a_curve(kernels: None, device: torch.dev
             expected, counts = _with_counts(case, lambda c: c.loss(**arguments))
             _assert_equal(found, expected)
             assert torch.equal(above, counts) and above.any()
-            assert found.gradients["temperature"].all() and found.gradients["knots"].any()
+            assert found.gradients["temperature"].any() and found.gradients["knots"].any()
 
 
 def _with_counts(case: Case, loss: Any) -> tuple[Result, Tensor]:
@@ -326,8 +326,8 @@ def test_opcheck(kernels: None, device: torch.device, dtype: torch.dtype) -> Non
         (bare, {}),
         (_scores(), {"weighting": "linear", "prior": 0.1, "min_margin": -1.0, "confidence_temperature": 1.0}),
         (type(bare)(bare.pos, bare.neg, prior=per_row, threshold=per_row), {"confidence_temperature": 1.0}),
-        (replace(bare, temperature=per_row + 0.1, knots=knots), {"score_curve": curve, "return_above": True}),
-        (replace(_embeddings(), temperature=per_row + 0.1, knots=knots), {"score_curve": curve, "return_above": True}),
+        (replace(bare, temperature=per_row + 0.1, knots=knots), {"score_curve": curve}),
+        (replace(_embeddings(), temperature=per_row + 0.1, knots=knots), {"score_curve": curve}),
         (replace(_drawn("uniform"), temperature=per_row + 0.1, knots=knots), {"score_curve": curve}),
         (replace(_drawn("full"), temperature=per_row + 0.1, knots=knots), {"score_curve": curve}),
         (make_embeddings(5, 9, 8, 20, seed=86), {"similarity": "dot"}),
@@ -347,9 +347,9 @@ def test_opcheck(kernels: None, device: torch.device, dtype: torch.dtype) -> Non
 
 
 def test_opcheck_without_gradients(kernels: None, device: torch.device) -> None:
-    for case in (_scores(), _embeddings()):
+    for case, arguments in ((_scores(), {}), (_embeddings(), {}), (_embeddings(), {"return_above": True})):
         with OpCalls() as mode, torch.no_grad():
-            case.to(device=device).loss(backend="fused")
+            case.to(device=device).loss(backend="fused", **arguments)
         assert len(mode.calls) == 1
         for op, args, kwargs in mode.calls:
             torch.library.opcheck(op, args, kwargs)

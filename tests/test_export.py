@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,11 @@ import torch
 from cases import assert_near, child_environment, exact, make_embeddings, make_scores
 from drawing import make_drawn
 from op_calls import OpCalls
-from recommender import Recommender, make_batch, make_recommender, training_step
-from torch import Tensor
+from recommender import make_batch, make_recommender, training_step
+from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
+
+from cw_ext import ScoreCurve, cw_loss_from_embeddings
 
 pytestmark = pytest.mark.cpu_kernels  # the programs are run where they were exported
 
@@ -26,7 +29,7 @@ STRICT = pytest.mark.parametrize(
 )
 
 
-def _exported(model: Recommender, strict: bool, rows: int = 6) -> ExportedProgram:
+def _exported(model: nn.Module, strict: bool, rows: int = 6) -> ExportedProgram:
     """For any number of rows."""
     of_rows = {0: Dim("rows", min=2)}
     return export(model, make_batch(rows, 7), dynamic_shapes=(of_rows, of_rows, of_rows), strict=strict)
@@ -107,6 +110,49 @@ def test_a_program_in_another_process(kernels: None, tmp_path: Path, name: str) 
     _assert_equal(torch.load(tmp_path / "found.pt"), training_step(model, model, *batch))
 
 
+class _Learned(nn.Module):
+    """A table, with a temperature and a curve that are learned beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(90)
+        self.items = nn.Parameter(torch.randn(50, 8))
+        self.log_temperature, self.knots = nn.Parameter(torch.tensor(-1.0)), nn.Parameter(torch.randn(4))
+
+    def forward(self, users: Tensor, positives: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
+        return cw_loss_from_embeddings(
+            self.items[users],
+            self.items,
+            positives,
+            negatives,
+            temperature=self.log_temperature.exp(),
+            positive_temperature=0.4,
+            score_curve=ScoreCurve(-0.5, 0.5, self.knots),
+            return_above=True,
+        )
+
+
+@STRICT
+def test_a_learned_temperature_and_curve(kernels: None, strict: bool) -> None:
+    """Their gradients, and the counts."""
+    model = _Learned()
+    exported = _saved_and_loaded(_exported(model, strict)).module()
+    with torch.no_grad():  # what is learned later
+        for module in (exported, model):
+            module.log_temperature.add_(0.5)
+            module.knots.mul_(-1)
+    for rows in (6, 40):
+        batch = make_batch(rows, 7)
+        steps = []
+        for module in (exported, model):
+            module.zero_grad()
+            loss, above = module(*batch)
+            loss.backward()
+            steps.append({"loss": loss.detach(), "above": above} | {n: p.grad for n, p in module.named_parameters()})
+        assert steps[0]["above"].shape == (rows,) and steps[0]["above"].any()
+        _assert_equal(*steps)
+
+
 def test_opcheck(kernels: None) -> None:
     """Schema, fake kernel and gradients of the ops of exported programs, on all that they take."""
     per_row = exact([0.1, 0.2, 0.0, 0.3, 0.1])
@@ -114,13 +160,16 @@ def test_opcheck(kernels: None) -> None:
     embeddings = make_embeddings(5, 7, 8, 20, 2, seed=111, padding=True, log_q=True)
     shared = make_drawn("in_batch", 5)
     arguments = {"prior": per_row, "confidence_threshold": per_row, "confidence_temperature": 1.0}
+    own = {"temperature": per_row + 0.1, "knots": exact([0.0, 0.3, -0.2])}
+    scores, embeddings = replace(scores, **own), replace(embeddings, **own)
+    arguments["score_curve"] = ScoreCurve(-0.5, 0.5, torch.zeros(3))
     for case, more in ((scores, arguments), (embeddings, arguments), (shared, {"reduction": "none"})):
         with OpCalls() as mode:
             case.loss(backend="fused", **more)
         (op, args, _) = mode.calls[-1]
         exported = getattr(torch.ops.cw_ext_export, op._schema.name.removeprefix("cw_ext::")).default
         leaves = [a.detach().requires_grad_() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args]
-        torch.library.opcheck(exported, leaves[:-2])
+        torch.library.opcheck(exported, leaves[: len(exported._schema.arguments)])
 
 
 def test_a_portable_program(kernels: None) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import Case, Scores, assert_near, evaluate, exact, generator, make_embeddings, make_scores
+from levels import each_level, make_level
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -270,6 +271,29 @@ def test_gradients_accumulate(backend: str) -> None:
     once = leaves.items.grad.clone()
     leaves.loss(backend=backend).backward()
     assert_near(leaves.items.grad, 2 * once, torch.float64)
+
+
+@each_level
+def test_inputs_computed_from_one_another(backend: str, device: torch.device, level: str) -> None:
+    """Queries and temperatures from the items, as in a model that shares its table: by way of each, once."""
+    case = make_level(level).to(device=device)
+    source = (case.neg[0] if isinstance(case, Scores) else case.items).detach()
+
+    def gradient(source: Tensor, create_graph: bool = False) -> Tensor:
+        if isinstance(case, Scores):
+            own = replace(case, pos=source[:6].tanh(), neg=source.expand(6, -1))
+        else:
+            own = replace(case, queries=source[:6].tanh(), items=source)
+        own = replace(own, temperature=0.3 + source.reshape(-1)[:6].sigmoid())
+        loss = own.loss(detach_weights=False, backend=backend)
+        return torch.autograd.grad(loss, source, create_graph=create_graph)[0]
+
+    first = gradient(source.requires_grad_(), create_graph=True)
+    plain = gradient(source)
+    assert_near(first, plain, torch.float64)
+    (second,) = torch.autograd.grad(first, source, plain)
+    there, back = (gradient((source.detach() + step * plain).requires_grad_()) for step in (1e-5, -1e-5))
+    torch.testing.assert_close(second, (there - back) / 2e-5, rtol=1e-6, atol=1e-8)
 
 
 def test_functional_grad(backend: str) -> None:
