@@ -24,7 +24,8 @@ def _shown(value: object) -> str:
 
 
 class _Loss(nn.Module):
-    """Holds the loss arguments. They and the settings of a subclass are checked when the module is made.
+    """Holds the loss arguments. Numbers among them, and the settings of a subclass, are checked when the module is
+    made; the values of tensors with each batch.
 
     A tensor among them is not one of the module's parameters: a temperature that is learned belongs to the model, which
     hands it over with each batch.

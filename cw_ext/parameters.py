@@ -100,8 +100,8 @@ class LossArguments(TypedDict, total=False):
             0.1,
             _number("> 0", _is_positive, rows=True),
             "τ > 0, on the scale of the scores (for ½·cosine, half the value used with the cosine); a float, or a "
-            "tensor with one value or one per row, which gets a gradient where it asks for one. A tensor's values are "
-            "checked as those of `prior`.",
+            "tensor with one value or one per row, which gets a gradient if it requires one. A tensor's values are "
+            "checked as those of `prior`. A module keeps it as it is, and not among its parameters().",
         ),
     ]
     prior: Annotated[
@@ -214,7 +214,8 @@ class LossArguments(TypedDict, total=False):
             False,
             _flag,
             "return (loss, above [...]) in place of the loss: above is how many negatives of each row that are not "
-            "masked out score above its `confidence_threshold` (int64).",
+            "masked out score above its `confidence_threshold` (int64). The pair has the type of a Tensor, which can "
+            "be unpacked too.",
         ),
     ]
     backend: Annotated[

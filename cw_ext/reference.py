@@ -122,6 +122,8 @@ def rows(
         bad = bad | ~((tau > 0) & (tau < math.inf))
         tau = torch.where(bad, 1.0, tau)
     of_each = tau.unsqueeze(-1) if isinstance(tau, Tensor) else tau  # of a row's elements
+    if curve.curve is not None and log_q is not None:
+        bad = bad | ~(log_q < math.inf).all(-1)  # a NaN or a +inf among the curve's values
     bad = bad & (n_eff > 0)
     pos = torch.where(bad, math.nan, pos)
 

@@ -23,7 +23,9 @@ class ScoreCurve:
 
     Each negative's weight q_j is multiplied by exp(curve(x)), x its score or its margin. This stands for any weight
     that is a function of the score: an estimated probability of being a true negative, a published weighting, one's
-    own. The weight is a constant in the gradient of the scores; `log_weights` gets a gradient if it requires one.
+    own. The weight is a constant in the gradient of the scores; `log_weights` gets a gradient if it requires one. As
+    any q_j it is in the denominator Σ q too: adding a number to the whole curve changes nothing, and a curve that is a
+    weighting ω is that weighting with normalize_weights=True.
 
     Args:
         low: where the first place is, on the scale of the scores as the loss sees them (½·cosine by default). Below it

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -61,6 +63,12 @@ class TopKThreshold(nn.Module):
         self.register_buffer("thresholds", torch.zeros(num_queries))
         self.register_buffer("updates", torch.zeros(num_queries, dtype=torch.int64))
 
+    def _apply(self, fn: Callable[..., Tensor], recurse: bool = True) -> TopKThreshold:
+        """Whatever dtype a model is cast to, thresholds stay in fp32: half of it would lose their last steps."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.thresholds = self.thresholds.float()
+        return self
+
     def extra_repr(self) -> str:
         return f"{len(self.thresholds)}, k={self.k}, num_items={self.num_items}, step={self.step}"
 
@@ -88,7 +96,8 @@ class TopKThreshold(nn.Module):
         Args:
             query_ids: [B], those given to :meth:`threshold`. −1 is padding.
             above: [B], int32 or int64: how many of the row's negatives scored above its threshold.
-            num_negatives: of how many; an integer, or [B] where some are masked out. A row of 0 is left out.
+            num_negatives: of how many; an integer, or [B] where some are masked out. A row of 0 is left out; so a row
+                that is padding, by its positive, must have 0 here or the query −1, since it counts no negative.
 
         Raises:
             TypeError, ValueError: the message contains the argument, what was expected and what came.

@@ -401,3 +401,14 @@ def test_what_is_no_curve(backend: str, curve: Any, error: type[Exception], mess
     for case in (make_scores(), make_embeddings()):
         with pytest.raises(error, match=f"^{message}"):
             case.loss(score_curve=curve, backend=backend)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_values_that_are_no_log_weights_make_their_rows_nan(backend: str, value: float) -> None:
+    """They can come to be after the curve was made: a learned curve diverges."""
+    log_weights = torch.zeros(3)
+    curve = ScoreCurve(0.0, 1.0, log_weights)
+    log_weights[2] = value
+    pos, neg = torch.zeros(2), torch.tensor([[0.1, 0.2], [0.3, 0.9]])
+    loss = cw_loss(pos, neg, score_curve=curve, reduction="none", backend=backend)
+    assert loss.isnan().tolist() == [False, True]

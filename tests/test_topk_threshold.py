@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from cases import generator, saved_and_loaded
-from torch import Tensor
+from torch import Tensor, nn
 
 from cw_ext.topk_threshold import TopKThreshold
 
@@ -164,3 +164,11 @@ def test_bad_updates_change_nothing(arguments: dict[str, Any], error: type[Excep
     with pytest.raises(error, match=f"^{message}$"):
         beta.update(**{"query_ids": IDS, "above": ABOVE, "num_negatives": 5} | arguments)
     assert not beta.thresholds.any() and not beta.updates.any()
+
+
+@pytest.mark.parametrize("cast", ["half", "bfloat16", "double"])
+def test_a_cast_model_keeps_its_thresholds_in_fp32(cast: str) -> None:
+    beta = TopKThreshold(5, 3, 50)
+    model = getattr(nn.Sequential(beta), cast)()
+    beta.update(torch.tensor([1]), torch.tensor([1]), 9)
+    assert model[0] is beta and beta.thresholds.dtype == torch.float32 and beta.thresholds[1] != 0
