@@ -1,7 +1,8 @@
 """How many times as long a step takes: with an argument as without it, or here as with another checkout's build.
 
 Without --against: a step at level 2, forward and backward, with each of several arguments, each in turns with the step
-that has none, in one process. With it: steps of every level by this build and by the other, a process each, in turns.
+that has none, in one process. With it: steps of every level by this build and by the other, a process each, in turns,
+with several pairs of processes.
 Ratios are of processor time, which other work on the machine disturbs less than the time that passes; medians and
 quartiles over the rounds.
 """
@@ -33,7 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="a clone of cw_ext with its kernels built")
-    parser.add_argument("--rounds", type=positive_int, default=ROUNDS, help="samples of each step")
+    parser.add_argument(
+        "--rounds", type=positive_int, default=ROUNDS, help="samples of each step, with --against in each pair"
+    )
     parser.add_argument("--threads", type=positive_int, default=1, help="of torch")
     parser.add_argument("--quick", action="store_true", help="tiny steps")
     add_out(parser)

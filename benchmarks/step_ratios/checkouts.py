@@ -1,13 +1,18 @@
-"""This checkout's build against another's: the same steps in two processes that take turns."""
+"""This checkout's build against another's: the same steps in two processes that take turns.
+
+Two processes with the same build can differ by some percent for as long as they live. Hence several pairs of processes,
+one after the other.
+"""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +20,9 @@ from tqdm import tqdm
 
 import cw_ext
 from benchmarks.common import reporting
-from benchmarks.step_ratios.ratios import compare
+from benchmarks.step_ratios.ratios import alternate, summarize
+
+PAIRS = 4
 
 _ROOT = Path(__file__).resolve().parents[2]
 # The folder that holds the cw_ext of this process: _ROOT or, where that is not built, an installed copy's.
@@ -64,13 +71,13 @@ def measure(other: Path, rounds: int, threads: int, quick: bool) -> dict[str, An
 
     Args:
         other: a checkout with its kernels built.
-        rounds: samples of each step.
+        rounds: samples of each step from each of the :data:`PAIRS` of processes.
         threads: of torch.
         quick: tiny sizes.
 
     Returns:
-        A JSON-ready dict: ``"other"``, that checkout's commit and build; ``"steps"``, what :func:`.ratios.compare`
-        returns for here/there, by step.
+        A JSON-ready dict: ``"other"``, that checkout's commit and build; ``"steps"``, what :func:`.ratios.summarize`
+        returns for here/there, by step, and the median ratio in each of the ``"pairs"``.
 
     Raises:
         ValueError: `other` is no checkout, or not built; the message contains it.
@@ -78,10 +85,22 @@ def measure(other: Path, rounds: int, threads: int, quick: bool) -> dict[str, An
     """
     if not (other / "cw_ext" / "__init__.py").is_file():
         raise ValueError(f"{other}: expected a checkout of cw_ext, got no cw_ext/__init__.py there")
-    with _worker(_HERE, threads, quick) as here, _worker(other.resolve(), threads, quick) as there:
-        with tqdm(here.names, unit="step") as names:
-            steps = {name: compare(partial(here.seconds, name), partial(there.seconds, name), rounds) for name in names}
-        return {"other": {"git_commit": reporting.git_commit(other), "cw_ext": there.build}, "steps": steps}
+    samples: dict[str, list[tuple[list[float], list[float]]]] = {}
+    with tqdm(range(PAIRS), unit="pair") as pairs:
+        for _ in pairs:
+            with _worker(_HERE, threads, quick) as here, _worker(other.resolve(), threads, quick) as there:
+                for name in here.names:
+                    found = alternate(partial(here.seconds, name), partial(there.seconds, name), rounds)
+                    samples.setdefault(name, []).append(found)
+                build = there.build
+    steps = {name: _pooled(found) for name, found in samples.items()}
+    return {"other": {"git_commit": reporting.git_commit(other), "cw_ext": build}, "steps": steps}
+
+
+def _pooled(pairs: Sequence[tuple[list[float], list[float]]]) -> dict[str, Any]:
+    """Summarize a step's samples from all pairs of processes together."""
+    here, there = (list(chain.from_iterable(samples)) for samples in zip(*pairs, strict=True))
+    return {**summarize(here, there), "pairs": [summarize(*pair)["ratio"]["median"] for pair in pairs]}
 
 
 @contextmanager
@@ -99,5 +118,6 @@ def describe(results: dict[str, Any]) -> str:
     rows = []
     for name, step in results["steps"].items():
         milliseconds = [f"{1e3 * seconds:.3f}" for seconds in step["seconds"]]
-        rows.append([name, *milliseconds, "{median:.3f} ({q25:.3f}-{q75:.3f})".format(**step["ratio"])])
-    return reporting.format_table(["step", "ms here", "ms there", "here/there (quartiles)"], rows)
+        ratio = "{median:.3f} ({q25:.3f}-{q75:.3f})".format(**step["ratio"])
+        rows.append([name, *milliseconds, ratio, f"{min(step['pairs']):.3f}-{max(step['pairs']):.3f}"])
+    return reporting.format_table(["step", "ms here", "ms there", "here/there (quartiles)", "pairs' medians"], rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,11 @@ def clock(step: Step) -> Clock:
 
 
 def compare(first: Clock, second: Clock, rounds: int) -> dict[str, Any]:
+    """Time two steps in turns and :func:`summarize` the samples."""
+    return summarize(*alternate(first, second, rounds))
+
+
+def alternate(first: Clock, second: Clock, rounds: int) -> tuple[list[float], list[float]]:
     """Time two steps in turns, of which each begins every other round.
 
     Args:
@@ -39,8 +44,7 @@ def compare(first: Clock, second: Clock, rounds: int) -> dict[str, Any]:
         rounds: samples of each.
 
     Returns:
-        A JSON-ready dict: quartiles of the rounds' ratios first/second (``"ratio"``: ``"q25"``, ``"median"``,
-        ``"q75"``), and the median ``"seconds"`` of both.
+        The samples of both, in seconds.
     """
     repetitions = {}
     for step in (first, second):
@@ -50,8 +54,17 @@ def compare(first: Clock, second: Clock, rounds: int) -> dict[str, Any]:
     for round_ in range(rounds):
         for step in (first, second) if round_ % 2 else (second, first):
             samples[step].append(step(repetitions[step]))
-    ratios = np.divide(samples[first], samples[second])
+    return samples[first], samples[second]
+
+
+def summarize(first: Sequence[float], second: Sequence[float]) -> dict[str, Any]:
+    """Return, JSON-ready, the rounds' ratios first/second and the steps' times.
+
+    Returns:
+        ``"ratio"`` with its quartiles ``"q25"``, ``"median"`` and ``"q75"``, and the median ``"seconds"`` of both.
+    """
+    quartiles = np.quantile(np.divide(first, second), (0.25, 0.5, 0.75)).tolist()
     return {
-        "ratio": dict(zip(("q25", "median", "q75"), np.quantile(ratios, (0.25, 0.5, 0.75)).tolist(), strict=True)),
-        "seconds": [float(np.median(samples[step])) for step in (first, second)],
+        "ratio": dict(zip(("q25", "median", "q75"), quartiles, strict=True)),
+        "seconds": [float(np.median(first)), float(np.median(second))],
     }

@@ -7,7 +7,7 @@ import shutil
 
 from benchmarks.common import reporting
 from benchmarks.step_ratios import __main__ as step_ratios
-from benchmarks.step_ratios import ratios
+from benchmarks.step_ratios import checkouts, ratios
 
 FLAGS = ["--quick", "--rounds", "2"]
 
@@ -64,7 +64,8 @@ def test_the_cost_of_arguments_is_written(kernels, tmp_path, capsys):
     assert report["environment"]["threads"] == 1
 
 
-def test_a_checkout_is_compared_with_itself(kernels, checkout, tmp_path, capsys):
+def test_a_checkout_is_compared_with_itself(kernels, checkout, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(checkouts, "PAIRS", 2)
     assert step_ratios.main(["--against", str(checkout), "--out", str(tmp_path), *FLAGS]) == 0
     text = (tmp_path / "against.json").read_text(encoding="utf-8")
     report = json.loads(text)
@@ -80,6 +81,8 @@ def test_a_checkout_is_compared_with_itself(kernels, checkout, tmp_path, capsys)
     ]
     for name, step in report["steps"].items():
         check(step)
+        assert len(step["pairs"]) == 2
+        assert f"{min(step['pairs']):.3f}-{max(step['pairs']):.3f}" in printed
         assert name in printed
         assert "{median:.3f} ({q25:.3f}-{q75:.3f})".format(**step["ratio"]) in printed
 
@@ -95,8 +98,8 @@ def test_a_folder_without_kernels_is_refused(kernels, checkout, tmp_path, capsys
             ignored = shutil.ignore_patterns("_C*", "__pycache__")
             shutil.copytree(checkout / "cw_ext", other / "cw_ext", ignore=ignored)
         assert step_ratios.main(["--against", str(other), "--out", str(tmp_path / "out"), *FLAGS]) == 2
-        (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith(f"error: {other}: {complaint}")
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert last.startswith(f"error: {other}: {complaint}")
     assert not list((tmp_path / "out").iterdir())
 
 
