@@ -85,8 +85,8 @@ def sampled_cw_loss(
         log_q_correction: weigh popular negatives by the inverse of the probability with which they are drawn, so that
             the loss estimates the one with uniform negatives (Bengio & Senécal, 2008; Yi et al., RecSys 2019): uniform
             over the items that can be drawn, which are the candidates that occur or, with smoothing, all candidates.
-        shared: draw one set of N negatives for all rows, each of which leaves out its own and its known positives: a matrix
-            product replaces look-ups.
+        shared: draw one set of N negatives for all rows, each of which leaves out its own and its known positives: a
+            matrix product replaces look-ups.
         extra_pos_ids: [B, M], extra positives of the same query for the correction. −1 is padding.
         row_weights: [B], multiplies the rows.
         similarity: as in :func:`cw_ext.cw_loss_from_embeddings`.

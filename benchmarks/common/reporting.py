@@ -47,9 +47,19 @@ def environment(device: str = "cpu") -> dict[str, Any]:
         **(gpu.properties() if device == "cuda" else {}),
         "variables": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
         "cw_ext": cw_ext.build_config(),
-        "git_commit": _git_commit(),
+        "git_commit": git_commit(Path(__file__).parent),
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+def git_commit(directory: Path) -> str | None:
+    """Return the commit of a directory's source tree, with "-dirty" if files differ from it, or None outside git."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        output = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return output.stdout.strip() or None
 
 
 def default_directory(name: str) -> Path:
@@ -136,13 +146,3 @@ def _processor_name() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
-
-
-def _git_commit() -> str | None:
-    """Return the commit of the source tree, with "-dirty" if files differ from it, or None outside git."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        output = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return output.stdout.strip() or None

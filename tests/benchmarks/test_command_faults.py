@@ -106,7 +106,7 @@ def test_ctrl_c_at_any_moment_leaves_everything_whole(
     tmp_path: Path, plots: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Exit status 130; results absent or whole; and what goes on from there ends with the same numbers."""
-    monkeypatch.setattr(reporting, "_git_commit", lambda: None)  # another process each time
+    monkeypatch.setattr(reporting, "git_commit", lambda _: None)  # another process each time
     assert train(tmp_path / "first") == 0  # with what is imported only once
     with Moments() as seen:
         assert train(tmp_path / "whole") == 0

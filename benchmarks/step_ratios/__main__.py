@@ -1,0 +1,72 @@
+"""How many times as long a step takes: with an argument as without it, or here as with another checkout's build.
+
+Without --against: a step at level 2, forward and backward, with each of several arguments, each in turns with the step
+that has none, in one process. With it: steps of every level by this build and by the other, a process each, in turns,
+with several pairs of processes.
+Ratios are of processor time, which other work on the machine disturbs less than the time that passes; medians and
+quartiles over the rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+import cw_ext
+from benchmarks.common import command, reporting
+from benchmarks.common.arguments import add_out, positive_int
+from benchmarks.step_ratios import argument_costs, checkouts, inputs
+
+ROUNDS = 30
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.step_ratios",
+        description=__doc__,
+        epilog="Exit status: 0 done, 2 bad arguments, or no compiled kernels, 130 ended by Ctrl-C.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="a clone of cw_ext with its kernels built")
+    parser.add_argument(
+        "--rounds", type=positive_int, default=ROUNDS, help="samples of each step, with --against in each pair"
+    )
+    parser.add_argument("--threads", type=positive_int, default=1, help="of torch")
+    parser.add_argument("--quick", action="store_true", help="tiny steps")
+    add_out(parser)
+    arguments = parser.parse_args(argv)
+    return command.run(lambda: _run(arguments))
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    if not cw_ext.build_config()["available"]:
+        raise RuntimeError(cw_ext.build_config()["reason"])
+    directory = arguments.out or reporting.default_directory("step-ratios")
+    reporting.make_writable_directory(directory)
+    load, threads = os.getloadavg(), torch.get_num_threads()
+    torch.set_num_threads(arguments.threads)
+    try:
+        about = {"environment": reporting.environment(), "rounds": arguments.rounds}
+        if arguments.against is None:
+            sizes = inputs.QUICK if arguments.quick else inputs.FULL
+            results, name = argument_costs.measure(sizes, arguments.rounds), "arguments.json"
+            table = argument_costs.describe(results)
+        else:
+            results = checkouts.measure(arguments.against, arguments.rounds, arguments.threads, arguments.quick)
+            name, table = "against.json", checkouts.describe(results)
+    finally:
+        torch.set_num_threads(threads)
+    path = directory / name
+    reporting.write_json(path, {**about, "load_before_and_after": [load, os.getloadavg()], **results})
+    print(table)
+    print(f"results: {path}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""A step of each level, by the functions that every version of cw_ext has.
+
+The caller decides which checkout's cw_ext is imported here.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+
+from benchmarks.step_ratios.inputs import Sizes, Step, forward_and_backward, make_generator, make_ids, make_tables
+from cw_ext import Interactions, cw_loss, cw_loss_from_embeddings, sampled_cw_loss
+
+# Known positives of a query at level 3.
+KNOWN = 40
+SEED = 0
+
+
+def make_steps(sizes: Sizes) -> dict[str, Step]:
+    """Return the steps by name."""
+    small, large = (sizes.few_scores, sizes.few_scores), (sizes.batch_size, sizes.many_negatives)
+    steps = {
+        f"level 1 {small[0]}x{small[1]}": _scores(*small),
+        f"level 1 {small[0]}x{small[1]}, no gradient": torch.no_grad()(_scores(*small, backward=False)),
+        f"level 1 {large[0]}x{large[1]}": _scores(*large),
+    }
+    for negatives, items in sizes.level_2():
+        steps[f"level 2 N={negatives} I={items}"] = _embeddings(sizes, negatives, items)
+    steps[f"level 3 N={sizes.many_negatives} I={sizes.many_items}"] = _sampled(sizes)
+    return steps
+
+
+def _scores(rows: int, negatives: int, backward: bool = True) -> Step:
+    """Scores in the half cosine's range."""
+    generator = make_generator()
+    leaves = [(torch.rand(size, generator=generator) - 0.5).requires_grad_() for size in ((rows,), (rows, negatives))]
+    loss = partial(cw_loss, *leaves, backend="fused")
+    return forward_and_backward(loss, leaves) if backward else loss
+
+
+def _embeddings(sizes: Sizes, negatives: int, items: int) -> Step:
+    generator = make_generator()
+    tables = make_tables(sizes, items, generator)
+    ids = make_ids(sizes, negatives, items, generator)
+    return forward_and_backward(partial(cw_loss_from_embeddings, *tables, *ids, backend="fused"), tables)
+
+
+def _sampled(sizes: Sizes) -> Step:
+    """A query per row; it knows its positive and others, with the same draws in every step."""
+    generator = make_generator()
+    tables = make_tables(sizes, sizes.many_items, generator)
+    known = torch.randint(sizes.many_items, (sizes.batch_size, KNOWN), generator=generator)
+    query_ids = torch.arange(sizes.batch_size)
+    history = Interactions(
+        query_ids.repeat_interleave(KNOWN), known.flatten(), num_queries=sizes.batch_size, num_items=sizes.many_items
+    )
+    loss = partial(
+        sampled_cw_loss,
+        *tables,
+        query_ids,
+        known[:, 0].contiguous(),
+        history,
+        sizes.many_negatives,
+        seed=SEED,
+        backend="fused",
+    )
+    return forward_and_backward(loss, tables)
