@@ -37,7 +37,7 @@ NO_CURVE = CurveInputs()
 def row_values(options: LossOptions, like_name: str, like: Tensor, dtype: torch.dtype) -> RowValues:
     """The values of a batch, checked, in `dtype` and with one value per element of `like`."""
     given = RowValues(options.prior, options.confidence_threshold, options.temperature)
-    if all([type(x) is float for x in given]):  # as they are most often: nothing to look at
+    if {*map(type, given)} == {float}:  # as most often: nothing to check
         return given
     checks.per_row("prior", given.prior, like_name, like)
     checks.per_row("confidence_threshold", given.threshold, like_name, like)
