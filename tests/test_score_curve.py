@@ -206,6 +206,7 @@ def _curve(on: str, low: float = -0.8, high: float = 0.6, count: int = 33) -> Sc
 
 @each_level
 @each_axis
+@pytest.mark.cpu_kernels  # elsewhere the two may take different kernels: to ask would be to wait for the device
 def test_a_curve_of_zero_is_no_curve(backend: str, device: torch.device, level: str, on: str) -> None:
     """To the last bit."""
     for dtype in (torch.float64, torch.float32):

@@ -52,7 +52,8 @@ def ninja_file() -> str:
     sources = sorted((p for folder in folders for p in folder.glob("*.cpp")), key=lambda p: "kernels_" not in p.name)
     for kind, flags in KINDS.items():
         libraries = f"-shared -Wl,-z,now {flags} {torch_libraries()}"
-        objects = [f"{kind}/{source.name}.o" for source in sources]
+        # With the folder: csrc/scores.cpp and csrc/cpu/scores.cpp are both there.
+        objects = [f"{kind}/{source.parent.name}-{source.name}.o" for source in sources]
         for source, target in zip([*sources, HERE / "planted.cpp"], [*objects, f"{kind}/planted.cpp.o"]):
             lines += [f"build {target}: compile {source}", f"  flags = {flags}"]
         lines += [f"build {kind}/_C.so: link {' '.join(objects)}", f"  flags = {libraries}"]
