@@ -38,13 +38,14 @@ DRAWN = "not bad_input and not many_parts and not many_items and not what_is_hel
 # Each kernel and each of its ways once, for what takes ten times as long.
 DRAWN_CORE = "the_ids or equals_level_1 or reference_sampling or almost or without_a_history or sizes or spoiled"
 
+ARGUMENT_FILES = "temperature positive_temperature score_curve above"
 # Compiled, they call the same ops.
 ARGUMENTS = "not compil and not full_graph and not export and not bad"
 
 RUNS = {
     "values": Run("plain", "scores embeddings numerics properties presets sparse pairs execution", 1000),
     "deterministic": Run("plain", "embeddings sparse pairs item_sums gradients", 500, seed=2, deterministic=True),
-    "arguments": Run("plain", "temperature positive_temperature score_curve above", 700, ARGUMENTS, seed=2, deterministic=True),
+    "arguments": Run("plain", ARGUMENT_FILES, 700, ARGUMENTS, seed=2, deterministic=True),
     "another order": Run("plain", "scores embeddings item_sums", 200, "not every_parameter", seed=3),
     "bounds": Run("address", "scores embeddings pairs item_sums", 200, "not every_parameter or everything"),
     "races": Run("thread", "scores embeddings item_sums", 200, "(not every_parameter or everything) and not many_rows"),

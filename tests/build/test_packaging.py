@@ -338,9 +338,9 @@ from torch import Tensor
 
 import cw_ext
 from cw_ext import (
-    Candidates, CWEmbeddingLoss, CWFullLoss, CWInBatchLoss, CWLoss, CWSampledLoss, Interactions, ScoreCurve, TopKThreshold,
-    build_config, cw_loss, cw_loss_from_embeddings, cw_loss_full, cw_loss_in_batch, draw_negatives, presets, prior,
-    sampled_cw_loss,
+    Candidates, CWEmbeddingLoss, CWFullLoss, CWInBatchLoss, CWLoss, CWSampledLoss, Interactions, ScoreCurve,
+    TopKThreshold, build_config, cw_loss, cw_loss_from_embeddings, cw_loss_full, cw_loss_in_batch, draw_negatives,
+    presets, prior, sampled_cw_loss,
 )
 
 version: str = cw_ext.__version__
@@ -351,6 +351,7 @@ queries, items, ids = torch.randn(4, 3), torch.randn(9, 3), torch.arange(4)
 
 def learned(thresholds: TopKThreshold) -> Tensor:
     beta = thresholds.threshold(ids)
+    loss: Tensor
     loss, above = cw_loss(pos, neg, confidence_threshold=beta, return_above=True)
     thresholds.update(ids, above, num_negatives=5)
     return loss
@@ -363,7 +364,7 @@ def on_scores(beta: Tensor) -> list[Tensor]:
         cw_loss(pos, neg, weighting="linear", weight_temperature=None, detach_weights=False, normalize_weights=True),
         cw_loss(pos, neg, floor=0.5, min_margin=-1.0, confidence_temperature=2.0, confidence_threshold=beta),
         cw_loss(pos, neg, include_positive=True, surrogate="tanh", reduction="sum", backend="auto"),
-        cw_loss(pos, neg, temperature=pos, positive_temperature=0.2, score_curve=ScoreCurve(-0.5, 0.5, pos, on="margin")),
+        cw_loss(pos, neg, temperature=pos, positive_temperature=0.2, score_curve=ScoreCurve(0, 1, pos, on="margin")),
         cw_loss(pos, neg, **presets.sl(0.1)),
         cw_loss(pos, neg, **presets.sl(), reduction="sum", prior=0.1),
         cw_loss(pos, neg, **presets.infonce(temperature=0.1), backend="reference"),
