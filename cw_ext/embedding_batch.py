@@ -11,7 +11,7 @@ from cw_ext import autograd, checks, extension, reference
 from cw_ext.autocast import floating_input, without_autocast
 from cw_ext.item_table import item_table
 from cw_ext.op_inputs import EmbeddingInputs, Losses
-from cw_ext.parameters import LossArguments, LossOptions, resolve
+from cw_ext.parameters import LossArguments, LossOptions, RowParameters, resolve
 from cw_ext.reference_sampling import History
 from cw_ext.row_values import CurveInputs, RowValues, curve_inputs, row_values
 from cw_ext.sparse_rows import compact_table
@@ -61,6 +61,11 @@ class EmbeddingBatch(NamedTuple):
     def reduction(self) -> str:
         """Of the rows' losses, to which row weights are still to be applied."""
         return self.options.reduction if self.row_weights is None else "none"
+
+    @property
+    def of_loss(self) -> tuple[RowValues, CurveInputs, RowParameters, str, str]:
+        """The last fields of every op's inputs."""
+        return self.row_values, self.curve, self.options.row, self.similarity, self.reduction
 
     def result(self, rows: Losses) -> Tensor:
         """What the user gets, from the rows reduced as above."""
@@ -144,17 +149,8 @@ def rows_of_ids(
         if torch.compiler.is_compiling():
             torch._dynamo.graph_break(msg=_NO_SPARSE_GRAPH)
         table, ids = compact_table(table, ids)
+    pos_ids, neg_ids, extra_ids = ids
     inputs = EmbeddingInputs(
-        batch.queries,
-        table,
-        *ids,
-        log_q,
-        exclude,
-        history,
-        batch.row_values,
-        batch.curve,
-        batch.options.row,
-        batch.similarity,
-        batch.reduction,
+        batch.queries, table, pos_ids, neg_ids, extra_ids, log_q, exclude, history, *batch.of_loss
     )
     return autograd.embedding_rows(inputs) if batch.fused else reference.embedding_rows(inputs)

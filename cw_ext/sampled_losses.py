@@ -139,11 +139,7 @@ def sampled_cw_loss(
             batch.pos_ids,
             batch.extra_ids,
             draws,
-            batch.row_values,
-            batch.curve,
-            batch.options.row,
-            batch.similarity,
-            batch.reduction,
+            *batch.of_loss,
         )
         return batch.result(autograd.sampled_rows(inputs, recompute))
 
@@ -301,11 +297,7 @@ def cw_loss_full(
             batch.pos_ids,
             batch.extra_ids,
             history,
-            batch.row_values,
-            batch.curve,
-            batch.options.row,
-            batch.similarity,
-            batch.reduction,
+            *batch.of_loss,
         )
         if batch.fused:
             return batch.result(autograd.full_rows(inputs))
