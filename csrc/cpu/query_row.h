@@ -33,12 +33,16 @@ template <typename In, typename T>
 CW_INLINE RowResult<T> solve_row(const QueryTask<In>& task, RowKernel<T> kernel, Parameters<T>& p, int64_t b,
                                  const T* own_scores, const T* neg_scores, int64_t left_out, const T* log_q,
                                  T* own_coefficients, T* neg_coefficients, T* scratch) {
-  Row<T> row{own_scores[0], neg_scores, task.n, left_out, own_scores + 1, task.m, log_q};
+  Row<T> row{own_scores[0], neg_scores, task.n, left_out, own_scores + 1, task.m, log_q,
+                   task.values.at(b), task.values.temperature.rows != nullptr,
+                   &task.curve, task.curve.of_row(b), task.out.above ? task.out.above + b : nullptr};
+  if (task.values.temperature.differs()) set_temperature(p, task.arguments, row.values.temperature);
   RowGradients<T> gradients;
   gradients.wanted = task.with_gradients;
   gradients.neg = neg_coefficients;
   gradients.extra = own_coefficients + 1;
-  fill_row(task, b, row, gradients, p);
+  gradients.log_q = task.out.d_log_q ? task.out.d_log_q + b * task.n : nullptr;
+  gradients.curve = task.out.d_curve ? task.out.d_curve + b * (task.curve.last + 1) : nullptr;
   const RowResult<T> result = kernel(row, p, gradients, scratch);
   write_row(task.out, b, result);
   if (!gradients.wanted) return result;

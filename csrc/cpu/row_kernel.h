@@ -41,19 +41,6 @@ struct RowGradients {
   bool wanted;
 };
 
-// What both levels' tasks say of row b, besides its scores and its log weights; and p with its temperature.
-template <typename Task, typename T>
-CW_INLINE void fill_row(const Task& task, int64_t b, Row<T>& row, RowGradients<T>& gradients, Parameters<T>& p) {
-  row.values = task.values.at(b);
-  row.own_temperature = task.values.temperature.rows != nullptr;
-  row.curve = &task.curve;
-  row.curve_values = task.curve.of_row(b);
-  row.above = task.out.above ? task.out.above + b : nullptr;
-  gradients.log_q = task.out.d_log_q ? task.out.d_log_q + b * task.n : nullptr;
-  gradients.curve = task.out.d_curve ? task.out.d_curve + b * (task.curve.last + 1) : nullptr;
-  if (task.values.temperature.differs()) set_temperature(p, task.arguments, row.values.temperature);
-}
-
 // A surrogate's exponent costs a logarithm: it is computed once and kept. That of exp is computed again where it is used.
 constexpr bool is_costly(Surrogate s) { return s != Surrogate::exp; }
 

@@ -17,6 +17,7 @@ void scores(const ScoresTask<In>& task, int64_t begin, int64_t end, typename Com
   T* const converted = scratch;             // [n + m], scores that come in another type
   T* const own_terms = converted + width;   // [n + m], where no gradients are wanted
   T* const row_room = own_terms + width;    // row_scratch(n)
+  const bool own_temperature = task.values.temperature.rows != nullptr;
   for (int64_t b = begin; b < end; ++b) {
     Row<T> row;
     row.pos = load(task.pos[b * task.pos_stride]);
@@ -26,11 +27,18 @@ void scores(const ScoresTask<In>& task, int64_t begin, int64_t end, typename Com
     row.extra = in_compute_type(task.extra + b * task.extra_stride, task.m, converted + task.n);
     row.m = task.m;
     row.log_q = task.log_q ? task.log_q + b * task.log_q_stride : nullptr;
+    row.values = task.values.at(b);
+    row.own_temperature = own_temperature;
+    row.curve = &task.curve;
+    row.curve_values = task.curve.of_row(b);
+    row.above = task.out.above ? task.out.above + b : nullptr;
     RowGradients<T> gradients;
     gradients.wanted = task.d_pos != nullptr;
     gradients.neg = gradients.wanted ? task.d_neg + b * task.n : own_terms;
     gradients.extra = gradients.wanted ? task.d_extra + b * task.m : own_terms + task.n;
-    fill_row(task, b, row, gradients, p);
+    gradients.log_q = task.out.d_log_q ? task.out.d_log_q + b * task.n : nullptr;
+    gradients.curve = task.out.d_curve ? task.out.d_curve + b * (task.curve.last + 1) : nullptr;
+    if (task.values.temperature.differs()) set_temperature(p, task.arguments, row.values.temperature);
     const RowResult<T> result = kernel(row, p, gradients, row_room);
     write_row(task.out, b, result);
     if (gradients.wanted) task.d_pos[b] = gradients.pos;
