@@ -45,7 +45,7 @@ ARGUMENTS = "not compil and not full_graph and not export and not bad"
 RUNS = {
     "values": Run("plain", "scores embeddings numerics properties presets sparse pairs execution", 1000),
     "deterministic": Run("plain", "embeddings sparse pairs item_sums gradients", 500, seed=2, deterministic=True),
-    "arguments": Run("plain", ARGUMENT_FILES, 700, ARGUMENTS, seed=2, deterministic=True),
+    "arguments": Run("plain", ARGUMENT_FILES, 500, ARGUMENTS, seed=2, deterministic=True),
     "another order": Run("plain", "scores embeddings item_sums", 200, "not every_parameter", seed=3),
     "bounds": Run("address", "scores embeddings pairs item_sums", 200, "not every_parameter or everything"),
     "races": Run("thread", "scores embeddings item_sums", 200, "(not every_parameter or everything) and not many_rows"),
