@@ -1,5 +1,4 @@
 // The Python module: build_config() and nothing else. The ops are reached through torch.ops.cw_ext.
-#include <ATen/Version.h>
 #include <pybind11/pybind11.h>
 #include <torch/version.h>
 

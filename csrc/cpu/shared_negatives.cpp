@@ -1,8 +1,6 @@
 // Level 2 on the CPU where all rows share their negatives: blocks of rows in parallel, each a matrix product around level 1.
 #include "../shared_negatives.h"
 
-#include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 
 #include "../allocate.h"
 #include "dispatch.h"
@@ -39,13 +37,13 @@ void run(const cw_ext::SharedNegativesCall& call) {
   const auto columns = scratch<T>(panels * kPanel * dim), packed_rows = scratch<T>(dim_panels * kPanel * n);
   task.columns = columns.get();
   task.rows = packed_rows.get();
-  at::parallel_for(0, panels, grain(kPanel * dim), [&](int64_t begin, int64_t end) {
+  parallel_for(0, panels, grain(kPanel * dim), [&](int64_t begin, int64_t end) {
     CW_WITH_ISA(pack_shared<In>(task, begin, end));
   });
 
   const auto run_rows = [&](int64_t first_row, int64_t last_row) {
     const int64_t steps = (last_row - first_row + kRowStep - 1) / kRowStep;
-    at::parallel_for(0, steps, grain(kRowStep * n * dim), [&](int64_t first, int64_t last) {
+    parallel_for(0, steps, grain(kRowStep * n * dim), [&](int64_t first, int64_t last) {
       const auto own = scratch<T>(shared_scratch(n, m, dim));
       CW_WITH_ISA(shared_negatives<In>(task, first_row + first * kRowStep,
                                        std::min(last_row, first_row + last * kRowStep), own.get()));
@@ -55,16 +53,16 @@ void run(const cw_ext::SharedNegativesCall& call) {
 
   // With room for whole panels behind each row.
   const int64_t room_per_row = dim_panels * kPanel;
-  const at::Tensor sums = room_per_row == dim ? call.negative_sums
-                                              : at::zeros({n, room_per_row}, call.negative_sums.options());
+  const Tensor sums = room_per_row == dim ? call.negative_sums
+                                              : at::zeros({n, room_per_row}, options_of(call.negative_sums));
   const int64_t at_once = std::min(rows, std::max(kRowStep, kScoresAtOnce / n / kRowStep * kRowStep));
-  const at::Tensor kept = cw_ext::empty_large({at_once, n}, call.negative_sums.options());
+  const Tensor kept = cw_ext::empty_large({at_once, n}, options_of(call.negative_sums));
   task.shared_coefficients = pointer<T>(kept);
   for (int64_t first = 0; first < rows; first += at_once) {
     const int64_t count = std::min(at_once, rows - first);
     task.first_row = first;
     run_rows(first, first + count);
-    at::Tensor sources = call.unit_queries.narrow(0, first, count);
+    Tensor sources = call.unit_queries.narrow(0, first, count);
     if (call.row_factor.defined()) sources = sources * call.row_factor.narrow(0, first, count).unsqueeze(-1);
     weighted_sums(pointer<const T>(kept), count, n, pointer<const T>(sources), dim, T(call.scale), pointer<T>(sums),
                   room_per_row, true);
