@@ -63,8 +63,8 @@ std::string message(const Parts&... parts) {
 }
 
 // The class that an error is to have in Python stands at the front of its message, and cw_ext/op_errors.py gives it that
-// class: through the stable ABI no TypeError arrives as one, and from torch 2.15 on calls from Python only raise
-// RuntimeError.
+// class: the stable ABI has none that would arrive as TypeError, and from torch 2.15 on std::invalid_argument arrives as
+// RuntimeError (findings/torch-op-exceptions.sh).
 #define CW_CHECK_AS(exception, condition, ...)       \
   do {                                               \
     if (__builtin_expect(!(condition), 0)) {         \
