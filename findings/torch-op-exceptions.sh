@@ -33,7 +33,7 @@ PY
 holds=yes
 for case in 2.14.1:ValueError 2.15.0:RuntimeError; do
     python3 -m venv env
-    PIP_CONFIG_FILE=/dev/null env/bin/python -m pip install --quiet "torch===${case%:*}"
+    PIP_CONFIG_FILE=/dev/null env/bin/python -m pip install --quiet numpy==2.4.6 "torch===${case%:*}"
     torch=$(env/bin/python -c 'import pathlib, torch; print(pathlib.Path(torch.__file__).parent)')
     if [[ ! -e probe.so ]]; then # built once, with the older
         g++ -std=c++20 -shared -fPIC -DTORCH_TARGET_VERSION=0x020b000000000000 -I"$torch/include" probe.cpp -o probe.so \
