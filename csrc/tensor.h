@@ -110,7 +110,6 @@ inline int64_t num_threads() { return torch::stable::get_num_threads(); }
 template <typename Body>
 void parallel_for(int64_t begin, int64_t end, int64_t grain, const Body& body) {
   if (begin >= end) return;
-  if (end - begin <= grain) return body(begin, end);
   struct Shared {
     const Body& body;
     std::mutex mutex;
