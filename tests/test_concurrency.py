@@ -21,8 +21,7 @@ from drawing import Drawn, make_drawn, make_interactions
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-import cw_ext
-from cw_ext import CWSampledLoss, Interactions, ScoreCurve, cw_loss_from_embeddings, draw_negatives
+from cw_ext import CWSampledLoss, Interactions, ScoreCurve, cw_loss_from_embeddings, draw_negatives, extension
 
 # In one process, so that these do not take the cores from one another.
 pytestmark = pytest.mark.xdist_group("concurrency")
@@ -430,7 +429,7 @@ def test_the_kernels_have_no_state(kernels: None) -> None:
     nm = shutil.which("nm")
     if nm is None:
         pytest.skip("needs nm, of binutils")
-    library = cw_ext.extension._module.__file__
+    library = extension._library(extension.PACKAGE, "_cpu")
     done = subprocess.run([nm, "-C", "--defined-only", library], check=True, capture_output=True, text=True)
     symbols = [line.split(" ", 2)[1:] for line in done.stdout.splitlines()]
     if not symbols:

@@ -18,7 +18,7 @@ import torch
 from cases import Embeddings, Result, Scores, assert_as_good, make_embeddings, make_scores
 from drawing import Drawn, make_drawn
 
-import cw_ext
+from cw_ext import extension
 
 # So many rows that there is work for two threads.
 ROWS, NEGATIVES, DIM = 600, 64, 16
@@ -131,7 +131,7 @@ class _Failures:
         self._library.fail_allocation.argtypes = [ctypes.c_long]
         self._library.allocations_left.restype = ctypes.c_long
         self._library.watch_code.argtypes = [ctypes.c_size_t, ctypes.c_size_t]
-        self._library.watch_code(*self._code_of(str(cw_ext._C.__file__)))
+        self._library.watch_code(*self._code_of(str(extension._library(extension.PACKAGE, "_cpu"))))
 
     @staticmethod
     def _code_of(path: str) -> tuple[int, int]:
