@@ -8,7 +8,6 @@ limits its processes.
 import os
 import shlex
 import shutil
-import sys
 import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -71,9 +70,12 @@ def wants_cuda() -> bool:
     has_toolkit = CUDA_HOME is not None and Path(CUDA_HOME, "include", "cuda_runtime.h").is_file()
     can = torch.version.cuda is not None and has_toolkit
     if asked and not can:
-        missing = "a CUDA build of torch" if torch.version.cuda is None else "the CUDA toolkit"
-        hint = "" if has_toolkit else f" (set CUDA_HOME to its folder; {CUDA_HOME} holds no include/cuda_runtime.h)"
-        raise SystemExit(f"USE_CUDA=1, but {missing} is missing{hint}")
+        if torch.version.cuda is None:
+            raise SystemExit(f"USE_CUDA=1, but torch {torch.__version__} has no CUDA: install a CUDA build of torch")
+        raise SystemExit(
+            "USE_CUDA=1, but the CUDA toolkit is missing: set CUDA_HOME to the folder with its include/cuda_runtime.h, "
+            f"got {CUDA_HOME}"
+        )
     return can and asked is not False
 
 
@@ -105,8 +107,8 @@ def check_needs() -> None:
         )
 
 
-# No NaN or infinity is assumed away by the last two; they only free the compiler from errno and trap flags, without which
-# it does not vectorise a select. -g0: Python's own flags ask for debug information, which is most of a library.
+# No NaN or infinity is assumed away by the last two; they only free the compiler from errno and trap flags, without
+# which it does not vectorise a select. -g0: Python's own flags ask for debug information, which is most of a library.
 CXX_FLAGS = ["-O3", "-g0", "-fopenmp-simd", "-fvisibility=hidden", "-Wall", "-Wno-unknown-pragmas"]
 CXX_FLAGS += ["-fno-math-errno", "-fno-trapping-math"]
 
