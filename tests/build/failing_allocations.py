@@ -4,7 +4,6 @@ preloaded, it prints what came of them as JSON."""
 from __future__ import annotations
 
 import ctypes
-import gc
 import itertools
 import json
 import os
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 from cases import Embeddings, Result, Scores, assert_as_good, make_embeddings, make_scores
 from drawing import Drawn, make_drawn
+from memory import held_bytes
 
 from cw_ext import extension
 
@@ -173,23 +173,6 @@ class _Failures:
             yield leaves, error
 
 
-class _MallocInfo(ctypes.Structure):
-    """glibc's struct mallinfo2."""
-
-    _fields_ = [
-        (name, ctypes.c_size_t)
-        for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
-    ]
-
-
-def _held_bytes() -> int:
-    gc.collect()
-    mallinfo = ctypes.CDLL(None).mallinfo2
-    mallinfo.restype = _MallocInfo
-    info = mallinfo()
-    return int(info.uordblks + info.hblkhd)
-
-
 def sweep(name: str, failures: _Failures) -> Outcome:
     """Let all allocations of a case's call fail in turn, and then again to see whether memory is lost."""
     make, arguments = CASES[name]
@@ -205,9 +188,9 @@ def sweep(name: str, failures: _Failures) -> Outcome:
         faults |= dict.fromkeys(f"after allocation {failed}: {fault}" for fault in calls.faults(leaves))
     del leaves, error
     deque(failures.each(calls, LARGE), maxlen=0)  # what is kept from a first time on, in caches, is no leak
-    held = _held_bytes()
+    held = held_bytes()
     large = sum(1 for _ in failures.each(calls, LARGE))
-    return Outcome(failed, list(errors), list(faults), _held_bytes() - held, large)
+    return Outcome(failed, list(errors), list(faults), held_bytes() - held, large)
 
 
 def main() -> None:
