@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import sys
-import types
 from pathlib import Path
 
 # Both are read when torch starts. Without the first, OpenMP's threads spin between the thousands of tiny
@@ -25,20 +22,8 @@ DETERMINISTIC = "CW_EXT_TEST_DETERMINISTIC"
 # The marker `thorough`. make test-all runs all tests; make fuzz, the thorough ones that cross variants with dtypes.
 THOROUGH = "repeats on more inputs what quicker tests cover; make test leaves it out, pytest -m thorough runs it"
 
-
-def _load_library(path: str) -> None:
-    """Makes the library at `path` what cw_ext finds as its compiled kernels."""
-    spec = importlib.util.spec_from_file_location("cw_ext._C", path)
-    assert spec is not None and spec.loader is not None, f"{LIBRARY}={path} is no library"
-    library = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(library)
-    built_for = types.ModuleType("cw_ext._built_for")
-    built_for.TORCH_VERSION = library.build_config()["torch"]  # type: ignore[attr-defined]
-    sys.modules |= {spec.name: library, built_for.__name__: built_for}
-
-
 if LIBRARY in os.environ:
-    _load_library(os.environ[LIBRARY])
+    torch.ops.load_library(os.environ[LIBRARY])  # cw_ext then takes its ops, and loads no library of its own
 
 import cw_ext  # noqa: E402
 

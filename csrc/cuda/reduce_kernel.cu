@@ -1,4 +1,4 @@
-// What is done with the rows' results: their losses reduced to one number, their gradients scaled in place.
+// What is done with the rows' results: their losses reduced to one number, their gradients scaled; and copies and sums.
 #include "warp.cuh"
 
 namespace cw_cuda {
@@ -60,6 +60,52 @@ __global__ void __launch_bounds__(kScalingThreads) scale_kernel(const ScaleTask<
   }
 }
 
+// The row of element i.
+__device__ __forceinline__ int64_t row_of(int64_t i, int64_t width, bool narrow) {
+  return narrow ? uint32_t(i) / uint32_t(width) : i / width;  // 64-bit division is slow
+}
+
+template <typename X, typename E, int V>
+__global__ void __launch_bounds__(kScalingThreads) scaled_copy_kernel(const ScaledCopyTask<X, E> task) {
+  using T = typename Compute<E>::type;
+  const int64_t first = int64_t(blockIdx.x) * kScalingThreads + threadIdx.x;
+  const int64_t step = int64_t(gridDim.x) * kScalingThreads;
+  const int64_t count = task.rows * task.width;
+  const bool narrow = count <= int64_t(0xffffffffu);
+  const T scale = T(task.scale);
+#pragma unroll 2
+  for (int64_t i = first; i < count / V; i += step) {
+    const T factor = task.factor ? scale * task.factor[row_of(i * V, task.width, narrow)] : scale;
+    T x[V];
+    load<V>(task.x + i * V, x);
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      x[v] *= factor;
+      if (task.keeps_all) continue;
+      E rounded;
+      from_compute(x[v], rounded);
+      const T kept = to_compute(rounded);
+      if (kept - kept != T(0)) x[v] = T(0);
+    }
+    store<V>(x, task.out + i * V);
+  }
+}
+
+template <typename T, int V>
+__global__ void __launch_bounds__(kScalingThreads) add_kernel(const T* from, T* to, int64_t count) {
+  const int64_t first = int64_t(blockIdx.x) * kScalingThreads + threadIdx.x;
+  const int64_t step = int64_t(gridDim.x) * kScalingThreads;
+#pragma unroll 2
+  for (int64_t i = first; i < count / V; i += step) {
+    T x[V], sum[V];
+    load<V>(from + i * V, x);
+    load<V>(to + i * V, sum);
+#pragma unroll
+    for (int v = 0; v < V; ++v) sum[v] += x[v];
+    store<V>(sum, to + i * V);
+  }
+}
+
 }  // namespace
 
 template <typename T>
@@ -76,10 +122,37 @@ cudaError_t launch_scale(const ScaleTask<E>& task, cudaStream_t stream) {
                        stream, task);
 }
 
+template <typename X, typename E>
+cudaError_t launch_scaled_copy(const ScaledCopyTask<X, E>& task, cudaStream_t stream) {
+  constexpr int kVec = kVectorBytes / int(sizeof(E));
+  const bool vectorizable = task.width % kVec == 0 && is_aligned(task.x) && is_aligned(task.out);
+  const int64_t blocks = blocks_of(task.rows * task.width / (vectorizable ? kVec : 1), kScalingThreads);
+  if (blocks == 0) return cudaSuccess;
+  return launch_kernel(vectorizable ? scaled_copy_kernel<X, E, kVec> : scaled_copy_kernel<X, E, 1>,
+                       unsigned(blocks < kScalingGrid ? blocks : kScalingGrid), kScalingThreads, 0, stream, task);
+}
+
+template <typename T>
+cudaError_t launch_add(const T* x, T* sum, int64_t count, cudaStream_t stream) {
+  constexpr int kVec = kVectorBytes / int(sizeof(T));
+  const bool vectorizable = count % kVec == 0 && is_aligned(x) && is_aligned(sum);
+  const int64_t blocks = blocks_of(count / (vectorizable ? kVec : 1), kScalingThreads);
+  if (blocks == 0) return cudaSuccess;
+  return launch_kernel(vectorizable ? add_kernel<T, kVec> : add_kernel<T, 1>,
+                       unsigned(blocks < kScalingGrid ? blocks : kScalingGrid), kScalingThreads, 0, stream, x, sum, count);
+}
+
 template cudaError_t launch_reduction(const ReductionTask<float>&, cudaStream_t);
 template cudaError_t launch_reduction(const ReductionTask<double>&, cudaStream_t);
 template cudaError_t launch_scale(const ScaleTask<float>&, cudaStream_t);
 template cudaError_t launch_scale(const ScaleTask<double>&, cudaStream_t);
 template cudaError_t launch_scale(const ScaleTask<__nv_bfloat16>&, cudaStream_t);
+template cudaError_t launch_scaled_copy(const ScaledCopyTask<float, float>&, cudaStream_t);
+template cudaError_t launch_scaled_copy(const ScaledCopyTask<double, double>&, cudaStream_t);
+template cudaError_t launch_scaled_copy(const ScaledCopyTask<float, __half>&, cudaStream_t);
+template cudaError_t launch_scaled_copy(const ScaledCopyTask<float, __nv_bfloat16>&, cudaStream_t);
+template cudaError_t launch_scaled_copy(const ScaledCopyTask<__nv_bfloat16, __nv_bfloat16>&, cudaStream_t);
+template cudaError_t launch_add(const float*, float*, int64_t, cudaStream_t);
+template cudaError_t launch_add(const double*, double*, int64_t, cudaStream_t);
 
 }  // namespace cw_cuda
