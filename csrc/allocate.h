@@ -29,7 +29,8 @@ inline Tensor empty(Sizes sizes, const Options& options) {
                                              to<int32_t>(from(options.dtype)), to<int32_t>(from(options.device.type())),
                                              options.device.index(), &handle);
   CW_CHECK_AS(std::runtime_error, code == AOTI_TORCH_SUCCESS,
-              torch_error(message("can't allocate memory: a result of shape ", sizes, ", out of memory?")));
+              torch_error(message(options.device.is_cpu() ? "can't allocate memory" : "CUDA out of memory",
+                                  " (or another error) for a result of shape ", sizes)));
   return Tensor(handle);
 }
 

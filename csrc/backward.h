@@ -5,23 +5,19 @@
 
 namespace cw_ext {
 
-// factor [rows], contiguous, from one per row or a single number.
-inline Tensor factor_per_row(const Tensor& factor, int64_t rows) {
-  if (factor.dim() > 0) return as_contiguous(factor);
-  const int64_t stride = 0;
-  AtenTensorHandle handle = nullptr;
-  CW_TORCH(aoti_torch_as_strided(factor.get(), &rows, &stride, &handle));
-  return torch::stable::contiguous(Tensor(handle));
+inline void check_factor(const Tensor& factor, const Tensor& x) {
+  CW_CHECK_VALUE(factor.dim() == 0 || (factor.dim() == 1 && x.dim() > 0 && factor.size(0) == x.size(0)),
+                 "factor must be one number or one per row of the gradients, got ", factor.sizes(), " for ", x.sizes());
+  CW_CHECK_VALUE(factor.device() == x.device(), "factor must be on ", x.device(), ", got ", factor.device());
+  check_type(factor, compute_type(x), "factor");
 }
 
 // x [B, ...] times the gradients of the rows' losses, if they are not in it yet; both in the compute dtype.
 inline Tensor times_factor(const Tensor& x, const OptionalTensor& factor) {
   if (!factor) return as_contiguous(x);
-  const int64_t rows = x.size(0);
-  const Tensor own_factor = factor_per_row(*factor, rows), out = empty_large(x.sizes(), options_of(x));
-  check_shape(own_factor, {rows}, "factor", x);
-  check_type(own_factor, x.scalar_type(), "factor");
-  if (x.numel() > 0) backend::scale_rows(as_contiguous(x), own_factor, out);
+  check_factor(*factor, x);
+  const Tensor out = empty_large(x.sizes(), options_of(x));
+  if (x.numel() > 0) backend::scale_rows(as_contiguous(x), as_contiguous(*factor), out);
   return out;
 }
 

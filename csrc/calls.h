@@ -170,7 +170,8 @@ Tensor pair_keys(int64_t rows, int64_t width, const Tensor& like);
 Tensor pair_ends(int64_t rows, int64_t width, int64_t items, const Tensor& like);
 // loss [] = the sum of the rows' losses, over the number of live rows if `mean`; then also rescale [] = rows over live rows.
 void reduce_rows(const cw_ext::RowOutputs& rows, bool mean, const Tensor& loss, const Tensor& rescale);
-// out [B, ...] = x [B, ...] · factor [B]; x and factor in the compute dtype of out, or x in that of out; all contiguous.
+// out [B, ...] = x [B, ...] · factor, [B] or a single number; x in the compute dtype of out or, on CUDA, in bf16 as out,
+// factor in the compute dtype; all contiguous.
 void scale_rows(const Tensor& x, const Tensor& factor, const Tensor& out);
 // x [B, ...] *= factor, [B] or a single number; contiguous. Where the factor is 1, x is neither read nor written.
 void scale_in_place(const Tensor& x, const Tensor& factor);

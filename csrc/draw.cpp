@@ -16,7 +16,7 @@ Tensor draw_negatives(int64_t rows, int64_t num_items, CW_DRAWS_PARAMETERS) {
 
 // A row of words per counter, for a test that the generator is Philox.
 Tensor philox_words(const Tensor& counters, int64_t key) {
-  CW_CHECK_VALUE(counters.dim() == 2 && counters.size(1) == 4, "counters must be [R, 4], got ", counters.sizes());
+  CW_CHECK_VALUE(counters.is_cpu() && counters.dim() == 2 && counters.size(1) == 4, "counters must be [R, 4] on the CPU, got ", counters.sizes());
   check_type(counters, kLong, "counters");
   const Tensor from = as_contiguous(counters), out = empty(from.sizes(), options_of(from));
   const auto* const c = static_cast<const int64_t*>(from.const_data_ptr());
@@ -34,10 +34,9 @@ Tensor philox_words(const Tensor& counters, int64_t key) {
 CW_OPS(
   // The negatives of rows first_row, first_row + 1, …, on the device of the seed: int32 [rows, num_negatives].
   m.def("draw_negatives(int rows, int num_items, " CW_DRAWS_SCHEMA ") -> Tensor");
-  m.def("philox_words(Tensor counters, int key) -> Tensor");)
+  m.def("philox_words(Tensor counters, int key) -> Tensor");
+  m.impl("philox_words", TORCH_BOX(&philox_words));)
 
 CW_KERNELS(m.impl("draw_negatives", TORCH_BOX(&draw_negatives));)
-
-TORCH_LIBRARY_IMPL(cw_ext, CPU, m) { m.impl("philox_words", &philox_words); }
 
 }  // namespace cw_ext

@@ -61,9 +61,12 @@ std::string message(const Parts&... parts) {
 }
 
 // Python sees ValueError, IndexError and, as the stable ABI knows no TypeError, RuntimeError.
-#define CW_CHECK_AS(exception, condition, ...) \
-  if (!(condition)) [[unlikely]]               \
-    throw exception(cw_ext::message(__VA_ARGS__))
+#define CW_CHECK_AS(exception, condition, ...)       \
+  do {                                               \
+    if (__builtin_expect(!(condition), 0)) {         \
+      throw exception(cw_ext::message(__VA_ARGS__)); \
+    }                                                \
+  } while (0)
 #define CW_CHECK_VALUE(condition, ...) CW_CHECK_AS(std::invalid_argument, condition, __VA_ARGS__)
 #define CW_CHECK_INDEX(condition, ...) CW_CHECK_AS(std::out_of_range, condition, __VA_ARGS__)
 #define CW_CHECK_TYPE(condition, ...) CW_CHECK_AS(std::runtime_error, condition, __VA_ARGS__)

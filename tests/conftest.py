@@ -15,15 +15,11 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 REFERENCE_ONLY = "CW_EXT_TEST_REFERENCE_ONLY"
-# A library of kernels to test in place of the installed one: those of build/cuda_emulation/ and build/sanitizers/.
-LIBRARY = "CW_EXT_TEST_LIBRARY"
 # All tests under torch's deterministic algorithms, which also fill fresh memory with NaN.
 DETERMINISTIC = "CW_EXT_TEST_DETERMINISTIC"
 # The marker `thorough`. make test-all runs all tests; make fuzz, the thorough ones that cross variants with dtypes.
 THOROUGH = "repeats on more inputs what quicker tests cover; make test leaves it out, pytest -m thorough runs it"
 
-if LIBRARY in os.environ:
-    torch.ops.load_library(os.environ[LIBRARY])  # cw_ext then takes its ops, and loads no library of its own
 
 import cw_ext  # noqa: E402
 

@@ -1,7 +1,6 @@
 // From a call's tensors to the kernels of the right type and instruction set.
 #pragma once
 
-
 #include <algorithm>
 #include <cstring>
 #include <memory>

@@ -1,7 +1,6 @@
 // For the gradients of levels 2 and 3: norms, ids, and sums over sorted pairs.
 #pragma once
 
-
 #include <algorithm>
 #include <vector>
 

@@ -1,5 +1,4 @@
 // Level 2 on the CPU: blocks of rows in parallel forward, buckets of items in parallel backward.
-
 #include <algorithm>
 #include <cstring>
 #include <mutex>
@@ -94,6 +93,37 @@ void check_pairs(const PairGrid& grid, const PairKey* keys, const int32_t* ends)
   });
 }
 
+// The pairs of the positives, [B, 1 + M], and behind them a row per shared negative.
+template <typename T>
+struct SharedPairs {
+  std::vector<int64_t> pos_ids, extra_ids;
+  std::vector<T> coefficients;
+};
+
+// A shared negative's row has one pair, of weight 1, or 0 if all rows leave the item out: such an item may hold anything, and
+// must not reach the normalisation. `sums` are the shared negatives' own sources, [N, D] with a stride.
+template <typename T>
+SharedPairs<T> shared_pairs(const cw_ext::ItemGradientCall& call, const T* sums, int64_t stride) {
+  const int64_t rows = call.pos_ids.size(0), shared = call.shared_ids.size(0), dim = call.items.size(1);
+  const int64_t width = call.coefficients.size(1);
+  const auto copied = [](const auto* from, int64_t count, int64_t room, auto filler) {
+    std::vector<decltype(filler)> to(from, from + count);
+    to.resize(size_t(room), filler);
+    return to;
+  };
+  SharedPairs<T> pairs{
+      copied(pointer<const int64_t>(call.pos_ids), rows, rows + shared, int64_t(-1)),
+      copied(pointer<const int64_t>(call.extra_ids), rows * (width - 1), (rows + shared) * (width - 1), int64_t(-1)),
+      copied(pointer<const T>(call.coefficients), rows * width, (rows + shared) * width, T(0))};
+  const int64_t* const ids = pointer<const int64_t>(call.shared_ids);
+  for (int64_t n = 0; n < shared; ++n) {
+    pairs.pos_ids[rows + n] = ids[n];
+    const T* const x = sums + n * stride;
+    pairs.coefficients[(rows + n) * width] = std::any_of(x, x + dim, [](T value) { return value != 0; });
+  }
+  return pairs;
+}
+
 template <typename In>
 void backward(const cw_ext::ItemGradientCall& call) {
   using T = typename Compute<In>::type;
@@ -109,21 +139,16 @@ void backward(const cw_ext::ItemGradientCall& call) {
   Tensor keys = call.pair_keys, ends = call.pair_ends, coefficients = call.coefficients;
   if (!call.neg_ids.defined()) {
     const int64_t width = coefficients.size(1);
-    Tensor pos_ids = call.pos_ids, extra_ids = call.extra_ids, unsorted = coefficients;
-    if (shared > 0) {
-      // The shared negatives are rows of their own with a pair of weight 1, or 0 if all rows leave them out: such items
-      // may hold anything, and must not reach the normalisation.
-      pos_ids = at::cat({pos_ids, call.shared_ids});
-      extra_ids = at::cat({extra_ids, at::full({shared, width - 1}, -1, options_of(extra_ids))});
-      Tensor weights = at::zeros({shared, width}, options_of(coefficients));
-      weights.select(1, 0).copy_(sources.narrow(0, rows, shared).narrow(1, 0, dim).ne(0).any(1));
-      unsorted = at::cat({coefficients, weights});
-    }
+    SharedPairs<T> pairs;
+    if (shared > 0) pairs = shared_pairs<T>(call, pointer<const T>(sources) + rows * task.padded_dim, task.padded_dim);
+    const PairIds<int64_t> ids = shared > 0 ? PairIds<int64_t>{pairs.pos_ids.data(), pairs.extra_ids.data(), width - 1}
+                                            : pair_ids<int64_t>(call.pos_ids, call.extra_ids, Tensor());
     task.grid = pair_grid(rows + shared, width, num_items);
-    coefficients = at::empty_like(unsorted);
-    keys = at::empty(unsorted.sizes(), options_of(unsorted, kShort));
-    ends = at::empty({task.grid.blocks, task.grid.buckets}, options_of(unsorted, kInt));
-    sort_pairs(pair_ids<int64_t>(pos_ids, extra_ids, Tensor()), task.grid, num_items, pointer<const T>(unsorted),
+    const Options options = options_of(call.coefficients);
+    coefficients = empty({rows + shared, width}, options);
+    keys = empty({rows + shared, width}, options.with(kShort));
+    ends = empty({task.grid.blocks, task.grid.buckets}, options.with(kInt));
+    sort_pairs(ids, task.grid, num_items, shared > 0 ? pairs.coefficients.data() : pointer<const T>(call.coefficients),
                pointer<int32_t>(ends), pointer<PairKey>(keys), pointer<T>(coefficients));
   } else {
     task.grid = pair_grid(rows, coefficients.size(1), num_items);
@@ -144,7 +169,7 @@ Tensor pair_keys(int64_t rows, int64_t width, const Tensor& like) {
 
 Tensor pair_ends(int64_t rows, int64_t width, int64_t items, const Tensor& like) {
   const PairGrid grid = pair_grid(rows, width, items);
-  return at::empty({grid.blocks, grid.buckets}, options_of(like, kInt));
+  return empty({grid.blocks, grid.buckets}, options_of(like, kInt));
 }
 
 void embeddings(const cw_ext::EmbeddingsCall& call) {

@@ -1,6 +1,5 @@
 // Sums over rows by a matrix product, for negatives that all rows share. Our own, since MKL uses only half of the vector width
 // on processors other than Intel's, and splits its sums by the number of threads.
-
 #include "dispatch.h"
 
 namespace cw_cpu {
