@@ -236,7 +236,8 @@ cudaError_t launch_scale(const ScaleTask<E>& task, cudaStream_t stream);
 template <typename X, typename E>
 struct ScaledCopyTask {
   const X* x;
-  const typename Compute<E>::type* factor;  // [B], or null: 1
+  const typename Compute<E>::type* factor;  // [B] or [1], or null: 1
+  bool factor_per_row;
   double scale;
   bool keeps_all;
   int64_t rows;

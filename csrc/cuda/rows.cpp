@@ -41,9 +41,10 @@ namespace {
 template <typename X, typename E>
 void scaled_copy(const Tensor& x, const Tensor& factor, double scale, bool keeps_all, const Tensor& out) {
   if (x.numel() == 0) return;
-  const int64_t rows = x.size(0);
-  const ScaledCopyTask<X, E> task{input<X>(x), input<typename Compute<E>::type>(factor), scale, keeps_all, rows,
-                                  x.numel() / rows, output<E>(out)};
+  const bool per_row = factor.defined() && factor.dim() > 0;
+  const int64_t rows = per_row ? x.size(0) : 1;
+  const ScaledCopyTask<X, E> task{input<X>(x), input<typename Compute<E>::type>(factor), per_row, scale, keeps_all,
+                                  rows,        x.numel() / rows,                         output<E>(out)};
   STD_CUDA_CHECK(launch_scaled_copy(task, current_stream(x)));
 }
 
