@@ -174,7 +174,9 @@ def test_what_is_out_of_range_stops_the_kernel(built: dict[str, str | None], mes
     done = subprocess.run(
         [sys.executable, "-c", OUT_OF_RANGE[message]],
         cwd=Path(__file__).parents[1],
-        env=_environment("plain", PYTHONPATH=str(build.ROOT), CW_EXT_TEST_LIBRARY=str(build.OUT / "plain" / "_cuda.so")),
+        env=_environment(
+            "plain", PYTHONPATH=str(build.ROOT), CW_EXT_TEST_LIBRARY=str(build.OUT / "plain" / "_cuda.so")
+        ),
         capture_output=True,
         text=True,
         timeout=60,
