@@ -31,7 +31,7 @@ struct Pairs {
   int64_t num_items;
 };
 
-// ---- pairs sorted by their items: sort_kernel.cu ---------------------------------------------------------------------
+// ---- pairs sorted by their items: sort_kernel.cu --------------------------------------------------------------------
 
 // In an order that only the ids decide. Key I marks a pair that adds nothing.
 struct SortedPairs {
@@ -43,8 +43,8 @@ struct SortedPairs {
   int64_t num_items;          // I, below 2^31
 };
 
-// The order is stable, so that it depends on the keys only. With temporary == nullptr, only sets how many bytes it needs
-// there.
+// The order is stable, so that it depends on the keys only. With temporary == nullptr, only sets how many bytes it
+// needs there.
 cudaError_t sort_pairs(void* temporary, size_t* temporary_bytes, const SortedPairs& pairs, cudaStream_t stream);
 
 // ---- level 1: scores_kernel.cu --------------------------------------------------------------------------------------
@@ -90,10 +90,10 @@ struct ScoresTask {
 template <typename In>
 cudaError_t launch_scores(const ScoresTask<In>& task, cudaStream_t stream);
 
-// ---- level 2 with shared negatives: shared_rows_kernel.cu, shared_pairs_kernel.cu ------------------------------------
+// ---- level 2 with shared negatives: shared_rows_kernel.cu, shared_pairs_kernel.cu -----------------------------------
 
-// Rows of a table, in order or of these ids; a row is zero for an id of −1. With `marks`, level 1 takes products of −∞ for
-// negatives that are left out: no other product may be −∞, and no factor make one of these finite or NaN.
+// Rows of a table, in order or of these ids; a row is zero for an id of −1. With `marks`, level 1 takes products of −∞
+// for negatives that are left out: no other product may be −∞, and no factor make one of these finite or NaN.
 template <typename In>
 struct SharedRowsTask {
   using T = typename Compute<In>::type;
@@ -158,7 +158,7 @@ struct QueryGradientTask {
 template <typename In>
 cudaError_t launch_query_gradient(const QueryGradientTask<In>& task, cudaStream_t stream);
 
-// ---- shared negatives that a row leaves out: exclusion_kernel.cu -----------------------------------------------------
+// ---- shared negatives that a row leaves out: exclusion_kernel.cu ----------------------------------------------------
 
 // The keys of columns, which are items, for sort_pairs(): `unsorted_keys` and `unsorted_places`.
 cudaError_t launch_column_keys(const int64_t* ids, const SortedPairs& pairs, cudaStream_t stream);
@@ -231,8 +231,7 @@ struct ScaleTask {
 template <typename E>
 cudaError_t launch_scale(const ScaleTask<E>& task, cudaStream_t stream);
 
-// out [B, W] = x·factor·scale; where not `keeps_all`, 0 in the place of what is not finite: an operand of a product, where a
-// coefficient of 0 would not remove it. (A row that should become NaN has NaN coefficients itself.)
+// out [B, W] = x·factor·scale; where not `keeps_all`, 0 in the place of what is not finite.
 template <typename X, typename E>
 struct ScaledCopyTask {
   const X* x;

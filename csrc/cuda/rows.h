@@ -6,9 +6,9 @@
 
 namespace cw_cuda {
 
-// out = x [B, W] · factor [B], where that is defined, · scale, with 0 instead of NaN and ±∞: an operand of a product, where a
-// coefficient of 0 would not remove them. A row or column that should become NaN has NaN coefficients itself. x and factor in
-// the compute dtype; out in that or, where x is in fp32, in bf16.
+// out = x [B, W] · factor [B], where that is defined, · scale, with 0 instead of NaN and ±∞: an operand of a product, where
+// a coefficient of 0 would not remove them. A row or column that should become NaN has NaN coefficients itself. x and
+// factor in the compute dtype; out in that or, where x is in fp32, in bf16.
 void copy_finite(const Tensor& x, const Tensor& factor, double scale, const Tensor& out);
 
 // sum += x, both contiguous and in the compute dtype.

@@ -93,8 +93,8 @@ Operands operands_of(const SharedNegativesCall& call) {
   result.row_scale = empty({rows}, compute);
   result.column_scale = empty({n}, compute);
 
-  // Padding is masked out: negatives, and whole rows whose positive it is. This is done always, as a check for padding would
-  // wait for the device.
+  // Padding is masked out: negatives, and whole rows whose positive it is. This is done always, as a check for padding
+  // would wait for the device.
   SharedRowsTask<In> task{};
   task.table = input<In>(call.queries);
   task.ids = input<int64_t>(call.pos_ids);
@@ -214,7 +214,8 @@ void run_block(const SharedNegativesCall& call, const Operands& operands, int64_
 Exclusion columns_by_item(const Tensor& ids, int64_t num_items) {
   const int64_t n = ids.size(0);
   CW_CHECK_VALUE(n <= std::numeric_limits<int32_t>::max() && num_items < std::numeric_limits<int32_t>::max(),
-                 "rows leave out negatives where they and the items are fewer than 2^31 - 1, got ", n, " and ", num_items);
+                 "rows can leave out negatives where they and the items are fewer than 2^31 - 1, got ", n, " and ",
+                 num_items);
   const DeviceGuard guard(ids);
   const cudaStream_t stream = current_stream(ids);
   const auto ints = options_of(ids, kInt);

@@ -1,4 +1,4 @@
-// Level 2 with shared negatives: a row's positive and extra positives, around the products of all rows with the negatives.
+// Level 2 with shared negatives: a row's positive and extra positives, around the products with the negatives.
 #include <limits>
 
 #include "pair_ids.cuh"
@@ -67,7 +67,9 @@ __global__ void __launch_bounds__(kThreads, kResident) query_gradient_kernel(con
     const auto coefficient = [&](int64_t c) {
       return task.scale * (c == 0 ? task.d_pos[b] : task.d_extra[b * m + c - 1]);
     };
-    for (int64_t c = lanes.rank; has_row && c < width; c += lanes.size) task.coefficients[b * width + c] = coefficient(c);
+    for (int64_t c = lanes.rank; has_row && c < width; c += lanes.size) {
+      task.coefficients[b * width + c] = coefficient(c);
+    }
 
     T along = T(0);
     for (int64_t chunk = lanes.rank; chunk < own_chunks; chunk += lanes.size) {

@@ -51,8 +51,8 @@ inline Tensor transposed(const Tensor& x) {
 
 inline void copy(const Tensor& from, const Tensor& to) { CW_TORCH(aoti_torch_copy_(to.get(), from.get(), 0)); }
 
-// to = a·b in the compute dtype, which `to` has; of bf16 operands on the tensor cores, summed in fp32. Autocast, which changes
-// the dtypes of torch's own mm, leaves these functions alone.
+// to = a·b in the compute dtype, which `to` has; of bf16 operands on the tensor cores, summed in fp32. Autocast, which
+// changes the dtypes of torch's own mm, leaves these functions alone.
 inline void product(const Tensor& a, const Tensor& b, const Tensor& to) {
   if (a.scalar_type() == to.scalar_type()) {
     CW_TORCH(aoti_torch_cuda_mm_out(to.get(), a.get(), b.get()));

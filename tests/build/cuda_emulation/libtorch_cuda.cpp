@@ -1,5 +1,5 @@
-// Stands in for libtorch_cuda, which a CPU build of torch lacks: what csrc/cuda/torch_ops.h calls of it. The device is the
-// CPU, where launches run at once.
+// Stands in for libtorch_cuda, which a CPU build of torch lacks: what csrc/cuda/torch_ops.h calls of it. The device is
+// the CPU, where launches run at once.
 #include <cstring>
 #include <vector>
 
