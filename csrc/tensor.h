@@ -84,6 +84,21 @@ inline std::string torch_error(const std::string& otherwise) {
 
 // ---- tensors --------------------------------------------------------------------------------------------------------
 
+// A tensor that may be undefined, as a field. Torch's own allocates for each that is, which for the fields of a call takes
+// longer than a small batch's loss.
+class MaybeTensor : public Tensor {
+ public:
+  MaybeTensor() : Tensor(undefined()) {}
+  MaybeTensor(const Tensor& x) : Tensor(x) {}
+  MaybeTensor(Tensor&& x) noexcept : Tensor(std::move(x)) {}
+
+ private:
+  static const Tensor& undefined() {
+    static const Tensor one;
+    return one;
+  }
+};
+
 struct Options {
   ScalarType dtype;
   Device device;
