@@ -46,8 +46,8 @@ void embeddings_of(const cw_ext::EmbeddingsCall& call) {
 
 }  // namespace
 
-Tensor pair_keys(int64_t, int64_t, const Tensor&) { return {}; }
-Tensor pair_ends(int64_t, int64_t, int64_t, const Tensor&) { return {}; }
+Tensor pair_keys(int64_t, int64_t, const Tensor&) { return MaybeTensor(); }
+Tensor pair_ends(int64_t, int64_t, int64_t, const Tensor&) { return MaybeTensor(); }
 
 void embeddings(const cw_ext::EmbeddingsCall& call) {
   if (call.queries.size(0) == 0) return;

@@ -38,7 +38,7 @@ ItemSumTask<T> shared_pairs(const ItemGradientCall& call, const Tensor& sum) {
   const int64_t rows = call.coefficients.size(0), count = call.shared_ids.defined() ? call.shared_ids.size(0) : 0;
   return {input<T>(call.sources) + rows * call.items.size(1),
           nullptr,
-          pairs_of(call.shared_ids, Tensor(), Tensor(), call.items.size(0)),
+          pairs_of(call.shared_ids, MaybeTensor(), MaybeTensor(), call.items.size(0)),
           count,
           call.items.size(1),
           output<T>(sum)};
@@ -100,7 +100,7 @@ ItemGradientCall with_shared_sources(ItemGradientCall call) {
   const Tensor all = empty({rows + n, dim}, options_of(call.sources));
   const Tensor finite = empty({rows, dim}, options_of(call.shared_coefficients));
   copy(call.sources, narrowed(all, 0, rows));
-  copy_finite(call.sources, Tensor(), call.scale, finite);
+  copy_finite(call.sources, MaybeTensor(), call.scale, finite);
   product(transposed(call.shared_coefficients), finite, narrowed(all, rows, n));
   call.sources = all;
   return call;
@@ -110,7 +110,8 @@ ItemGradientCall with_shared_sources(ItemGradientCall call) {
 
 ItemTotals begin_totals(const ItemGradientCall& call, int64_t pairs) {
   const bool in_place = call.gradient.scalar_type() == call.sources.scalar_type();
-  const Tensor sum = in_place ? call.gradient : empty(call.gradient.sizes(), options_of(call.sources));
+  Tensor sum = call.gradient;
+  if (!in_place) sum = empty(call.gradient.sizes(), options_of(call.sources));
   if (call.initial.defined()) {
     copy(call.initial, sum);
   } else {

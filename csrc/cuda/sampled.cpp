@@ -60,7 +60,7 @@ void draw_rows(const Draws& draws, int64_t first_row, const Tensor& ids, const T
 // memory of their own.
 EmbeddingsCall drawn_part(const EmbeddingsCall& rows, const Draws& draws, int64_t begin, int64_t count) {
   EmbeddingsCall part = rows;
-  for (Tensor EmbeddingsCall::*const field :
+  for (MaybeTensor EmbeddingsCall::*const field :
        {&EmbeddingsCall::queries, &EmbeddingsCall::pos_ids, &EmbeddingsCall::extra_ids, &EmbeddingsCall::d_queries,
         &EmbeddingsCall::unit_queries, &EmbeddingsCall::coefficients}) {
     part.*field = narrowed(rows.*field, begin, count);
@@ -83,7 +83,7 @@ EmbeddingsCall drawn_part(const EmbeddingsCall& rows, const Draws& draws, int64_
 
 void draw(const Draws& draws, const Tensor& out) {
   const DeviceGuard guard(out);
-  draw_rows(draws, 0, out, Tensor());
+  draw_rows(draws, 0, out, MaybeTensor());
 }
 
 void sampled(const SampledCall& call) {
@@ -108,7 +108,7 @@ void sampled_item_gradient(const SampledItemGradientCall& call) {
     if (gradient.coefficients.defined()) {
       part.coefficients = narrowed(gradient.coefficients, begin, count);
       part.neg_ids = empty({count, call.draws.n}, options_of(gradient.pos_ids, kInt));
-      draw_rows(call.draws, begin, part.neg_ids, Tensor());
+      draw_rows(call.draws, begin, part.neg_ids, MaybeTensor());
     } else {
       const EmbeddingsCall again = drawn_part(call.rows, call.draws, begin, count);
       embeddings(again);

@@ -65,19 +65,19 @@ void exclude(const SharedNegativesCall& call, int64_t begin, ScoresCall& block) 
   const Tensor log_q = call.log_q.defined() ? empty(block.neg.sizes(), options_of(block.neg))
                                             : zeros(block.neg.sizes(), options_of(block.neg));
   if (call.log_q.defined()) copy(block.log_q, log_q);
-  leave_out(call, begin, log_q, Tensor());
+  leave_out(call, begin, log_q, MaybeTensor());
   block.log_q = log_q;
 }
 
 // Of the whole call.
 struct Operands {
-  Tensor unit;           // [B, D] T: the queries, over their norms where normalised
-  Tensor query_inverse;  // [B] T, or undefined: not normalised
-  Tensor row_scale;      // [B] T, as ScoresCall has them
-  Tensor column_scale;   // [N] T
-  Tensor left;           // [B, D], bf16 or T: these two give the raw scores
-  Tensor right;          // [D, N]
-  Tensor carried;        // [N, D], bf16 or T: this one takes coefficients to the queries; only with gradients
+  MaybeTensor unit;           // [B, D] T: the queries, over their norms where normalised
+  MaybeTensor query_inverse;  // [B] T, or undefined: not normalised
+  MaybeTensor row_scale;      // [B] T, as ScoresCall has them
+  MaybeTensor column_scale;   // [N] T
+  MaybeTensor left;           // [B, D], bf16 or T: these two give the raw scores
+  MaybeTensor right;          // [D, N]
+  MaybeTensor carried;        // [N, D], bf16 or T: this one takes coefficients to the queries; only with gradients
 };
 
 template <typename In>
@@ -88,7 +88,8 @@ Operands operands_of(const SharedNegativesCall& call) {
   const auto compute = options_of(call.out.loss);
   const cudaStream_t stream = current_stream(call.queries);
   Operands result;
-  result.unit = call.with_gradients ? call.unit_queries : empty({rows, dim}, compute);
+  result.unit = call.unit_queries;
+  if (!call.with_gradients) result.unit = empty({rows, dim}, compute);
   if (call.normalized) result.query_inverse = empty({rows}, compute);
   result.row_scale = empty({rows}, compute);
   result.column_scale = empty({n}, compute);
@@ -135,7 +136,7 @@ void fill_rows(const SharedNegativesCall& call, const Operands& operands, int64_
   const int64_t dim = call.queries.size(1), m = call.extra_ids.size(1);
   task.unit_queries = input<T>(operands.unit) + begin * dim;
   task.items = static_cast<decltype(task.items)>(call.items.const_data_ptr());
-  task.pairs = pairs_of(call.pos_ids, call.extra_ids, Tensor(), call.items.size(0));
+  task.pairs = pairs_of(call.pos_ids, call.extra_ids, MaybeTensor(), call.items.size(0));
   task.pairs.pos_ids += begin;
   task.pairs.extra_ids += begin * m;
   task.rows = count;
