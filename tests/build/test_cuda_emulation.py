@@ -152,6 +152,13 @@ case = make_embeddings(40, 9, 4, 11)
 case.neg_ids[3, 4] = 11
 case.loss(backend="fused")
 """,
+    "extra_pos_ids.* must be in": """
+import conftest
+from cases import make_embeddings
+case = make_embeddings(40, 9, 4, 11, 2, shared=True)
+case.extra_ids[3, 1] = 11
+case.loss(backend="fused")
+""",
     "query_ids.* must be in": """
 import conftest
 import torch
