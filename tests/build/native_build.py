@@ -28,7 +28,7 @@ def compiler() -> str | None:
 
 
 def torch_flags(**strings: str) -> list[str]:
-    """What compiles sources that include torch's stable headers alone; `strings` are macros to define as text."""
+    """What compiles sources with the stable ABI alone of torch; `strings` are macros to define as text."""
     from torch.utils.cpp_extension import include_paths
 
     flags = [f"-isystem{path}" for path in include_paths()]
