@@ -15,7 +15,7 @@ from cases import Case, against_truth, assert_near, child_environment, evaluate,
 from drawing import make_drawn, make_interactions
 from torch import Tensor
 
-from cw_ext import draw_negatives
+from cw_ext import cw_loss, draw_negatives
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -237,6 +237,15 @@ def test_cuda_five_runs_give_the_same_bits(kernels: None, make: Callable[[], Any
             assert torch.equal(other.gradients[name], gradient), name
 
 
+def test_cuda_out_of_memory(kernels: None) -> None:
+    """It is an error as of any operation of torch's, and the next call works."""
+    pos = torch.zeros(2**20, device=DEVICE)
+    neg = torch.zeros(1, 2**20, device=DEVICE, requires_grad=True)
+    with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
+        cw_loss(pos, neg.expand(2**20, -1), backend="fused")  # 4 TiB of gradients
+    assert cw_loss(pos[:2], neg.expand(2, -1), backend="fused").isfinite()
+
+
 _OUT_OF_RANGE = """
 import sys, torch
 from cases import make_embeddings
@@ -264,5 +273,4 @@ def test_cuda_ids_out_of_range(kernels: None, name: str, value: int, kind: str) 
     )
     assert done.stdout.splitlines() == ["good"], done.stdout + done.stderr
     assert "device-side assert" in done.stderr
-    if kind == "own":
-        assert f"{name.replace('extra', 'extra_pos')} must be in [0, items)" in done.stderr
+    assert f"{name.replace('extra', 'extra_pos')} must be in [0, items)" in done.stderr

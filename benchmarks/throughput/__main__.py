@@ -107,6 +107,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--quick", action="store_true", help="a few small shapes, in a minute or two")
     parser.add_argument(
+        "--shapes",
+        choices=("all", "main", "rest", "cce"),
+        default="all",
+        help="of a GPU's: the few that tell most, the rest of them, or those of CCE⁻ (default: %(default)s)",
+    )
+    parser.add_argument(
         "--kinds",
         nargs="+",
         choices=shapes.KINDS,
@@ -168,7 +174,9 @@ def _grid(arguments: argparse.Namespace) -> list[Shape]:
         grid, softmax = (
             (shapes.QUICK_CUDA, shapes.QUICK_CCE) if arguments.quick else (shapes.FULL_CUDA, shapes.FULL_CCE)
         )
-        grid += softmax if arguments.cce is not None else ()
+        softmax = softmax if arguments.cce is not None else ()
+        rest = tuple(shape for shape in grid if shape not in shapes.MAIN_CUDA)
+        grid = {"all": grid + softmax, "main": shapes.MAIN_CUDA, "rest": rest, "cce": softmax}[arguments.shapes]
     return _chosen(grid, arguments)
 
 
@@ -184,6 +192,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.cce is not None and arguments.device != "cuda":
         parser.error("argument --cce: needs --device cuda")
+    if arguments.shapes != "all" and (arguments.device != "cuda" or arguments.quick):
+        parser.error("argument --shapes: needs --device cuda, without --quick")
+    if arguments.cce is None and arguments.shapes == "cce":
+        parser.error("argument --shapes: cce needs --cce DIR")
     if arguments.cce is None and "cce" in (arguments.contestants or ()):
         parser.error("argument --contestants: cce needs --cce DIR")
     kept = Path(os.path.relpath(Path(__file__).parents[1])) / "results" / f"throughput-{arguments.device}"

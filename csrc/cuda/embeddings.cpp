@@ -29,27 +29,29 @@ void embeddings_of(const cw_ext::EmbeddingsCall& call) {
   task.d_queries = output<T>(call.d_queries);
   task.unit_queries = output<T>(call.unit_queries);
   task.coefficients = output<T>(call.coefficients);
-  const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
+  const cudaStream_t stream = current_stream(call.queries);
   if constexpr (!std::is_same_v<In, double>) {
     if (goes_online(task)) {
-      C10_CUDA_CHECK(launch_embeddings_online(task, stream));
+      STD_CUDA_CHECK(launch_embeddings_online(task, stream));
       return;
     }
   }
-  C10_CUDA_CHECK(embeddings_blocks(task, &task.blocks));
+  STD_CUDA_CHECK(embeddings_blocks(task, &task.blocks));
   CW_CHECK_VALUE(task.blocks > 0, "queries: an embedding dimension of ", task.dim,
-                    " needs more shared memory than this GPU has");
-  const Tensor scratch =
-      at::empty({task.blocks, 1 + task.pairs.m + task.pairs.n}, options_of(call.out.loss));
+                 " needs more shared memory than this GPU has");
+  const Tensor scratch = empty({task.blocks, 1 + task.pairs.m + task.pairs.n}, options_of(call.out.loss));
   task.scratch = output<T>(scratch);
-  C10_CUDA_CHECK(launch_embeddings(task, stream));
+  STD_CUDA_CHECK(launch_embeddings(task, stream));
 }
 
 }  // namespace
 
+Tensor pair_keys(int64_t, int64_t, const Tensor&) { return MaybeTensor(); }
+Tensor pair_ends(int64_t, int64_t, int64_t, const Tensor&) { return MaybeTensor(); }
+
 void embeddings(const cw_ext::EmbeddingsCall& call) {
   if (call.queries.size(0) == 0) return;
-  const c10::cuda::CUDAGuard guard(call.queries.device());
+  const DeviceGuard guard(call.queries);
   with_type(call.queries.scalar_type(), [&](auto element) { embeddings_of<decltype(element)>(call); });
 }
 

@@ -1,12 +1,11 @@
-// The ATen side of the item gradient: sums per item, by atomic additions or over sorted pairs.
+// The item gradient: sums per item, by atomic additions or over sorted pairs.
 #include "item_sums.h"
-
 
 #include <algorithm>
 #include <limits>
 #include <type_traits>
 
-#include "shared_products.h"
+#include "rows.h"
 #include "tensors.h"
 
 namespace cw_cuda {
@@ -39,7 +38,7 @@ ItemSumTask<T> shared_pairs(const ItemGradientCall& call, const Tensor& sum) {
   const int64_t rows = call.coefficients.size(0), count = call.shared_ids.defined() ? call.shared_ids.size(0) : 0;
   return {input<T>(call.sources) + rows * call.items.size(1),
           nullptr,
-          pairs_of(call.shared_ids, Tensor(), Tensor(), call.items.size(0)),
+          pairs_of(call.shared_ids, MaybeTensor(), MaybeTensor(), call.items.size(0)),
           count,
           call.items.size(1),
           output<T>(sum)};
@@ -47,8 +46,8 @@ ItemSumTask<T> shared_pairs(const ItemGradientCall& call, const Tensor& sum) {
 
 template <typename T>
 void add_atomically(const ItemGradientCall& call, const Tensor& sum, cudaStream_t stream) {
-  C10_CUDA_CHECK(launch_atomic_sum(own_pairs<T>(call, sum, 0, call.coefficients.size(0)), stream));
-  C10_CUDA_CHECK(launch_atomic_sum(shared_pairs<T>(call, sum), stream));
+  STD_CUDA_CHECK(launch_atomic_sum(own_pairs<T>(call, sum, 0, call.coefficients.size(0)), stream));
+  STD_CUDA_CHECK(launch_atomic_sum(shared_pairs<T>(call, sum), stream));
 }
 
 // Adds the sums over the pairs of `own`, and over those of `shared`, whose sources begin at row `further` of own's.
@@ -56,16 +55,12 @@ template <typename T>
 void add_sorted_part(const ItemSumTask<T>& own, const ItemSumTask<T>& shared, int64_t further, bool accumulate,
                 const Tensor& sum, cudaStream_t stream) {
   const int64_t width = 1 + own.pairs.m + own.pairs.n, paired = own.rows * width, count = paired + shared.rows;
-  const auto bytes = options_of(sum, kByte);
-  const Tensor room = at::empty({4, count}, options_of(sum, kInt));
+  const Tensor room = empty({4, count}, options_of(sum, kInt));
   auto* const words = reinterpret_cast<uint32_t*>(room.mutable_data_ptr());
   const SortedPairs pairs{words, words + count, words + 2 * count, words + 3 * count, count, own.pairs.num_items};
-  C10_CUDA_CHECK(launch_sort_keys(own, 0, pairs, stream));
-  C10_CUDA_CHECK(launch_sort_keys(shared, paired, pairs, stream));
-  size_t needed = 0;
-  C10_CUDA_CHECK(sort_pairs(nullptr, &needed, pairs, stream));
-  const Tensor temporary = at::empty({std::max<int64_t>(1, int64_t(needed))}, bytes);
-  C10_CUDA_CHECK(sort_pairs(temporary.mutable_data_ptr(), &needed, pairs, stream));
+  STD_CUDA_CHECK(launch_sort_keys(own, 0, pairs, stream));
+  STD_CUDA_CHECK(launch_sort_keys(shared, paired, pairs, stream));
+  sort(pairs, sum);
 
   SortedSumTask<T> task;
   task.sources = own.sources;
@@ -80,10 +75,10 @@ void add_sorted_part(const ItemSumTask<T>& own, const ItemSumTask<T>& shared, in
   task.num_items = own.pairs.num_items;
   task.accumulate = accumulate;
   task.span = span_of(count);
-  const Tensor carry = at::empty({(count + task.span - 1) / task.span, 2, task.dim}, options_of(sum));
+  const Tensor carry = empty({(count + task.span - 1) / task.span, 2, task.dim}, options_of(sum));
   task.carry = output<T>(carry);
   task.sum = own.sum;
-  C10_CUDA_CHECK(launch_sorted_sum(task, stream));
+  STD_CUDA_CHECK(launch_sorted_sum(task, stream));
 }
 
 template <typename T>
@@ -100,11 +95,14 @@ void add_sorted(const ItemGradientCall& call, const Tensor& sum, bool accumulate
 
 // With the shared negatives' sums as further source rows.
 ItemGradientCall with_shared_sources(ItemGradientCall call) {
-  if (call.shared_ids.defined()) {
-    const Tensor sources = finite_or_zero(call.sources).to(call.shared_coefficients.scalar_type());
-    const Tensor sums = product(call.shared_coefficients.t(), sources);
-    call.sources = at::cat({call.sources, at::mul(sums, call.scale)});
-  }
+  if (!call.shared_ids.defined()) return call;
+  const int64_t rows = call.sources.size(0), n = call.shared_ids.size(0), dim = call.sources.size(1);
+  const Tensor all = empty({rows + n, dim}, options_of(call.sources));
+  const Tensor finite = empty({rows, dim}, options_of(call.shared_coefficients));
+  copy(call.sources, narrowed(all, 0, rows));
+  copy_finite(call.sources, MaybeTensor(), call.scale, finite);
+  product(transposed(call.shared_coefficients), finite, narrowed(all, rows, n));
+  call.sources = all;
   return call;
 }
 
@@ -112,21 +110,21 @@ ItemGradientCall with_shared_sources(ItemGradientCall call) {
 
 ItemTotals begin_totals(const ItemGradientCall& call, int64_t pairs) {
   const bool in_place = call.gradient.scalar_type() == call.sources.scalar_type();
-  const Tensor sum = in_place ? call.gradient : at::empty(call.gradient.sizes(), options_of(call.sources));
+  Tensor sum = call.gradient;
+  if (!in_place) sum = empty(call.gradient.sizes(), options_of(call.sources));
   if (call.initial.defined()) {
-    sum.copy_(call.initial);
+    copy(call.initial, sum);
   } else {
-    sum.zero_();
+    CW_TORCH(aoti_torch_zero_(sum.get()));
   }
-  const bool sorts = call.sums == cw_ext::ItemSums::chosen
-                         ? at::globalContext().deterministicAlgorithms() || pairs >= kLeastSorted
-                         : call.sums == cw_ext::ItemSums::sorted;
+  const bool sorts = call.sums == cw_ext::ItemSums::chosen ? pairs >= kLeastSorted
+                                                           : call.sums == cw_ext::ItemSums::sorted;
   return {sum, sorts && call.items.size(0) < std::numeric_limits<int32_t>::max(), !call.initial.defined()};
 }
 
 void add_pairs(const ItemGradientCall& given, ItemTotals& totals) {
   const ItemGradientCall call = with_shared_sources(given);
-  const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
+  const cudaStream_t stream = current_stream(totals.sum);
   with_compute_type(totals.sum.scalar_type(), [&](auto element) {
     using T = decltype(element);
     if (totals.sorts) {
@@ -140,20 +138,20 @@ void add_pairs(const ItemGradientCall& given, ItemTotals& totals) {
 
 void finish_totals(const ItemGradientCall& call, const ItemTotals& totals) {
   if (!call.normalized) {
-    if (!totals.sum.is_same(call.gradient)) call.gradient.copy_(totals.sum);
+    if (totals.sum.scalar_type() != call.gradient.scalar_type()) copy(totals.sum, call.gradient);
     return;
   }
   with_type(call.items.scalar_type(), [&](auto element) {
     using In = decltype(element);
     const ProjectionTask<In> task{input<typename Compute<In>::type>(totals.sum), input<In>(call.items),
                                   call.items.size(0), call.items.size(1), output<In>(call.gradient)};
-    C10_CUDA_CHECK(launch_projection(task, c10::cuda::getCurrentCUDAStream()));
+    STD_CUDA_CHECK(launch_projection(task, current_stream(totals.sum)));
   });
 }
 
 void item_gradient(const ItemGradientCall& call) {
   if (call.gradient.numel() == 0) return;
-  const c10::cuda::CUDAGuard guard(call.items.device());
+  const DeviceGuard guard(call.items);
   ItemTotals totals = begin_totals(call, call.coefficients.numel());
   add_pairs(call, totals);
   finish_totals(call, totals);

@@ -31,6 +31,22 @@ struct Pairs {
   int64_t num_items;
 };
 
+// ---- pairs sorted by their items: sort_kernel.cu --------------------------------------------------------------------
+
+// In an order that only the ids decide. Key I marks a pair that adds nothing.
+struct SortedPairs {
+  uint32_t* unsorted_keys;    // [P]
+  uint32_t* unsorted_places;  // [P]
+  uint32_t* keys;             // [P]
+  uint32_t* places;           // [P], the place of each key before sorting
+  int64_t count;              // P, below 2^31
+  int64_t num_items;          // I, below 2^31
+};
+
+// The order is stable, so that it depends on the keys only. With temporary == nullptr, only sets how many bytes it
+// needs there.
+cudaError_t sort_pairs(void* temporary, size_t* temporary_bytes, const SortedPairs& pairs, cudaStream_t stream);
+
 // ---- level 1: scores_kernel.cu --------------------------------------------------------------------------------------
 
 // The type in which the scores' gradients are kept until backward. bf16 has the range of fp32; in fp16 a mean's would
@@ -74,7 +90,100 @@ struct ScoresTask {
 template <typename In>
 cudaError_t launch_scores(const ScoresTask<In>& task, cudaStream_t stream);
 
-// ---- shared negatives that a row leaves out: mask_kernel.cu ---------------------------------------------------------
+// ---- level 2 with shared negatives: shared_rows_kernel.cu, shared_pairs_kernel.cu -----------------------------------
+
+// Rows of a table, in order or of these ids; a row is zero for an id of −1. With `marks`, level 1 takes products of −∞
+// for negatives that are left out: no other product may be −∞, and no factor make one of these finite or NaN.
+template <typename In>
+struct SharedRowsTask {
+  using T = typename Compute<In>::type;
+  const In* table;     // [I, D]
+  int64_t num_items;
+  const int64_t* ids;  // [R]
+  bool gathers;        // row r is that of ids[r], else it is the table's row r
+  int64_t rows;
+  int64_t dim;
+  bool normalized;
+  bool by_norms;  // factors are scale·inverse, else scale
+  bool marks;     // only with by_norms
+  T scale;
+  In* gathered;                      // [R, D]
+  T* unit;                           // [R, D]: over their norms where normalised
+  T* inverse;                        // [R]: 1/|row|, 0 of a zero row
+  typename Kept<In>::type* carried;  // [R, D]: unit, with 0 in the place of what is not finite
+  T* factors;                        // [R]: what level 1 multiplies products with the row by, −1 for negative ids
+};
+
+template <typename In>
+cudaError_t launch_shared_rows(const SharedRowsTask<In>& task, cudaStream_t stream);
+
+// The scores of the rows' positives and extra positives.
+template <typename In>
+struct PositiveScoresTask {
+  using T = typename Compute<In>::type;
+  const T* unit_queries;  // [B, D]
+  const In* items;        // [I, D]
+  Pairs pairs;            // without negatives
+  int64_t rows;
+  int64_t dim;
+  bool normalized;
+  T scale;     // of the similarity
+  T* pos;      // [B]; 0 for padding
+  T* extra;    // [B, M]; −∞ for padding
+  T* inverse;  // [B, 1 + M]: 1/|item|, 0 of a zero row; 1 where nothing is normalised
+};
+
+template <typename In>
+cudaError_t launch_positive_scores(const PositiveScoresTask<In>& task, cudaStream_t stream);
+
+// The rows' way back: from the gradients of their scores to those of the queries.
+template <typename In>
+struct QueryGradientTask {
+  using T = typename Compute<In>::type;
+  const T* unit_queries;   // [B, D]
+  const T* query_inverse;  // [B]: 1/|query|, or null: not normalised
+  const In* items;         // [I, D]
+  Pairs pairs;             // without negatives
+  const T* inverse;        // [B, 1 + M], from the scores
+  const T* d_pos;          // [B]
+  const T* d_extra;        // [B, M]
+  const bool* live;        // [B]: the query of another row may hold anything, and gets 0
+  int64_t rows;
+  int64_t dim;
+  T scale;          // of the similarity
+  T* coefficients;  // [B, 1 + M]
+  T* d_queries;     // [B, D]: in, the negatives' part without the scale; out, the gradients
+};
+
+template <typename In>
+cudaError_t launch_query_gradient(const QueryGradientTask<In>& task, cudaStream_t stream);
+
+// ---- shared negatives that a row leaves out: exclusion_kernel.cu ----------------------------------------------------
+
+// The keys of columns, which are items, for sort_pairs(): `unsorted_keys` and `unsorted_places`.
+cudaError_t launch_column_keys(const int64_t* ids, const SortedPairs& pairs, cudaStream_t stream);
+
+// The columns sorted by their items, to lists: first_column[item], next_column[that], …, to −1.
+struct ColumnListTask {
+  const uint32_t* keys;     // [N], sorted; I is padding
+  const uint32_t* columns;  // [N]
+  int64_t n;
+  int64_t num_items;
+  int32_t* first_column;  // [I], −1 in all
+  int32_t* next_column;   // [N]
+};
+
+cudaError_t launch_column_lists(const ColumnListTask& task, cudaStream_t stream);
+
+// ids, first_column = 0, 1, …, I − 1; next_column = −1.
+struct CatalogueTask {
+  int64_t num_items;
+  int64_t* ids;           // [I] each
+  int32_t* first_column;
+  int32_t* next_column;
+};
+
+cudaError_t launch_catalogue(const CatalogueTask& task, cudaStream_t stream);
 
 // values[b, c] = −∞ in the columns c of row b's own positive and of its query's known positives.
 template <typename T>
@@ -121,6 +230,26 @@ struct ScaleTask {
 
 template <typename E>
 cudaError_t launch_scale(const ScaleTask<E>& task, cudaStream_t stream);
+
+// out [B, W] = x·factor·scale; where not `keeps_all`, 0 in the place of what is not finite.
+template <typename X, typename E>
+struct ScaledCopyTask {
+  const X* x;
+  const typename Compute<E>::type* factor;  // [B] or [1], or null: 1
+  bool factor_per_row;
+  double scale;
+  bool keeps_all;
+  int64_t rows;
+  int64_t width;
+  E* out;
+};
+
+template <typename X, typename E>
+cudaError_t launch_scaled_copy(const ScaledCopyTask<X, E>& task, cudaStream_t stream);
+
+// sum += x, of this many elements
+template <typename T>
+cudaError_t launch_add(const T* x, T* sum, int64_t count, cudaStream_t stream);
 
 // ---- drawn negatives: draw_kernel.cu --------------------------------------------------------------------------------
 
@@ -181,7 +310,7 @@ cudaError_t embeddings_blocks(const EmbeddingsTask<In>& task, int* blocks);
 template <typename In>
 cudaError_t launch_embeddings(const EmbeddingsTask<In>& task, cudaStream_t stream);
 
-// ---- the gradient of the item table: item_gradient_kernel.cu, sorted_sum_kernel.cu, sort_kernel.cu ------------------
+// ---- the gradient of the item table: item_gradient_kernel.cu, sorted_sum_kernel.cu ----------------------------------
 
 // sum[id(b, c)] += coefficient[b, c]·source[b], over the pairs c of all rows b.
 template <typename T>
@@ -198,23 +327,9 @@ struct ItemSumTask {
 template <typename T>
 cudaError_t launch_atomic_sum(const ItemSumTask<T>& task, cudaStream_t stream);
 
-// The pairs sorted by their items, in an order that only the ids decide. Key I marks a pair that adds nothing.
-struct SortedPairs {
-  uint32_t* unsorted_keys;    // [P]
-  uint32_t* unsorted_places;  // [P]
-  uint32_t* keys;             // [P]
-  uint32_t* places;           // [P], the place of each key before sorting
-  int64_t count;              // P, below 2^31
-  int64_t num_items;          // I, below 2^31
-};
-
 // Fills the unsorted keys and places of the pairs of `task`, from `first` on.
 template <typename T>
 cudaError_t launch_sort_keys(const ItemSumTask<T>& task, int64_t first, const SortedPairs& pairs, cudaStream_t stream);
-
-// The order is stable, so that it depends on the keys only. With temporary == nullptr, only sets how many bytes it needs
-// there. sort_kernel.cu
-cudaError_t sort_pairs(void* temporary, size_t* temporary_bytes, const SortedPairs& pairs, cudaStream_t stream);
 
 // The sums of ItemSumTask over sorted pairs, in an order that only the ids and sizes decide: sorted_sum_kernel.cu. Place
 // p < rows·width is a pair as there; a place beyond has source further + (p − rows·width) and coefficient 1. Rows of

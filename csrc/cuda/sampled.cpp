@@ -52,7 +52,7 @@ void draw_rows(const Draws& draws, int64_t first_row, const Tensor& ids, const T
                            output<int32_t>(ids),
                            log_q.defined() ? input<T>(draws.log_weights) : nullptr,
                            output<T>(log_q)};
-    C10_CUDA_CHECK(launch_draw(task, c10::cuda::getCurrentCUDAStream()));
+    STD_CUDA_CHECK(launch_draw(task, current_stream(ids)));
   });
 }
 
@@ -60,7 +60,7 @@ void draw_rows(const Draws& draws, int64_t first_row, const Tensor& ids, const T
 // memory of their own.
 EmbeddingsCall drawn_part(const EmbeddingsCall& rows, const Draws& draws, int64_t begin, int64_t count) {
   EmbeddingsCall part = rows;
-  for (Tensor EmbeddingsCall::*const field :
+  for (MaybeTensor EmbeddingsCall::*const field :
        {&EmbeddingsCall::queries, &EmbeddingsCall::pos_ids, &EmbeddingsCall::extra_ids, &EmbeddingsCall::d_queries,
         &EmbeddingsCall::unit_queries, &EmbeddingsCall::coefficients}) {
     part.*field = narrowed(rows.*field, begin, count);
@@ -68,26 +68,26 @@ EmbeddingsCall drawn_part(const EmbeddingsCall& rows, const Draws& draws, int64_
   part.loss = narrowed(rows.loss, begin, count);
   part.out = narrowed(rows.out, begin, count);
   const auto options = options_of(rows.out.loss);
-  part.neg_ids = at::empty({count, draws.n}, options.with(kInt));
-  if (draws.log_weights.defined()) part.log_q = at::empty({count, draws.n}, options);
+  part.neg_ids = empty({count, draws.n}, options.with(kInt));
+  if (draws.log_weights.defined()) part.log_q = empty({count, draws.n}, options);
   draw_rows(draws, begin, part.neg_ids, part.log_q);
   if (!rows.with_gradients) return part;
   const int64_t width = 1 + rows.extra_ids.size(1) + draws.n;
-  if (!part.coefficients.defined()) part.coefficients = at::empty({count, width}, options);
-  if (!part.d_queries.defined()) part.d_queries = at::empty(part.queries.sizes(), options);
-  if (!part.unit_queries.defined()) part.unit_queries = at::empty(part.queries.sizes(), options);
+  if (!part.coefficients.defined()) part.coefficients = empty({count, width}, options);
+  if (!part.d_queries.defined()) part.d_queries = empty(part.queries.sizes(), options);
+  if (!part.unit_queries.defined()) part.unit_queries = empty(part.queries.sizes(), options);
   return part;
 }
 
 }  // namespace
 
 void draw(const Draws& draws, const Tensor& out) {
-  const c10::cuda::CUDAGuard guard(out.device());
-  draw_rows(draws, 0, out, Tensor());
+  const DeviceGuard guard(out);
+  draw_rows(draws, 0, out, MaybeTensor());
 }
 
 void sampled(const SampledCall& call) {
-  const c10::cuda::CUDAGuard guard(call.rows.queries.device());
+  const DeviceGuard guard(call.rows.queries);
   const int64_t width = 1 + call.rows.extra_ids.size(1) + call.draws.n;
   in_parts(call.rows.queries.size(0), width, [&](int64_t begin, int64_t count) {
     embeddings(drawn_part(call.rows, call.draws, begin, count));
@@ -97,18 +97,18 @@ void sampled(const SampledCall& call) {
 void sampled_item_gradient(const SampledItemGradientCall& call) {
   const ItemGradientCall& gradient = call.gradient;
   if (gradient.gradient.numel() == 0) return;
-  const c10::cuda::CUDAGuard guard(gradient.items.device());
+  const DeviceGuard guard(gradient.items);
   const int64_t rows = gradient.sources.size(0), width = 1 + gradient.extra_ids.size(1) + call.draws.n;
   ItemTotals totals = begin_totals(gradient, rows * width);
   in_parts(rows, width, [&](int64_t begin, int64_t count) {
     ItemGradientCall part = gradient;
-    part.sources = gradient.sources.narrow(0, begin, count);
-    part.pos_ids = gradient.pos_ids.narrow(0, begin, count);
-    part.extra_ids = gradient.extra_ids.narrow(0, begin, count);
+    part.sources = narrowed(gradient.sources, begin, count);
+    part.pos_ids = narrowed(gradient.pos_ids, begin, count);
+    part.extra_ids = narrowed(gradient.extra_ids, begin, count);
     if (gradient.coefficients.defined()) {
-      part.coefficients = gradient.coefficients.narrow(0, begin, count);
-      part.neg_ids = at::empty({count, call.draws.n}, options_of(gradient.pos_ids, kInt));
-      draw_rows(call.draws, begin, part.neg_ids, Tensor());
+      part.coefficients = narrowed(gradient.coefficients, begin, count);
+      part.neg_ids = empty({count, call.draws.n}, options_of(gradient.pos_ids, kInt));
+      draw_rows(call.draws, begin, part.neg_ids, MaybeTensor());
     } else {
       const EmbeddingsCall again = drawn_part(call.rows, call.draws, begin, count);
       embeddings(again);

@@ -32,14 +32,14 @@ void scores_of(const cw_ext::ScoresCall& call) {
   task.d_pos = output<T>(call.d_pos);
   task.d_neg = output<typename Kept<In>::type>(call.d_neg);
   task.d_extra = output<T>(call.d_extra);
-  C10_CUDA_CHECK(launch_scores(task, c10::cuda::getCurrentCUDAStream()));
+  STD_CUDA_CHECK(launch_scores(task, current_stream(call.pos)));
 }
 
 }  // namespace
 
 void scores(const cw_ext::ScoresCall& call) {
   if (call.pos.numel() == 0) return;
-  const c10::cuda::CUDAGuard guard(call.pos.device());
+  const DeviceGuard guard(call.pos);
   with_type(call.pos.scalar_type(), [&](auto element) { scores_of<decltype(element)>(call); });
 }
 

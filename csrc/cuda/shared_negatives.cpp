@@ -6,11 +6,11 @@
 // as for any product of torch's.
 #include "../shared_negatives.h"
 
-
 #include <algorithm>
 #include <limits>
+#include <type_traits>
 
-#include "shared_products.h"
+#include "rows.h"
 #include "tensors.h"
 
 namespace cw_cuda {
@@ -27,42 +27,6 @@ constexpr int64_t kBlockElements = int64_t(1) << 10;
 #else
 constexpr int64_t kBlockElements = int64_t(1) << 23;
 #endif
-
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
-constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
-
-// 1/|x| [..., 1] in the compute dtype, 0 for a zero row; undefined where nothing is normalised.
-Tensor inverse_norms(const Tensor& x, bool normalized, ScalarType compute) {
-  if (!normalized) return {};
-  const Tensor norm = at::linalg_vector_norm(x, 2, {-1}, true, compute);
-  return norm.masked_fill(norm == 0, kInfinity).reciprocal_();
-}
-
-// [n] or [n, m] ids → their rows [.., D] in the table's dtype; zeros for padding.
-Tensor gathered(const Tensor& items, const Tensor& ids) {
-  // Padding reads item 0 first. Any other negative id is sent out of range, where indexing stops it on every device.
-  const Tensor places = ids.masked_fill(ids < -1, items.size(0)).clamp_min_(0).reshape(-1);
-  auto shape = ids.sizes().vec();
-  shape.push_back(items.size(1));
-  return items.index_select(0, places).reshape(shape).masked_fill_((ids < 0).unsqueeze(-1), 0);
-}
-
-Tensor times(const Tensor& x, const Tensor& inverse, ScalarType compute) {
-  return inverse.defined() ? x.to(compute) * inverse : x.to(compute);
-}
-
-Tensor unit_rows(const Tensor& x, bool normalized, ScalarType compute) {
-  return times(x, inverse_norms(x, normalized, compute), compute);
-}
-
-// The factors that level 1 multiplies raw products by. A product of −∞ marks a negative that is left out, and must stay
-// −∞, which it does not times 0 or NaN; other products with a zero row are 0 for any scale, and those with a NaN
-// are NaN.
-Tensor scale_of_products(const Tensor& inverse, bool excludes) {
-  constexpr double kSmallest = 1e-18;  // twice in a product; a norm that is larger does not fit fp32 when squared
-  const Tensor scale = inverse.squeeze(-1);
-  return excludes ? scale.masked_fill(scale.isnan(), 0).clamp_min_(kSmallest) : scale;
-}
 
 // Writes −∞ where the rows [begin, begin + values.size(0)) leave columns out; counts those to `excluded`, unless it is
 // undefined.
@@ -83,7 +47,7 @@ void leave_out(const SharedNegativesCall& call, int64_t begin, const Tensor& val
                                 values.size(1),
                                 output<T>(values),
                                 output<int32_t>(excluded)};
-    C10_CUDA_CHECK(launch_exclusion(task, c10::cuda::getCurrentCUDAStream()));
+    STD_CUDA_CHECK(launch_exclusion(task, current_stream(values)));
   });
 }
 
@@ -94,121 +58,199 @@ void exclude(const SharedNegativesCall& call, int64_t begin, ScoresCall& block) 
   const bool through_log_q =
       call.loss.arguments.normalize_weights || call.log_q.defined() || call.loss.curve.log_weights.defined();
   if (!through_log_q) {
-    block.excluded = at::empty({block.neg.size(0)}, options_of(block.neg, kInt));
+    block.excluded = empty({block.neg.size(0)}, options_of(block.neg, kInt));
     leave_out(call, begin, block.neg, block.excluded);
     return;
   }
-  block.log_q = call.log_q.defined() ? block.log_q.clone(at::MemoryFormat::Contiguous) : at::zeros_like(block.neg);
-  leave_out(call, begin, block.log_q, Tensor());
+  const Tensor log_q = call.log_q.defined() ? empty(block.neg.sizes(), options_of(block.neg))
+                                            : zeros(block.neg.sizes(), options_of(block.neg));
+  if (call.log_q.defined()) copy(block.log_q, log_q);
+  leave_out(call, begin, log_q, MaybeTensor());
+  block.log_q = log_q;
+}
+
+// Of the whole call.
+struct Operands {
+  MaybeTensor unit;           // [B, D] T: the queries, over their norms where normalised
+  MaybeTensor query_inverse;  // [B] T, or undefined: not normalised
+  MaybeTensor row_scale;      // [B] T, as ScoresCall has them
+  MaybeTensor column_scale;   // [N] T
+  MaybeTensor left;           // [B, D], bf16 or T: these two give the raw scores
+  MaybeTensor right;          // [D, N]
+  MaybeTensor carried;        // [N, D], bf16 or T: this one takes coefficients to the queries; only with gradients
+};
+
+template <typename In>
+Operands operands_of(const SharedNegativesCall& call) {
+  using T = typename Compute<In>::type;
+  constexpr bool kRaw = std::is_same_v<In, __nv_bfloat16>;
+  const int64_t rows = call.queries.size(0), dim = call.queries.size(1), n = call.neg_ids.size(0);
+  const auto compute = options_of(call.out.loss);
+  const cudaStream_t stream = current_stream(call.queries);
+  Operands result;
+  result.unit = call.unit_queries;
+  if (!call.with_gradients) result.unit = empty({rows, dim}, compute);
+  if (call.normalized) result.query_inverse = empty({rows}, compute);
+  result.row_scale = empty({rows}, compute);
+  result.column_scale = empty({n}, compute);
+
+  // Padding is masked out: negatives, and whole rows whose positive it is. This is done always, as a check for padding
+  // would wait for the device.
+  SharedRowsTask<In> task{};
+  task.table = input<In>(call.queries);
+  task.ids = input<int64_t>(call.pos_ids);
+  task.num_items = call.items.size(0);
+  task.rows = rows;
+  task.dim = dim;
+  task.normalized = call.normalized;
+  task.by_norms = kRaw && call.normalized;
+  task.marks = task.by_norms && call.exclusion.first_column.defined();
+  task.scale = T(call.scale);
+  task.unit = output<T>(result.unit);
+  task.inverse = output<T>(result.query_inverse);
+  task.factors = output<T>(result.row_scale);
+  STD_CUDA_CHECK(launch_shared_rows(task, stream));
+
+  const Tensor negatives = empty({n, dim}, kRaw ? options_of(call.items) : compute);
+  if (call.with_gradients) result.carried = empty(negatives.sizes(), options_of(negatives));
+  task.table = input<In>(call.items);
+  task.ids = input<int64_t>(call.neg_ids);
+  task.gathers = true;
+  task.rows = n;
+  task.scale = T(1);
+  task.gathered = kRaw ? output<In>(negatives) : nullptr;
+  task.unit = kRaw ? nullptr : output<T>(negatives);
+  task.inverse = nullptr;
+  task.carried = output<typename Kept<In>::type>(result.carried);
+  task.factors = output<T>(result.column_scale);
+  STD_CUDA_CHECK(launch_shared_rows(task, stream));
+  result.left = kRaw ? call.queries : result.unit;
+  result.right = transposed(negatives);
+  return result;
+}
+
+// Fills a task's fields for the rows from `begin` on.
+template <typename Task>
+void fill_rows(const SharedNegativesCall& call, const Operands& operands, int64_t begin, int64_t count, Task& task) {
+  using T = typename Task::T;
+  const int64_t dim = call.queries.size(1), m = call.extra_ids.size(1);
+  task.unit_queries = input<T>(operands.unit) + begin * dim;
+  task.items = static_cast<decltype(task.items)>(call.items.const_data_ptr());
+  task.pairs = pairs_of(call.pos_ids, call.extra_ids, MaybeTensor(), call.items.size(0));
+  task.pairs.pos_ids += begin;
+  task.pairs.extra_ids += begin * m;
+  task.rows = count;
+  task.dim = dim;
+  task.scale = T(call.scale);
+}
+
+template <typename In>
+void run_block(const SharedNegativesCall& call, const Operands& operands, int64_t begin, int64_t count) {
+  using T = typename Compute<In>::type;
+  constexpr bool kRaw = std::is_same_v<In, __nv_bfloat16>;
+  const int64_t n = call.neg_ids.size(0), m = call.extra_ids.size(1);
+  const auto compute = options_of(call.out.loss);
+  const cudaStream_t stream = current_stream(call.queries);
+
+  ScoresCall scores;
+  scores.loss = narrowed(call.loss, begin, count);
+  scores.pos = empty({count}, compute);
+  scores.extra = empty({count, m}, compute);
+  const Tensor inverse = empty({count, 1 + m}, compute);
+  PositiveScoresTask<In> positives;
+  fill_rows(call, operands, begin, count, positives);
+  positives.normalized = call.normalized;
+  positives.pos = output<T>(scores.pos);
+  positives.extra = output<T>(scores.extra);
+  positives.inverse = output<T>(inverse);
+  STD_CUDA_CHECK(launch_positive_scores(positives, stream));
+
+  scores.neg = empty({count, n}, compute);
+  product(narrowed(operands.left, begin, count), operands.right, scores.neg);
+  scores.row_scale = narrowed(operands.row_scale, begin, count);
+  scores.column_scale = operands.column_scale;
+  scores.log_q = narrowed(call.log_q, begin, count);
+  scores.with_gradients = call.with_gradients;
+  scores.out = narrowed(call.out, begin, count);
+  if (call.exclusion.first_column.defined()) exclude(call, begin, scores);
+  Tensor shared = narrowed(call.shared_coefficients, begin, count);  // undefined: not kept beyond the block
+  if (call.with_gradients) {
+    scores.d_pos = empty({count}, compute);
+    scores.d_neg = kRaw || !shared.defined() ? empty({count, n}, compute) : shared;
+    scores.d_extra = empty({count, m}, compute);
+  }
+  cw_cuda::scores(scores);
+  if (!call.with_gradients) return;
+
+  if (kRaw) {
+    if (!shared.defined()) shared = empty({count, n}, options_of(call.items));
+    copy(scores.d_neg, shared);
+  } else {
+    shared = scores.d_neg;
+  }
+  const Tensor d_queries = narrowed(call.d_queries, begin, count);
+  product(shared, operands.carried, d_queries);
+  QueryGradientTask<In> gradient;
+  fill_rows(call, operands, begin, count, gradient);
+  gradient.query_inverse = call.normalized ? input<T>(operands.query_inverse) + begin : nullptr;
+  gradient.inverse = input<T>(inverse);
+  gradient.d_pos = input<T>(scores.d_pos);
+  gradient.d_extra = input<T>(scores.d_extra);
+  gradient.live = input<bool>(scores.out.live);
+  gradient.coefficients = output<T>(call.coefficients) + begin * (1 + m);
+  gradient.d_queries = output<T>(d_queries);
+  STD_CUDA_CHECK(launch_query_gradient(gradient, stream));
+
+  if (!call.negative_sums.defined()) return;
+  const Tensor sources = empty({count, call.queries.size(1)}, options_of(shared));
+  copy_finite(narrowed(operands.unit, begin, count), narrowed(call.row_factor, begin, count), call.scale, sources);
+  if (!kRaw) return add_product(transposed(shared), sources, call.negative_sums);
+  const Tensor sums = empty(call.negative_sums.sizes(), compute);
+  product(transposed(shared), sources, sums);
+  add(sums, call.negative_sums);
 }
 
 }  // namespace
 
-Tensor finite_or_zero(const Tensor& x) { return x.masked_fill(x.isfinite().logical_not_(), 0); }
-
-Tensor product(const Tensor& a, const Tensor& b) {
-  if (a.is_cuda() && a.scalar_type() == kBFloat16) return at::mm(a, b, kFloat);
-  const auto compute = a.scalar_type() == kDouble ? kDouble : kFloat;
-  return at::mm(a.to(compute), b.to(compute));
+Exclusion columns_by_item(const Tensor& ids, int64_t num_items) {
+  const int64_t n = ids.size(0);
+  CW_CHECK_VALUE(n <= std::numeric_limits<int32_t>::max() && num_items < std::numeric_limits<int32_t>::max(),
+                 "rows can leave out negatives where they and the items are fewer than 2^31 - 1, got ", n, " and ",
+                 num_items);
+  const DeviceGuard guard(ids);
+  const cudaStream_t stream = current_stream(ids);
+  const auto ints = options_of(ids, kInt);
+  const Tensor room = empty({4, n}, ints), first = empty({num_items}, ints), next = empty({n}, ints);
+  auto* const words = static_cast<uint32_t*>(room.mutable_data_ptr());
+  const SortedPairs pairs{words, words + n, words + 2 * n, words + 3 * n, n, num_items};
+  STD_CUDA_CHECK(launch_column_keys(input<int64_t>(ids), pairs, stream));
+  sort(pairs, ids);
+  STD_CUDA_CHECK(cudaMemsetAsync(first.mutable_data_ptr(), -1, size_t(num_items) * sizeof(int32_t), stream));
+  const ColumnListTask task{pairs.keys, pairs.places, n, num_items, output<int32_t>(first), output<int32_t>(next)};
+  STD_CUDA_CHECK(launch_column_lists(task, stream));
+  return {first, next, {}};
 }
 
-void add_product(const Tensor& sum, const Tensor& a, const Tensor& b, double factor) {
-  if (a.is_cuda() && a.scalar_type() == kBFloat16) {
-    sum.add_(product(a, b), factor);
-  } else {
-    sum.addmm_(a.to(sum.scalar_type()), b.to(sum.scalar_type()), 1, factor);
-  }
+Catalogue catalogue(int64_t num_items, const cw_ext::Device& device) {
+  const cw_ext::Options ints{kInt, device};
+  const Tensor ids = empty({num_items}, ints.with(kLong)), first = empty({num_items}, ints);
+  const Tensor next = empty({num_items}, ints);
+  const DeviceGuard guard(ids);
+  const CatalogueTask task{num_items, output<int64_t>(ids), output<int32_t>(first), output<int32_t>(next)};
+  STD_CUDA_CHECK(launch_catalogue(task, current_stream(ids)));
+  return {ids, {first, next, {}}};
 }
 
 void shared_negatives(const SharedNegativesCall& call) {
-  const c10::cuda::CUDAGuard guard(call.queries.device());
-  const auto compute = call.out.loss.scalar_type();
-  const int64_t rows = call.queries.size(0), n = call.neg_ids.size(0), m = call.extra_ids.size(1);
-  const bool raw = call.items.scalar_type() == kBFloat16, by_norms = raw && call.normalized;
-  const bool excludes = call.exclusion.first_column.defined();
-
-  const Tensor query_inverse = inverse_norms(call.queries, call.normalized, compute);  // [B, 1]
-  const Tensor unit = times(call.queries, query_inverse, compute);
-  Tensor rows_of_negatives = gathered(call.items, call.neg_ids);                             // [N, D]
-  if (by_norms && excludes) {
-    // Products of −∞ then mark what rows leave out: an item that is not finite must not have them.
-    rows_of_negatives.masked_fill_(rows_of_negatives.isfinite().all(-1, true).logical_not_(), kNaN);
-  }
-  const Tensor negative_inverse = inverse_norms(rows_of_negatives, call.normalized, compute);      // [N, 1]
-  Tensor negatives = times(rows_of_negatives, negative_inverse, compute);
-  const Tensor left = raw ? call.queries : unit * call.scale;
-  const Tensor right = raw ? rows_of_negatives.t() : negatives.t();
-  // Padding is masked out: negatives, and whole rows whose positive it is. This is done always, as a check for padding would
-  // wait for the device.
-  const Tensor row_scale = (by_norms ? scale_of_products(query_inverse, excludes) * call.scale
-                                         : at::full({rows}, raw ? call.scale : 1, options_of(unit)))
-                                   .masked_fill_(call.pos_ids < 0, -1);
-  const Tensor column_scale =
-      (by_norms ? scale_of_products(negative_inverse, excludes) : at::ones({n}, options_of(unit)))
-          .masked_fill(call.neg_ids < 0, -1);
-  const Tensor carried = finite_or_zero(raw ? negatives.to(kBFloat16) : negatives);
-  // One of them goes on as `right`; with all items as negatives, the other is worth its memory.
-  rows_of_negatives.reset();
-  negatives.reset();
-
-  const int64_t block = std::max<int64_t>(1, kBlockElements / n);
-  for (int64_t begin = 0; begin < rows; begin += block) {
-    const int64_t count = std::min(block, rows - begin);
-    const Tensor q = unit.narrow(0, begin, count);
-    const Tensor pos_ids = call.pos_ids.narrow(0, begin, count);
-    const Tensor extra_ids = call.extra_ids.narrow(0, begin, count);
-    const Tensor positives = unit_rows(gathered(call.items, pos_ids), call.normalized, compute);  // [b, D]
-    const Tensor extras = unit_rows(gathered(call.items, extra_ids), call.normalized, compute);   // [b, M, D]
-    const Tensor pos = (q * positives).sum(-1) * call.scale;
-    const Tensor extra =
-        (at::bmm(extras, q.unsqueeze(-1)).squeeze(-1) * call.scale).masked_fill_(extra_ids < 0, -kInfinity);
-
-    ScoresCall scores;
-    scores.loss = narrowed(call.loss, begin, count);
-    scores.pos = pos;
-    scores.neg = product(left.narrow(0, begin, count), right);  // [b, N]
-    scores.row_scale = narrowed(row_scale, begin, count);
-    scores.column_scale = column_scale;
-    scores.extra = extra.contiguous();
-    scores.log_q = narrowed(call.log_q, begin, count);
-    scores.with_gradients = call.with_gradients;
-    scores.out = narrowed(call.out, begin, count);
-    if (excludes) exclude(call, begin, scores);
-    Tensor shared = narrowed(call.shared_coefficients, begin, count);  // undefined: not kept beyond the block
-    if (call.with_gradients) {
-      scores.d_pos = at::empty({count}, options_of(pos));
-      scores.d_neg = raw || !shared.defined() ? at::empty({count, n}, options_of(pos)) : shared;
-      scores.d_extra = at::empty({count, m}, options_of(pos));
+  const DeviceGuard guard(call.queries);
+  with_type(call.queries.scalar_type(), [&](auto element) {
+    using In = decltype(element);
+    const Operands operands = operands_of<In>(call);
+    const int64_t rows = call.queries.size(0), block = std::max<int64_t>(1, kBlockElements / call.neg_ids.size(0));
+    for (int64_t begin = 0; begin < rows; begin += block) {
+      run_block<In>(call, operands, begin, std::min(block, rows - begin));
     }
-    cw_cuda::scores(scores);
-
-    if (!call.with_gradients) continue;
-
-    if (!shared.defined()) {
-      shared = raw ? scores.d_neg.to(kBFloat16) : scores.d_neg;
-    } else if (raw) {
-      shared.copy_(scores.d_neg);
-    }
-    Tensor coefficients = call.coefficients.narrow(0, begin, count);  // [b, 1 + M]
-    coefficients.select(1, 0).copy_(scores.d_pos);
-    coefficients.narrow(1, 1, m).copy_(scores.d_extra);
-    coefficients.mul_(call.scale);
-    Tensor d_unit = product(shared, carried) * call.scale;
-    d_unit.add_(positives * coefficients.select(1, 0).unsqueeze(-1));
-    // An extra positive with a score of −∞ has the coefficient 0, and may hold anything.
-    d_unit.add_(at::bmm(coefficients.narrow(1, 1, m).unsqueeze(1), finite_or_zero(extras)).squeeze(1));
-    if (call.normalized) {
-      d_unit = (d_unit - q * (q * d_unit).sum(-1, true)) * query_inverse.narrow(0, begin, count);
-    }
-    // The query of a dead row may hold anything.
-    d_unit.masked_fill_(scores.out.live.logical_not().unsqueeze(-1), 0);
-    call.d_queries.narrow(0, begin, count).copy_(d_unit);
-    if (!call.negative_sums.defined()) continue;
-    const Tensor sources =
-        call.row_factor.defined() ? q * call.row_factor.narrow(0, begin, count).unsqueeze(-1) : q;
-    add_product(call.negative_sums, shared.t(), finite_or_zero(sources).to(shared.scalar_type()), call.scale);
-  }
-  if (call.with_gradients) call.unit_queries.copy_(unit);
+  });
 }
 
 }  // namespace cw_cuda

@@ -1,9 +1,9 @@
 // From a call's tensors to a task's pointers, and calls on a part of the rows.
 #pragma once
 
-
 #include "../calls.h"
 #include "kernels.h"
+#include "torch_ops.h"
 
 namespace cw_cuda {
 
@@ -61,8 +61,7 @@ Curve<T> curve_input(const cw_ext::CurveTensors& x) {
                             x.on_margin);
 }
 
-inline Pairs pairs_of(const Tensor& pos_ids, const Tensor& extra_ids, const Tensor& neg_ids,
-                      int64_t num_items) {
+inline Pairs pairs_of(const Tensor& pos_ids, const Tensor& extra_ids, const Tensor& neg_ids, int64_t num_items) {
   const bool wide = neg_ids.defined() && neg_ids.scalar_type() == kLong;
   return {input<int64_t>(pos_ids), input<int64_t>(extra_ids),
           neg_ids.defined() ? neg_ids.const_data_ptr() : nullptr,
@@ -87,10 +86,6 @@ inline int64_t num_known(const cw_ext::History& history) { return history.known.
 
 // ---- the rows [begin, begin + count) --------------------------------------------------------------------------------
 
-inline Tensor narrowed(const Tensor& x, int64_t begin, int64_t count) {
-  return x.defined() ? x.narrow(0, begin, count) : x;
-}
-
 inline cw_ext::Loss narrowed(const cw_ext::Loss& x, int64_t begin, int64_t count) {
 #define CW_VALUE(name) {narrowed(x.values.name.rows, begin, count), x.values.name.value},
   const cw_ext::CurveTensors curve{narrowed(x.curve.log_weights, begin, count), x.curve.low, x.curve.high,
@@ -101,8 +96,7 @@ inline cw_ext::Loss narrowed(const cw_ext::Loss& x, int64_t begin, int64_t count
 
 inline cw_ext::RowOutputs narrowed(const cw_ext::RowOutputs& x, int64_t begin, int64_t count) {
   return {narrowed(x.loss, begin, count),    narrowed(x.live, begin, count), narrowed(x.above, begin, count),
-          narrowed(x.d_log_q, begin, count), x.d_values.narrow(1, begin, count),
-          narrowed(x.d_curve, begin, count)};
+          narrowed(x.d_log_q, begin, count), narrowed(x.d_values, 1, begin, count), narrowed(x.d_curve, begin, count)};
 }
 
 }  // namespace cw_cuda

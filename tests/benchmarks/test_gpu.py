@@ -104,7 +104,8 @@ def test_without_a_gpu_it_says_so_and_does_nothing(script, tmp_path):
         ([], "expected OUT, a directory for logs and results, got nothing"),
         (["out", "--data", "no/such/directory"], "--data: expected a directory, got 'no/such/directory'"),
         (["out", "--cce"], "--cce: expected a directory, got ''"),
-        (["out", "--fast"], "expected OUT [--data DIR] [--cce DIR], got '--fast'"),
+        (["out", "--prebuilt", "csrc"], "--prebuilt: expected _cpu.abi3.so in "),
+        (["out", "--fast"], "expected OUT [--prebuilt DIR] [--data DIR] [--cce DIR], got '--fast'"),
         (["one", "two"], "expected one OUT, got "),
     ],
 )
@@ -120,6 +121,7 @@ class Machine:
 
     Attributes:
         script: the copy.
+        package: where the libraries belong.
         out: where it is to write.
     """
 
@@ -127,6 +129,8 @@ class Machine:
         self.script = directory / "tree" / ".ci" / "gpu"
         self.script.parent.mkdir(parents=True)
         shutil.copy(script, self.script)
+        self.package = directory / "tree" / "cw_ext"
+        self.package.mkdir()
         self.out = directory / "out"
         self._calls = directory / "calls"
         self._programs = directory / "bin"
@@ -164,22 +168,26 @@ def machine(tmp_path, script) -> Machine:
 def test_every_step_runs_on_the_gpu_that_is_there(machine, tmp_path):
     done, results, calls = machine.run("--data", tmp_path, "--cce", machine.out.parent / "bin")
     assert done.returncode == 0
-    steps = ["build", "tests", "throughput", "item_sums", "memcheck", "racecheck", "epoch", "training"]
+    steps = ["build", "tests", "main", "cce", "memcheck", "racecheck", "item_sums", "rest", "epoch", "training"]
     assert results == dict.fromkeys(steps, "ok")
     assert calls[0] == "python3 setup.py build_ext --inplace 9.0"
     assert [call.split()[2] for call in calls[1:]] == [
         "pytest",
         "benchmarks.throughput",
+        "benchmarks.throughput",
+        "pytest",
+        "pytest",
         "benchmarks.item_sums",
-        "pytest",
-        "pytest",
+        "benchmarks.throughput",
         "benchmarks.epoch",
         "benchmarks.training",
     ]
     assert all("--device cuda" in call for call in calls if "benchmarks." in call)
-    found = re.search(rf"--out {machine.out}/throughput --budget (\d+) --cce {tmp_path}/bin", calls[2])
-    assert found and 300 < int(found[1]) <= 385  # less the seconds that have passed
-    assert all(f"--data {tmp_path} " in call for call in calls[6:])
+    found = re.search(rf"--out {machine.out}/main --budget (\d+) --shapes main", calls[2])
+    assert found and 300 < int(found[1]) <= 360  # less the seconds that have passed
+    assert calls[3].endswith(f"--shapes cce --cce {tmp_path}/bin")
+    assert "--shapes rest" in calls[7]
+    assert all(f"--data {tmp_path} " in call for call in calls[8:])
     logs = {path.stem for path in machine.out.glob("*.log")}
     assert logs == {*steps, "machine", "summary"}
 
@@ -191,30 +199,58 @@ def test_a_failed_step_does_not_keep_the_next_ones_from_running(machine):
     assert results == {
         "build": "failed (3)",
         "tests": "failed (1)",
-        "throughput": "ok",
-        "item_sums": "ok",
+        "main": "ok",
         "memcheck": "ok",
         "racecheck": "ok",
+        "item_sums": "ok",
+        "rest": "ok",
     }
-    assert len(calls) == 6
+    assert len(calls) == 7
     assert (machine.out / "build.log").read_text(encoding="utf-8") == "no compiler\n"
     assert "no compiler\n" in done.stdout
 
 
 def test_steps_end_by_their_time(machine):
     text = machine.script.read_text(encoding="utf-8")
-    machine.script.write_text(text.replace("step build 110", "step build 5").replace("step tests 230", "step tests 6"))
+    machine.script.write_text(text.replace("step build 110", "step build 5").replace("step tests 240", "step tests 6"))
     machine.program("python3", '[[ $* != *"-rf"* ]] || sleep 30')
     done, results, calls = machine.run()
     assert done.returncode == 1
-    assert (results["build"], results["tests"], results["throughput"]) == ("no time left", "timed out", "ok")
+    assert (results["build"], results["tests"], results["main"]) == ("no time left", "timed out", "ok")
     assert not any("setup.py" in call for call in calls)
+
+
+@pytest.fixture
+def prebuilt(tmp_path) -> Path:
+    """Libraries that were built beforehand, the module of two Pythons among them, and what is none of them."""
+    directory = tmp_path / "prebuilt"
+    directory.mkdir()
+    for name in ("_cpu.abi3.so", "_cuda.abi3.so", "_C.one.so", "_C.two.so", "notes.txt"):
+        (directory / name).write_text(name, encoding="utf-8")
+    return directory
+
+
+def test_libraries_that_were_built_beforehand_are_taken(machine, prebuilt):
+    done, results, calls = machine.run("--prebuilt", prebuilt)
+    assert done.returncode == 0
+    assert list(results)[:2] == ["prebuilt", "tests"]
+    assert not any("setup.py" in call for call in calls)
+    taken = {path.name: path.read_text(encoding="utf-8") for path in machine.package.iterdir()}
+    assert taken == {name: name for name in ("_cpu.abi3.so", "_cuda.abi3.so", "_C.one.so", "_C.two.so")}
+
+
+def test_libraries_that_do_not_run_are_built_after_all(machine, prebuilt):
+    machine.program("python3", '[[ $* != *"import sys, torch, cw_ext"* ]]')
+    done, results, calls = machine.run("--prebuilt", prebuilt)
+    assert done.returncode == 1
+    assert list(results.items())[:3] == [("prebuilt", "failed (1)"), ("build", "ok"), ("tests", "ok")]
+    assert "setup.py build_ext" in calls[0]
 
 
 def test_the_times_are_those_that_the_header_tells(script):
     text = script.read_text(encoding="utf-8")
-    told = re.search(r"^#     (build .*)$", text, flags=re.MULTILINE)[1].split(", ")
-    steps = re.findall(r"^ *(?:step|sanitize) (\w+ \d+)", text, flags=re.MULTILINE)
+    told = re.search(r"^#     (prebuilt .*\n#     .*)$", text, flags=re.MULTILINE)[1].replace("\n#    ", "").split(", ")
+    steps = re.findall(r"^ *(?:\[\[.*\]\] \|\| )?(?:step|sanitize|throughput) (\w+ \d+)", text, flags=re.MULTILINE)
     assert steps == told
     ends = [int(step.split()[1]) for step in steps]
     assert ends == sorted(set(ends))

@@ -476,6 +476,8 @@ def test_an_output_directory_that_cannot_be_is_refused(tmp_path, capsys):
         (["--contestants", "graph"], "argument --contestants: none of graph exists for scores, ids, sampled, shared"),
         (["--contestants", "eager", "cce"], "argument --contestants: cce needs --cce DIR"),
         (["--cce", "somewhere"], "argument --cce: needs --device cuda"),
+        (["--shapes", "main"], "argument --shapes: needs --device cuda, without --quick"),
+        (["--device", "cuda", "--shapes", "cce"], "argument --shapes: cce needs --cce DIR"),
         (["--budget", "-1"], "expected a finite number of at least 0, got '-1'"),
     ],
 )

@@ -75,7 +75,7 @@ def _pytest(run: Run) -> subprocess.CompletedProcess[str]:
     command += ["-k", run.keywords] if run.keywords else []
     environment = _environment(
         run.kind,
-        CW_EXT_TEST_LIBRARY=str(build.OUT / run.kind / "_C.so"),
+        CW_EXT_TEST_LIBRARY=str(build.OUT / run.kind / "_cuda.so"),
         CW_EXT_TEST_DETERMINISTIC=str(int(run.deterministic)),
         CW_CUDA_EMULATION_SEED=str(run.seed),
     )
@@ -107,7 +107,7 @@ def _planted(kind: str, name: str) -> subprocess.CompletedProcess[str]:
 def built() -> dict[str, str | None]:
     """For each kind of build, why it cannot run here, or None."""
     kinds = [kind for kind, library in PRELOADED.items() if library is None or build.runtime(library)]
-    build.build(*(f"{kind}/{target}" for kind in kinds for target in ("_C.so", "planted")))
+    build.build(*(f"{kind}/{target}" for kind in kinds for target in ("_cuda.so", "planted")))
     why_not: dict[str, str | None] = {kind: f"the compiler has no {PRELOADED[kind]}" for kind in PRELOADED}
     for kind in kinds:
         # A kernel's address space may be laid out in a way that a sanitizer cannot do with.
@@ -152,6 +152,13 @@ case = make_embeddings(40, 9, 4, 11)
 case.neg_ids[3, 4] = 11
 case.loss(backend="fused")
 """,
+    "extra_pos_ids.* must be in": """
+import conftest
+from cases import make_embeddings
+case = make_embeddings(40, 9, 4, 11, 2, shared=True)
+case.extra_ids[3, 1] = 11
+case.loss(backend="fused")
+""",
     "query_ids.* must be in": """
 import conftest
 import torch
@@ -174,7 +181,9 @@ def test_what_is_out_of_range_stops_the_kernel(built: dict[str, str | None], mes
     done = subprocess.run(
         [sys.executable, "-c", OUT_OF_RANGE[message]],
         cwd=Path(__file__).parents[1],
-        env=_environment("plain", PYTHONPATH=str(build.ROOT), CW_EXT_TEST_LIBRARY=str(build.OUT / "plain" / "_C.so")),
+        env=_environment(
+            "plain", PYTHONPATH=str(build.ROOT), CW_EXT_TEST_LIBRARY=str(build.OUT / "plain" / "_cuda.so")
+        ),
         capture_output=True,
         text=True,
         timeout=60,

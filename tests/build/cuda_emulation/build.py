@@ -54,7 +54,7 @@ def kernels() -> list[Path]:
 
 
 def ninja_file() -> str:
-    with_torch_flags = ["-DCW_CUDA_EMULATION", "-DCW_WITH_CUDA"]
+    with_torch_flags = ["-DCW_CUDA", "-DCW_CUDA_EMULATION", "-DUSE_CUDA"]
     with_torch_flags += torch_flags(CW_CUDA_VERSION="emulated", CW_CUDA_ARCHS="")
     lines = [
         f"cxx = {compiler()}",
@@ -81,21 +81,23 @@ def ninja_file() -> str:
 
     emulation = compiled(HERE / "emulation.cpp", "emulation", "-O2")
     with_torch = [*sorted((ROOT / "csrc").glob("*.cpp")), *sorted((ROOT / "csrc" / "cuda").glob("*.cpp"))]
+    with_torch.append(HERE / "libtorch_cuda.cpp")
     common = [compiled(source, "torch", " ".join(with_torch_flags)) for source in with_torch] + [emulation]
-    # Undefined symbols show when the library is loaded, not when a test happens to call them.
+    # Undefined symbols show when the library is loaded, not when a test happens to call them; and what stands in for
+    # libtorch_cuda does so beside a CUDA build of torch too.
     for kind, flags in KINDS.items():
         own = [compiled(source, kind, flags) for source in kernels()]
-        linked(f"{kind}/_C.so", [*common, *own], f"-shared -Wl,-z,now {flags} {torch_libraries()}")
+        linked(f"{kind}/_cuda.so", [*common, *own], f"-shared -Wl,-z,now,-Bsymbolic {flags} {torch_libraries()}")
         linked(f"{kind}/planted", [compiled(HERE / "planted.cu", kind, flags), emulation], flags)
     return "\n".join([*lines, ""])
 
 
 def build(*targets: str) -> None:
-    """Brings KIND/_C.so, the library, or KIND/planted up to date."""
+    """Brings KIND/_cuda.so, the library, or KIND/planted up to date."""
     bring_up_to_date(OUT, ninja_file(), targets)
 
 
 if __name__ == "__main__":
-    target = sys.argv[1] if len(sys.argv) > 1 else "plain/_C.so"
+    target = sys.argv[1] if len(sys.argv) > 1 else "plain/_cuda.so"
     build(target)
     print(OUT / target)
