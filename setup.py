@@ -15,12 +15,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import setuptools
 from setuptools import Extension, setup
 
+# The first that reads all of pyproject.toml.
+MINIMUM_SETUPTOOLS = 77
 # The first release with the headers and the Python API that this package is tested against.
 MINIMUM_TORCH = (2, 11)
 DEFAULT_CUDA_ARCHS = "8.0;9.0;10.0+PTX"
-# Memory that one compiler process of the ATen side may take.
+# Memory that one compiler process may take.
 BYTES_PER_JOB = 2 * 2**30
 
 ROOT = Path(__file__).parent
@@ -38,15 +41,22 @@ def switch(name: str) -> bool | None:
     return None if value is None else value == "1"
 
 
+if int(setuptools.__version__.split(".")[0]) < MINIMUM_SETUPTOOLS:
+    raise SystemExit(
+        f"cw_ext needs setuptools >= {MINIMUM_SETUPTOOLS}, found {setuptools.__version__}: run "
+        f"`pip install 'setuptools>={MINIMUM_SETUPTOOLS}'`"
+    )
+
 WITH_KERNELS = switch("USE_KERNELS") is not False
 if WITH_KERNELS:
     try:
+        import pybind11
         import torch
         from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension, get_cxx_compiler
-    except ImportError:
+    except ImportError as error:
         raise SystemExit(
-            "cw_ext is compiled against the torch you already have: install torch >= 2.11, then run "
-            f"`pip install --no-build-isolation .`; {WITHOUT_KERNELS}"
+            f"cw_ext is compiled with what you already have, and {error.name} is not here: install torch >= 2.11 and "
+            f"pybind11, then run `pip install --no-build-isolation .`; {WITHOUT_KERNELS}"
         ) from None
 
 
@@ -57,10 +67,13 @@ def sources(*folders: str, suffixes: tuple[str, ...] = (".cpp",)) -> list[str]:
 
 def wants_cuda() -> bool:
     asked = switch("USE_CUDA")
-    can = torch.version.cuda is not None and CUDA_HOME is not None
+    # torch takes the folder above the first nvcc on PATH for the toolkit, even where that nvcc only calls another.
+    has_toolkit = CUDA_HOME is not None and Path(CUDA_HOME, "include", "cuda_runtime.h").is_file()
+    can = torch.version.cuda is not None and has_toolkit
     if asked and not can:
-        missing = "a CUDA build of torch" if torch.version.cuda is None else "nvcc (set CUDA_HOME)"
-        raise SystemExit(f"USE_CUDA=1, but {missing} is missing")
+        missing = "a CUDA build of torch" if torch.version.cuda is None else "the CUDA toolkit"
+        hint = "" if has_toolkit else f" (set CUDA_HOME to its folder; {CUDA_HOME} holds no include/cuda_runtime.h)"
+        raise SystemExit(f"USE_CUDA=1, but {missing} is missing{hint}")
     return can and asked is not False
 
 
@@ -92,41 +105,57 @@ def check_needs() -> None:
         )
 
 
-def kernels() -> Extension:
-    cxx_flags = [
-        "-O3",
-        "-g0",  # Python's own flags ask for debug information, which is most of the library
-        # No NaN or infinity is assumed away by these; they only free the compiler from errno and trap flags, without
-        # which it does not vectorise a select.
-        "-fno-math-errno",
-        "-fno-trapping-math",
-        # at::parallel_for is a template: compiled without OpenMP it runs on one thread. The runtime is not linked: it
-        # is the one that torch has loaded, so that torch.set_num_threads() counts here too.
-        "-fopenmp" if torch.backends.openmp.is_available() and sys.platform == "linux" else "-fopenmp-simd",
-        "-fvisibility=hidden",
-        "-Wall",
-        "-Wno-unknown-pragmas",
-    ]
-    macros = [("CW_TORCH_VERSION", f'"{torch.__version__}"')]
-    if not wants_cuda():
-        return CppExtension(
-            "cw_ext._C",
-            sources("csrc", "csrc/cpu"),
-            define_macros=macros,
-            extra_compile_args={"cxx": cxx_flags},
-        )
-    archs = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_CUDA_ARCHS)
-    macros += [
-        ("CW_WITH_CUDA", None),
-        ("CW_CUDA_VERSION", f'"{torch.version.cuda}"'),
-        ("CW_CUDA_ARCHS", f'"{archs}"'),
-    ]
-    return CUDAExtension(
+# No NaN or infinity is assumed away by the last two; they only free the compiler from errno and trap flags, without which
+# it does not vectorise a select. -g0: Python's own flags ask for debug information, which is most of a library.
+CXX_FLAGS = ["-O3", "-g0", "-fopenmp-simd", "-fvisibility=hidden", "-Wall", "-Wno-unknown-pragmas"]
+CXX_FLAGS += ["-fno-math-errno", "-fno-trapping-math"]
+
+
+def python_module() -> Extension:
+    """What was built, for `cw_ext.build_config()`: the one library that depends on the Python."""
+    return Extension(
         "cw_ext._C",
-        sources("csrc", "csrc/cpu") + sources("csrc/cuda", suffixes=(".cpp", ".cu")),
-        define_macros=macros,
-        extra_compile_args={"cxx": cxx_flags, "nvcc": ["-O3"]},
+        ["csrc/python/module.cpp"],
+        include_dirs=[pybind11.get_include()],
+        define_macros=[("CW_TORCH_VERSION", f'"{torch.__version__}"')],
+        extra_compile_args={"cxx": CXX_FLAGS},
+        language="c++",
     )
+
+
+def library(name: str, kind: type[Extension], sources: list[str], macros: list[tuple[str, str | None]]) -> Extension:
+    """A library of ops on LibTorch's stable ABI: it depends on no Python, and on no torch beyond the oldest."""
+    major, minor = MINIMUM_TORCH
+    return kind(
+        name,
+        sources,
+        define_macros=[("TORCH_TARGET_VERSION", f"0x{major:02x}{minor:02x}000000000000"), *macros],
+        extra_compile_args={"cxx": CXX_FLAGS, "nvcc": ["-O3"]},
+        py_limited_api=True,
+    )
+
+
+def cpu_library() -> Extension:
+    found = library("cw_ext._cpu", CppExtension, sources("csrc", "csrc/cpu"), [])
+    found.libraries = ["torch_cpu"]  # alone: what else torch's extensions are linked with is not in the stable ABI
+    return found
+
+
+def cuda_library() -> Extension:
+    archs = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_CUDA_ARCHS)
+    found = library(
+        "cw_ext._cuda",
+        CUDAExtension,
+        sources("csrc") + sources("csrc/cuda", suffixes=(".cpp", ".cu")),
+        [
+            ("CW_CUDA", None),
+            ("USE_CUDA", None),  # for torch's stable headers to declare what they have for CUDA
+            ("CW_CUDA_VERSION", f'"{torch.version.cuda}"'),
+            ("CW_CUDA_ARCHS", f'"{archs}"'),
+        ],
+    )
+    found.libraries = ["torch_cpu", "torch_cuda", "cudart"]
+    return found
 
 
 @contextmanager
@@ -148,13 +177,14 @@ def build_command() -> type:
         def run(self) -> None:
             check_needs()
             with alone_in(Path(self.build_temp)):
-                self.build_and_vouch()
+                super().run()
 
-        def build_and_vouch(self) -> None:
-            super().run()
-            # Read before the library is loaded (cw_ext/extension.py), so it stands for the library beside it.
-            package = (ROOT if self.inplace else Path(self.build_lib)) / "cw_ext"
-            (package / "_built_for.py").write_text(f'TORCH_VERSION = "{torch.__version__}"\n')
+        def build_extension(self, extension: Extension) -> None:
+            # In a folder of its own: the CPU's and CUDA's libraries have sources in common.
+            everything = self.build_temp
+            self.build_temp = str(Path(everything, extension.name))
+            super().build_extension(extension)
+            self.build_temp = everything
 
     return BuildKernels
 
@@ -163,7 +193,8 @@ def arguments() -> dict[str, Any]:
     if not WITH_KERNELS:
         return {}
     set_up_compilers()
-    return {"ext_modules": [kernels()], "cmdclass": {"build_ext": build_command()}}
+    extensions = [python_module(), cpu_library(), *([cuda_library()] if wants_cuda() else [])]
+    return {"ext_modules": extensions, "cmdclass": {"build_ext": build_command()}}
 
 
 setup(**arguments())

@@ -1,34 +1,36 @@
-// The backend of a call, by the device of its tensors.
+// The backend of a library: these files are compiled once for the CPU's library and once, with CW_CUDA, for CUDA's.
 #pragma once
 
 #include "calls.h"
 
 namespace cw_ext {
 
-// Whether the CUDA kernels run a call on this tensor.
-inline bool on_cuda([[maybe_unused]] const at::Tensor& x) {
-#ifdef CW_CUDA_EMULATION  // CUDA threads emulated on the CPU, which then has no kernels of its own: tests/build/cuda_emulation
-  return true;
-#else
-  return x.is_cuda();
-#endif
-}
+namespace backend = CW_BACKEND;
 
-// Runs a function that both backends have, on the device of `tensor`.
-#ifdef CW_WITH_CUDA
-#define CW_RUN(tensor, ...) (cw_ext::on_cuda(tensor) ? cw_cuda::__VA_ARGS__ : cw_cpu::__VA_ARGS__)
+#ifdef CW_CUDA
+constexpr bool kCuda = true;
 #else
-#define CW_RUN(tensor, ...) cw_cpu::__VA_ARGS__
+constexpr bool kCuda = false;
 #endif
 
-// Registers the ops for the backends that this build has: CW_LIBRARY_IMPL(m.impl(…); m.impl(…);)
-#ifdef CW_WITH_CUDA
-#define CW_LIBRARY_IMPL(...)                      \
-  TORCH_LIBRARY_IMPL(cw_ext, CPU, m) { __VA_ARGS__ }  \
-  TORCH_LIBRARY_IMPL(cw_ext, CUDA, m) { __VA_ARGS__ }
+// CUDA threads emulated on the CPU (tests/build/cuda_emulation): that library stands alone, in the place of the CPU's.
+#if defined(CW_CUDA) && !defined(CW_CUDA_EMULATION)
+#define CW_DISPATCH_KEY CUDA
 #else
-#define CW_LIBRARY_IMPL(...) \
-  TORCH_LIBRARY_IMPL(cw_ext, CPU, m) { __VA_ARGS__ }
+#define CW_DISPATCH_KEY CPU
 #endif
+
+// CW_OPS(m.def("…"); m.def("…");): the schemas, which the CPU's library defines for both.
+#if defined(CW_CUDA) && !defined(CW_CUDA_EMULATION)
+#define CW_OPS(...)
+#else
+#define CW_OPS(...) \
+  STABLE_TORCH_LIBRARY_FRAGMENT(cw_ext, m) { __VA_ARGS__ }
+#endif
+
+// CW_KERNELS(m.impl("…", TORCH_BOX(&f));): what runs them on the backend's tensors.
+#define CW_KERNELS(...) CW_KERNELS_FOR(CW_DISPATCH_KEY, __VA_ARGS__)
+#define CW_KERNELS_FOR(key, ...) \
+  STABLE_TORCH_LIBRARY_IMPL(cw_ext, key, m) { __VA_ARGS__ }
 
 }  // namespace cw_ext

@@ -2,15 +2,14 @@
 // fp64 for fp64 inputs, else fp32. An undefined tensor is an argument that was not given, or a result that is not wanted.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
 #include "kernel_types.h"
+#include "tensor.h"
 
 namespace cw_ext {
 
 // A quantity per row: one value for all (rows undefined), or rows [B] of T.
 struct PerRow {
-  at::Tensor rows;
+  Tensor rows;
   double value;
 };
 
@@ -22,7 +21,7 @@ struct RowTensors {
 };
 
 struct CurveTensors {
-  at::Tensor log_weights;  // [B, K] T, or undefined; rows may have any stride
+  Tensor log_weights;  // [B, K] T, or undefined; rows may have any stride
   double low;
   double high;
   bool on_margin;
@@ -37,78 +36,78 @@ struct Loss {
 };
 
 struct RowOutputs {
-  at::Tensor loss;      // [B] T
-  at::Tensor live;      // [B] bool
-  at::Tensor above;     // [B] int64, only where wanted
-  at::Tensor d_log_q;   // [B, N] T, only where wanted
-  at::Tensor d_values;  // [kRowValues, B] T
-  at::Tensor d_curve;   // [B, K] T, only where wanted
+  Tensor loss;      // [B] T
+  Tensor live;      // [B] bool
+  Tensor above;     // [B] int64, only where wanted
+  Tensor d_log_q;   // [B, N] T, only where wanted
+  Tensor d_values;  // [kRowValues, B] T
+  Tensor d_curve;   // [B, K] T, only where wanted
 };
 
 // Known positives, CSR: those of query u are known[starts[u]:starts[u + 1]], sorted and distinct. Undefined: there are none.
 struct History {
-  at::Tensor query_ids;  // [B] int64
-  at::Tensor starts;     // [Q + 1] int64
-  at::Tensor known;      // [P] int32
+  Tensor query_ids;  // [B] int64
+  Tensor starts;     // [Q + 1] int64
+  Tensor known;      // [P] int32
 };
 
 // Drawn negatives: negative_sampling.h has the rule.
 struct Draws {
-  at::Tensor seed;  // [] int64
+  Tensor seed;  // [] int64
   int64_t first_row;
   History history;  // with candidates, known holds positions in `candidates`
   int64_t num_drawable;  // I, or C
   int64_t n;             // per row
-  at::Tensor thresholds;    // [I or C] uint32, these four for popular negatives only: see NegativeSource
-  at::Tensor aliases;       // [I or C] int32
-  at::Tensor cumulative;    // [I or C] int64
-  at::Tensor known_shares;  // [P + 1] int64, or undefined
-  at::Tensor log_weights;   // [I] T, or undefined: log q of each item when it is drawn
-  at::Tensor candidates;    // [C] int32, or undefined
-  at::Tensor pos_ids;       // [B] int64, or undefined: rows that draw nothing have −1
+  Tensor thresholds;    // [I or C] uint32, these four for popular negatives only: see NegativeSource
+  Tensor aliases;       // [I or C] int32
+  Tensor cumulative;    // [I or C] int64
+  Tensor known_shares;  // [P + 1] int64, or undefined
+  Tensor log_weights;   // [I] T, or undefined: log q of each item when it is drawn
+  Tensor candidates;    // [C] int32, or undefined
+  Tensor pos_ids;       // [B] int64, or undefined: rows that draw nothing have −1
 };
 
 // Level 1. Rows may have any stride; within a row elements are contiguous.
 struct ScoresCall {
   Loss loss;
-  at::Tensor pos;    // [B]
-  at::Tensor neg;    // [B, N]
-  at::Tensor extra;  // [B, M], M may be 0
-  at::Tensor log_q;  // [B, N] T, or undefined
-  at::Tensor row_scale;     // [B] T, both or none: the negatives' scores are neg · row_scale · column_scale; a negative
-  at::Tensor column_scale;  // [N] T               factor masks out. Only CUDA's level 2 sets them
-  at::Tensor excluded;      // [B] int32, or undefined: how many scores of −∞ are not negatives. Only CUDA's level 2 sets it
+  Tensor pos;    // [B]
+  Tensor neg;    // [B, N]
+  Tensor extra;  // [B, M], M may be 0
+  Tensor log_q;  // [B, N] T, or undefined
+  Tensor row_scale;     // [B] T, both or none: the negatives' scores are neg · row_scale · column_scale; a negative
+  Tensor column_scale;  // [N] T               factor masks out. Only CUDA's level 2 sets them
+  Tensor excluded;      // [B] int32, or undefined: how many scores of −∞ are not negatives. Only CUDA's level 2 sets it
   bool with_gradients;
   RowOutputs out;
-  at::Tensor d_pos;    // [B] T      these three only with_gradients
-  at::Tensor d_neg;    // [B, N] T; on CUDA, for scores in bf16, bf16
-  at::Tensor d_extra;  // [B, M] T
+  Tensor d_pos;    // [B] T      these three only with_gradients
+  Tensor d_neg;    // [B, N] T; on CUDA, for scores in bf16, bf16
+  Tensor d_extra;  // [B, M] T
 };
 
 // Level 2 without the negatives. All contiguous.
 struct QueryCall {
   Loss loss;
-  at::Tensor queries;    // [B, D]
-  at::Tensor items;      // [I, D]
-  at::Tensor pos_ids;    // [B] int64
-  at::Tensor extra_ids;  // [B, M] int64, M may be 0
+  Tensor queries;    // [B, D]
+  Tensor items;      // [I, D]
+  Tensor pos_ids;    // [B] int64
+  Tensor extra_ids;  // [B, M] int64, M may be 0
   double scale;     // of the similarity
   bool normalized;  // cosine
   bool with_gradients;
   RowOutputs out;
-  at::Tensor d_queries;     // [B, D] T    these three only with_gradients
-  at::Tensor unit_queries;  // [B, D] T    the queries, divided by their norms where normalized
-  at::Tensor coefficients;  // [B, W] T    dloss/dscore · scale: positive, extra positives and, where the negatives are the
+  Tensor d_queries;     // [B, D] T    these three only with_gradients
+  Tensor unit_queries;  // [B, D] T    the queries, divided by their norms where normalized
+  Tensor coefficients;  // [B, W] T    dloss/dscore · scale: positive, extra positives and, where the negatives are the
                             //             row's own, those: W = 1 + M + N, else 1 + M
 };
 
 // Each row with its own negatives. On the CPU the coefficients are in the order of cpu/bucketed_pairs.h, which the last two
 // tensors describe.
 struct EmbeddingsCall : QueryCall {
-  at::Tensor neg_ids;    // [B, N] int32 or int64
-  at::Tensor log_q;      // [B, N] T, or undefined; rows may have any stride
-  at::Tensor pair_keys;  // [B, 1 + M + N] int16      else empty
-  at::Tensor pair_ends;  // [blocks, buckets] int32   else empty
+  Tensor neg_ids;    // [B, N] int32 or int64
+  Tensor log_q;      // [B, N] T, or undefined; rows may have any stride
+  Tensor pair_keys;  // [B, 1 + M + N] int16      else empty
+  Tensor pair_ends;  // [blocks, buckets] int32   else empty
 };
 
 // Level 3. Negatives are drawn again wherever they are needed, for a bounded part of the batch at a time.
@@ -124,21 +123,21 @@ enum class ItemSums : int { chosen, atomic, sorted };
 // row p / W of `sources`; and, where rows share their negatives (shared_ids defined), to item shared_ids[n] the sum over
 // rows b of scale · shared_coefficients[b, n] · row b of `sources`. Then through the normalisation, once per item.
 struct ItemGradientCall {
-  at::Tensor sources;       // [B, D] T
-  at::Tensor coefficients;  // [B, W] T, W = 1 + M + N or, with shared negatives, 1 + M
-  at::Tensor pair_keys;     // as in EmbeddingsCall; empty with shared negatives
-  at::Tensor pair_ends;
-  at::Tensor items;         // [I, D]
-  at::Tensor pos_ids;       // [B] int64
-  at::Tensor extra_ids;     // [B, M] int64, M may be 0
-  at::Tensor neg_ids;       // [B, N] int32 or int64, or undefined
-  at::Tensor shared_ids;    // [N] int64, or undefined
-  at::Tensor shared_coefficients;  // [B, N] T, or bf16 as the forward pass left it; or undefined
-  at::Tensor initial;  // [I, D] T, or undefined: sums to add to
+  Tensor sources;       // [B, D] T
+  Tensor coefficients;  // [B, W] T, W = 1 + M + N or, with shared negatives, 1 + M
+  Tensor pair_keys;     // as in EmbeddingsCall; empty with shared negatives
+  Tensor pair_ends;
+  Tensor items;         // [I, D]
+  Tensor pos_ids;       // [B] int64
+  Tensor extra_ids;     // [B, M] int64, M may be 0
+  Tensor neg_ids;       // [B, N] int32 or int64, or undefined
+  Tensor shared_ids;    // [N] int64, or undefined
+  Tensor shared_coefficients;  // [B, N] T, or bf16 as the forward pass left it; or undefined
+  Tensor initial;  // [I, D] T, or undefined: sums to add to
   double scale;     // of the similarity
   bool normalized;  // cosine
   ItemSums sums;
-  at::Tensor gradient;  // [I, D] in the dtype of items, uninitialised
+  Tensor gradient;  // [I, D] in the dtype of items, uninitialised
 };
 
 // The same for level 3.
@@ -150,30 +149,30 @@ struct SampledItemGradientCall {
 
 }  // namespace cw_ext
 
-namespace cw_cpu {
+// What a library's backend does; each library has one.
+#ifdef CW_CUDA
+#define CW_BACKEND cw_cuda
+#else
+#define CW_BACKEND cw_cpu
+#endif
+
+namespace CW_BACKEND {
 void scores(const cw_ext::ScoresCall& call);
 void embeddings(const cw_ext::EmbeddingsCall& call);
 void item_gradient(const cw_ext::ItemGradientCall& call);
 // out [rows, N] int32, uninitialised
-void draw(const cw_ext::Draws& draws, const at::Tensor& out);
+void draw(const cw_ext::Draws& draws, const Tensor& out);
 void sampled(const cw_ext::SampledCall& call);
 void sampled_item_gradient(const cw_ext::SampledItemGradientCall& call);
-// Room for the order of the pairs of `rows` rows, `width` each, that the forward pass leaves for the item gradient.
-at::Tensor pair_keys(int64_t rows, int64_t width, const at::Tensor& like);
-at::Tensor pair_ends(int64_t rows, int64_t width, int64_t items, const at::Tensor& like);
-// out [B, ...] = x [B, ...] · factor [B]; x and factor in the compute dtype of out, all contiguous.
-void scale_rows(const at::Tensor& x, const at::Tensor& factor, const at::Tensor& out);
-}  // namespace cw_cpu
-
-namespace cw_cuda {
-void scores(const cw_ext::ScoresCall& call);
-void embeddings(const cw_ext::EmbeddingsCall& call);
-void item_gradient(const cw_ext::ItemGradientCall& call);
-void draw(const cw_ext::Draws& draws, const at::Tensor& out);
-void sampled(const cw_ext::SampledCall& call);
-void sampled_item_gradient(const cw_ext::SampledItemGradientCall& call);
+// Room for the order of the pairs of `rows` rows, `width` each, that the CPU's forward pass leaves for the item gradient.
+// Undefined on CUDA, which leaves them in the order of the rows.
+Tensor pair_keys(int64_t rows, int64_t width, const Tensor& like);
+Tensor pair_ends(int64_t rows, int64_t width, int64_t items, const Tensor& like);
 // loss [] = the sum of the rows' losses, over the number of live rows if `mean`; then also rescale [] = rows over live rows.
-void reduce_rows(const cw_ext::RowOutputs& rows, bool mean, const at::Tensor& loss, const at::Tensor& rescale);
-// x [B, ...] *= factor, [B] or a single number. Where the factor is 1, x is neither read nor written.
-void scale_in_place(const at::Tensor& x, const at::Tensor& factor);
-}  // namespace cw_cuda
+void reduce_rows(const cw_ext::RowOutputs& rows, bool mean, const Tensor& loss, const Tensor& rescale);
+// out [B, ...] = x [B, ...] · factor, [B] or a single number; x in the compute dtype of out or, on CUDA, in bf16 as out,
+// factor in the compute dtype; all contiguous.
+void scale_rows(const Tensor& x, const Tensor& factor, const Tensor& out);
+// x [B, ...] *= factor, [B] or a single number; contiguous. Where the factor is 1, x is neither read nor written.
+void scale_in_place(const Tensor& x, const Tensor& factor);
+}  // namespace CW_BACKEND

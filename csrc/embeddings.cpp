@@ -1,6 +1,4 @@
 // Level 2: the loss from embeddings and ids, where each row has its own negatives or all rows share them.
-#include <torch/library.h>
-
 #include <tuple>
 
 #include "query_arguments.h"
@@ -9,41 +7,41 @@ namespace cw_ext {
 
 namespace {
 
-using EmbeddingsResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor,
-                                    at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+using EmbeddingsResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
+                                    Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-EmbeddingsResult embeddings_forward(const at::Tensor& queries, const at::Tensor& items, const at::Tensor& pos_ids,
-                                    const at::Tensor& neg_ids, const OptionalTensor& extra_ids,
+EmbeddingsResult embeddings_forward(const Tensor& queries, const Tensor& items, const Tensor& pos_ids,
+                                    const Tensor& neg_ids, const OptionalTensor& extra_ids,
                                     const OptionalTensor& log_q, CW_EXCLUSION_PARAMETERS, CW_LOSS_PARAMETERS
-                                    c10::string_view similarity, c10::string_view reduction, bool with_gradients,
+                                    const std::string& similarity, const std::string& reduction, bool with_gradients,
                                     bool with_log_q_gradient, bool with_curve_gradient) {
   check_tables(queries, items);
   const int64_t rows = queries.size(0);
   const PositiveIds positives = check_positive_ids(queries, rows, pos_ids, extra_ids);
   const NegativeIds negatives = check_negative_ids(queries, rows, neg_ids);
   const int64_t n = negatives.n, m = positives.extra.size(1);
-  const auto options = queries.options().dtype(compute_type(queries));
+  const auto options = options_of(queries, compute_type(queries));
 
-  const auto fill = [&](auto& call, const at::Tensor& ids, int64_t width) {
+  const auto fill = [&](auto& call, const Tensor& ids, int64_t width) {
     fill_query_call(call, queries, items, positives, CW_LOSS(rows, queries), similarity, with_gradients);
     call.neg_ids = ids;
     call.log_q = log_weights(log_q, rows, n, queries);
     if (with_log_q_gradient && log_q) call.out.d_log_q = empty({rows, n}, options);
     if (with_gradients) call.coefficients = empty_large({rows, width}, options);
   };
-  const auto results = [&](const auto& call, const at::Tensor& shared_coefficients, const at::Tensor& pair_keys,
-                           const at::Tensor& pair_ends) -> EmbeddingsResult {
+  const auto results = [&](const auto& call, const Tensor& shared_coefficients, const Tensor& pair_keys,
+                           const Tensor& pair_ends) -> EmbeddingsResult {
     const auto [loss, rescale] = reduced(call.out, reduction);
     return {loss,
             call.out.live,
-            or_empty(call.out.above, options.dtype(at::kLong)),
+            or_empty(call.out.above, options.with(kLong)),
             rescale,
             or_empty(call.d_queries, options),
             or_empty(call.unit_queries, options),
             or_empty(call.coefficients, options),
             or_empty(shared_coefficients, options),
-            or_empty(pair_keys, options.dtype(at::kShort)),
-            or_empty(pair_ends, options.dtype(at::kInt)),
+            or_empty(pair_keys, options.with(kShort)),
+            or_empty(pair_ends, options.with(kInt)),
             or_empty(call.out.d_log_q, options),
             call.out.d_values,
             or_empty(call.out.d_curve, options)};
@@ -58,31 +56,30 @@ EmbeddingsResult embeddings_forward(const at::Tensor& queries, const at::Tensor&
       check_range(negatives.shared, items.size(0), "neg_ids");
       check_range(positives.extra, items.size(0), "extra_pos_ids");
       if (exclude) {
-        call.exclusion =
-            exclusion(negatives.shared, items.size(0), history(query_ids, starts, known, rows, queries));
+        call.exclusion = backend::columns_by_item(negatives.shared, items.size(0));
+        call.exclusion.history = history(query_ids, starts, known, rows, queries);
       }
-      const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
-      run_shared_negatives(call);
+        backend::shared_negatives(call);
     }
-    return results(call, call.shared_coefficients, at::Tensor(), at::Tensor());
+    return results(call, call.shared_coefficients, Tensor(), Tensor());
   }
-  TORCH_CHECK_VALUE(!exclude, "exclude is for negatives that all rows share");
+  CW_CHECK_VALUE(!exclude, "exclude is for negatives that all rows share");
   EmbeddingsCall call;
   fill(call, negatives.own, 1 + m + n);
-  if (with_gradients && !on_cuda(queries)) {
-    call.pair_keys = cw_cpu::pair_keys(rows, 1 + m + n, queries);
-    call.pair_ends = cw_cpu::pair_ends(rows, 1 + m + n, items.size(0), queries);
+  if (with_gradients) {
+    call.pair_keys = backend::pair_keys(rows, 1 + m + n, queries);
+    call.pair_ends = backend::pair_ends(rows, 1 + m + n, items.size(0), queries);
   }
   if (rows > 0) {
     check_items(items);
-    CW_RUN(queries, embeddings(call));
+    backend::embeddings(call);
   }
-  return results(call, at::Tensor(), call.pair_keys, call.pair_ends);
+  return results(call, Tensor(), call.pair_keys, call.pair_ends);
 }
 
 }  // namespace
 
-TORCH_LIBRARY_FRAGMENT(cw_ext, m) {
+CW_OPS(
   // queries [B, D], items [I, D], pos_ids [B], neg_ids [B, N] or [N], extra_ids [B, M], log_q [B, N]. Results that are not
   // wanted, or do not exist for this kind of negatives or device, are empty: pair_keys and pair_ends are the CPU's order of
   // the coefficients, and shared_coefficients [B, N] belong to shared negatives [N].
@@ -91,9 +88,8 @@ TORCH_LIBRARY_FRAGMENT(cw_ext, m) {
         "str similarity, str reduction, bool with_gradients, bool with_log_q_gradient, bool with_curve_gradient) -> ("
         "Tensor loss, Tensor live, Tensor above, Tensor rescale, Tensor d_queries, Tensor unit_queries, Tensor coefficients, "
         "Tensor shared_coefficients, Tensor pair_keys, Tensor pair_ends, Tensor d_log_q, Tensor d_row_values, "
-        "Tensor d_curve)");
-}
+        "Tensor d_curve)");)
 
-CW_LIBRARY_IMPL(m.impl("embeddings_forward", &embeddings_forward);)
+CW_KERNELS(m.impl("embeddings_forward", TORCH_BOX(&embeddings_forward));)
 
 }  // namespace cw_ext

@@ -25,7 +25,7 @@ namespace cw_ext {
 #define CW_PARAMETER_NUMBER(name) double name,
 #define CW_PARAMETER_OPTIONAL(name) std::optional<double> name,
 #define CW_PARAMETER_FLAG(name) bool name,
-#define CW_PARAMETER_CHOICE(name, list) c10::string_view name,
+#define CW_PARAMETER_CHOICE(name, list) const std::string &name,
 #define CW_LOSS_PARAMETERS                                                                         \
   CW_ROW_VALUES(CW_PARAMETER_VALUE)                                                                \
   const OptionalTensor &curve, double curve_low, double curve_high, bool curve_on_margin,       \
@@ -40,7 +40,7 @@ namespace cw_ext {
 #define CW_QUOTED(name) #name,
 #define CW_CHOICE_OF(name, list) index_of(name, {list(CW_QUOTED)}, #name),
 #define CW_LOSS(rows, like)                                                                                        \
-  [&](int64_t loss_rows, const at::Tensor& loss_like) -> Loss {                                                    \
+  [&](int64_t loss_rows, const Tensor& loss_like) -> Loss {                                                    \
     return {{CW_LOSS_FIELDS(CW_NUMBER_OF, CW_OPTIONAL_OF, CW_FLAG_OF, CW_CHOICE_OF) gradient_scale(reduction, loss_rows)}, \
             {CW_ROW_VALUES(CW_VALUE_OF)},                                                                          \
             curve_of(curve, curve_low, curve_high, curve_on_margin, with_curve_gradient, loss_rows, loss_like),    \
@@ -48,12 +48,12 @@ namespace cw_ext {
   }(rows, like)
 
 // The gradient of a mean comes out divided by all rows, so that where all are live nothing is left to multiply.
-inline double gradient_scale(c10::string_view reduction, int64_t rows) {
+inline double gradient_scale(std::string_view reduction, int64_t rows) {
   return reduction == "mean" && rows > 0 ? 1.0 / double(rows) : 1.0;
 }
 
-inline PerRow per_row(const OptionalTensor& rows, double value, int64_t count, const char* name, const at::Tensor& like) {
-  if (!rows) return {at::Tensor(), value};
+inline PerRow per_row(const OptionalTensor& rows, double value, int64_t count, const char* name, const Tensor& like) {
+  if (!rows) return {Tensor(), value};
   check_shape(*rows, {count}, name, like);
   check_type(*rows, compute_type(like), name);
   return {*rows, 0};
@@ -61,25 +61,25 @@ inline PerRow per_row(const OptionalTensor& rows, double value, int64_t count, c
 
 // A curve that is 0 is none: then the row takes the same way, to the same bits. On CUDA, asking would wait for the device.
 inline CurveTensors curve_of(const OptionalTensor& log_weights, double low, double high, bool on_margin,
-                             bool with_gradient, int64_t rows, const at::Tensor& like) {
+                             bool with_gradient, int64_t rows, const Tensor& like) {
   if (!log_weights) return {{}, low, high, on_margin};
-  TORCH_CHECK_VALUE(log_weights->dim() == 2 && log_weights->size(1) >= 2 && log_weights->size(1) < (1 << 24),
+  CW_CHECK_VALUE(log_weights->dim() == 2 && log_weights->size(1) >= 2 && log_weights->size(1) < (1 << 24),
                     "curve must be [B, K] with K from 2 to 2^24 - 1, got ", log_weights->sizes());
   check_shape(*log_weights, {rows, log_weights->size(1)}, "curve", like);
   check_type(*log_weights, compute_type(like), "curve");
-  TORCH_CHECK_VALUE(low < high && std::isfinite(high - low), "curve_low must be below curve_high, got ", low, " and ", high);
-  const at::Tensor values = with_contiguous_rows(*log_weights);
+  CW_CHECK_VALUE(low < high && std::isfinite(high - low), "curve_low must be below curve_high, got ", low, " and ", high);
+  const Tensor values = with_contiguous_rows(*log_weights);
   const bool one_for_all = rows == 1 || (rows > 1 && values.stride(0) == 0);
-  if (on_cuda(like) || with_gradient || !one_for_all) return {values, low, high, on_margin};
+  if (kCuda || with_gradient || !one_for_all) return {values, low, high, on_margin};
   const auto is_zero = [&](auto element) {
-    const auto* const x = values.const_data_ptr<decltype(element)>();
+    const auto* const x = static_cast<const decltype(element)*>(values.const_data_ptr());
     return std::all_of(x, x + values.size(1), [](auto value) { return value == 0; });
   };
-  const bool none = values.scalar_type() == at::kDouble ? is_zero(double{}) : is_zero(float{});
-  return {none ? at::Tensor() : values, low, high, on_margin};
+  const bool none = values.scalar_type() == kDouble ? is_zero(double{}) : is_zero(float{});
+  return {none ? Tensor() : values, low, high, on_margin};
 }
 
-inline at::Tensor log_weights(const OptionalTensor& log_q, int64_t rows, int64_t n, const at::Tensor& like) {
+inline Tensor log_weights(const OptionalTensor& log_q, int64_t rows, int64_t n, const Tensor& like) {
   if (!log_q) return {};
   check_shape(*log_q, {rows, n}, "log_q", like);
   check_type(*log_q, compute_type(like), "log_q");
@@ -87,49 +87,28 @@ inline at::Tensor log_weights(const OptionalTensor& log_q, int64_t rows, int64_t
 }
 
 // Without the gradient of log q, which few calls want.
-inline RowOutputs allocate_rows(int64_t rows, const Loss& loss, const at::TensorOptions& options) {
+inline RowOutputs allocate_rows(int64_t rows, const Loss& loss, const Options& options) {
   return {empty({rows}, options),
-          empty({rows}, options.dtype(at::kBool)),
-          loss.arguments.return_above ? empty({rows}, options.dtype(at::kLong)) : at::Tensor(),
-          at::Tensor(),
+          empty({rows}, options.with(kBool)),
+          loss.arguments.return_above ? empty({rows}, options.with(kLong)) : Tensor(),
+          Tensor(),
           empty({kRowValues, rows}, options),
-          loss.with_curve_gradient ? empty({rows, loss.curve.log_weights.size(1)}, options) : at::Tensor()};
+          loss.with_curve_gradient ? empty({rows, loss.curve.log_weights.size(1)}, options) : Tensor()};
 }
 
 struct Reduced {
-  at::Tensor loss;   // [B], or one number
-  at::Tensor rescale;  // of a mean: what is left to multiply the rows' gradients by, all rows over the live ones; else empty
+  Tensor loss;   // [B], or one number
+  Tensor rescale;  // of a mean: what is left to multiply the rows' gradients by, all rows over the live ones; else empty
 };
 
 // The mean runs over the live rows; the loss of the others is 0.
-inline Reduced reduced(const RowOutputs& rows, c10::string_view reduction) {
+inline Reduced reduced(const RowOutputs& rows, std::string_view reduction) {
   const int kind = index_of(reduction, {"none", "sum", "mean"}, "reduction");
   const bool mean = kind == 2;
-  const auto options = rows.loss.options();
+  const auto options = options_of(rows.loss);
   if (kind == 0) return {rows.loss, empty({0}, options)};
   const Reduced result{empty({}, options), mean ? empty({}, options) : empty({0}, options)};
-#ifdef CW_WITH_CUDA
-  if (on_cuda(rows.loss)) {
-    cw_cuda::reduce_rows(rows, mean, result.loss, result.rescale);
-    return result;
-  }
-#endif
-  // A few numbers, for which a call of ATen takes longer than to add them.
-  const auto reduce = [&](auto element) {
-    using T = decltype(element);
-    const T* const loss = rows.loss.const_data_ptr<T>();
-    const bool* const live = rows.live.const_data_ptr<bool>();
-    double total = 0;
-    int64_t count = 0;
-    for (int64_t b = 0; b < rows.loss.numel(); ++b) {
-      total += double(loss[b]);
-      count += live[b];
-    }
-    count = std::max<int64_t>(1, count);
-    *result.loss.mutable_data_ptr<T>() = T(mean ? total / double(count) : total);
-    if (mean) *result.rescale.mutable_data_ptr<T>() = T(double(rows.loss.numel()) / double(count));
-  };
-  rows.loss.scalar_type() == at::kDouble ? reduce(double{}) : reduce(float{});
+  backend::reduce_rows(rows, mean, result.loss, result.rescale);
   return result;
 }
 

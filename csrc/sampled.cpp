@@ -1,8 +1,7 @@
 // Level 3: negatives that are drawn inside the op, so that their ids never exist as a tensor.
-#include <torch/library.h>
-
 #include <tuple>
 
+#include "backward.h"
 #include "draw_arguments.h"
 #include "query_arguments.h"
 
@@ -10,35 +9,35 @@ namespace cw_ext {
 
 namespace {
 
-using SampledResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor,
-                                 at::Tensor, at::Tensor>;
+using SampledResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
+                                 Tensor, Tensor>;
 
-Draws checked_draws(Draws draws, const PositiveIds& positives, const at::Tensor& queries) {
+Draws checked_draws(Draws draws, const PositiveIds& positives, const Tensor& queries) {
   draws.pos_ids = positives.pos;
   if (draws.log_weights.defined()) check_type(draws.log_weights, compute_type(queries), "log_weights");
   return draws;
 }
 
-SampledResult sampled_forward(const at::Tensor& queries, const at::Tensor& items, const at::Tensor& pos_ids,
+SampledResult sampled_forward(const Tensor& queries, const Tensor& items, const Tensor& pos_ids,
                               const OptionalTensor& extra_ids, CW_DRAWS_PARAMETERS, CW_LOSS_PARAMETERS
-                              c10::string_view similarity, c10::string_view reduction, bool with_gradients,
+                              const std::string& similarity, const std::string& reduction, bool with_gradients,
                               bool keep_coefficients, bool with_curve_gradient) {
   check_tables(queries, items);
   check_items(items);
   const int64_t rows = queries.size(0);
   const PositiveIds positives = check_positive_ids(queries, rows, pos_ids, extra_ids);
-  const auto options = queries.options().dtype(compute_type(queries));
+  const auto options = options_of(queries, compute_type(queries));
   SampledCall call;
   call.draws = checked_draws(CW_DRAWS(items.size(0), rows, queries), positives, queries);
   fill_query_call(call.rows, queries, items, positives, CW_LOSS(rows, queries), similarity, with_gradients);
   if (with_gradients && keep_coefficients) {
     call.rows.coefficients = empty_large({rows, 1 + positives.extra.size(1) + num_negatives}, options);
   }
-  if (rows > 0) CW_RUN(queries, sampled(call));
+  if (rows > 0) backend::sampled(call);
   const auto [loss, rescale] = reduced(call.rows.out, reduction);
   return {loss,
           call.rows.out.live,
-          or_empty(call.rows.out.above, options.dtype(at::kLong)),
+          or_empty(call.rows.out.above, options.with(kLong)),
           rescale,
           or_empty(call.rows.d_queries, options),
           or_empty(call.rows.unit_queries, options),
@@ -47,10 +46,11 @@ SampledResult sampled_forward(const at::Tensor& queries, const at::Tensor& items
           or_empty(call.rows.out.d_curve, options)};
 }
 
-at::Tensor sampled_item_gradient(const at::Tensor& unit_queries, const OptionalTensor& factor,
-                                 const OptionalTensor& coefficients, const at::Tensor& queries, const at::Tensor& items,
-                                 const at::Tensor& pos_ids, const OptionalTensor& extra_ids, CW_DRAWS_PARAMETERS,
-                                 CW_LOSS_PARAMETERS c10::string_view similarity, c10::string_view reduction) {
+Tensor sampled_item_gradient(const Tensor& unit_queries, const OptionalTensor& factor,
+                                 const OptionalTensor& coefficients, const Tensor& queries, const Tensor& items,
+                                 const Tensor& pos_ids, const OptionalTensor& extra_ids, CW_DRAWS_PARAMETERS,
+                                 CW_LOSS_PARAMETERS const std::string& similarity, const std::string& reduction,
+                             const std::string& sums) {
   check_tables(queries, items);
   check_items(items);
   const int64_t rows = queries.size(0), dim = queries.size(1);
@@ -61,33 +61,32 @@ at::Tensor sampled_item_gradient(const at::Tensor& unit_queries, const OptionalT
   SampledItemGradientCall call;
   call.draws = checked_draws(CW_DRAWS(items.size(0), rows, queries), positives, queries);
   ItemGradientCall& gradient = call.gradient;
-  gradient.sources =
-      factor ? unit_queries * (factor->dim() == 0 ? *factor : factor->unsqueeze(-1)) : unit_queries.contiguous();
-  gradient.items = items.contiguous();
+  gradient.sources = times_factor(unit_queries, factor);
+  gradient.items = as_contiguous(items);
   gradient.pos_ids = positives.pos;
   gradient.extra_ids = positives.extra;
   gradient.scale = similarity_of(similarity).scale;
   gradient.normalized = similarity_of(similarity).normalized;
-  gradient.sums = ItemSums::chosen;
+  gradient.sums = item_sums_of(sums);
   if (coefficients) {
     check_shape(*coefficients, {rows, 1 + positives.extra.size(1) + num_negatives}, "coefficients", queries);
     check_type(*coefficients, compute_type(queries), "coefficients");
-    gradient.coefficients = coefficients->contiguous();
+    gradient.coefficients = as_contiguous(*coefficients);
   } else {
     fill_query_call(call.rows, queries, items, positives, CW_LOSS(rows, queries), similarity, false);
     call.rows.with_gradients = true;  // of the scores alone
-    call.rows.out.d_curve = at::Tensor();
-    call.rows.out.above = at::Tensor();
+    call.rows.out.d_curve = Tensor();
+    call.rows.out.above = Tensor();
   }
-  if (rows == 0) return at::zeros_like(gradient.items);
-  gradient.gradient = empty_large(gradient.items.sizes(), gradient.items.options());
-  CW_RUN(queries, sampled_item_gradient(call));
+  if (rows == 0) return zeros(gradient.items.sizes(), options_of(gradient.items));
+  gradient.gradient = empty_large(gradient.items.sizes(), options_of(gradient.items));
+  backend::sampled_item_gradient(call);
   return gradient.gradient;
 }
 
 }  // namespace
 
-TORCH_LIBRARY_FRAGMENT(cw_ext, m) {
+CW_OPS(
   // queries [B, D], items [I, D], pos_ids [B], extra_ids [B, M].
   m.def("sampled_forward(Tensor queries, Tensor items, Tensor pos_ids, Tensor? extra_ids, " CW_DRAWS_SCHEMA ", "
         CW_LOSS_SCHEMA "str similarity, str reduction, bool with_gradients, bool keep_coefficients, "
@@ -95,11 +94,10 @@ TORCH_LIBRARY_FRAGMENT(cw_ext, m) {
         "Tensor unit_queries, Tensor coefficients, Tensor d_row_values, Tensor d_curve)");
   // coefficients: from sampled_forward, or None to compute them again.
   m.def("sampled_item_gradient(Tensor unit_queries, Tensor? factor, Tensor? coefficients, Tensor queries, Tensor items, "
-        "Tensor pos_ids, Tensor? extra_ids, " CW_DRAWS_SCHEMA ", " CW_LOSS_SCHEMA "str similarity, str reduction) "
-        "-> Tensor");
-}
+        "Tensor pos_ids, Tensor? extra_ids, " CW_DRAWS_SCHEMA ", " CW_LOSS_SCHEMA "str similarity, str reduction, "
+        "str sums) -> Tensor");)
 
-CW_LIBRARY_IMPL(m.impl("sampled_forward", &sampled_forward);
-                m.impl("sampled_item_gradient", &sampled_item_gradient);)
+CW_KERNELS(m.impl("sampled_forward", TORCH_BOX(&sampled_forward));
+                m.impl("sampled_item_gradient", TORCH_BOX(&sampled_item_gradient));)
 
 }  // namespace cw_ext

@@ -1,6 +1,4 @@
 // Level 1: the loss of scores, and the gradient of each.
-#include <torch/library.h>
-
 #include <tuple>
 
 #include "loss_arguments.h"
@@ -10,16 +8,16 @@ namespace cw_ext {
 namespace {
 
 using ScoresResult =
-    std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor,
-               at::Tensor, at::Tensor>;
+    std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
+               Tensor, Tensor>;
 
-ScoresResult scores_forward(const at::Tensor& pos, const at::Tensor& neg, const OptionalTensor& extra,
-                            const OptionalTensor& log_q, CW_LOSS_PARAMETERS c10::string_view reduction,
+ScoresResult scores_forward(const Tensor& pos, const Tensor& neg, const OptionalTensor& extra,
+                            const OptionalTensor& log_q, CW_LOSS_PARAMETERS const std::string& reduction,
                             bool with_gradients, bool with_log_q_gradient, bool with_curve_gradient) {
-  TORCH_CHECK_VALUE(pos.dim() == 1 && neg.dim() == 2, "pos must be [B] and neg [B, N], got ", pos.sizes(), " and ",
+  CW_CHECK_VALUE(pos.dim() == 1 && neg.dim() == 2, "pos must be [B] and neg [B, N], got ", pos.sizes(), " and ",
                     neg.sizes());
   const int64_t rows = pos.size(0), n = neg.size(1);
-  TORCH_CHECK_VALUE(n > 0, "neg must hold at least one negative per row, got ", neg.sizes());
+  CW_CHECK_VALUE(n > 0, "neg must hold at least one negative per row, got ", neg.sizes());
   check_shape(neg, {rows, n}, "neg", pos);
   check_type(neg, pos.scalar_type(), "neg");
   const int64_t m = extra && extra->dim() == 2 ? extra->size(1) : 0;
@@ -27,13 +25,13 @@ ScoresResult scores_forward(const at::Tensor& pos, const at::Tensor& neg, const 
     check_shape(*extra, {rows, m}, "extra", pos);
     check_type(*extra, pos.scalar_type(), "extra");
   }
-  const auto options = pos.options().dtype(compute_type(pos));
+  const auto options = options_of(pos, compute_type(pos));
 
   ScoresCall call;
   call.loss = CW_LOSS(rows, pos);
   call.pos = pos;
   call.neg = with_contiguous_rows(neg);
-  call.extra = extra ? with_contiguous_rows(*extra) : empty({rows, 0}, pos.options());
+  call.extra = extra ? with_contiguous_rows(*extra) : empty({rows, 0}, options_of(pos));
   call.log_q = log_weights(log_q, rows, n, pos);
   call.with_gradients = with_gradients;
   call.out = allocate_rows(rows, call.loss, options);
@@ -43,11 +41,11 @@ ScoresResult scores_forward(const at::Tensor& pos, const at::Tensor& neg, const 
     call.d_neg = empty_large({rows, n}, kept_options(pos));
     call.d_extra = empty({rows, m}, options);
   }
-  if (rows > 0) CW_RUN(pos, scores(call));
+  if (rows > 0) backend::scores(call);
   const auto [loss, rescale] = reduced(call.out, reduction);
   return {loss,
           call.out.live,
-          or_empty(call.out.above, options.dtype(at::kLong)),
+          or_empty(call.out.above, options.with(kLong)),
           rescale,
           or_empty(call.d_pos, options),
           or_empty(call.d_neg, options),
@@ -59,14 +57,13 @@ ScoresResult scores_forward(const at::Tensor& pos, const at::Tensor& neg, const 
 
 }  // namespace
 
-TORCH_LIBRARY_FRAGMENT(cw_ext, m) {
+CW_OPS(
   // pos [B], neg [B, N], extra [B, M], log_q [B, N]; gradients that are not wanted are empty.
   m.def("scores_forward(Tensor pos, Tensor neg, Tensor? extra, Tensor? log_q, " CW_LOSS_SCHEMA
         "str reduction, bool with_gradients, bool with_log_q_gradient, bool with_curve_gradient) -> (Tensor loss, "
         "Tensor live, Tensor above, Tensor rescale, "
-        "Tensor d_pos, Tensor d_neg, Tensor d_extra, Tensor d_log_q, Tensor d_row_values, Tensor d_curve)");
-}
+        "Tensor d_pos, Tensor d_neg, Tensor d_extra, Tensor d_log_q, Tensor d_row_values, Tensor d_curve)");)
 
-CW_LIBRARY_IMPL(m.impl("scores_forward", &scores_forward);)
+CW_KERNELS(m.impl("scores_forward", TORCH_BOX(&scores_forward));)
 
 }  // namespace cw_ext

@@ -36,6 +36,11 @@ if extension.available():
     from cw_ext import fake  # noqa: F401  (registers the fake kernels)
 
 
+def _item_sums() -> str:
+    """How CUDA sums per item; an op on LibTorch's stable ABI cannot ask this itself."""
+    return "sorted" if torch.are_deterministic_algorithms_enabled() else "chosen"
+
+
 class _WithLogQ(Op):
     def wanted(self, inputs: ScoreInputs | EmbeddingInputs, needs_gradient: bool) -> Wanted:
         log_q = inputs.log_q
@@ -115,6 +120,7 @@ class _Embeddings(_WithLogQ):
             inputs.neg_ids,
             inputs.extra_ids,
             inputs.similarity,
+            _item_sums(),
         )
         del needed["items"]
         return {"items": items, **self.scaled(saved, grad, needed)}
@@ -162,7 +168,9 @@ class _Sampled(Op):
             return self.scaled(saved, grad, needed)
         results: SampledResults = saved.results
         coefficients = results.coefficients if saved.wanted.keep_coefficients else None
-        items = torch.ops.cw_ext.sampled_item_gradient(results.unit_queries, grad, coefficients, *saved.arguments())
+        items = torch.ops.cw_ext.sampled_item_gradient(
+            results.unit_queries, grad, coefficients, *saved.arguments(), _item_sums()
+        )
         del needed["items"]
         return {"items": items, **self.scaled(saved, grad, needed)}
 
@@ -184,14 +192,14 @@ class _Full(Op):
     def wanted(self, inputs: FullInputs, needs_gradient: bool) -> FullWanted:
         of_curve = _wants_curve(inputs, needs_gradient)
         at_once = inputs.reduction != "none" and inputs.items.dtype == reference.compute_dtype(inputs.items.dtype)
-        return FullWanted(needs_gradient and at_once, factor=None, with_curve_gradient=at_once and of_curve)
+        return FullWanted(needs_gradient and at_once, None, at_once and of_curve, _item_sums())
 
     def gradients(self, saved: Saved, grad: Tensor, needed: dict[str, Tensor]) -> Gradients:
         if saved.wanted.with_gradients:
             return self.scaled(saved, grad, needed)
         inputs = saved.arguments()
         factor = grad.expand(inputs.queries.shape[0])
-        computed = self.op(*inputs, *FullWanted(True, factor, with_curve_gradient="curve" in needed))
+        computed = self.op(*inputs, *FullWanted(True, factor, "curve" in needed, _item_sums()))
         results = FullResults(*computed[len(Losses._fields) :])
         found: Gradients = {"queries": results.d_queries.to(inputs.queries.dtype), "items": results.d_items}
         for value, gradient in zip(RowValues._fields, results.d_row_values):

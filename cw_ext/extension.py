@@ -1,9 +1,14 @@
-"""Finds the compiled kernels, and tells why they cannot be used."""
+"""Finds the compiled kernels, and tells why they cannot be used.
+
+Three files hold them: ``_cpu``, the ops with their CPU kernels, and ``_cuda``, the ops' CUDA kernels, are built on
+LibTorch's stable ABI and serve every torch and every Python; ``_C``, one per Python, says how they were built.
+"""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -11,52 +16,72 @@ from typing import Any
 
 import torch
 
+# The oldest torch that the libraries load under: setup.py's MINIMUM_TORCH.
+MINIMUM_TORCH = (2, 11)
+# The path of a library to load in place of ``_cpu``: the project's own tests have builds of other kinds.
+ANOTHER_LIBRARY = "CW_EXT_TEST_LIBRARY"
 PACKAGE = Path(__file__).resolve().parent
 BUILD = "pip install --no-build-isolation " + ("." if "site-packages" in PACKAGE.parts else "-e .")
 _warned = False
+
+
+def _library(folder: Path, name: str) -> Path | None:
+    return next((path for path in sorted(folder.glob(f"{name}.*")) if path.suffix in (".so", ".pyd")), None)
 
 
 def built_elsewhere() -> Path | None:
     """Another copy of the package with compiled kernels, further down Python's path: its folder."""
     for entry in sys.path:
         folder = Path(entry, "cw_ext").resolve()
-        if folder != PACKAGE and any(folder.glob("_C.*")):
+        if folder != PACKAGE and _library(folder, "_cpu"):
             return folder
     return None
 
 
-def _load() -> tuple[Any, str]:
-    """(the extension module or None, why not)."""
-    if importlib.util.find_spec("cw_ext._C") is None:
+def _why_no_cpu() -> str:
+    """Loads the CPU's library; why it cannot be, or an empty string."""
+    library = Path(another) if (another := os.environ.get(ANOTHER_LIBRARY)) else _library(PACKAGE, "_cpu")
+    if library is None:
         why_not = f"the compiled kernels of cw_ext are not in {PACKAGE}, the copy that was imported"
         if other := built_elsewhere():
-            return None, f"{why_not}, but they are in {other}: to use that copy, start Python in another folder"
-        return None, f"{why_not}; in its source tree, build them with: {BUILD}"
-    # Checked before loading: a library built for another torch may crash instead of raising an error.
-    try:
-        built_for = importlib.import_module("cw_ext._built_for").TORCH_VERSION
-    except ImportError:
-        built_for = "unknown"
-    if built_for != torch.__version__:
-        return None, (
-            f"the compiled kernels of cw_ext were built for torch {built_for}, but torch {torch.__version__} is "
-            f"running; in the source tree, rebuild them with: {BUILD}"
-        )
-    try:
-        return importlib.import_module("cw_ext._C"), ""
-    except ImportError as error:
+            return f"{why_not}, but they are in {other}: to use that copy, start Python in another folder"
+        return f"{why_not}; in its source tree, build them with: {BUILD}"
+    # Before loading: what an older torch lacks shows as a missing symbol.
+    if tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2]) < MINIMUM_TORCH:
         return (
-            None,
-            f"the compiled kernels of cw_ext do not load ({error}); in its source tree, rebuild with: {BUILD}",
+            f"the compiled kernels of cw_ext need torch >= {'.'.join(map(str, MINIMUM_TORCH))}, but torch "
+            f"{torch.__version__} is running; upgrade it with: pip install --upgrade torch"
         )
+    try:
+        torch.ops.load_library(str(library))
+    except OSError as error:
+        return f"the compiled kernels of cw_ext do not load ({error}); in its source tree, rebuild with: {BUILD}"
+    return ""
 
 
-_module, _why_not = _load()
+def _why_no_cuda() -> str:
+    """Loads CUDA's library where torch has CUDA; why it cannot be, or an empty string."""
+    if hasattr(torch.ops.cw_ext, "cuda_build"):
+        return ""  # it is part of a library of the tests
+    if torch.version.cuda is None:
+        return "this torch has no CUDA"
+    library = _library(PACKAGE, "_cuda")
+    if library is None:
+        return f"cw_ext was built without CUDA; in its source tree, rebuild with: USE_CUDA=1 {BUILD}"
+    try:
+        torch.ops.load_library(str(library))
+    except OSError as error:
+        return f"cw_ext's CUDA kernels do not load beside torch {torch.__version__} ({error})"
+    return ""
+
+
+_no_cpu = _why_no_cpu()
+_no_cuda = _no_cpu or _why_no_cuda()
 
 
 def available() -> bool:
     """Whether the compiled kernels are loaded."""
-    return _module is not None
+    return not _no_cpu
 
 
 def build_config() -> dict[str, Any]:
@@ -65,12 +90,18 @@ def build_config() -> dict[str, Any]:
     Returns:
         A dict with "available" (bool); where it is False, "reason"; where it is True, "compiler", "cpu_capabilities"
         (the instruction sets built), "cpu_capability" (the one this machine uses; ATEN_CPU_CAPABILITY=default|avx2|
-        avx512 in the environment lowers it), "cuda" (bool), "cuda_version", "cuda_archs" and "torch" (the version
-        built for).
+        avx512 in the environment lowers it), "torch" (the version built with; any from 2.11 on runs), "cuda" (bool:
+        the CUDA kernels are loaded), "cuda_reason" (why not, or None), "cuda_version" and "cuda_archs" (that they were
+        built for, or None). The first three and "torch" are None where the kernels were built with another Python.
     """
-    if _module is None:
-        return {"available": False, "reason": _why_not}
-    return {"available": True, **_module.build_config()}
+    if _no_cpu:
+        return {"available": False, "reason": _no_cpu}
+    config: dict[str, Any] = dict.fromkeys(("compiler", "cpu_capabilities", "cpu_capability", "torch"))
+    if importlib.util.find_spec("cw_ext._C") is not None:
+        config |= importlib.import_module("cw_ext._C").build_config()
+    version, archs = (None, None) if _no_cuda else torch.ops.cw_ext.cuda_build()
+    cuda = {"cuda": not _no_cuda, "cuda_reason": _no_cuda or None, "cuda_version": version, "cuda_archs": archs}
+    return {"available": True, **config, **cuda}
 
 
 def use_kernels(backend: str, device_type: str) -> bool:
@@ -82,12 +113,14 @@ def use_kernels(backend: str, device_type: str) -> bool:
     global _warned
     if backend == "reference":
         return False
-    if _module is None:
-        reason = _why_not
-    elif device_type == "cpu" or (device_type == "cuda" and _module.build_config()["cuda"]):
+    if _no_cpu:
+        reason = _no_cpu
+    elif device_type == "cpu" or (device_type == "cuda" and not _no_cuda):
         return True
+    elif device_type == "cuda":
+        reason = _no_cuda
     else:
-        reason = f"the compiled kernels of cw_ext do not cover the device type {device_type!r} in this build"
+        reason = f"the compiled kernels of cw_ext do not cover the device type {device_type!r}"
     if backend == "fused":
         raise RuntimeError(f"backend='fused': {reason}")
     if not _warned and not torch.compiler.is_compiling():

@@ -150,7 +150,7 @@ def _full_forward(*arguments: Any) -> tuple[Tensor, ...]:
 
 @torch.library.register_fake("cw_ext::sampled_item_gradient")
 def _sampled_item_gradient(unit_queries: Tensor, factor: Any, coefficients: Any, *arguments: Any) -> Tensor:
-    return torch.empty_like(SAMPLED.rebuilt(arguments).items, memory_format=torch.contiguous_format)
+    return torch.empty_like(SAMPLED.rebuilt(arguments[:-1]).items, memory_format=torch.contiguous_format)
 
 
 @torch.library.register_fake("cw_ext::item_gradient")

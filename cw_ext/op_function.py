@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import compress
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -56,6 +56,13 @@ def _together(others: Sequence[Any], places: Sequence[int], tensors: Sequence[Te
     for place, tensor in zip(places, tensors):
         arguments[place] = tensor
     return arguments
+
+
+def _raise_as_torch_does(error: RuntimeError) -> NoReturn:
+    """An error that has crossed LibTorch's stable ABI has lost its type, but not its message."""
+    if "CUDA out of memory" in str(error) and not isinstance(error, torch.OutOfMemoryError):
+        raise torch.OutOfMemoryError(str(error)) from error
+    raise error
 
 
 class Saved:
@@ -131,13 +138,20 @@ class Op:
                 "or leave the transform out of what is compiled"
             )
         result: tuple[Tensor, ...]
-        if not needs_gradient and not transformed:
-            result = self.op(*arguments, *wanted)
-        elif compiling or transformed:
-            others = _together(arguments, places, [None] * len(places))  # type: ignore[list-item]
-            result = OpFunction.apply(self, wanted, others, places, *_distinct(tensors))  # type: ignore[no-untyped-call]
-        else:
-            result = _apply_directly(self, wanted, arguments, places, *unwrap_dead_wrappers(tensors))
+        if compiling or transformed:
+            if not needs_gradient and not transformed:
+                result = self.op(*arguments, *wanted)
+            else:
+                others = _together(arguments, places, [None] * len(places))  # type: ignore[list-item]
+                result = OpFunction.apply(self, wanted, others, places, *_distinct(tensors))  # type: ignore[no-untyped-call]
+            return result
+        try:
+            if not needs_gradient:
+                result = self.op(*arguments, *wanted)
+            else:
+                result = _apply_directly(self, wanted, arguments, places, *unwrap_dead_wrappers(tensors))
+        except RuntimeError as error:
+            _raise_as_torch_does(error)
         return result
 
     def wanted(self, inputs: Any, needs_gradient: bool, *options: Any) -> Any:
@@ -273,7 +287,12 @@ class _Direct(torch.autograd.Function):
         _save(ctx, op, wanted, arguments, places, tensors, result, losses)
         return losses
 
-    backward = OpFunction.backward
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, *others: Any) -> tuple[Tensor | None, ...]:
+        try:
+            return OpFunction.backward(ctx, grad, *others)
+        except RuntimeError as error:
+            _raise_as_torch_does(error)
 
 
 # What Function.apply comes to outside torch.func's transforms, without its looking at each argument.

@@ -99,6 +99,7 @@ class FullWanted(NamedTuple):
     with_gradients: bool
     factor: Tensor | None  # [B], or None: 1. The gradients are those of the rows' losses times this
     with_curve_gradient: bool
+    sums: str  # how CUDA sums per item: "chosen", "atomic" or "sorted"
 
 
 # ---- results -----------------------------------------------------------------------------------------------

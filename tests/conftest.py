@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import sys
-import types
 from pathlib import Path
 
 # Both are read when torch starts. Without the first, OpenMP's threads spin between the thousands of tiny
@@ -18,27 +15,11 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 REFERENCE_ONLY = "CW_EXT_TEST_REFERENCE_ONLY"
-# A library of kernels to test in place of the installed one: those of build/cuda_emulation/ and build/sanitizers/.
-LIBRARY = "CW_EXT_TEST_LIBRARY"
 # All tests under torch's deterministic algorithms, which also fill fresh memory with NaN.
 DETERMINISTIC = "CW_EXT_TEST_DETERMINISTIC"
 # The marker `thorough`. make test-all runs all tests; make fuzz, the thorough ones that cross variants with dtypes.
 THOROUGH = "repeats on more inputs what quicker tests cover; make test leaves it out, pytest -m thorough runs it"
 
-
-def _load_library(path: str) -> None:
-    """Makes the library at `path` what cw_ext finds as its compiled kernels."""
-    spec = importlib.util.spec_from_file_location("cw_ext._C", path)
-    assert spec is not None and spec.loader is not None, f"{LIBRARY}={path} is no library"
-    library = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(library)
-    built_for = types.ModuleType("cw_ext._built_for")
-    built_for.TORCH_VERSION = library.build_config()["torch"]  # type: ignore[attr-defined]
-    sys.modules |= {spec.name: library, built_for.__name__: built_for}
-
-
-if LIBRARY in os.environ:
-    _load_library(os.environ[LIBRARY])
 
 import cw_ext  # noqa: E402
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
-import types
 import warnings
 from collections.abc import Callable, Iterator
 
@@ -71,8 +70,7 @@ def test_help_names_every_argument(form: object) -> None:
 @pytest.fixture
 def without_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As on a machine where nothing was built."""
-    monkeypatch.setattr(extension, "_module", None)
-    monkeypatch.setattr(extension, "_why_not", "the kernels were built for X, but Y is running; rebuild with: Z")
+    monkeypatch.setattr(extension, "_no_cpu", "the kernels were built for X, but Y is running; rebuild with: Z")
     monkeypatch.setattr(extension, "_warned", False)
     yield
 
@@ -89,7 +87,7 @@ def test_build_config(kernels: None) -> None:
 
 def test_build_config_without_kernels(without_kernels: None) -> None:
     config = cw_ext.build_config()
-    assert config == {"available": False, "reason": extension._why_not}
+    assert config == {"available": False, "reason": extension._no_cpu}
 
 
 def test_fused_says_why_it_cannot(without_kernels: None) -> None:
@@ -113,21 +111,19 @@ def test_the_reference_never_warns(without_kernels: None) -> None:
         make_scores().loss(backend="reference")
 
 
-def test_a_build_for_another_torch_is_not_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It might crash in place of failing."""
-    other = types.ModuleType("cw_ext._built_for")
-    other.TORCH_VERSION = "1.2.3"  # type: ignore[attr-defined]
-    monkeypatch.setitem(__import__("sys").modules, "cw_ext._built_for", other)
-    monkeypatch.setattr(extension.importlib.util, "find_spec", lambda name: object())
-    module, why_not = extension._load()
-    assert module is None
-    assert "built for torch 1.2.3" in why_not and f"torch {torch.__version__}" in why_not and "pip install" in why_not
+def test_a_torch_too_old_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading would end in a missing symbol."""
+    monkeypatch.delenv(extension.ANOTHER_LIBRARY, raising=False)
+    monkeypatch.setattr(extension, "_library", lambda folder, name: folder / "_cpu.so")
+    monkeypatch.setattr(torch, "__version__", "2.10.1+cpu")
+    why_not = extension._why_no_cpu()
+    assert "need torch >= 2.11, but torch 2.10.1+cpu is running" in why_not and "pip install --upgrade torch" in why_not
 
 
 def test_no_build_says_how_to_make_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extension.importlib.util, "find_spec", lambda name: None)
-    module, why_not = extension._load()
-    assert module is None and "pip install" in why_not
+    monkeypatch.delenv(extension.ANOTHER_LIBRARY, raising=False)
+    monkeypatch.setattr(extension, "_library", lambda folder, name: None)
+    assert "pip install" in extension._why_no_cpu()
 
 
 # ---- modules -----------------------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ def test_tuples_are_the_schemas(kernels: None, name: str) -> None:
 def test_ops_that_take_a_part(kernels: None) -> None:
     assert ["rows", "num_items", *DRAWS.names] == [a.name for a in _schema("draw_negatives").arguments]
     own = ["unit_queries", "factor", "coefficients"]
-    assert [*own, *SAMPLED.names] == [a.name for a in _schema("sampled_item_gradient").arguments]
+    assert [*own, *SAMPLED.names, "sums"] == [a.name for a in _schema("sampled_item_gradient").arguments]
 
 
 class _Nested(NamedTuple):

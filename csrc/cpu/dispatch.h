@@ -1,31 +1,16 @@
 // From a call's tensors to the kernels of the right type and instruction set.
 #pragma once
 
-#include <ATen/Version.h>
-#include <ATen/core/Tensor.h>
-#include <c10/util/Exception.h>
-
 #include <algorithm>
 #include <cstring>
 #include <memory>
-#include <string>
 #include <vector>
 
 #include "../calls.h"
+#include "isa.h"
 #include "kernels.h"
 
 namespace cw_cpu {
-
-enum class Isa { any, avx2, avx512 };
-
-// The same choice as ATen's, so that ATEN_CPU_CAPABILITY lowers both; read once.
-inline Isa isa() {
-  static const Isa chosen = [] {
-    const std::string name = at::get_cpu_capability();
-    return name == "AVX512" ? Isa::avx512 : name == "AVX2" ? Isa::avx2 : Isa::any;
-  }();
-  return chosen;
-}
 
 // CW_WITH_ISA(call(...)) calls it in the namespace of the instruction set.
 #if defined(__x86_64__)
@@ -38,18 +23,18 @@ inline Isa isa() {
 #endif
 
 template <typename Function>
-void with_type(at::ScalarType type, Function&& function) {
+void with_type(ScalarType type, Function&& function) {
   switch (type) {
-    case at::kFloat:
+    case kFloat:
       return function(float{});
-    case at::kDouble:
+    case kDouble:
       return function(double{});
-    case at::kHalf:
+    case kHalf:
       return function(Half{});
-    case at::kBFloat16:
+    case kBFloat16:
       return function(BFloat16{});
     default:
-      TORCH_CHECK_TYPE(false, "expected a floating dtype, got ", type);
+      CW_CHECK_TYPE(false, "expected a floating dtype, got ", type);
   }
 }
 
@@ -60,7 +45,7 @@ void weighted_sums(const T* coefficients, int64_t rows, int64_t n, const T* x, i
                    int64_t stride, bool accumulate = false);
 
 template <typename T>
-T* pointer(const at::Tensor& t) {
+T* pointer(const Tensor& t) {
   return t.defined() && t.numel() > 0 ? static_cast<T*>(t.data_ptr()) : nullptr;
 }
 
@@ -97,7 +82,7 @@ std::unique_ptr<T[]> scratch(int64_t size) {
 
 // See Table: `room` holds the copy of the last rows and the row of zeros.
 template <typename In>
-Table<In> readable_table(const at::Tensor& items, std::vector<In>& room) {
+Table<In> readable_table(const Tensor& items, std::vector<In>& room) {
   constexpr int64_t kRegister = 64 / int64_t(sizeof(In));
   const int64_t count = items.size(0), dim = items.size(1);
   const int64_t copied = std::min(count, (kRegister + dim - 1) / dim);

@@ -1,28 +1,26 @@
 // For the gradients of levels 2 and 3: norms, ids, and sums over sorted pairs.
 #pragma once
 
-#include <ATen/Functions.h>
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 #include <vector>
 
+#include "../allocate.h"
 #include "dispatch.h"
 
 namespace cw_cpu {
 
 // A pass over the table is worth it if the batch reads its rows more than a few times; otherwise the norms are computed with
 // the scores.
-inline at::Tensor inverse_norms_of(const at::Tensor& items, int64_t reads, at::ScalarType compute) {
+inline Tensor inverse_norms_of(const Tensor& items, int64_t reads, ScalarType compute) {
   if (items.size(0) > reads / 4) return {};
-  at::Tensor result = at::empty({items.size(0)}, items.options().dtype(compute));
+  Tensor result = empty({items.size(0)}, options_of(items, compute));
   with_type(items.scalar_type(), [&](auto element) {
     using In = decltype(element);
     using T = typename Compute<In>::type;
     const In* const x = pointer<const In>(items);
     T* const out = pointer<T>(result);
     const int64_t dim = items.size(1);
-    at::parallel_for(0, items.size(0), grain(dim, 1), [&](int64_t begin, int64_t end) {
+    parallel_for(0, items.size(0), grain(dim, 1), [&](int64_t begin, int64_t end) {
       CW_WITH_ISA(inverse_norms<In>(x, dim, out, begin, end));
     });
   });
@@ -30,7 +28,7 @@ inline at::Tensor inverse_norms_of(const at::Tensor& items, int64_t reads, at::S
 }
 
 template <typename Id>
-PairIds<Id> pair_ids(const at::Tensor& pos, const at::Tensor& extra, const at::Tensor& neg) {
+PairIds<Id> pair_ids(const Tensor& pos, const Tensor& extra, const Tensor& neg) {
   return {pointer<const int64_t>(pos), pointer<const int64_t>(extra), extra.size(1), pointer<const Id>(neg),
           neg.defined() ? neg.size(1) : 0};
 }
@@ -41,13 +39,13 @@ inline void note_first(const BadId& found, BadId& first) {
 }
 
 inline void check_found(const BadId& bad, int64_t num_items) {
-  TORCH_CHECK_INDEX(!bad.name, bad.name, " must be in [0, ", num_items, "), or −1 for padding, got ", bad.id, " in row ",
+  CW_CHECK_INDEX(!bad.name, bad.name, " must be in [0, ", num_items, "), or −1 for padding, got ", bad.id, " in row ",
                     bad.row);
 }
 
 // The task without its pairs. The returned tensor holds the sources, with room for `further` rows to be filled in.
 template <typename In>
-at::Tensor fill_item_task(const cw_ext::ItemGradientCall& call, int64_t further, ItemGradientTask<In>& task) {
+Tensor fill_item_task(const cw_ext::ItemGradientCall& call, int64_t further, ItemGradientTask<In>& task) {
   using T = typename Compute<In>::type;
   const int64_t dim = call.items.size(1), rows = call.sources.size(0);
   task.items = pointer<const In>(call.items);
@@ -59,9 +57,9 @@ at::Tensor fill_item_task(const cw_ext::ItemGradientCall& call, int64_t further,
   task.before_low = nullptr;
   task.after_high = task.after_low = nullptr;
   task.gradient = pointer<In>(call.gradient);
-  at::Tensor sources = call.sources;
+  Tensor sources = call.sources;
   if (further > 0 || task.padded_dim != dim) {
-    sources = at::empty({rows + further, task.padded_dim}, call.sources.options());
+    sources = empty({rows + further, task.padded_dim}, options_of(call.sources));
     const T* const from = pointer<const T>(call.sources);
     T* const to = pointer<T>(sources);
     for (int64_t b = 0; b < rows; ++b) {
@@ -82,7 +80,7 @@ inline std::vector<int64_t> cuts_of(const PairGrid& grid, const int32_t* ends, i
   }
   int64_t total = 0;
   for (const int64_t w : work) total += w;
-  const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(total / grain(dim), at::get_num_threads() * 8));
+  const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(total / grain(dim), num_threads() * 8));
   std::vector<int64_t> cuts{0};
   int64_t done = 0;
   for (int64_t k = 0; k < grid.buckets; ++k) {
@@ -97,7 +95,7 @@ template <typename In>
 void sum_by_items(const ItemGradientTask<In>& task) {
   using T = typename Compute<In>::type;
   const std::vector<int64_t> cuts = cuts_of(task.grid, task.ends, task.dim);
-  at::parallel_for(0, int64_t(cuts.size()) - 1, 1, [&](int64_t first, int64_t last) {
+  parallel_for(0, int64_t(cuts.size()) - 1, 1, [&](int64_t first, int64_t last) {
     const auto room = scratch<T>(item_gradient_scratch(task.dim));
     CW_WITH_ISA(item_gradient<In>(task, cuts[first], cuts[last], room.get()));
   });

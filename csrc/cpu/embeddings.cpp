@@ -1,7 +1,4 @@
 // Level 2 on the CPU: blocks of rows in parallel forward, buckets of items in parallel backward.
-#include <ATen/Functions.h>
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 #include <cstring>
 #include <mutex>
@@ -25,14 +22,14 @@ void forward(const cw_ext::EmbeddingsCall& call) {
   EmbeddingsTask<In, Id> task;
   fill_query_task(call, room, task);
   task.ids = pair_ids<Id>(call.pos_ids, call.extra_ids, call.neg_ids);
-  const at::Tensor inverse_norms =
-      call.normalized ? inverse_norms_of(call.items, rows * grid.width, call.out.loss.scalar_type()) : at::Tensor();
+  const Tensor inverse_norms =
+      call.normalized ? inverse_norms_of(call.items, rows * grid.width, call.out.loss.scalar_type()) : Tensor();
   task.inverse_norms = pointer<const T>(inverse_norms);
   const bool wanted = call.with_gradients;
 
   std::mutex mutex;
   BadId bad;
-  at::parallel_for(0, grid.blocks, grain(grid.pairs_per_block() * task.items.dim), [&](int64_t first, int64_t last) {
+  parallel_for(0, grid.blocks, grain(grid.pairs_per_block() * task.items.dim), [&](int64_t first, int64_t last) {
     const auto room = scratch<T>(embeddings_scratch(n, m, task.items.dim));
     const auto item_rows = scratch<const In*>(grid.width);
     const auto coefficients = scratch<T>(wanted ? grid.pairs_per_block() : 0);
@@ -62,13 +59,13 @@ void forward(const cw_ext::EmbeddingsCall& call) {
 template <typename T>
 void sort_pairs(const PairIds<int64_t>& ids, const PairGrid& grid, int64_t num_items, const T* coefficients,
                 int32_t* ends, PairKey* keys, T* sorted) {
-  at::parallel_for(0, grid.blocks, grain(grid.pairs_per_block()), [&](int64_t first, int64_t last) {
+  parallel_for(0, grid.blocks, grain(grid.pairs_per_block()), [&](int64_t first, int64_t last) {
     for (int64_t block = first; block < last; ++block) {
       const int64_t base = block * grid.pairs_per_block();
       int32_t* const own_ends = ends + block * grid.buckets;
       // The forward pass has checked the ids, but an op can be called alone.
       const BadId bad = count_block(ids, grid, block, num_items, own_ends);
-      TORCH_CHECK_INDEX(!bad.name, "ids must be in [0, ", num_items, "), or −1 for padding, got ", bad.id);
+      CW_CHECK_INDEX(!bad.name, "ids must be in [0, ", num_items, "), or −1 for padding, got ", bad.id);
       sort_block(ids, grid, block, coefficients + base, own_ends, keys + base, sorted + base);
     }
   });
@@ -76,7 +73,7 @@ void sort_pairs(const PairIds<int64_t>& ids, const PairGrid& grid, int64_t num_i
 
 // Sorted pairs are an argument of the op, so they are checked again before memory is read by them.
 void check_pairs(const PairGrid& grid, const PairKey* keys, const int32_t* ends) {
-  at::parallel_for(0, grid.blocks, grain(grid.pairs_per_block(), 1), [&](int64_t first, int64_t last) {
+  parallel_for(0, grid.blocks, grain(grid.pairs_per_block(), 1), [&](int64_t first, int64_t last) {
     for (int64_t block = first; block < last; ++block) {
       const int32_t* const own_ends = ends + block * grid.buckets;
       const int64_t most = grid.rows_in(block) * grid.width;
@@ -86,14 +83,45 @@ void check_pairs(const PairGrid& grid, const PairKey* keys, const int32_t* ends)
         rises &= previous <= own_ends[k];
         previous = own_ends[k];
       }
-      TORCH_CHECK_VALUE(rises && previous <= most, "pair_ends must rise to at most ", most, " in block ", block);
+      CW_CHECK_VALUE(rises && previous <= most, "pair_ends must rise to at most ", most, " in block ", block);
       PairKey largest = 0;
       const PairKey* const own_keys = keys + block * grid.pairs_per_block();
       for (int32_t e = 0; e < previous; ++e) largest = std::max(largest, own_keys[e]);
-      TORCH_CHECK_VALUE(row_of(largest) < grid.rows_in(block), "pair_keys names the row ", row_of(largest),
+      CW_CHECK_VALUE(row_of(largest) < grid.rows_in(block), "pair_keys names the row ", row_of(largest),
                         " of block ", block, ", which has ", grid.rows_in(block));
     }
   });
+}
+
+// The pairs of the positives, [B, 1 + M], and behind them a row per shared negative.
+template <typename T>
+struct SharedPairs {
+  std::vector<int64_t> pos_ids, extra_ids;
+  std::vector<T> coefficients;
+};
+
+// A shared negative's row has one pair, of weight 1, or 0 if all rows leave the item out: such an item may hold anything, and
+// must not reach the normalisation. `sums` are the shared negatives' own sources, [N, D] with a stride.
+template <typename T>
+SharedPairs<T> shared_pairs(const cw_ext::ItemGradientCall& call, const T* sums, int64_t stride) {
+  const int64_t rows = call.pos_ids.size(0), shared = call.shared_ids.size(0), dim = call.items.size(1);
+  const int64_t width = call.coefficients.size(1);
+  const auto copied = [](const auto* from, int64_t count, int64_t room, auto filler) {
+    std::vector<decltype(filler)> to(from, from + count);
+    to.resize(size_t(room), filler);
+    return to;
+  };
+  SharedPairs<T> pairs{
+      copied(pointer<const int64_t>(call.pos_ids), rows, rows + shared, int64_t(-1)),
+      copied(pointer<const int64_t>(call.extra_ids), rows * (width - 1), (rows + shared) * (width - 1), int64_t(-1)),
+      copied(pointer<const T>(call.coefficients), rows * width, (rows + shared) * width, T(0))};
+  const int64_t* const ids = pointer<const int64_t>(call.shared_ids);
+  for (int64_t n = 0; n < shared; ++n) {
+    pairs.pos_ids[rows + n] = ids[n];
+    const T* const x = sums + n * stride;
+    pairs.coefficients[(rows + n) * width] = std::any_of(x, x + dim, [](T value) { return value != 0; });
+  }
+  return pairs;
 }
 
 template <typename In>
@@ -102,30 +130,25 @@ void backward(const cw_ext::ItemGradientCall& call) {
   const int64_t num_items = call.items.size(0), dim = call.items.size(1), rows = call.sources.size(0);
   const int64_t shared = call.shared_ids.defined() ? call.shared_ids.size(0) : 0;
   ItemGradientTask<In> task;
-  const at::Tensor sources = fill_item_task(call, shared, task);
+  const Tensor sources = fill_item_task(call, shared, task);
   if (shared > 0) {
     weighted_sums(pointer<const T>(call.shared_coefficients), rows, shared, pointer<const T>(call.sources), dim,
                   T(call.scale), pointer<T>(sources) + rows * task.padded_dim, task.padded_dim);
   }
 
-  at::Tensor keys = call.pair_keys, ends = call.pair_ends, coefficients = call.coefficients;
+  Tensor keys = call.pair_keys, ends = call.pair_ends, coefficients = call.coefficients;
   if (!call.neg_ids.defined()) {
     const int64_t width = coefficients.size(1);
-    at::Tensor pos_ids = call.pos_ids, extra_ids = call.extra_ids, unsorted = coefficients;
-    if (shared > 0) {
-      // The shared negatives are rows of their own with a pair of weight 1, or 0 if all rows leave them out: such items
-      // may hold anything, and must not reach the normalisation.
-      pos_ids = at::cat({pos_ids, call.shared_ids});
-      extra_ids = at::cat({extra_ids, at::full({shared, width - 1}, -1, extra_ids.options())});
-      at::Tensor weights = at::zeros({shared, width}, coefficients.options());
-      weights.select(1, 0).copy_(sources.narrow(0, rows, shared).narrow(1, 0, dim).ne(0).any(1));
-      unsorted = at::cat({coefficients, weights});
-    }
+    SharedPairs<T> pairs;
+    if (shared > 0) pairs = shared_pairs<T>(call, pointer<const T>(sources) + rows * task.padded_dim, task.padded_dim);
+    const PairIds<int64_t> ids = shared > 0 ? PairIds<int64_t>{pairs.pos_ids.data(), pairs.extra_ids.data(), width - 1}
+                                            : pair_ids<int64_t>(call.pos_ids, call.extra_ids, Tensor());
     task.grid = pair_grid(rows + shared, width, num_items);
-    coefficients = at::empty_like(unsorted);
-    keys = at::empty(unsorted.sizes(), unsorted.options().dtype(at::kShort));
-    ends = at::empty({task.grid.blocks, task.grid.buckets}, unsorted.options().dtype(at::kInt));
-    sort_pairs(pair_ids<int64_t>(pos_ids, extra_ids, at::Tensor()), task.grid, num_items, pointer<const T>(unsorted),
+    const Options options = options_of(call.coefficients);
+    coefficients = empty({rows + shared, width}, options);
+    keys = empty({rows + shared, width}, options.with(kShort));
+    ends = empty({task.grid.blocks, task.grid.buckets}, options.with(kInt));
+    sort_pairs(ids, task.grid, num_items, shared > 0 ? pairs.coefficients.data() : pointer<const T>(call.coefficients),
                pointer<int32_t>(ends), pointer<PairKey>(keys), pointer<T>(coefficients));
   } else {
     task.grid = pair_grid(rows, coefficients.size(1), num_items);
@@ -140,19 +163,19 @@ void backward(const cw_ext::ItemGradientCall& call) {
 
 }  // namespace
 
-at::Tensor pair_keys(int64_t rows, int64_t width, const at::Tensor& like) {
-  return cw_ext::empty_large({rows, width}, like.options().dtype(at::kShort));
+Tensor pair_keys(int64_t rows, int64_t width, const Tensor& like) {
+  return cw_ext::empty_large({rows, width}, options_of(like, kShort));
 }
 
-at::Tensor pair_ends(int64_t rows, int64_t width, int64_t items, const at::Tensor& like) {
+Tensor pair_ends(int64_t rows, int64_t width, int64_t items, const Tensor& like) {
   const PairGrid grid = pair_grid(rows, width, items);
-  return at::empty({grid.blocks, grid.buckets}, like.options().dtype(at::kInt));
+  return empty({grid.blocks, grid.buckets}, options_of(like, kInt));
 }
 
 void embeddings(const cw_ext::EmbeddingsCall& call) {
   with_type(call.queries.scalar_type(), [&](auto element) {
     using In = decltype(element);
-    call.neg_ids.scalar_type() == at::kInt ? forward<In, int32_t>(call) : forward<In, int64_t>(call);
+    call.neg_ids.scalar_type() == kInt ? forward<In, int32_t>(call) : forward<In, int64_t>(call);
   });
 }
 

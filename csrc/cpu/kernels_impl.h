@@ -2,7 +2,6 @@
 // one instruction set the linker could hand to another.
 //
 // Included by kernels_*.cpp with CW_ISA set to the namespace to define, and CW_VECTOR_BYTES to the width of a register.
-
 #include "draw_kernel.h"
 #include "embeddings_kernel.h"
 #include "item_gradient_kernel.h"

@@ -1,7 +1,5 @@
 // Sums over rows by a matrix product, for negatives that all rows share. Our own, since MKL uses only half of the vector width
 // on processors other than Intel's, and splits its sums by the number of threads.
-#include <ATen/Parallel.h>
-
 #include "dispatch.h"
 
 namespace cw_cpu {
@@ -13,7 +11,7 @@ namespace {
 template <typename T>
 void pack(const T* x, int64_t depth, int64_t dim, T factor, T* out) {
   constexpr int64_t kPanel = ProductTask<T>::kPanel;
-  at::parallel_for(0, depth, grain(dim, 1), [&](int64_t begin, int64_t end) {
+  parallel_for(0, depth, grain(dim, 1), [&](int64_t begin, int64_t end) {
     for (int64_t k = begin; k < end; ++k) {
       for (int64_t first = 0; first < dim; first += kPanel) {
         T* const to = out + first * depth + k * kPanel;
@@ -39,7 +37,7 @@ void weighted_sums(const T* coefficients, int64_t rows, int64_t n, const T* x, i
   pack(x, rows, dim, factor, packed.get());
   const ProductTask<T> task{coefficients, 1, n, rows, packed.get(), panels, out, stride, accumulate};
   const int64_t steps = (n + kRowStep - 1) / kRowStep;
-  at::parallel_for(0, steps, grain(kRowStep * rows * panels), [&](int64_t first, int64_t last) {
+  parallel_for(0, steps, grain(kRowStep * rows * panels), [&](int64_t first, int64_t last) {
     CW_WITH_ISA(product<T>(task, first * kRowStep, std::min(n, last * kRowStep)));
   });
 }

@@ -1,7 +1,5 @@
 // Level 3 on the CPU: level 2 with negatives that each block of rows draws for itself, in forward and again in backward, so
 // that only a few blocks of them are in memory at a time.
-#include <ATen/Parallel.h>
-
 #include <mutex>
 #include <type_traits>
 
@@ -64,13 +62,13 @@ struct Drawn {
 
 // The task without its negatives. It points into `room` and the returned tensor.
 template <typename In>
-at::Tensor fill_task(const cw_ext::EmbeddingsCall& call, int64_t n, std::vector<In>& room,
+Tensor fill_task(const cw_ext::EmbeddingsCall& call, int64_t n, std::vector<In>& room,
                      EmbeddingsTask<In, int32_t>& task) {
   using T = typename Compute<In>::type;
   fill_query_task(call, room, task);
-  task.ids = pair_ids<int32_t>(call.pos_ids, call.extra_ids, at::Tensor());
+  task.ids = pair_ids<int32_t>(call.pos_ids, call.extra_ids, Tensor());
   const int64_t reads = call.queries.size(0) * (1 + call.extra_ids.size(1) + n);
-  at::Tensor norms = call.normalized ? inverse_norms_of(call.items, reads, call.out.loss.scalar_type()) : at::Tensor();
+  Tensor norms = call.normalized ? inverse_norms_of(call.items, reads, call.out.loss.scalar_type()) : Tensor();
   task.inverse_norms = pointer<const T>(norms);
   return norms;
 }
@@ -84,12 +82,12 @@ void forward(const cw_ext::SampledCall& call) {
   const PairGrid grid = pair_grid(rows, 1 + m + n, num_items);
   std::vector<In> last_rows;
   EmbeddingsTask<In, int32_t> task;
-  const at::Tensor norms = fill_task(batch, n, last_rows, task);
+  const Tensor norms = fill_task(batch, n, last_rows, task);
   T* const kept = pointer<T>(batch.coefficients);
 
   std::mutex mutex;
   BadId bad;
-  at::parallel_for(0, grid.blocks, grain(grid.pairs_per_block() * dim), [&](int64_t first, int64_t last) {
+  parallel_for(0, grid.blocks, grain(grid.pairs_per_block() * dim), [&](int64_t first, int64_t last) {
     const auto room = scratch<T>(embeddings_scratch(n, m, dim));
     const auto item_rows = scratch<const In*>(grid.width);
     const auto own = scratch<T>(batch.with_gradients && !kept ? grid.pairs_per_block() : 0);
@@ -121,30 +119,30 @@ void backward(const cw_ext::SampledItemGradientCall& call) {
   const T* const kept = pointer<const T>(gradient.coefficients);
   std::vector<In> last_rows;
   EmbeddingsTask<In, int32_t> task;
-  const at::Tensor norms = kept ? at::Tensor() : fill_task(call.rows, n, last_rows, task);
-  if (kept) task.ids = pair_ids<int32_t>(gradient.pos_ids, gradient.extra_ids, at::Tensor());
+  const Tensor norms = kept ? Tensor() : fill_task(call.rows, n, last_rows, task);
+  if (kept) task.ids = pair_ids<int32_t>(gradient.pos_ids, gradient.extra_ids, Tensor());
 
   ItemGradientTask<In> sums;
-  const at::Tensor sources = fill_item_task(gradient, 0, sums);
+  const Tensor sources = fill_item_task(gradient, 0, sums);
   const T* const all_sources = sums.sources;
   const int64_t at_once = std::min(grid.blocks_at_once, grid.blocks), parts = (grid.blocks + at_once - 1) / at_once;
-  at::Tensor high, low;  // [I, D] T, the sums from part to part
+  Tensor high, low;  // [I, D] T, the sums from part to part
   if (parts > 1) {
-    high = std::is_same_v<In, T> ? gradient.gradient : at::empty(gradient.items.sizes(), sources.options());
-    low = at::empty_like(high);
+    high = std::is_same_v<In, T> ? gradient.gradient : empty(gradient.items.sizes(), options_of(sources));
+    low = empty(high.sizes(), options_of(high));
   }
-  const auto options = gradient.sources.options();
+  const auto options = options_of(gradient.sources);
   const int64_t pairs = std::min(at_once * grid.pairs_per_block(), rows * grid.width);
-  const at::Tensor coefficients = cw_ext::empty_large({pairs}, options);
-  const at::Tensor keys = cw_ext::empty_large({pairs}, options.dtype(at::kShort));
-  const at::Tensor ends = at::empty({at_once, grid.buckets}, options.dtype(at::kInt));
+  const Tensor coefficients = cw_ext::empty_large({pairs}, options);
+  const Tensor keys = cw_ext::empty_large({pairs}, options.with(kShort));
+  const Tensor ends = empty({at_once, grid.buckets}, options.with(kInt));
   sums.coefficients = pointer<const T>(coefficients);
   sums.keys = pointer<const PairKey>(keys);
   sums.ends = pointer<const int32_t>(ends);
 
   for (int64_t part = 0; part < parts; ++part) {
     const int64_t first_block = part * at_once, count = std::min(at_once, grid.blocks - first_block);
-    at::parallel_for(0, count, grain(grid.pairs_per_block() * (kept ? 1 : dim)), [&](int64_t first, int64_t last) {
+    parallel_for(0, count, grain(grid.pairs_per_block() * (kept ? 1 : dim)), [&](int64_t first, int64_t last) {
       const auto room = scratch<T>(kept ? 0 : embeddings_scratch(n, m, dim));
       const auto item_rows = scratch<const In*>(kept ? 0 : grid.width);
       const auto own = scratch<T>(kept ? 0 : grid.pairs_per_block());
@@ -188,10 +186,10 @@ void backward(const cw_ext::SampledItemGradientCall& call) {
 
 }  // namespace
 
-void draw(const cw_ext::Draws& draws, const at::Tensor& out) {
+void draw(const cw_ext::Draws& draws, const Tensor& out) {
   const cw_ext::NegativeSource source = source_of(draws);
   int32_t* const to = pointer<int32_t>(out);
-  at::parallel_for(0, out.size(0), grain(draws.n), [&](int64_t begin, int64_t end) {
+  parallel_for(0, out.size(0), grain(draws.n), [&](int64_t begin, int64_t end) {
     const auto filter = scratch<uint32_t>(kFilterWords);
     CW_WITH_ISA(draw_rows(source, draws.n, begin, end, to + begin * draws.n, filter.get()));
   });

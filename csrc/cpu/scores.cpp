@@ -1,6 +1,4 @@
 // Level 1 on the CPU: rows in parallel.
-#include <ATen/Parallel.h>
-
 #include "dispatch.h"
 
 namespace cw_cpu {
@@ -27,21 +25,9 @@ void scores(const cw_ext::ScoresCall& call) {
     task.d_pos = call.with_gradients ? pointer<T>(call.d_pos) : nullptr;
     task.d_neg = pointer<T>(call.d_neg);
     task.d_extra = pointer<T>(call.d_extra);
-    at::parallel_for(0, call.pos.size(0), grain(task.n + task.m), [&](int64_t begin, int64_t end) {
+    parallel_for(0, call.pos.size(0), grain(task.n + task.m), [&](int64_t begin, int64_t end) {
       const auto room = scratch<T>(scores_scratch(task.n, task.m));
       CW_WITH_ISA(scores<In>(task, begin, end, room.get()));
-    });
-  });
-}
-
-void scale_rows(const at::Tensor& x, const at::Tensor& factor, const at::Tensor& out) {
-  with_type(out.scalar_type(), [&](auto element) {
-    using In = decltype(element);
-    using T = typename Compute<In>::type;
-    const int64_t rows = x.size(0), width = rows > 0 ? x.numel() / rows : 0;
-    const ScaleRowsTask<In> task{pointer<const T>(x), pointer<const T>(factor), width, pointer<In>(out)};
-    at::parallel_for(0, rows, grain(width, 1), [&](int64_t begin, int64_t end) {
-      CW_WITH_ISA(scale_rows<In>(task, begin, end));
     });
   });
 }

@@ -1,8 +1,8 @@
 // Level 2 on the CPU where all rows share their negatives: blocks of rows in parallel, each a matrix product around level 1.
 #include "../shared_negatives.h"
 
-#include <ATen/ATen.h>
-#include <ATen/Parallel.h>
+#include <algorithm>
+#include <numeric>
 
 #include "../allocate.h"
 #include "dispatch.h"
@@ -39,13 +39,13 @@ void run(const cw_ext::SharedNegativesCall& call) {
   const auto columns = scratch<T>(panels * kPanel * dim), packed_rows = scratch<T>(dim_panels * kPanel * n);
   task.columns = columns.get();
   task.rows = packed_rows.get();
-  at::parallel_for(0, panels, grain(kPanel * dim), [&](int64_t begin, int64_t end) {
+  parallel_for(0, panels, grain(kPanel * dim), [&](int64_t begin, int64_t end) {
     CW_WITH_ISA(pack_shared<In>(task, begin, end));
   });
 
   const auto run_rows = [&](int64_t first_row, int64_t last_row) {
     const int64_t steps = (last_row - first_row + kRowStep - 1) / kRowStep;
-    at::parallel_for(0, steps, grain(kRowStep * n * dim), [&](int64_t first, int64_t last) {
+    parallel_for(0, steps, grain(kRowStep * n * dim), [&](int64_t first, int64_t last) {
       const auto own = scratch<T>(shared_scratch(n, m, dim));
       CW_WITH_ISA(shared_negatives<In>(task, first_row + first * kRowStep,
                                        std::min(last_row, first_row + last * kRowStep), own.get()));
@@ -55,27 +55,63 @@ void run(const cw_ext::SharedNegativesCall& call) {
 
   // With room for whole panels behind each row.
   const int64_t room_per_row = dim_panels * kPanel;
-  const at::Tensor sums = room_per_row == dim ? call.negative_sums
-                                              : at::zeros({n, room_per_row}, call.negative_sums.options());
+  const Tensor sums =
+      room_per_row == dim ? call.negative_sums : zeros({n, room_per_row}, options_of(call.negative_sums));
   const int64_t at_once = std::min(rows, std::max(kRowStep, kScoresAtOnce / n / kRowStep * kRowStep));
-  const at::Tensor kept = cw_ext::empty_large({at_once, n}, call.negative_sums.options());
+  const Tensor kept = cw_ext::empty_large({at_once, n}, options_of(call.negative_sums));
   task.shared_coefficients = pointer<T>(kept);
+  const T* const factors = pointer<const T>(call.row_factor);
+  const auto scaled = scratch<T>(factors ? at_once * dim : 0);
   for (int64_t first = 0; first < rows; first += at_once) {
     const int64_t count = std::min(at_once, rows - first);
     task.first_row = first;
     run_rows(first, first + count);
-    at::Tensor sources = call.unit_queries.narrow(0, first, count);
-    if (call.row_factor.defined()) sources = sources * call.row_factor.narrow(0, first, count).unsqueeze(-1);
-    weighted_sums(pointer<const T>(kept), count, n, pointer<const T>(sources), dim, T(call.scale), pointer<T>(sums),
-                  room_per_row, true);
+    const T* sources = pointer<const T>(call.unit_queries) + first * dim;
+    if (factors) {
+      for (int64_t b = 0; b < count; ++b) {
+        std::transform(sources + b * dim, sources + (b + 1) * dim, scaled.get() + b * dim,
+                       [f = factors[first + b]](T x) { return x * f; });
+      }
+      sources = scaled.get();
+    }
+    weighted_sums(pointer<const T>(kept), count, n, sources, dim, T(call.scale), pointer<T>(sums), room_per_row, true);
   }
-  if (room_per_row != dim) call.negative_sums.copy_(sums.narrow(1, 0, dim));
+  if (room_per_row == dim) return;
+  const T* const from = pointer<const T>(sums);
+  T* const to = pointer<T>(call.negative_sums);
+  for (int64_t i = 0; i < n; ++i) std::copy_n(from + i * room_per_row, dim, to + i * dim);
 }
 
 }  // namespace
 
 void shared_negatives(const cw_ext::SharedNegativesCall& call) {
   with_type(call.queries.scalar_type(), [&](auto element) { run<decltype(element)>(call); });
+}
+
+cw_ext::Exclusion columns_by_item(const Tensor& ids, int64_t num_items) {
+  const int64_t n = ids.size(0);
+  const Tensor first = empty({num_items}, options_of(ids, kInt)), next = empty({n}, options_of(ids, kInt));
+  const int64_t* const id = pointer<const int64_t>(ids);
+  int32_t* const firsts = pointer<int32_t>(first);
+  int32_t* const nexts = pointer<int32_t>(next);
+  std::fill_n(firsts, num_items, -1);
+  std::fill_n(nexts, n, -1);
+  for (int64_t c = n - 1; c >= 0; --c) {
+    if (id[c] < 0) continue;
+    nexts[c] = firsts[id[c]];
+    firsts[id[c]] = int32_t(c);
+  }
+  return {first, next, {}};
+}
+
+Catalogue catalogue(int64_t num_items, const cw_ext::Device& device) {
+  const Options longs{kLong, device};
+  const Tensor ids = empty({num_items}, longs), first = empty({num_items}, longs.with(kInt));
+  const Tensor next = empty({num_items}, longs.with(kInt));
+  std::iota(pointer<int64_t>(ids), pointer<int64_t>(ids) + num_items, int64_t(0));
+  std::iota(pointer<int32_t>(first), pointer<int32_t>(first) + num_items, int32_t(0));
+  std::fill_n(pointer<int32_t>(next), num_items, -1);
+  return {ids, {first, next, {}}};
 }
 
 }  // namespace cw_cpu

@@ -1,5 +1,4 @@
 // Level 2, each row with its own negatives: from tensors to pointers, as in scores.cpp.
-#include <ATen/Functions.h>
 
 #include <type_traits>
 
@@ -38,10 +37,10 @@ void embeddings_of(const cw_ext::EmbeddingsCall& call) {
     }
   }
   C10_CUDA_CHECK(embeddings_blocks(task, &task.blocks));
-  TORCH_CHECK_VALUE(task.blocks > 0, "queries: an embedding dimension of ", task.dim,
+  CW_CHECK_VALUE(task.blocks > 0, "queries: an embedding dimension of ", task.dim,
                     " needs more shared memory than this GPU has");
-  const at::Tensor scratch =
-      at::empty({task.blocks, 1 + task.pairs.m + task.pairs.n}, call.out.loss.options());
+  const Tensor scratch =
+      at::empty({task.blocks, 1 + task.pairs.m + task.pairs.n}, options_of(call.out.loss));
   task.scratch = output<T>(scratch);
   C10_CUDA_CHECK(launch_embeddings(task, stream));
 }

@@ -1,8 +1,6 @@
 // The ATen side of the item gradient: sums per item, by atomic additions or over sorted pairs.
 #include "item_sums.h"
 
-#include <ATen/Context.h>
-#include <ATen/Functions.h>
 
 #include <algorithm>
 #include <limits>
@@ -25,8 +23,8 @@ constexpr int64_t kLeastSorted = int64_t(1) << 17;
 
 // The pairs of the rows [begin, begin + count).
 template <typename T>
-ItemSumTask<T> own_pairs(const ItemGradientCall& call, const at::Tensor& sum, int64_t begin, int64_t count) {
-  const auto part = [&](const at::Tensor& x) { return narrowed(x, begin, count); };
+ItemSumTask<T> own_pairs(const ItemGradientCall& call, const Tensor& sum, int64_t begin, int64_t count) {
+  const auto part = [&](const Tensor& x) { return narrowed(x, begin, count); };
   return {input<T>(part(call.sources)),
           input<T>(part(call.coefficients)),
           pairs_of(part(call.pos_ids), part(call.extra_ids), part(call.neg_ids), call.items.size(0)),
@@ -37,18 +35,18 @@ ItemSumTask<T> own_pairs(const ItemGradientCall& call, const at::Tensor& sum, in
 
 // The pairs of the shared negatives: a pair per further row of the sources, with coefficient 1.
 template <typename T>
-ItemSumTask<T> shared_pairs(const ItemGradientCall& call, const at::Tensor& sum) {
+ItemSumTask<T> shared_pairs(const ItemGradientCall& call, const Tensor& sum) {
   const int64_t rows = call.coefficients.size(0), count = call.shared_ids.defined() ? call.shared_ids.size(0) : 0;
   return {input<T>(call.sources) + rows * call.items.size(1),
           nullptr,
-          pairs_of(call.shared_ids, at::Tensor(), at::Tensor(), call.items.size(0)),
+          pairs_of(call.shared_ids, Tensor(), Tensor(), call.items.size(0)),
           count,
           call.items.size(1),
           output<T>(sum)};
 }
 
 template <typename T>
-void add_atomically(const ItemGradientCall& call, const at::Tensor& sum, cudaStream_t stream) {
+void add_atomically(const ItemGradientCall& call, const Tensor& sum, cudaStream_t stream) {
   C10_CUDA_CHECK(launch_atomic_sum(own_pairs<T>(call, sum, 0, call.coefficients.size(0)), stream));
   C10_CUDA_CHECK(launch_atomic_sum(shared_pairs<T>(call, sum), stream));
 }
@@ -56,17 +54,17 @@ void add_atomically(const ItemGradientCall& call, const at::Tensor& sum, cudaStr
 // Adds the sums over the pairs of `own`, and over those of `shared`, whose sources begin at row `further` of own's.
 template <typename T>
 void add_sorted_part(const ItemSumTask<T>& own, const ItemSumTask<T>& shared, int64_t further, bool accumulate,
-                const at::Tensor& sum, cudaStream_t stream) {
+                const Tensor& sum, cudaStream_t stream) {
   const int64_t width = 1 + own.pairs.m + own.pairs.n, paired = own.rows * width, count = paired + shared.rows;
-  const auto bytes = sum.options().dtype(at::kByte);
-  const at::Tensor room = at::empty({4, count}, sum.options().dtype(at::kInt));
+  const auto bytes = options_of(sum, kByte);
+  const Tensor room = at::empty({4, count}, options_of(sum, kInt));
   auto* const words = reinterpret_cast<uint32_t*>(room.mutable_data_ptr());
   const SortedPairs pairs{words, words + count, words + 2 * count, words + 3 * count, count, own.pairs.num_items};
   C10_CUDA_CHECK(launch_sort_keys(own, 0, pairs, stream));
   C10_CUDA_CHECK(launch_sort_keys(shared, paired, pairs, stream));
   size_t needed = 0;
   C10_CUDA_CHECK(sort_pairs(nullptr, &needed, pairs, stream));
-  const at::Tensor temporary = at::empty({std::max<int64_t>(1, int64_t(needed))}, bytes);
+  const Tensor temporary = at::empty({std::max<int64_t>(1, int64_t(needed))}, bytes);
   C10_CUDA_CHECK(sort_pairs(temporary.mutable_data_ptr(), &needed, pairs, stream));
 
   SortedSumTask<T> task;
@@ -82,14 +80,14 @@ void add_sorted_part(const ItemSumTask<T>& own, const ItemSumTask<T>& shared, in
   task.num_items = own.pairs.num_items;
   task.accumulate = accumulate;
   task.span = span_of(count);
-  const at::Tensor carry = at::empty({(count + task.span - 1) / task.span, 2, task.dim}, sum.options());
+  const Tensor carry = at::empty({(count + task.span - 1) / task.span, 2, task.dim}, options_of(sum));
   task.carry = output<T>(carry);
   task.sum = own.sum;
   C10_CUDA_CHECK(launch_sorted_sum(task, stream));
 }
 
 template <typename T>
-void add_sorted(const ItemGradientCall& call, const at::Tensor& sum, bool accumulate, cudaStream_t stream) {
+void add_sorted(const ItemGradientCall& call, const Tensor& sum, bool accumulate, cudaStream_t stream) {
   const int64_t rows = call.coefficients.size(0);
   const int64_t step = std::max<int64_t>(1, kMostSorted / call.coefficients.size(1));
   ItemSumTask<T> shared = shared_pairs<T>(call, sum);
@@ -103,8 +101,8 @@ void add_sorted(const ItemGradientCall& call, const at::Tensor& sum, bool accumu
 // With the shared negatives' sums as further source rows.
 ItemGradientCall with_shared_sources(ItemGradientCall call) {
   if (call.shared_ids.defined()) {
-    const at::Tensor sources = finite_or_zero(call.sources).to(call.shared_coefficients.scalar_type());
-    const at::Tensor sums = product(call.shared_coefficients.t(), sources);
+    const Tensor sources = finite_or_zero(call.sources).to(call.shared_coefficients.scalar_type());
+    const Tensor sums = product(call.shared_coefficients.t(), sources);
     call.sources = at::cat({call.sources, at::mul(sums, call.scale)});
   }
   return call;
@@ -114,7 +112,7 @@ ItemGradientCall with_shared_sources(ItemGradientCall call) {
 
 ItemTotals begin_totals(const ItemGradientCall& call, int64_t pairs) {
   const bool in_place = call.gradient.scalar_type() == call.sources.scalar_type();
-  const at::Tensor sum = in_place ? call.gradient : at::empty(call.gradient.sizes(), call.sources.options());
+  const Tensor sum = in_place ? call.gradient : at::empty(call.gradient.sizes(), options_of(call.sources));
   if (call.initial.defined()) {
     sum.copy_(call.initial);
   } else {

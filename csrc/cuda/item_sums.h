@@ -7,7 +7,7 @@
 namespace cw_cuda {
 
 struct ItemTotals {
-  at::Tensor sum;  // [I, D] T: the call's gradient itself where that has T
+  Tensor sum;  // [I, D] T: the call's gradient itself where that has T
   bool sorts;
   bool zeros;  // nothing has been added yet
 };

@@ -5,7 +5,7 @@
 
 namespace cw_cuda {
 
-void reduce_rows(const cw_ext::RowOutputs& rows, bool mean, const at::Tensor& loss, const at::Tensor& rescale) {
+void reduce_rows(const cw_ext::RowOutputs& rows, bool mean, const Tensor& loss, const Tensor& rescale) {
   const c10::cuda::CUDAGuard guard(rows.loss.device());
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
   with_compute_type(rows.loss.scalar_type(), [&](auto element) {
@@ -16,13 +16,13 @@ void reduce_rows(const cw_ext::RowOutputs& rows, bool mean, const at::Tensor& lo
   });
 }
 
-void scale_in_place(const at::Tensor& x, const at::Tensor& factor) {
+void scale_in_place(const Tensor& x, const Tensor& factor) {
   const c10::cuda::CUDAGuard guard(x.device());
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
   with_type(x.scalar_type(), [&](auto element) {
     using E = decltype(element);
     if constexpr (std::is_same_v<E, __half>) {
-      TORCH_CHECK_TYPE(false, "gradients are kept in fp64, fp32 or bf16, got ", x.scalar_type());
+      CW_CHECK_TYPE(false, "gradients are kept in fp64, fp32 or bf16, got ", x.scalar_type());
     } else {
       const bool per_row = factor.dim() > 0;
       const int64_t rows = per_row ? x.size(0) : 1;

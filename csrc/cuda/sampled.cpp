@@ -1,6 +1,5 @@
 // Level 3: the kernels of level 2 on negatives that are drawn first, a bounded part of the batch at a time, and drawn
 // again where they are needed again.
-#include <ATen/Functions.h>
 
 #include <algorithm>
 
@@ -32,7 +31,7 @@ void in_parts(int64_t rows, int64_t width, Body&& body) {
 }
 
 // The negatives of the rows from `first_row` on to ids [rows, N]; to log_q, unless it is undefined, their log weights.
-void draw_rows(const Draws& draws, int64_t first_row, const at::Tensor& ids, const at::Tensor& log_q) {
+void draw_rows(const Draws& draws, int64_t first_row, const Tensor& ids, const Tensor& log_q) {
   NegativeSource source = source_of(draws.history);
   source.seed = input<int64_t>(draws.seed);
   source.row_offset = draws.first_row;
@@ -43,7 +42,7 @@ void draw_rows(const Draws& draws, int64_t first_row, const at::Tensor& ids, con
   source.cumulative = input<int64_t>(draws.cumulative);
   source.known_shares = input<int64_t>(draws.known_shares);
   source.candidates = input<int32_t>(draws.candidates);
-  with_compute_type(log_q.defined() ? log_q.scalar_type() : at::kFloat, [&](auto element) {
+  with_compute_type(log_q.defined() ? log_q.scalar_type() : kFloat, [&](auto element) {
     using T = decltype(element);
     const DrawTask<T> task{source,
                            num_known(draws.history),
@@ -61,15 +60,15 @@ void draw_rows(const Draws& draws, int64_t first_row, const at::Tensor& ids, con
 // memory of their own.
 EmbeddingsCall drawn_part(const EmbeddingsCall& rows, const Draws& draws, int64_t begin, int64_t count) {
   EmbeddingsCall part = rows;
-  for (at::Tensor EmbeddingsCall::*const field :
+  for (Tensor EmbeddingsCall::*const field :
        {&EmbeddingsCall::queries, &EmbeddingsCall::pos_ids, &EmbeddingsCall::extra_ids, &EmbeddingsCall::d_queries,
         &EmbeddingsCall::unit_queries, &EmbeddingsCall::coefficients}) {
     part.*field = narrowed(rows.*field, begin, count);
   }
   part.loss = narrowed(rows.loss, begin, count);
   part.out = narrowed(rows.out, begin, count);
-  const auto options = rows.out.loss.options();
-  part.neg_ids = at::empty({count, draws.n}, options.dtype(at::kInt));
+  const auto options = options_of(rows.out.loss);
+  part.neg_ids = at::empty({count, draws.n}, options.with(kInt));
   if (draws.log_weights.defined()) part.log_q = at::empty({count, draws.n}, options);
   draw_rows(draws, begin, part.neg_ids, part.log_q);
   if (!rows.with_gradients) return part;
@@ -82,9 +81,9 @@ EmbeddingsCall drawn_part(const EmbeddingsCall& rows, const Draws& draws, int64_
 
 }  // namespace
 
-void draw(const Draws& draws, const at::Tensor& out) {
+void draw(const Draws& draws, const Tensor& out) {
   const c10::cuda::CUDAGuard guard(out.device());
-  draw_rows(draws, 0, out, at::Tensor());
+  draw_rows(draws, 0, out, Tensor());
 }
 
 void sampled(const SampledCall& call) {
@@ -108,8 +107,8 @@ void sampled_item_gradient(const SampledItemGradientCall& call) {
     part.extra_ids = gradient.extra_ids.narrow(0, begin, count);
     if (gradient.coefficients.defined()) {
       part.coefficients = gradient.coefficients.narrow(0, begin, count);
-      part.neg_ids = at::empty({count, call.draws.n}, gradient.pos_ids.options().dtype(at::kInt));
-      draw_rows(call.draws, begin, part.neg_ids, at::Tensor());
+      part.neg_ids = at::empty({count, call.draws.n}, options_of(gradient.pos_ids, kInt));
+      draw_rows(call.draws, begin, part.neg_ids, Tensor());
     } else {
       const EmbeddingsCall again = drawn_part(call.rows, call.draws, begin, count);
       embeddings(again);

@@ -1,11 +1,6 @@
 // From a call's tensors to a task's pointers, and calls on a part of the rows.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-#include <c10/cuda/CUDAException.h>
-#include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
-#include <c10/util/Exception.h>
 
 #include "../calls.h"
 #include "kernels.h"
@@ -13,38 +8,38 @@
 namespace cw_cuda {
 
 template <typename Function>
-void with_type(at::ScalarType type, Function&& function) {
+void with_type(ScalarType type, Function&& function) {
   switch (type) {
-    case at::kFloat:
+    case kFloat:
       return function(float{});
-    case at::kDouble:
+    case kDouble:
       return function(double{});
-    case at::kHalf:
+    case kHalf:
       return function(__half{});
-    case at::kBFloat16:
+    case kBFloat16:
       return function(__nv_bfloat16{});
     default:
-      TORCH_CHECK_TYPE(false, "expected a floating dtype, got ", type);
+      CW_CHECK_TYPE(false, "expected a floating dtype, got ", type);
   }
 }
 
 // The types that rows are computed in.
 template <typename Function>
-void with_compute_type(at::ScalarType type, Function&& function) {
-  type == at::kDouble ? function(double{}) : function(float{});
+void with_compute_type(ScalarType type, Function&& function) {
+  type == kDouble ? function(double{}) : function(float{});
 }
 
 template <typename T>
-const T* input(const at::Tensor& t) {
+const T* input(const Tensor& t) {
   return t.defined() ? static_cast<const T*>(t.const_data_ptr()) : nullptr;
 }
 
 template <typename T>
-T* output(const at::Tensor& t) {
+T* output(const Tensor& t) {
   return t.defined() ? static_cast<T*>(t.mutable_data_ptr()) : nullptr;
 }
 
-inline int64_t row_stride(const at::Tensor& t) { return t.defined() ? t.stride(0) : 0; }
+inline int64_t row_stride(const Tensor& t) { return t.defined() ? t.stride(0) : 0; }
 
 template <typename T>
 RowInputs<T> row_inputs(const cw_ext::RowTensors& x) {
@@ -66,9 +61,9 @@ Curve<T> curve_input(const cw_ext::CurveTensors& x) {
                             x.on_margin);
 }
 
-inline Pairs pairs_of(const at::Tensor& pos_ids, const at::Tensor& extra_ids, const at::Tensor& neg_ids,
+inline Pairs pairs_of(const Tensor& pos_ids, const Tensor& extra_ids, const Tensor& neg_ids,
                       int64_t num_items) {
-  const bool wide = neg_ids.defined() && neg_ids.scalar_type() == at::kLong;
+  const bool wide = neg_ids.defined() && neg_ids.scalar_type() == kLong;
   return {input<int64_t>(pos_ids), input<int64_t>(extra_ids),
           neg_ids.defined() ? neg_ids.const_data_ptr() : nullptr,
           wide,
@@ -92,7 +87,7 @@ inline int64_t num_known(const cw_ext::History& history) { return history.known.
 
 // ---- the rows [begin, begin + count) --------------------------------------------------------------------------------
 
-inline at::Tensor narrowed(const at::Tensor& x, int64_t begin, int64_t count) {
+inline Tensor narrowed(const Tensor& x, int64_t begin, int64_t count) {
   return x.defined() ? x.narrow(0, begin, count) : x;
 }
 

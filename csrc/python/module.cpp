@@ -1,7 +1,7 @@
-// The Python module: build_config() and nothing else. The ops are reached through torch.ops.cw_ext.
-#include <ATen/Version.h>
+// The Python module: what was built, and nothing else. It knows nothing of torch; the ops are in libraries of their own.
 #include <pybind11/pybind11.h>
-#include <torch/version.h>
+
+#include "../cpu/isa.h"
 
 namespace py = pybind11;
 
@@ -22,17 +22,7 @@ py::dict build_config() {
       "gcc " __VERSION__;
 #endif
   config["cpu_capabilities"] = capabilities;
-  py::str used = py::str(at::get_cpu_capability()).attr("lower")();
-  config["cpu_capability"] = capabilities.contains(used) ? used : py::str("default");
-#ifdef CW_WITH_CUDA
-  config["cuda"] = true;
-  config["cuda_version"] = CW_CUDA_VERSION;
-  config["cuda_archs"] = CW_CUDA_ARCHS;
-#else
-  config["cuda"] = false;
-  config["cuda_version"] = py::none();
-  config["cuda_archs"] = py::none();
-#endif
+  config["cpu_capability"] = cw_cpu::name_of(cw_cpu::isa());
   config["torch"] = CW_TORCH_VERSION;
   return config;
 }

@@ -1,0 +1,139 @@
+// Tensors as the ops see them: LibTorch's stable ABI (torch/csrc/stable, torch/headeronly), so that one library loads under
+// every torch from 2.11 on. What that ABI leaves to its users stands here: exceptions, printing, options.
+#pragma once
+
+#include <torch/csrc/stable/device.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/HeaderOnlyArrayRef.h>
+
+#include <exception>
+#include <mutex>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+
+// libtorch has this from 2.13 on. Looked up when the library loads, so that errors keep their messages there.
+extern "C" __attribute__((weak, visibility("default"))) const char* torch_exception_get_what_without_backtrace();
+
+namespace cw_ext {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Device;
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
+
+constexpr ScalarType kDouble = ScalarType::Double, kFloat = ScalarType::Float, kHalf = ScalarType::Half,
+                     kBFloat16 = ScalarType::BFloat16, kLong = ScalarType::Long, kInt = ScalarType::Int,
+                     kShort = ScalarType::Short, kByte = ScalarType::Byte, kBool = ScalarType::Bool,
+                     kUInt32 = ScalarType::UInt32;
+
+// ---- messages and exceptions ----------------------------------------------------------------------------------------
+
+template <typename T>
+void print(std::ostream& out, const T& value) {
+  out << value;
+}
+
+inline void print(std::ostream& out, ScalarType type) { out << torch::headeronly::toString(type); }
+
+inline void print(std::ostream& out, Sizes sizes) {
+  out << '[';
+  for (size_t i = 0; i < sizes.size(); ++i) out << (i > 0 ? ", " : "") << sizes[i];
+  out << ']';
+}
+
+inline void print(std::ostream& out, const Device& device) {
+  out << (device.is_cpu() ? "cpu" : device.is_cuda() ? "cuda" : "another device");
+  if (!device.is_cpu() && device.has_index()) out << ':' << device.index();
+}
+
+template <typename... Parts>
+std::string message(const Parts&... parts) {
+  std::ostringstream out;
+  (print(out, parts), ...);
+  return out.str();
+}
+
+// Python sees ValueError, IndexError and, as the stable ABI knows no TypeError, RuntimeError.
+#define CW_CHECK_AS(exception, condition, ...)       \
+  do {                                               \
+    if (__builtin_expect(!(condition), 0)) {         \
+      throw exception(cw_ext::message(__VA_ARGS__)); \
+    }                                                \
+  } while (0)
+#define CW_CHECK_VALUE(condition, ...) CW_CHECK_AS(std::invalid_argument, condition, __VA_ARGS__)
+#define CW_CHECK_INDEX(condition, ...) CW_CHECK_AS(std::out_of_range, condition, __VA_ARGS__)
+#define CW_CHECK_TYPE(condition, ...) CW_CHECK_AS(std::runtime_error, condition, __VA_ARGS__)
+
+// What libtorch says of its last error, or `otherwise`, where it does not say.
+inline std::string torch_error(const std::string& otherwise) {
+  const char* const what =
+      torch_exception_get_what_without_backtrace ? torch_exception_get_what_without_backtrace() : nullptr;
+  return what && *what ? what : otherwise;
+}
+
+// Calls a function of libtorch that returns an error code.
+#define CW_TORCH(call) \
+  CW_CHECK_AS(std::runtime_error, (call) == AOTI_TORCH_SUCCESS, cw_ext::torch_error("libtorch could not do: " #call))
+
+// ---- tensors --------------------------------------------------------------------------------------------------------
+
+struct Options {
+  ScalarType dtype;
+  Device device;
+
+  Options with(ScalarType other) const { return {other, device}; }
+};
+
+inline Options options_of(const Tensor& x) { return {x.scalar_type(), x.device()}; }
+inline Options options_of(const Tensor& x, ScalarType dtype) { return {dtype, x.device()}; }
+
+inline Tensor as_contiguous(const Tensor& x) { return x.is_contiguous() ? x : torch::stable::contiguous(x); }
+
+// int32 or int64 → int64, contiguous.
+inline Tensor as_long(const Tensor& x) {
+  return as_contiguous(x.scalar_type() == kLong ? x : torch::stable::to(x, kLong));
+}
+
+// ---- threads --------------------------------------------------------------------------------------------------------
+
+inline int64_t num_threads() { return torch::stable::get_num_threads(); }
+
+// body(begin, end) for parts of [begin, end), in libtorch's threads. Its exceptions come through: libtorch's own function
+// would end the process or lose their type.
+template <typename Body>
+void parallel_for(int64_t begin, int64_t end, int64_t grain, const Body& body) {
+  if (begin >= end) return;
+  if (end - begin <= grain) return body(begin, end);
+  struct Shared {
+    const Body& body;
+    std::mutex mutex;
+    std::exception_ptr error;
+  } shared{body, {}, {}};
+  const auto run = [](int64_t first, int64_t last, void* context) {
+    Shared& own = *static_cast<Shared*>(context);
+    try {
+      own.body(first, last);
+    } catch (...) {
+      const std::lock_guard<std::mutex> lock(own.mutex);
+      if (!own.error) own.error = std::current_exception();
+    }
+  };
+  CW_TORCH(torch_parallel_for(begin, end, grain, run, &shared));
+  if (shared.error) std::rethrow_exception(shared.error);
+}
+
+}  // namespace cw_ext
+
+namespace cw_cpu {
+using namespace cw_ext;
+}
+namespace cw_cuda {
+using namespace cw_ext;
+}
