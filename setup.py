@@ -8,7 +8,6 @@ limits its processes.
 import os
 import shlex
 import shutil
-import sys
 import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -105,8 +104,8 @@ def check_needs() -> None:
         )
 
 
-# No NaN or infinity is assumed away by the last two; they only free the compiler from errno and trap flags, without which
-# it does not vectorise a select. -g0: Python's own flags ask for debug information, which is most of a library.
+# No NaN or infinity is assumed away by the last two; they only free the compiler from errno and trap flags, without
+# which it does not vectorise a select. -g0: Python's own flags ask for debug information, which is most of a library.
 CXX_FLAGS = ["-O3", "-g0", "-fopenmp-simd", "-fvisibility=hidden", "-Wall", "-Wno-unknown-pragmas"]
 CXX_FLAGS += ["-fno-math-errno", "-fno-trapping-math"]
 

@@ -28,9 +28,9 @@ inline Tensor empty(Sizes sizes, const Options& options) {
   const auto code = aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(), strides.data(),
                                              to<int32_t>(from(options.dtype)), to<int32_t>(from(options.device.type())),
                                              options.device.index(), &handle);
-  CW_CHECK_AS(std::runtime_error, code == AOTI_TORCH_SUCCESS,
-              torch_error(message(options.device.is_cpu() ? "can't allocate memory" : "CUDA out of memory",
-                                  " (or another error) for a result of shape ", sizes)));
+  CW_CHECK(code == AOTI_TORCH_SUCCESS,
+           torch_error(message(options.device.is_cpu() ? "can't allocate memory" : "CUDA out of memory",
+                               " (or another error) for a result of shape ", sizes)));
   return Tensor(handle);
 }
 

@@ -9,7 +9,7 @@ namespace cw_ext {
 
 // A quantity per row: one value for all (rows undefined), or rows [B] of T.
 struct PerRow {
-  Tensor rows;
+  MaybeTensor rows;
   double value;
 };
 
@@ -21,7 +21,7 @@ struct RowTensors {
 };
 
 struct CurveTensors {
-  Tensor log_weights;  // [B, K] T, or undefined; rows may have any stride
+  MaybeTensor log_weights;  // [B, K] T, or undefined; rows may have any stride
   double low;
   double high;
   bool on_margin;
@@ -36,78 +36,78 @@ struct Loss {
 };
 
 struct RowOutputs {
-  Tensor loss;      // [B] T
-  Tensor live;      // [B] bool
-  Tensor above;     // [B] int64, only where wanted
-  Tensor d_log_q;   // [B, N] T, only where wanted
-  Tensor d_values;  // [kRowValues, B] T
-  Tensor d_curve;   // [B, K] T, only where wanted
+  MaybeTensor loss;      // [B] T
+  MaybeTensor live;      // [B] bool
+  MaybeTensor above;     // [B] int64, only where wanted
+  MaybeTensor d_log_q;   // [B, N] T, only where wanted
+  MaybeTensor d_values;  // [kRowValues, B] T
+  MaybeTensor d_curve;   // [B, K] T, only where wanted
 };
 
 // Known positives, CSR: those of query u are known[starts[u]:starts[u + 1]], sorted and distinct. Undefined: there are none.
 struct History {
-  Tensor query_ids;  // [B] int64
-  Tensor starts;     // [Q + 1] int64
-  Tensor known;      // [P] int32
+  MaybeTensor query_ids;  // [B] int64
+  MaybeTensor starts;     // [Q + 1] int64
+  MaybeTensor known;      // [P] int32
 };
 
 // Drawn negatives: negative_sampling.h has the rule.
 struct Draws {
-  Tensor seed;  // [] int64
+  MaybeTensor seed;  // [] int64
   int64_t first_row;
   History history;  // with candidates, known holds positions in `candidates`
   int64_t num_drawable;  // I, or C
   int64_t n;             // per row
-  Tensor thresholds;    // [I or C] uint32, these four for popular negatives only: see NegativeSource
-  Tensor aliases;       // [I or C] int32
-  Tensor cumulative;    // [I or C] int64
-  Tensor known_shares;  // [P + 1] int64, or undefined
-  Tensor log_weights;   // [I] T, or undefined: log q of each item when it is drawn
-  Tensor candidates;    // [C] int32, or undefined
-  Tensor pos_ids;       // [B] int64, or undefined: rows that draw nothing have −1
+  MaybeTensor thresholds;    // [I or C] uint32, these four for popular negatives only: see NegativeSource
+  MaybeTensor aliases;       // [I or C] int32
+  MaybeTensor cumulative;    // [I or C] int64
+  MaybeTensor known_shares;  // [P + 1] int64, or undefined
+  MaybeTensor log_weights;   // [I] T, or undefined: log q of each item when it is drawn
+  MaybeTensor candidates;    // [C] int32, or undefined
+  MaybeTensor pos_ids;       // [B] int64, or undefined: rows that draw nothing have −1
 };
 
 // Level 1. Rows may have any stride; within a row elements are contiguous.
 struct ScoresCall {
   Loss loss;
-  Tensor pos;    // [B]
-  Tensor neg;    // [B, N]
-  Tensor extra;  // [B, M], M may be 0
-  Tensor log_q;  // [B, N] T, or undefined
-  Tensor row_scale;     // [B] T, both or none: the negatives' scores are neg · row_scale · column_scale; a negative
-  Tensor column_scale;  // [N] T               factor masks out. Only CUDA's level 2 sets them
-  Tensor excluded;      // [B] int32, or undefined: how many scores of −∞ are not negatives. Only CUDA's level 2 sets it
+  MaybeTensor pos;    // [B]
+  MaybeTensor neg;    // [B, N]
+  MaybeTensor extra;  // [B, M], M may be 0
+  MaybeTensor log_q;  // [B, N] T, or undefined
+  MaybeTensor row_scale;     // [B] T, both or none: the negatives' scores are neg · row_scale · column_scale; a negative
+  MaybeTensor column_scale;  // [N] T               factor masks out. Only CUDA's level 2 sets them
+  MaybeTensor excluded;      // [B] int32, or undefined: how many scores of −∞ are not negatives. Only CUDA's level 2 sets it
   bool with_gradients;
   RowOutputs out;
-  Tensor d_pos;    // [B] T      these three only with_gradients
-  Tensor d_neg;    // [B, N] T; on CUDA, for scores in bf16, bf16
-  Tensor d_extra;  // [B, M] T
+  MaybeTensor d_pos;    // [B] T      these three only with_gradients
+  MaybeTensor d_neg;    // [B, N] T; on CUDA, for scores in bf16, bf16
+  MaybeTensor d_extra;  // [B, M] T
 };
 
 // Level 2 without the negatives. All contiguous.
 struct QueryCall {
   Loss loss;
-  Tensor queries;    // [B, D]
-  Tensor items;      // [I, D]
-  Tensor pos_ids;    // [B] int64
-  Tensor extra_ids;  // [B, M] int64, M may be 0
+  MaybeTensor queries;    // [B, D]
+  MaybeTensor items;      // [I, D]
+  MaybeTensor pos_ids;    // [B] int64
+  MaybeTensor extra_ids;  // [B, M] int64, M may be 0
   double scale;     // of the similarity
   bool normalized;  // cosine
   bool with_gradients;
   RowOutputs out;
-  Tensor d_queries;     // [B, D] T    these three only with_gradients
-  Tensor unit_queries;  // [B, D] T    the queries, divided by their norms where normalized
-  Tensor coefficients;  // [B, W] T    dloss/dscore · scale: positive, extra positives and, where the negatives are the
-                            //             row's own, those: W = 1 + M + N, else 1 + M
+  MaybeTensor d_queries;     // [B, D] T    these three only with_gradients
+  MaybeTensor unit_queries;  // [B, D] T    the queries, divided by their norms where normalized
+  MaybeTensor coefficients;  // [B, W] T    dloss/dscore · scale: positive, extra positives and, where the negatives are the
+                                 //             row's own, those: W = 1 + M + N, else 1 + M
 };
 
 // Each row with its own negatives. On the CPU the coefficients are in the order of cpu/bucketed_pairs.h, which the last two
 // tensors describe.
 struct EmbeddingsCall : QueryCall {
-  Tensor neg_ids;    // [B, N] int32 or int64
-  Tensor log_q;      // [B, N] T, or undefined; rows may have any stride
-  Tensor pair_keys;  // [B, 1 + M + N] int16      else empty
-  Tensor pair_ends;  // [blocks, buckets] int32   else empty
+  MaybeTensor neg_ids;    // [B, N] int32 or int64
+  MaybeTensor log_q;      // [B, N] T, or undefined; rows may have any stride
+  MaybeTensor pair_keys;  // [B, 1 + M + N] int16      else empty
+  MaybeTensor pair_ends;  // [blocks, buckets] int32   else empty
 };
 
 // Level 3. Negatives are drawn again wherever they are needed, for a bounded part of the batch at a time.
@@ -123,21 +123,21 @@ enum class ItemSums : int { chosen, atomic, sorted };
 // row p / W of `sources`; and, where rows share their negatives (shared_ids defined), to item shared_ids[n] the sum over
 // rows b of scale · shared_coefficients[b, n] · row b of `sources`. Then through the normalisation, once per item.
 struct ItemGradientCall {
-  Tensor sources;       // [B, D] T
-  Tensor coefficients;  // [B, W] T, W = 1 + M + N or, with shared negatives, 1 + M
-  Tensor pair_keys;     // as in EmbeddingsCall; empty with shared negatives
-  Tensor pair_ends;
-  Tensor items;         // [I, D]
-  Tensor pos_ids;       // [B] int64
-  Tensor extra_ids;     // [B, M] int64, M may be 0
-  Tensor neg_ids;       // [B, N] int32 or int64, or undefined
-  Tensor shared_ids;    // [N] int64, or undefined
-  Tensor shared_coefficients;  // [B, N] T, or bf16 as the forward pass left it; or undefined
-  Tensor initial;  // [I, D] T, or undefined: sums to add to
+  MaybeTensor sources;       // [B, D] T
+  MaybeTensor coefficients;  // [B, W] T, W = 1 + M + N or, with shared negatives, 1 + M
+  MaybeTensor pair_keys;     // as in EmbeddingsCall; empty with shared negatives
+  MaybeTensor pair_ends;
+  MaybeTensor items;         // [I, D]
+  MaybeTensor pos_ids;       // [B] int64
+  MaybeTensor extra_ids;     // [B, M] int64, M may be 0
+  MaybeTensor neg_ids;       // [B, N] int32 or int64, or undefined
+  MaybeTensor shared_ids;    // [N] int64, or undefined
+  MaybeTensor shared_coefficients;  // [B, N] T, or bf16 as the forward pass left it; or undefined
+  MaybeTensor initial;  // [I, D] T, or undefined: sums to add to
   double scale;     // of the similarity
   bool normalized;  // cosine
   ItemSums sums;
-  Tensor gradient;  // [I, D] in the dtype of items, uninitialised
+  MaybeTensor gradient;  // [I, D] in the dtype of items, uninitialised
 };
 
 // The same for level 3.

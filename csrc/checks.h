@@ -17,7 +17,8 @@ inline int index_of(std::string_view value, std::initializer_list<std::string_vi
     if (choice == value) return i;
     ++i;
   }
-  throw std::invalid_argument(message(name, " is unknown: ", value));
+  CW_CHECK_VALUE(false, name, " is unknown: ", value);
+  return -1;
 }
 
 inline ScalarType compute_type(const Tensor& x) { return x.scalar_type() == kDouble ? kDouble : kFloat; }
@@ -40,7 +41,7 @@ inline void check_type(const Tensor& x, ScalarType type, const char* name) {
 
 // Contiguous within each row; the stride between rows is free.
 inline Tensor with_contiguous_rows(const Tensor& x) {
-  return x.size(1) <= 1 || x.stride(1) == 1 ? x : torch::stable::contiguous(x);
+  return x.size(1) <= 1 || x.stride(1) == 1 ? x : as_contiguous(x);
 }
 
 inline Tensor or_empty(const Tensor& x, const Options& options) {

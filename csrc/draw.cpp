@@ -16,7 +16,8 @@ Tensor draw_negatives(int64_t rows, int64_t num_items, CW_DRAWS_PARAMETERS) {
 
 // A row of words per counter, for a test that the generator is Philox.
 Tensor philox_words(const Tensor& counters, int64_t key) {
-  CW_CHECK_VALUE(counters.is_cpu() && counters.dim() == 2 && counters.size(1) == 4, "counters must be [R, 4] on the CPU, got ", counters.sizes());
+  CW_CHECK_VALUE(counters.is_cpu() && counters.dim() == 2 && counters.size(1) == 4,
+                 "counters must be [R, 4] on the CPU, got ", counters.sizes());
   check_type(counters, kLong, "counters");
   const Tensor from = as_contiguous(counters), out = empty(from.sizes(), options_of(from));
   const auto* const c = static_cast<const int64_t*>(from.const_data_ptr());

@@ -61,7 +61,7 @@ EmbeddingsResult embeddings_forward(const Tensor& queries, const Tensor& items, 
       }
         backend::shared_negatives(call);
     }
-    return results(call, call.shared_coefficients, Tensor(), Tensor());
+    return results(call, call.shared_coefficients, MaybeTensor(), MaybeTensor());
   }
   CW_CHECK_VALUE(!exclude, "exclude is for negatives that all rows share");
   EmbeddingsCall call;
@@ -74,7 +74,7 @@ EmbeddingsResult embeddings_forward(const Tensor& queries, const Tensor& items, 
     check_items(items);
     backend::embeddings(call);
   }
-  return results(call, Tensor(), call.pair_keys, call.pair_ends);
+  return results(call, MaybeTensor(), call.pair_keys, call.pair_ends);
 }
 
 }  // namespace

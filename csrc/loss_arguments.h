@@ -53,7 +53,7 @@ inline double gradient_scale(std::string_view reduction, int64_t rows) {
 }
 
 inline PerRow per_row(const OptionalTensor& rows, double value, int64_t count, const char* name, const Tensor& like) {
-  if (!rows) return {Tensor(), value};
+  if (!rows) return {MaybeTensor(), value};
   check_shape(*rows, {count}, name, like);
   check_type(*rows, compute_type(like), name);
   return {*rows, 0};
@@ -76,7 +76,7 @@ inline CurveTensors curve_of(const OptionalTensor& log_weights, double low, doub
     return std::all_of(x, x + values.size(1), [](auto value) { return value == 0; });
   };
   const bool none = values.scalar_type() == kDouble ? is_zero(double{}) : is_zero(float{});
-  return {none ? Tensor() : values, low, high, on_margin};
+  return {none ? MaybeTensor() : MaybeTensor(values), low, high, on_margin};
 }
 
 inline Tensor log_weights(const OptionalTensor& log_q, int64_t rows, int64_t n, const Tensor& like) {
@@ -90,10 +90,10 @@ inline Tensor log_weights(const OptionalTensor& log_q, int64_t rows, int64_t n, 
 inline RowOutputs allocate_rows(int64_t rows, const Loss& loss, const Options& options) {
   return {empty({rows}, options),
           empty({rows}, options.with(kBool)),
-          loss.arguments.return_above ? empty({rows}, options.with(kLong)) : Tensor(),
-          Tensor(),
+          loss.arguments.return_above ? MaybeTensor(empty({rows}, options.with(kLong))) : MaybeTensor(),
+          MaybeTensor(),
           empty({kRowValues, rows}, options),
-          loss.with_curve_gradient ? empty({rows, loss.curve.log_weights.size(1)}, options) : Tensor()};
+          loss.with_curve_gradient ? MaybeTensor(empty({rows, loss.curve.log_weights.size(1)}, options)) : MaybeTensor()};
 }
 
 struct Reduced {

@@ -75,8 +75,8 @@ Tensor sampled_item_gradient(const Tensor& unit_queries, const OptionalTensor& f
   } else {
     fill_query_call(call.rows, queries, items, positives, CW_LOSS(rows, queries), similarity, false);
     call.rows.with_gradients = true;  // of the scores alone
-    call.rows.out.d_curve = Tensor();
-    call.rows.out.above = Tensor();
+    call.rows.out.d_curve = MaybeTensor();
+    call.rows.out.above = MaybeTensor();
   }
   if (rows == 0) return zeros(gradient.items.sizes(), options_of(gradient.items));
   gradient.gradient = empty_large(gradient.items.sizes(), options_of(gradient.items));

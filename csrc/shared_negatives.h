@@ -8,19 +8,19 @@ namespace cw_ext {
 // Which shared negatives a row leaves out, as if they did not exist: its own positive and its query's known positives. The
 // columns of an item are a linked list: first_column[item], then next_column[column], until −1.
 struct Exclusion {
-  Tensor first_column;  // [I] int32, both undefined if nothing is left out
-  Tensor next_column;   // [N] int32
+  MaybeTensor first_column;  // [I] int32, both undefined if nothing is left out
+  MaybeTensor next_column;   // [N] int32
   History history;
 };
 
 struct SharedNegativesCall : QueryCall {
-  Tensor neg_ids;  // [N] int64
-  Tensor log_q;    // [B, N] T, or undefined; rows may have any stride
+  MaybeTensor neg_ids;  // [N] int64
+  MaybeTensor log_q;    // [B, N] T, or undefined; rows may have any stride
   Exclusion exclusion;
-  Tensor shared_coefficients;  // [B, N] T; on CUDA, for tables in bf16, bf16. With gradients, this one or the next
-  Tensor negative_sums;        // [N, D] T, zeros: nothing of size B·N is kept then. To row n is added, over the rows b,
-                                   //           scale · dloss/dscore[b, n] · row_factor[b] · row b of unit_queries
-  Tensor row_factor;           // [B] T, or undefined: 1
+  MaybeTensor shared_coefficients;  // [B, N] T; on CUDA, for tables in bf16, bf16. With gradients, this one or the next
+  MaybeTensor negative_sums;        // [N, D] T, zeros: nothing of size B·N is kept then. To row n is added, over the rows b,
+                                    //           scale · dloss/dscore[b, n] · row_factor[b] · row b of unit_queries
+  MaybeTensor row_factor;           // [B] T, or undefined: 1
 };
 
 }  // namespace cw_ext
@@ -31,7 +31,7 @@ void shared_negatives(const cw_ext::SharedNegativesCall& call);
 cw_ext::Exclusion columns_by_item(const Tensor& ids, int64_t num_items);
 // ids [I] = 0, 1, …, I − 1, int64: the whole catalogue as shared negatives; and their columns.
 struct Catalogue {
-  Tensor ids;
+  MaybeTensor ids;
   cw_ext::Exclusion columns;
 };
 Catalogue catalogue(int64_t num_items, const cw_ext::Device& device);

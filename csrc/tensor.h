@@ -6,9 +6,11 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/MemoryFormat.h>
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/HeaderOnlyArrayRef.h>
 
+#include <array>
 #include <exception>
 #include <mutex>
 #include <optional>
@@ -60,16 +62,19 @@ std::string message(const Parts&... parts) {
   return out.str();
 }
 
-// Python sees ValueError, IndexError and, as the stable ABI knows no TypeError, RuntimeError.
+// The class that an error is to have in Python stands at the front of its message, and cw_ext/op_errors.py gives it that
+// class: the stable ABI has none that would arrive as TypeError, and from torch 2.15 on std::invalid_argument arrives as
+// RuntimeError (findings/torch-op-exceptions.sh).
 #define CW_CHECK_AS(exception, condition, ...)       \
   do {                                               \
     if (__builtin_expect(!(condition), 0)) {         \
       throw exception(cw_ext::message(__VA_ARGS__)); \
     }                                                \
   } while (0)
-#define CW_CHECK_VALUE(condition, ...) CW_CHECK_AS(std::invalid_argument, condition, __VA_ARGS__)
-#define CW_CHECK_INDEX(condition, ...) CW_CHECK_AS(std::out_of_range, condition, __VA_ARGS__)
-#define CW_CHECK_TYPE(condition, ...) CW_CHECK_AS(std::runtime_error, condition, __VA_ARGS__)
+#define CW_CHECK(condition, ...) CW_CHECK_AS(std::runtime_error, condition, __VA_ARGS__)
+#define CW_CHECK_VALUE(condition, ...) CW_CHECK_AS(std::invalid_argument, condition, "ValueError: ", __VA_ARGS__)
+#define CW_CHECK_INDEX(condition, ...) CW_CHECK_AS(std::out_of_range, condition, "IndexError: ", __VA_ARGS__)
+#define CW_CHECK_TYPE(condition, ...) CW_CHECK_AS(std::runtime_error, condition, "TypeError: ", __VA_ARGS__)
 
 // What libtorch says of its last error, or `otherwise`, where it does not say.
 inline std::string torch_error(const std::string& otherwise) {
@@ -79,10 +84,24 @@ inline std::string torch_error(const std::string& otherwise) {
 }
 
 // Calls a function of libtorch that returns an error code.
-#define CW_TORCH(call) \
-  CW_CHECK_AS(std::runtime_error, (call) == AOTI_TORCH_SUCCESS, cw_ext::torch_error("libtorch could not do: " #call))
+#define CW_TORCH(call) CW_CHECK((call) == AOTI_TORCH_SUCCESS, cw_ext::torch_error("libtorch could not do: " #call))
 
 // ---- tensors --------------------------------------------------------------------------------------------------------
+
+// A tensor that may be undefined, as a field. Torch's own allocates for each that is, which for the fields of a call takes
+// longer than a small batch's loss.
+class MaybeTensor : public Tensor {
+ public:
+  MaybeTensor() : Tensor(undefined()) {}
+  MaybeTensor(const Tensor& x) : Tensor(x) {}
+  MaybeTensor(Tensor&& x) noexcept : Tensor(std::move(x)) {}
+
+ private:
+  static const Tensor& undefined() {
+    static const Tensor one;
+    return one;
+  }
+};
 
 struct Options {
   ScalarType dtype;
@@ -94,11 +113,25 @@ struct Options {
 inline Options options_of(const Tensor& x) { return {x.scalar_type(), x.device()}; }
 inline Options options_of(const Tensor& x, ScalarType dtype) { return {dtype, x.device()}; }
 
-inline Tensor as_contiguous(const Tensor& x) { return x.is_contiguous() ? x : torch::stable::contiguous(x); }
+// What an op of ATen that returns a tensor makes of these arguments, as torch::stable::detail::from() gives them.
+template <typename... Arguments>
+Tensor torch_op(const char* name, const char* overload, const Arguments&... arguments) {
+  using torch::stable::detail::from;
+  std::array<StableIValue, sizeof...(Arguments)> stack{from(arguments)...};
+  CW_CHECK(torch_call_dispatcher(name, overload, stack.data(), TORCH_ABI_VERSION) == AOTI_TORCH_SUCCESS,
+           torch_error(message("libtorch could not do ", name, ": out of memory, or another error")));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+inline Tensor as_contiguous(const Tensor& x) {
+  return x.is_contiguous() ? x : torch_op("aten::contiguous", "", x, torch::headeronly::MemoryFormat::Contiguous);
+}
 
 // int32 or int64 → int64, contiguous.
 inline Tensor as_long(const Tensor& x) {
-  return as_contiguous(x.scalar_type() == kLong ? x : torch::stable::to(x, kLong));
+  if (x.scalar_type() == kLong) return as_contiguous(x);
+  return torch_op("aten::to", "dtype", x, kLong, false, false,
+                  std::make_optional(torch::headeronly::MemoryFormat::Contiguous));
 }
 
 // ---- threads --------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from cw_ext import checks, extension, reference_sampling
+from cw_ext import checks, extension, op_errors, reference_sampling
 from cw_ext.interactions import DISTRIBUTIONS, Candidates, Interactions
 from cw_ext.reference_sampling import Draws, history_of
 
@@ -189,7 +189,10 @@ def seed_tensor(seed: int | Tensor | None, device: torch.device) -> Tensor:
 def draw(draws: Draws, rows: int, num_items: int, fused: bool) -> Tensor:
     """int32 [rows, N], by the kernels or by the reference."""
     if fused:
-        ids: Tensor = torch.ops.cw_ext.draw_negatives(rows, num_items, *draws)
+        try:
+            ids: Tensor = torch.ops.cw_ext.draw_negatives(rows, num_items, *draws)
+        except op_errors.RAISED as error:
+            raise op_errors.restored(error) from None
     else:
         ids = _reference_draw(rows, num_items, *draws)
     return ids

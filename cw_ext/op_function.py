@@ -13,13 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import compress
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch._functorch.utils import unwrap_dead_wrappers
 
-from cw_ext import checks, extension
+from cw_ext import checks, extension, op_errors
 from cw_ext.op_inputs import Layout, Losses
 from cw_ext.row_values import RowValues
 
@@ -56,13 +56,6 @@ def _together(others: Sequence[Any], places: Sequence[int], tensors: Sequence[Te
     for place, tensor in zip(places, tensors):
         arguments[place] = tensor
     return arguments
-
-
-def _raise_as_torch_does(error: RuntimeError) -> NoReturn:
-    """An error that has crossed LibTorch's stable ABI has lost its type, but not its message."""
-    if "CUDA out of memory" in str(error) and not isinstance(error, torch.OutOfMemoryError):
-        raise torch.OutOfMemoryError(str(error)) from error
-    raise error
 
 
 class Saved:
@@ -150,8 +143,8 @@ class Op:
                 result = self.op(*arguments, *wanted)
             else:
                 result = _apply_directly(self, wanted, arguments, places, *unwrap_dead_wrappers(tensors))
-        except RuntimeError as error:
-            _raise_as_torch_does(error)
+        except op_errors.RAISED as error:
+            raise op_errors.restored(error) from None
         return result
 
     def wanted(self, inputs: Any, needs_gradient: bool, *options: Any) -> Any:
@@ -291,8 +284,8 @@ class _Direct(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor | None, *others: Any) -> tuple[Tensor | None, ...]:
         try:
             return OpFunction.backward(ctx, grad, *others)
-        except RuntimeError as error:
-            _raise_as_torch_does(error)
+        except op_errors.RAISED as error:
+            raise op_errors.restored(error) from None
 
 
 # What Function.apply comes to outside torch.func's transforms, without its looking at each argument.

@@ -128,7 +128,8 @@ void backward(const cw_ext::SampledItemGradientCall& call) {
   const int64_t at_once = std::min(grid.blocks_at_once, grid.blocks), parts = (grid.blocks + at_once - 1) / at_once;
   Tensor high, low;  // [I, D] T, the sums from part to part
   if (parts > 1) {
-    high = std::is_same_v<In, T> ? gradient.gradient : empty(gradient.items.sizes(), options_of(sources));
+    high = gradient.gradient;
+    if constexpr (!std::is_same_v<In, T>) high = empty(gradient.items.sizes(), options_of(sources));
     low = empty(high.sizes(), options_of(high));
   }
   const auto options = options_of(gradient.sources);

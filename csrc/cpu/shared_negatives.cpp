@@ -55,8 +55,8 @@ void run(const cw_ext::SharedNegativesCall& call) {
 
   // With room for whole panels behind each row.
   const int64_t room_per_row = dim_panels * kPanel;
-  const Tensor sums =
-      room_per_row == dim ? call.negative_sums : zeros({n, room_per_row}, options_of(call.negative_sums));
+  Tensor sums = call.negative_sums;
+  if (room_per_row != dim) sums = zeros({n, room_per_row}, options_of(call.negative_sums));
   const int64_t at_once = std::min(rows, std::max(kRowStep, kScoresAtOnce / n / kRowStep * kRowStep));
   const Tensor kept = cw_ext::empty_large({at_once, n}, options_of(call.negative_sums));
   task.shared_coefficients = pointer<T>(kept);
