@@ -86,4 +86,4 @@ demo: build
 	@$(PY) -m benchmarks.demo
 
 clean:
-	rm -rf $(VENV) build *.egg-info cw_ext/*.so cw_ext/_built_for.py
+	rm -rf $(VENV) build *.egg-info cw_ext/*.so

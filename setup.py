@@ -70,9 +70,12 @@ def wants_cuda() -> bool:
     has_toolkit = CUDA_HOME is not None and Path(CUDA_HOME, "include", "cuda_runtime.h").is_file()
     can = torch.version.cuda is not None and has_toolkit
     if asked and not can:
-        missing = "a CUDA build of torch" if torch.version.cuda is None else "the CUDA toolkit"
-        hint = "" if has_toolkit else f" (set CUDA_HOME to its folder; {CUDA_HOME} holds no include/cuda_runtime.h)"
-        raise SystemExit(f"USE_CUDA=1, but {missing} is missing{hint}")
+        if torch.version.cuda is None:
+            raise SystemExit(f"USE_CUDA=1, but torch {torch.__version__} has no CUDA: install a CUDA build of torch")
+        raise SystemExit(
+            "USE_CUDA=1, but the CUDA toolkit is missing: set CUDA_HOME to the folder with its include/cuda_runtime.h, "
+            f"got {CUDA_HOME}"
+        )
     return can and asked is not False
 
 

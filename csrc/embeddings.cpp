@@ -13,7 +13,7 @@ using EmbeddingsResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tens
 EmbeddingsResult embeddings_forward(const Tensor& queries, const Tensor& items, const Tensor& pos_ids,
                                     const Tensor& neg_ids, const OptionalTensor& extra_ids,
                                     const OptionalTensor& log_q, CW_EXCLUSION_PARAMETERS, CW_LOSS_PARAMETERS
-                                    const std::string& similarity, const std::string& reduction, bool with_gradients,
+                                    const Text& similarity, const Text& reduction, bool with_gradients,
                                     bool with_log_q_gradient, bool with_curve_gradient) {
   check_tables(queries, items);
   const int64_t rows = queries.size(0);

@@ -14,8 +14,8 @@ using FullResult =
 // All items as negatives, some rows at a time. The gradients are those of the rows' losses times `factor`.
 FullResult full_forward(const Tensor& queries, const Tensor& items, const Tensor& pos_ids,
                         const OptionalTensor& extra_ids, CW_HISTORY_PARAMETERS, CW_LOSS_PARAMETERS
-                        const std::string& similarity, const std::string& reduction, bool with_gradients,
-                        const OptionalTensor& factor, bool with_curve_gradient, const std::string& sums) {
+                        const Text& similarity, const Text& reduction, bool with_gradients,
+                        const OptionalTensor& factor, bool with_curve_gradient, const Text& sums) {
   check_tables(queries, items);
   check_items(items);
   const int64_t rows = queries.size(0), dim = queries.size(1);

@@ -36,8 +36,8 @@ void scale_rows_(const std::vector<Tensor>& gradients, const Tensor& factor) {
 Tensor item_gradient(const Tensor& unit_queries, const OptionalTensor& factor, const Tensor& coefficients,
                          const Tensor& shared_coefficients, const Tensor& pair_keys,
                          const Tensor& pair_ends, const Tensor& items, const Tensor& pos_ids,
-                         const Tensor& neg_ids, const OptionalTensor& extra_ids, const std::string& similarity,
-                         const std::string& sums) {
+                         const Tensor& neg_ids, const OptionalTensor& extra_ids, const Text& similarity,
+                         const Text& sums) {
   CW_CHECK_VALUE(unit_queries.dim() == 2 && items.dim() == 2, "unit_queries must be [B, D] and items [I, D], got ",
                     unit_queries.sizes(), " and ", items.sizes());
   const int64_t rows = unit_queries.size(0);

@@ -25,7 +25,7 @@ namespace cw_ext {
 #define CW_PARAMETER_NUMBER(name) double name,
 #define CW_PARAMETER_OPTIONAL(name) std::optional<double> name,
 #define CW_PARAMETER_FLAG(name) bool name,
-#define CW_PARAMETER_CHOICE(name, list) const std::string &name,
+#define CW_PARAMETER_CHOICE(name, list) const Text &name,
 #define CW_LOSS_PARAMETERS                                                                         \
   CW_ROW_VALUES(CW_PARAMETER_VALUE)                                                                \
   const OptionalTensor &curve, double curve_low, double curve_high, bool curve_on_margin,       \

@@ -20,7 +20,7 @@ Draws checked_draws(Draws draws, const PositiveIds& positives, const Tensor& que
 
 SampledResult sampled_forward(const Tensor& queries, const Tensor& items, const Tensor& pos_ids,
                               const OptionalTensor& extra_ids, CW_DRAWS_PARAMETERS, CW_LOSS_PARAMETERS
-                              const std::string& similarity, const std::string& reduction, bool with_gradients,
+                              const Text& similarity, const Text& reduction, bool with_gradients,
                               bool keep_coefficients, bool with_curve_gradient) {
   check_tables(queries, items);
   check_items(items);
@@ -49,8 +49,8 @@ SampledResult sampled_forward(const Tensor& queries, const Tensor& items, const 
 Tensor sampled_item_gradient(const Tensor& unit_queries, const OptionalTensor& factor,
                                  const OptionalTensor& coefficients, const Tensor& queries, const Tensor& items,
                                  const Tensor& pos_ids, const OptionalTensor& extra_ids, CW_DRAWS_PARAMETERS,
-                                 CW_LOSS_PARAMETERS const std::string& similarity, const std::string& reduction,
-                             const std::string& sums) {
+                                 CW_LOSS_PARAMETERS const Text& similarity, const Text& reduction,
+                             const Text& sums) {
   check_tables(queries, items);
   check_items(items);
   const int64_t rows = queries.size(0), dim = queries.size(1);

@@ -12,7 +12,7 @@ using ScoresResult =
                Tensor, Tensor>;
 
 ScoresResult scores_forward(const Tensor& pos, const Tensor& neg, const OptionalTensor& extra,
-                            const OptionalTensor& log_q, CW_LOSS_PARAMETERS const std::string& reduction,
+                            const OptionalTensor& log_q, CW_LOSS_PARAMETERS const Text& reduction,
                             bool with_gradients, bool with_log_q_gradient, bool with_curve_gradient) {
   CW_CHECK_VALUE(pos.dim() == 1 && neg.dim() == 2, "pos must be [B] and neg [B, N], got ", pos.sizes(), " and ",
                     neg.sizes());

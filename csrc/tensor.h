@@ -134,6 +134,13 @@ inline Tensor as_long(const Tensor& x) {
                   std::make_optional(torch::headeronly::MemoryFormat::Contiguous));
 }
 
+// ---- text -----------------------------------------------------------------------------------------------------------
+
+// A string among an op's arguments. The headers of torch 2.11 to 2.13 lose the memory of each that is a std::string.
+struct Text : std::string {
+  using std::string::string;
+};
+
 // ---- threads --------------------------------------------------------------------------------------------------------
 
 inline int64_t num_threads() { return torch::stable::get_num_threads(); }
@@ -143,7 +150,6 @@ inline int64_t num_threads() { return torch::stable::get_num_threads(); }
 template <typename Body>
 void parallel_for(int64_t begin, int64_t end, int64_t grain, const Body& body) {
   if (begin >= end) return;
-  if (end - begin <= grain) return body(begin, end);
   struct Shared {
     const Body& body;
     std::mutex mutex;
@@ -163,6 +169,22 @@ void parallel_for(int64_t begin, int64_t end, int64_t grain, const Body& body) {
 }
 
 }  // namespace cw_ext
+
+namespace torch::stable::detail {
+template <>
+struct ToImpl<cw_ext::Text> {
+  static cw_ext::Text call(StableIValue value, uint64_t, bool) {
+    const StringHandle handle = to<StringHandle>(value);
+    size_t length = 0;
+    const char* data = nullptr;
+    CW_TORCH(torch_string_length(handle, &length));
+    CW_TORCH(torch_string_c_str(handle, &data));
+    cw_ext::Text text(data, length);
+    CW_TORCH(torch_delete_string(handle));
+    return text;
+  }
+};
+}  // namespace torch::stable::detail
 
 namespace cw_cpu {
 using namespace cw_ext;

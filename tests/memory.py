@@ -1,7 +1,9 @@
-"""What a call holds in memory while it runs."""
+"""What a call holds in memory while it runs, and what it leaves."""
 
 from __future__ import annotations
 
+import ctypes
+import gc
 from collections.abc import Callable
 
 import torch
@@ -35,3 +37,21 @@ def _peak_on_cuda(run: Callable[[], object]) -> tuple[int, int]:
     del kept
     peak = torch.cuda.max_memory_allocated() - before
     return peak, peak
+
+
+class _MallocInfo(ctypes.Structure):
+    """glibc's struct mallinfo2."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
+    ]
+
+
+def held_bytes() -> int:
+    """What this process has from malloc."""
+    gc.collect()
+    mallinfo = ctypes.CDLL(None).mallinfo2
+    mallinfo.restype = _MallocInfo
+    info = mallinfo()
+    return int(info.uordblks + info.hblkhd)

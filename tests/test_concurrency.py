@@ -21,8 +21,7 @@ from drawing import Drawn, make_drawn, make_interactions
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-import cw_ext
-from cw_ext import CWSampledLoss, Interactions, ScoreCurve, cw_loss_from_embeddings, draw_negatives
+from cw_ext import CWSampledLoss, Interactions, ScoreCurve, cw_loss_from_embeddings, draw_negatives, extension
 
 # In one process, so that these do not take the cores from one another.
 pytestmark = pytest.mark.xdist_group("concurrency")
@@ -426,11 +425,12 @@ def test_calls_leave_no_state_in_python(kernels: None) -> None:
 
 @pytest.mark.cpu_kernels
 def test_the_kernels_have_no_state(kernels: None) -> None:
-    """Of the library's data that can be written to, what is cw_ext's own is set once: ops, and the instruction set."""
+    """Of the library's data that can be written to, what is cw_ext's own is set once: ops, the instruction set, and an
+    undefined tensor."""
     nm = shutil.which("nm")
     if nm is None:
         pytest.skip("needs nm, of binutils")
-    library = cw_ext.extension._module.__file__
+    library = extension._library(extension.PACKAGE, "_cpu")
     done = subprocess.run([nm, "-C", "--defined-only", library], check=True, capture_output=True, text=True)
     symbols = [line.split(" ", 2)[1:] for line in done.stdout.splitlines()]
     if not symbols:
@@ -439,4 +439,5 @@ def test_the_kernels_have_no_state(kernels: None) -> None:
     own = {name for kind, name in symbols if kind.lower() in "bdsu" and ("cw_" in name or "cw::" in name)}
     registered = {name for name in own if "TORCH_LIBRARY" in name}
     assert registered, "the ops are found"
-    assert own - registered == {"cw_cpu::isa()::chosen", "guard variable for cw_cpu::isa()::chosen"}
+    once = ("cw_cpu::isa()::chosen", "cw_ext::MaybeTensor::undefined()::one")
+    assert own - registered == {*once, *(f"guard variable for {name}" for name in once)}

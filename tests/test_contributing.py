@@ -10,6 +10,8 @@ import pytest
 # Where the recipes' tables are cut: `| `file` | edit |`.
 _ROW = re.compile(r"(?m)^\| `([\w./]+)` \| (.*) \|$")
 _PATH = re.compile(r"(?:\.ci|benchmarks|csrc|cw_ext|examples|findings|tests)/[\w./-]+\w")
+# What points to a system's headers or to a file of torch, which has a csrc too.
+_NOT_OURS = re.compile(r"#include <.*>|\b(?:aten|torch)/[\w./]+")
 _SOURCE = (".h", ".cuh", ".cpp", ".cu", ".py")
 _MODULE = re.compile(r"python -m ((?:benchmarks|examples)[\w.]*)")
 
@@ -82,9 +84,10 @@ def test_modules_to_run_exist(checkout: Path, document: str) -> None:
 def test_layout_lists_every_source(checkout: Path) -> None:
     """Each file of csrc/ and cw_ext/ itself; a kernel's folder may sum up."""
     layout = _text(checkout, "CONTRIBUTING.md").split("\n## Layout\n")[1].split("\n## ")[0]
-    files = [*(checkout / "csrc").glob("*.*"), *(checkout / "cw_ext").glob("*.py")]
+    folders = {"csrc": "*.*", "csrc/python": "*.*", "cw_ext": "*.py"}
+    files = [file for folder, kind in folders.items() for file in (checkout / folder).glob(kind)]
     unlisted = {f.name for f in files if f.name not in layout}
-    assert unlisted <= {"__init__.py", "_built_for.py", "version.py", "scipy_matrix.py"}
+    assert unlisted <= {"__init__.py", "version.py", "scipy_matrix.py"}
 
 
 def test_comments_point_to_files_that_exist(checkout: Path) -> None:
@@ -92,7 +95,7 @@ def test_comments_point_to_files_that_exist(checkout: Path) -> None:
     sources = [f for folder in ("csrc", "cw_ext") for f in (checkout / folder).rglob("*") if f.suffix in _SOURCE]
     known = {f.name for f in [*sources, *(checkout / "tests").rglob("*"), *(checkout / "benchmarks").rglob("*")]}
     for source in sources:
-        text = re.sub(r"#include <.*>", "", source.read_text(encoding="utf-8"))
+        text = _NOT_OURS.sub("", source.read_text(encoding="utf-8"))
         names = set(re.findall(r"\b\w+\.(?:h|cuh|cpp|cu|py)\b", text))
         assert names <= known | {"setup.py"}, source
         paths = set(re.findall(r"\b(?:csrc|cw_ext|tests|benchmarks|examples)/[\w/]*\w(?:\.\w+)?", text))

@@ -3,6 +3,8 @@ instruction set, and no memory that grows with B·N·D."""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import subprocess
 import sys
@@ -22,7 +24,7 @@ from cases import (
     make_embeddings,
     make_scores,
 )
-from memory import peak_of
+from memory import held_bytes, peak_of
 from torch import Tensor
 
 import cw_ext
@@ -208,6 +210,27 @@ def test_every_instruction_set(kernels: None, tmp_path: Path) -> None:
 
 
 # ---- memory ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.cpu_kernels
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="counts what glibc has handed out")
+@pytest.mark.parametrize("outcome", ["loss", "error"])
+def test_a_call_leaves_nothing(kernels: None, outcome: str) -> None:
+    """Neither one that ends well nor one that raises: fewer bytes than an argument's name has."""
+    case = make_embeddings(6, 9, 8, 30, 2, seed=93, log_q=True).to(torch.float32)
+    if outcome == "error":
+        case.pos_ids[-1] = 30
+
+    def call() -> None:
+        with contextlib.nullcontext() if outcome == "loss" else pytest.raises(IndexError):
+            case.leaves().loss(backend="fused", prior=0.1, reduction="sum").backward()
+
+    for _ in range(100):
+        call()
+    before = held_bytes()
+    for _ in range(1000):
+        call()
+    assert (held_bytes() - before) / 1000 < 8
 
 
 def _training_step(case: Case, backend: str) -> Callable[[], object]:

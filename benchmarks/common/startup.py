@@ -18,7 +18,7 @@ def use_the_built_copy() -> None:
     `python -m benchmarks.…` in a clone finds the clone's own package first, whose steps then take eighty times as long.
     """
     beside = _ROOT / "cw_ext"
-    if "cw_ext" in sys.modules or any(beside.glob("_C.*")):
+    if "cw_ext" in sys.modules or any(beside.glob("_cpu.*")):
         return
     cw_ext = importlib.import_module("cw_ext")
     extension = importlib.import_module("cw_ext.extension")

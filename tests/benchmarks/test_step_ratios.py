@@ -95,7 +95,7 @@ def test_a_folder_without_kernels_is_refused(kernels, checkout, tmp_path, capsys
     }.items():
         other = tmp_path / name
         if name == "unbuilt":
-            ignored = shutil.ignore_patterns("_C*", "__pycache__")
+            ignored = shutil.ignore_patterns("_C.*", "_cpu.*", "__pycache__")
             shutil.copytree(checkout / "cw_ext", other / "cw_ext", ignore=ignored)
         assert step_ratios.main(["--against", str(other), "--out", str(tmp_path / "out"), *FLAGS]) == 2
         last = capsys.readouterr().err.splitlines()[-1]

@@ -13,12 +13,13 @@ namespace {
 
 std::atomic<long> countdown{0};
 std::atomic<uintptr_t> code_begin{0}, code_end{0};
+std::atomic<std::size_t> least_size{0};
 
 bool fails() { return countdown.load() > 0 && countdown.fetch_sub(1) == 1; }
 
 void* allocate(std::size_t size, void* caller) {
   const auto from = reinterpret_cast<uintptr_t>(caller);
-  if (from >= code_begin && from < code_end && fails()) throw std::bad_alloc();
+  if (from >= code_begin && from < code_end && size >= least_size && fails()) throw std::bad_alloc();
   void* const place = std::malloc(size ? size : 1);
   if (!place) throw std::bad_alloc();
   return place;
@@ -28,10 +29,11 @@ void* allocate(std::size_t size, void* caller) {
 
 extern "C" {
 
-// Where the code is whose `new` counts.
-void watch_code(uintptr_t begin, uintptr_t end) {
+// Where the code is whose `new` counts, if it asks for so many bytes.
+void watch_code(uintptr_t begin, uintptr_t end, std::size_t least) {
   code_begin = begin;
   code_end = end;
+  least_size = least;
 }
 
 // The k-th allocation from now on fails; with 0 none does.

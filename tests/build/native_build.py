@@ -6,7 +6,6 @@ import fcntl
 import os
 import shutil
 import subprocess
-import sysconfig
 from pathlib import Path
 
 ROOT = Path(__file__).absolute().parents[2]
@@ -29,13 +28,11 @@ def compiler() -> str | None:
 
 
 def torch_flags(**strings: str) -> list[str]:
-    """What compiles sources that include torch's headers; `strings` are macros to define as text."""
-    import torch
+    """What compiles sources with the stable ABI alone of torch; `strings` are macros to define as text."""
     from torch.utils.cpp_extension import include_paths
 
-    flags = [f"-isystem{path}" for path in (*include_paths(), sysconfig.get_paths()["include"])]
-    flags += [f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}"]
-    strings = {"CW_TORCH_VERSION": torch.__version__, **strings}
+    flags = [f"-isystem{path}" for path in include_paths()]
+    flags += ["-DTORCH_TARGET_VERSION=0x020b000000000000", "-DTORCH_STABLE_ONLY"]
     return flags + [f"'-D{name}=\"{value}\"'" for name, value in strings.items()]
 
 
@@ -43,7 +40,7 @@ def torch_libraries() -> str:
     import torch
 
     folder = Path(torch.__file__).parent / "lib"
-    return f"-L{folder} -Wl,-rpath,{folder} -lc10 -ltorch -ltorch_cpu -ltorch_python"
+    return f"-L{folder} -Wl,-rpath,{folder} -ltorch_cpu"
 
 
 def bring_up_to_date(folder: Path, rules: str, targets: tuple[str, ...]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -16,20 +17,21 @@ import pytest
 import torch
 
 import cw_ext
+from cw_ext import extension
 
 PACKAGE = Path(cw_ext.__file__).parent
 # What a clean checkout holds, without the results of benchmarks.
 TREE = ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md", "Makefile", ".ci")
 TREE += ("csrc", "cw_ext", "tests", "benchmarks", "examples")
-BUILT = shutil.ignore_patterns("_C.*", "_built_for.py", "__pycache__", "results")
+BUILT = shutil.ignore_patterns("_C.*", "_cpu.*", "_cuda.*", "__pycache__", "results")
 
-OTHER_TORCH = 'TORCH_VERSION = "1.2.3"\n'
-# A library that compiles in a second, in place of the kernels.
-EMPTY_LIBRARY = """
+# What compiles in a second, in place of the kernels.
+EMPTY_MODULE = """
 #include <Python.h>
 static PyModuleDef definition{PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr};
 PyMODINIT_FUNC PyInit__C() { return PyModule_Create(&definition); }
 """
+EMPTY_LIBRARY = "void nothing() {}\n"
 
 
 def run(*command: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -69,10 +71,11 @@ USE_WITHOUT_KERNELS = """
 import sys, warnings
 import torch
 
+torch.__version__ = sys.argv[1]
 warnings.simplefilter("error")
 import cw_ext
 
-assert "cw_ext._C" not in sys.modules
+assert not hasattr(torch.ops.cw_ext, "scores_forward")
 pos, neg = torch.randn(4), torch.randn(4, 5, requires_grad=True)
 queries, items = torch.randn(4, 3, requires_grad=True), torch.randn(9, 3, requires_grad=True)
 ids = torch.arange(4)
@@ -101,31 +104,55 @@ print(reason)
 
 
 @pytest.mark.parametrize(
-    ("library", "built_for", "why"),
+    ("library", "version", "why"),
     [
         # Where the tests run on an installed copy, that one has them.
-        (None, None, r"are not in \S+, the copy that was imported(; in its .* with: pip|, but they are in \S+)"),
-        (
-            "",
-            OTHER_TORCH,
-            f"built for torch 1.2.3, but torch {re.escape(torch.__version__)} is running; .*: pip install",
-        ),
-        ("", None, f"built for torch unknown, but torch {re.escape(torch.__version__)} is running; .*: pip install"),
-        ("", f'TORCH_VERSION = "{torch.__version__}"', r"do not load \(.*\); .* rebuild with: pip install"),
+        (None, torch.__version__, r"are not in \S+, the copy that was imported(; in its .* with: pip|, but they are)"),
+        ("here", "2.10.1+cu128", r"need torch >= 2\.11, but torch 2\.10\.1\+cu128 is running; .*: pip install"),
+        ("here", "2.9.0a0+git1", r"need torch >= 2\.11, but torch 2\.9\.0a0\+git1 is running; "),
+        ("broken", torch.__version__, r"do not load \(.*\); .* rebuild with: pip install"),
     ],
-    ids=["none", "another torch", "unknown", "broken"],
+    ids=["none", "an older torch", "a much older torch", "broken"],
 )
 def test_a_copy_without_usable_kernels_warns_once(
-    tmp_path: Path, library: str | None, built_for: str | None, why: str
+    tmp_path: Path, kernels: None, library: str | None, version: str, why: str
 ) -> None:
     copy = tmp_path / "cw_ext"
     shutil.copytree(PACKAGE, copy, ignore=BUILT)
-    for name, text in (("_C.abi3.so", library), ("_built_for.py", built_for)):
-        if text is not None:
-            (copy / name).write_text(text)
-    done = run("-c", USE_WITHOUT_KERNELS, cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    if library == "here":
+        built = extension._library(PACKAGE, "_cpu")
+        assert built is not None
+        shutil.copy(built, copy)
+    elif library == "broken":
+        (copy / "_cpu.abi3.so").touch()
+    done = run("-c", USE_WITHOUT_KERNELS, version, cwd=tmp_path, PYTHONPATH=str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert re.search(f"^the compiled kernels of cw_ext .*{why}", done.stdout), done.stdout
+
+
+USE_KERNELS = """
+import torch, cw_ext
+scores = torch.randn(4, 5, requires_grad=True)
+cw_ext.cw_loss(torch.randn(4), scores, backend="fused").backward()
+assert scores.grad.any()
+print(cw_ext.build_config())
+"""
+
+
+@pytest.mark.parametrize("version", [torch.__version__, "2.11.0", "2.100.3a0+git12"])
+def test_the_library_of_the_kernels_serves_any_python_and_later_torch(
+    tmp_path: Path, kernels: None, version: str
+) -> None:
+    """Without _C, which is another for each Python, only that is missing which it tells."""
+    copy = tmp_path / "cw_ext"
+    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("_C.*", "__pycache__"))
+    pretend = f"import torch; torch.__version__ = {version!r}"
+    done = run("-c", pretend + USE_KERNELS, cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    config = ast.literal_eval(done.stdout)
+    assert config["available"] is True
+    assert [config[name] for name in ("compiler", "cpu_capabilities", "cpu_capability", "torch")] == [None] * 4
+    assert config["cuda"] is True or config["cuda_reason"]
 
 
 # --- two copies ---
@@ -226,8 +253,15 @@ def small_tree(tree: Path) -> Path:
     if shutil.which(os.environ.get("CXX", "c++")) is None:
         pytest.skip("builds need a C++ compiler")
     shutil.rmtree(tree / "csrc")
-    (tree / "csrc" / "cpu").mkdir(parents=True)
-    (tree / "csrc" / "module.cpp").write_text(EMPTY_LIBRARY)
+    for source, text in {
+        "python/module.cpp": EMPTY_MODULE,
+        "ops.cpp": EMPTY_LIBRARY,
+        "cpu/ops.cpp": "",
+        "cuda/ops.cpp": "",
+    }.items():
+        file = tree / "csrc" / source
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
     return tree
 
 
@@ -257,7 +291,7 @@ def modules(tree: Path) -> set[str]:
 
 def test_the_source_distribution_builds_and_tests_itself(tree: Path) -> None:
     wanted = {str(file.relative_to(tree)) for file in tree.rglob("*") if file.is_file()}
-    for built in ("cw_ext/_C.cpython-311-x86_64-linux-gnu.so", "cw_ext/_built_for.py", "csrc/ops.o"):
+    for built in ("cw_ext/_C.cpython-311-x86_64-linux-gnu.so", "cw_ext/_cpu.abi3.so", "csrc/ops.o"):
         (tree / built).touch()
     (tree / "benchmarks" / "results").mkdir()
     (tree / "benchmarks" / "results" / "run.json").touch()
@@ -271,34 +305,30 @@ def test_the_source_distribution_builds_and_tests_itself(tree: Path) -> None:
     assert {name for name in found if not name.startswith("cw_ext.egg-info/")} - made == wanted
 
 
-def test_the_wheel_holds_the_library_and_what_it_was_built_for(small_tree: Path) -> None:
-    expected = modules(small_tree) | {"cw_ext/_built_for.py"}
+def test_the_wheel_holds_the_libraries(small_tree: Path) -> None:
+    expected = modules(small_tree)
     wheel, found = build_wheel(small_tree, USE_CUDA="0")
-    (library,) = found - expected
-    assert re.fullmatch(r"cw_ext/_C\..*\.(so|pyd)", library) and expected < found
+    module, library = sorted(found - expected)
+    assert re.fullmatch(r"cw_ext/_C\..*\.(so|pyd)", module) and expected < found
+    assert re.fullmatch(r"cw_ext/_cpu(\.abi3)?\.(so|pyd)", library)
     assert not wheel.name.endswith("none-any.whl")
     with zipfile.ZipFile(wheel) as archive:
-        assert archive.read("cw_ext/_built_for.py").decode() == f'TORCH_VERSION = "{torch.__version__}"\n'
         (metadata,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         fields = BytesParser().parsebytes(archive.read(metadata))
     assert fields["Version"] == cw_ext.__version__
-    assert any(need.startswith("torch>=") for need in fields.get_all("Requires-Dist"))
-    # The tree is as it was: a library that stands in it may be for another torch.
-    assert not (small_tree / "cw_ext" / "_built_for.py").exists()
+    needs = {re.split(r"[^\w]", need)[0]: need for need in fields.get_all("Requires-Dist")}
+    assert needs["torch"] == "torch>=" + ".".join(map(str, extension.MINIMUM_TORCH))
 
 
-def test_a_build_that_fails_does_not_vouch_for_the_library_before_it(small_tree: Path) -> None:
-    built_for = small_tree / "cw_ext" / "_built_for.py"
-    built_for.write_text(OTHER_TORCH)
-    in_place = ("setup.py", "-q", "build_ext", "--inplace")
-    (small_tree / "csrc" / "module.cpp").write_text("no C++")
-    assert run(*in_place, cwd=small_tree, USE_CUDA="0").returncode != 0
-    assert built_for.read_text() == OTHER_TORCH
-    (small_tree / "csrc" / "module.cpp").write_text(EMPTY_LIBRARY)
-    done = run(*in_place, cwd=small_tree, USE_CUDA="0")
+def test_a_build_in_place(small_tree: Path) -> None:
+    done = run("setup.py", "-q", "build_ext", "--inplace", cwd=small_tree, USE_CUDA="0")
     assert done.returncode == 0, done.stderr
-    assert built_for.read_text() == f'TORCH_VERSION = "{torch.__version__}"\n'
-    assert list((small_tree / "cw_ext").glob("_C.*"))
+    assert [file.name.partition(".")[0] for file in sorted((small_tree / "cw_ext").glob("_*.so"))] == ["_C", "_cpu"]
+
+
+def test_the_build_and_the_loader_name_the_same_torch(checkout: Path) -> None:
+    (line,) = re.findall(r"(?m)^MINIMUM_TORCH = \((\d+), (\d+)\)$", (checkout / "setup.py").read_text(encoding="utf-8"))
+    assert tuple(map(int, line)) == extension.MINIMUM_TORCH
 
 
 def test_a_wheel_without_kernels_needs_neither_torch_nor_a_compiler(tree: Path, without_torch: str) -> None:
@@ -309,18 +339,57 @@ def test_a_wheel_without_kernels_needs_neither_torch_nor_a_compiler(tree: Path, 
     assert wheel.name.endswith("-py3-none-any.whl")
 
 
+NO_TOOLKIT = "/no/toolkit"
+# What the process that builds finds.
+OLD_SETUPTOOLS = "import setuptools; setuptools.__version__ = '65.5.0'"
+OLD_TORCH = "import torch; torch.__version__ = '2.10.1+cu128'"
+NO_PYBIND11 = "import sys; sys.modules['pybind11'] = None"
+CUDA_TORCH = """
+import torch
+torch.version.cuda, torch.cuda._is_compiled, torch.cuda.is_available = "13.0", lambda: True, lambda: True
+"""
+CPU_TORCH = "import torch; torch.version.cuda = None"
+
+
 @pytest.mark.parametrize(
-    ("environment", "message"),
+    ("environment", "found", "message"),
     [
-        ({"CXX": "no-such-compiler"}, "needs a C.. compiler, and 'no-such-compiler' is not here: .*USE_KERNELS=0"),
-        ({"USE_KERNELS": "no"}, "USE_KERNELS must be 0 or 1, got 'no'"),
-        ({"USE_CUDA": "yes"}, "USE_CUDA must be 0 or 1, got 'yes'"),
+        ({"CXX": "no-such-compiler"}, "", "needs a C.. compiler, and 'no-such-compiler' is not here: .*USE_KERNELS=0"),
+        ({"USE_KERNELS": "no"}, "", "USE_KERNELS must be 0 or 1, got 'no'"),
+        ({"USE_CUDA": "yes"}, "", "USE_CUDA must be 0 or 1, got 'yes'"),
+        ({}, OLD_SETUPTOOLS, "needs setuptools >= 77, found 65.5.0: run `pip install "),
+        ({"USE_KERNELS": "0"}, OLD_SETUPTOOLS, "needs setuptools >= 77, found 65.5.0: run `pip install "),
+        ({}, OLD_TORCH, r"needs torch >= 2\.11, found 2\.10\.1\+cu128"),
+        ({}, NO_PYBIND11, "pybind11 is not here: install torch >= 2.11 and pybind11, .*USE_KERNELS=0"),
+        (
+            {"USE_CUDA": "1", "CUDA_HOME": NO_TOOLKIT},
+            CUDA_TORCH,
+            f"toolkit is missing: set CUDA_HOME to the folder with its include/cuda_runtime.h, got {NO_TOOLKIT}",
+        ),
+        ({"USE_CUDA": "1"}, CPU_TORCH, r"but torch \S+ has no CUDA: install a CUDA build of torch"),
     ],
 )
-def test_a_build_that_cannot_be_says_why(tree: Path, environment: dict[str, str], message: str) -> None:
-    done = run("setup.py", "-q", "build_ext", cwd=tree, **environment)
-    assert done.returncode != 0
-    assert re.search(message, done.stderr), done.stderr
+def test_a_build_that_cannot_be_says_why(
+    tree: Path, tmp_path: Path, environment: dict[str, str], found: str, message: str
+) -> None:
+    """In one line, and compiles nothing."""
+    (tmp_path / "sitecustomize.py").write_text(found)
+    done = run("setup.py", "-q", "build_ext", cwd=tree, PYTHONPATH=str(tmp_path), **environment)
+    assert done.returncode == 1 and not done.stdout
+    assert re.fullmatch(f".*{message}.*\n", done.stderr), done.stderr
+    assert not list((tree).glob("build/**/*.o"))
+
+
+@pytest.mark.parametrize("environment", [{"CUDA_HOME": NO_TOOLKIT}, {"USE_CUDA": "0"}], ids=["none", "USE_CUDA=0"])
+def test_a_cuda_torch_without_a_toolkit_builds_for_the_cpu(
+    small_tree: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(CUDA_TORCH)
+    in_place = ("setup.py", "-q", "build_ext", "--inplace")
+    done = run(*in_place, cwd=small_tree, PYTHONPATH=str(tmp_path), **environment)
+    assert done.returncode == 0, done.stderr
+    assert "CUDA" not in done.stdout + done.stderr
+    assert [file.name.partition(".")[0] for file in sorted((small_tree / "cw_ext").glob("_*.so"))] == ["_C", "_cpu"]
 
 
 def test_a_build_without_torch_says_so(tree: Path, without_torch: str) -> None:

@@ -1,6 +1,6 @@
 """Builds the CPU kernels for the compiler's sanitizers: `python tests/build/sanitizers/build.py KIND/TARGET`.
 
-Prints the target's path. .ci/sanitize runs the tests on the libraries, KIND/_C.so; KIND/planted.so holds faults to be
+Prints the target's path. .ci/sanitize runs the tests on the libraries, KIND/_cpu.so; KIND/planted.so holds faults to be
 found (planted.cpp). Ninja compiles what has changed; CXX names another compiler, MAX_JOBS limits its processes.
 """
 
@@ -25,9 +25,11 @@ COMMON = (
     "-fno-trapping-math -fvisibility=hidden -Wall -Wno-unknown-pragmas"
 )
 KINDS = {
-    "address": "-fopenmp -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all",
-    "thread": f"-fopenmp-simd -fsanitize=thread -I{HERE / 'include'}",
+    "address": "-fopenmp-simd -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all",
+    "thread": "-fopenmp-simd -fsanitize=thread",
 }
+# What takes the place of torch's own.
+STAND_INS = {"address": [], "thread": [HERE / "parallel.cpp"]}
 # What must be loaded before Python. The C++ library too, or AddressSanitizer does not find the function that throws.
 PRELOADED = {"address": ("libasan.so", "libstdc++.so"), "thread": ("libtsan.so",)}
 
@@ -52,17 +54,18 @@ def ninja_file() -> str:
     sources = sorted((p for folder in folders for p in folder.glob("*.cpp")), key=lambda p: "kernels_" not in p.name)
     for kind, flags in KINDS.items():
         libraries = f"-shared -Wl,-z,now {flags} {torch_libraries()}"
-        # With the folder: csrc/scores.cpp and csrc/cpu/scores.cpp are both there.
-        objects = [f"{kind}/{source.parent.name}-{source.name}.o" for source in sources]
-        for source, target in zip([*sources, HERE / "planted.cpp"], [*objects, f"{kind}/planted.cpp.o"]):
+        for target, own in ((f"{kind}/_cpu.so", sources), (f"{kind}/planted.so", [HERE / "planted.cpp"])):
+            # With the folder: csrc/scores.cpp and csrc/cpu/scores.cpp are both there.
+            objects = [f"{kind}/{source.parent.name}-{source.name}.o" for source in [*own, *STAND_INS[kind]]]
+            lines += [f"build {target}: link {' '.join(objects)}", f"  flags = {libraries}"]
+        for source in [*sources, HERE / "planted.cpp", *STAND_INS[kind]]:
+            target = f"{kind}/{source.parent.name}-{source.name}.o"
             lines += [f"build {target}: compile {source}", f"  flags = {flags}"]
-        lines += [f"build {kind}/_C.so: link {' '.join(objects)}", f"  flags = {libraries}"]
-        lines += [f"build {kind}/planted.so: link {kind}/planted.cpp.o", f"  flags = {libraries}"]
     return "\n".join([*lines, ""])
 
 
 def build(*targets: str) -> None:
-    """Brings KIND/_C.so, the library, or KIND/planted.so up to date."""
+    """Brings KIND/_cpu.so, the library, or KIND/planted.so up to date."""
     bring_up_to_date(OUT, ninja_file(), targets)
 
 
@@ -80,6 +83,6 @@ def environment(kind: str) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    target = sys.argv[1] if len(sys.argv) > 1 else "address/_C.so"
+    target = sys.argv[1] if len(sys.argv) > 1 else "address/_cpu.so"
     build(target)
     print(OUT / target)
