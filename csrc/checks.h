@@ -31,7 +31,7 @@ inline Options kept_options(const Tensor& like) {
 }
 
 inline void check_shape(const Tensor& x, Sizes shape, const char* name, const Tensor& like) {
-  CW_CHECK_VALUE(x.sizes() == shape, name, " must have shape ", shape, ", got ", x.sizes());
+  CW_CHECK_VALUE(x.sizes().equals(shape), name, " must have shape ", shape, ", got ", x.sizes());
   CW_CHECK_VALUE(x.device() == like.device(), name, " must be on ", like.device(), ", got ", x.device());
 }
 
