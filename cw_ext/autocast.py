@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from cw_ext import checks
+from cw_ext.compiling import has_autocast
 
 
 def _autocasts(device: str) -> bool:
-    """Whether autocast is on; some devices, such as "meta", have none."""
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return has_autocast(device) and torch.is_autocast_enabled(device)
 
 
 def floating_input(name: str, value: Tensor) -> Tensor:

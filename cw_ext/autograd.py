@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cw_ext import extension, reference
+from cw_ext.compiling import is_exporting
 from cw_ext.op_function import Gradients, Op, Saved, may_overwrite
 from cw_ext.op_inputs import (
     DRAWS,
@@ -87,7 +88,7 @@ def score_rows(inputs: ScoreInputs) -> Losses:
             for x in SCORES.flat(inputs)
         ]
         inputs = SCORES.rebuilt(as_rows)
-    if torch.compiler.is_exporting():
+    if is_exporting():
         losses = Losses(*torch.ops.cw_ext_export.scores_forward(*SCORES.flat(inputs)))
     else:
         losses = _losses(_SCORES(inputs))
@@ -130,7 +131,7 @@ _EMBEDDINGS = _Embeddings("embeddings_forward", EMBEDDINGS, EmbeddingResults, re
 
 def embedding_rows(inputs: EmbeddingInputs) -> Losses:
     """Level 2."""
-    if torch.compiler.is_exporting():
+    if is_exporting():
         return Losses(*torch.ops.cw_ext_export.embeddings_forward(*EMBEDDINGS.flat(inputs)))
     return _losses(_EMBEDDINGS(inputs))
 

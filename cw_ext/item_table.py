@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cw_ext.compiling import is_exporting
 from cw_ext.op_function import may_overwrite
 
 
@@ -65,7 +66,7 @@ def item_table(items: Tensor | nn.Embedding) -> tuple[Tensor, bool]:
         )
     if items.padding_idx is None:
         return items.weight, items.sparse
-    if torch.compiler.is_exporting():  # which looks through an autograd.Function: a copy of the table, by plain ops
+    if is_exporting():  # which looks through an autograd.Function: a copy of the table, by plain ops
         row = torch.full((1,), items.padding_idx, device=items.weight.device)
         return items.weight.index_copy(0, row, items.weight.detach()[row]), items.sparse
     table: Tensor = _NoGradientAt.apply(items.weight, items.padding_idx)  # type: ignore[no-untyped-call]

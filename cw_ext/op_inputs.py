@@ -211,7 +211,7 @@ class Layout(Generic[T]):
             if value is None:
                 found += [None] * (end - first)
             else:
-                found += layout.flat(value) if layout._has_groups else value
+                found.extend(layout.flat(value) if layout._has_groups else value)
             done = place + 1
         found += values[done:]
         return found

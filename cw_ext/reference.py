@@ -304,7 +304,7 @@ def full_rows(inputs: FullInputs) -> Losses:
 
 
 def _reduced(rows: Losses, reduction: str) -> Losses:
-    return rows._replace(loss=reduce(rows.loss, rows.live, None, reduction))
+    return Losses(reduce(rows.loss, rows.live, None, reduction), rows.live, rows.above)
 
 
 def result(rows: Losses, row_weights: Tensor | None, reduction: str, return_above: bool) -> Tensor:

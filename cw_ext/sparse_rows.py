@@ -25,9 +25,10 @@ class _RowsWithSparseGradient(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (unique_ids,) = ctx.saved_tensors
         # unique_ids is sorted and has no duplicates, which is what "coalesced" means. The extra reference keeps the
-        # flag: a gradient without other references becomes its tensor's .grad without it.
-        ctx.result = torch.sparse_coo_tensor(
-            unique_ids.unsqueeze(0), grad[: unique_ids.numel()], ctx.shape, check_invariants=False, is_coalesced=True
+        # flag: a gradient without other references becomes its tensor's .grad without it. The op, as before torch 2.13
+        # torch.sparse_coo_tensor warns of unchecked invariants even where check_invariants=False is passed.
+        ctx.result = torch.ops.aten._sparse_coo_tensor_unsafe(
+            unique_ids.unsqueeze(0), grad[: unique_ids.numel()], ctx.shape, is_coalesced=True
         )
         return ctx.result, None
 

@@ -13,6 +13,7 @@ import torch
 from cases import assert_near, evaluate, make_embeddings, make_scores, saved_and_loaded
 from recommender import CRITERIA, make_batch, make_recommender, training_step
 from torch import Tensor, nn
+from torch.torch_version import TorchVersion
 
 import cw_ext
 from cw_ext import CWEmbeddingLoss, CWLoss, ScoreCurve, cw_loss, cw_loss_from_embeddings, extension
@@ -78,7 +79,7 @@ def without_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_build_config(kernels: None) -> None:
     config = cw_ext.build_config()
     assert config["available"] is True
-    assert config["torch"] == torch.__version__
+    assert TorchVersion(config["torch"]) >= "2.11", "what the kernels were built with, and not what runs them"
     assert config["cpu_capability"] in (*config["cpu_capabilities"], "default")
     assert "default" in config["cpu_capabilities"] and config["compiler"]
     assert isinstance(config["cuda"], bool)

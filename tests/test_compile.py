@@ -99,6 +99,18 @@ def test_full_graph(backend: str, device: torch.device, level: int, reduction: s
     _assert_equal(_compiled(case, loss, weight), expected)
 
 
+@pytest.mark.parametrize("level", [1, 2])
+def test_the_loss_is_computed_once(kernels: None, level: int) -> None:
+    """The kernel that computes it also finds what backward takes, compiled as uncompiled."""
+    case = _scores() if level == 1 else _embeddings()
+    compiled = torch.compile(lambda c: c.loss(backend="fused"), fullgraph=True, backend="aot_eager")
+    _compiled(case, compiled)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        _compiled(case, compiled)
+    called = [e.name for e in profile.events() if e.name.startswith("cw_ext") and e.name.endswith("_forward")]
+    assert called == [f"cw_ext::{'scores' if level == 1 else 'embeddings'}_forward"]
+
+
 @each_reduction
 @pytest.mark.parametrize(
     "name", ["uniform", *(pytest.param(n, marks=pytest.mark.thorough) for n in DRAWN if n != "uniform")]

@@ -23,7 +23,10 @@ pytestmark = pytest.mark.cpu_kernels  # the programs are run where they were exp
 
 # Those whose negatives are handed over, or come from ids: a program of the others computes the loss alone.
 WITH_GRADIENTS = ("scores", "embeddings", "shared", "in-batch", "mixed")
-LOSS_ALONE = ("sampled", "popularity", "full")
+SAVES_UINT32 = pytest.mark.skipif(
+    torch.__version__ < "2.12", reason="torch.export.save of torch 2.11 knows no uint32, which a table's thresholds are"
+)
+LOSS_ALONE = ("sampled", pytest.param("popularity", marks=SAVES_UINT32), "full")
 STRICT = pytest.mark.parametrize(
     "strict", [pytest.param(False, id="non-strict"), pytest.param(True, id="strict", marks=pytest.mark.thorough)]
 )
