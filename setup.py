@@ -132,7 +132,7 @@ def library(name: str, kind: type[Extension], sources: list[str], macros: list[t
         name,
         sources,
         define_macros=[("TORCH_TARGET_VERSION", f"0x{major:02x}{minor:02x}000000000000"), *macros],
-        extra_compile_args={"cxx": CXX_FLAGS, "nvcc": ["-O3"]},
+        extra_compile_args={"cxx": CXX_FLAGS, "nvcc": ["-O3", "-Xcompiler", "-fvisibility=hidden"]},
         py_limited_api=True,
     )
 
