@@ -24,7 +24,7 @@ from op_calls import OpCalls
 from recommender import CRITERIA, Recommender, make_batch, make_recommender, training_step
 from torch import Tensor
 
-from cw_ext import CWEmbeddingLoss, ScoreCurve, cw_loss
+from cw_ext import CWEmbeddingLoss, ScoreCurve, cw_loss, op_errors
 
 # One graph per level is compiled by make test; the rest, which takes a minute, is thorough.
 pytestmark = pytest.mark.cpu_kernels  # a graph's shapes and dtypes go by the device
@@ -374,7 +374,7 @@ def test_the_cpu_has_one_way_to_sum(kernels: None) -> None:
     ways = ("chosen", "atomic", "sorted")
     chosen, *others = [torch.ops.cw_ext.item_gradient(**arguments, sums=sums) for sums in ways]
     assert all(torch.equal(chosen, other) for other in others)
-    with pytest.raises(ValueError, match="sums is unknown: both"):
+    with pytest.raises(op_errors.RAISED, match="ValueError: sums is unknown: both"):
         torch.ops.cw_ext.item_gradient(**arguments, sums="both")
 
 

@@ -7,6 +7,7 @@ import torch
 from cases import DTYPE_IDS, DTYPES, against_truth, generator, item_gradient_arguments, make_embeddings
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from cw_ext import op_errors
 from cw_ext.op_inputs import EMBEDDINGS, EmbeddingInputs, EmbeddingResults, Losses, Wanted
 from cw_ext.parameters import resolve
 from cw_ext.row_values import CurveInputs, RowValues
@@ -112,7 +113,7 @@ def test_a_forged_order(kernels: None, name: str, value: int, message: str) -> N
     """What the op is given does not make it read or write beyond its tensors."""
     arguments = item_gradient_arguments(make_embeddings(6, 9, 8, 130, seed=106).to(torch.float32))
     arguments[name].view(-1)[1] = value
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(op_errors.RAISED, match=f"ValueError: {message}"):
         torch.ops.cw_ext.item_gradient(**arguments)
 
 
@@ -121,5 +122,5 @@ def test_a_forged_order(kernels: None, name: str, value: int, message: str) -> N
 def test_an_order_of_another_shape(kernels: None, name: str) -> None:
     arguments = item_gradient_arguments(make_embeddings(6, 9, 8, 130, seed=106).to(torch.float32))
     arguments[name] = arguments[name][:, :1]
-    with pytest.raises(ValueError, match="must have shape"):
+    with pytest.raises(op_errors.RAISED, match=f"ValueError: {name} must have shape"):
         torch.ops.cw_ext.item_gradient(**arguments)
