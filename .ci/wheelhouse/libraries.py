@@ -150,8 +150,10 @@ class Build:
         import ninja
 
         for machine in MACHINES:
-            (OUT / machine).mkdir(parents=True, exist_ok=True)
-            (OUT / machine / "first_versions.s").write_text(first_versions(machine))
+            file = OUT / machine / "first_versions.s"
+            if not file.exists() or file.read_text() != first_versions(machine):  # or all would be compiled again
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(first_versions(machine))
         (OUT / "build.ninja").write_text("\n".join(self.lines) + "\n")
         jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
         command = [Path(ninja.BIN_DIR) / "ninja", "-C", OUT, "-j", jobs, "--quiet", *self.targets]
@@ -166,7 +168,7 @@ class Build:
             objects.append(self._edge("stand_in", out, [], machine, soname=file))
         return self._target("link", name, machine, objects, from_torch)
 
-    def _objects(self, extension: Any, folder: str, machine: str) -> list[Path]:
+    def _objects(self, extension: Any, folder: str, machine: str) -> list[object]:
         common = [f"-D{macro}" if value is None else f"-D{macro}={value}" for macro, value in extension.define_macros]
         common += [word for path in extension.include_dirs for word in ("-isystem", path)]
         own = extension.extra_compile_args
@@ -180,15 +182,15 @@ class Build:
         for source in extension.sources:
             rule = "nvcc" if source.endswith(".cu") else "cxx"
             out = OUT / machine / "objects" / folder / f"{source}.o"
-            made.append(self._edge(rule, out, [ROOT / source], machine, flags=flags[rule]))
+            made.append(self._edge(rule, out, [ROOT / source, "|", first], machine, flags=flags[rule]))
         return made
 
-    def _target(self, rule: str, name: str, machine: str, objects: list[Path], from_torch: set[str]) -> Path:
+    def _target(self, rule: str, name: str, machine: str, objects: list[object], from_torch: set[str]) -> Path:
         path = self._edge(rule, OUT / machine / name, objects, machine)
         self.targets[path] = from_torch
         return path
 
-    def _edge(self, rule: str, out: Path, inputs: list[Path], machine: str, **variables: str) -> Path:
+    def _edge(self, rule: str, out: Path, inputs: list[object], machine: str, **variables: str) -> Path:
         variables |= {"cxx": compiler(machine), "nvcc": f"{self.toolkit}/bin/nvcc"}
         self.lines.append(f"build {out}: {rule} {' '.join(map(str, inputs))}")
         self.lines += [f"  {name} = {value}" for name, value in variables.items()]
