@@ -19,7 +19,7 @@ DATA_NEEDS := recbole==1.2.1
 
 SOURCES := setup.py $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp)
 
-.PHONY: help venv build test test-build test-benchmarks test-all fuzz sanitize demo clean
+.PHONY: help venv build test test-build test-benchmarks test-all fuzz sanitize demo wheels clean
 
 help:
 	@echo "make demo             train on MovieLens-100K with BPR, SL and CW; table, JSON and plot under runs/"
@@ -30,6 +30,7 @@ help:
 	@echo "make fuzz             random calls of every level against the reference, and random wrong ones"
 	@echo "make sanitize         run the tests of the CPU kernels under the compiler's sanitizers"
 	@echo "make build            build the extension in place"
+	@echo "make wheels           build the binary wheels, for Linux on x86-64 and ARM, with and without CUDA: see .ci/wheels"
 	@echo "make clean            remove builds and the virtual environment"
 
 venv: $(VENV)/.installed
@@ -81,6 +82,10 @@ fuzz: build
 
 sanitize: build
 	@$(PY) .ci/sanitize
+
+# Compiles everything by itself, for machines and Pythons other than these.
+wheels: venv
+	@$(PY) .ci/wheels
 
 demo: build
 	@$(PY) -m benchmarks.demo

@@ -143,7 +143,7 @@ def cpu_library() -> Extension:
     return found
 
 
-def cuda_library() -> Extension:
+def cuda_library(cuda: str) -> Extension:
     archs = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_CUDA_ARCHS)
     found = library(
         "cw_ext._cuda",
@@ -152,7 +152,7 @@ def cuda_library() -> Extension:
         [
             ("CW_CUDA", None),
             ("USE_CUDA", None),  # for torch's stable headers to declare what they have for CUDA
-            ("CW_CUDA_VERSION", f'"{torch.version.cuda}"'),
+            ("CW_CUDA_VERSION", f'"{cuda}"'),
             ("CW_CUDA_ARCHS", f'"{archs}"'),
         ],
     )
@@ -195,8 +195,9 @@ def arguments() -> dict[str, Any]:
     if not WITH_KERNELS:
         return {}
     set_up_compilers()
-    extensions = [python_module(), cpu_library(), *([cuda_library()] if wants_cuda() else [])]
+    extensions = [python_module(), cpu_library(), *([cuda_library(torch.version.cuda)] if wants_cuda() else [])]
     return {"ext_modules": extensions, "cmdclass": {"build_ext": build_command()}}
 
 
-setup(**arguments())
+if __name__ == "__main__":
+    setup(**arguments())

@@ -67,7 +67,10 @@ def _why_no_cuda() -> str:
         return "this torch has no CUDA"
     library = _library(PACKAGE, "_cuda")
     if library is None:
-        return f"cw_ext was built without CUDA; in its source tree, rebuild with: USE_CUDA=1 {BUILD}"
+        return (
+            "cw_ext was installed without CUDA's kernels; take a wheel that has them (+cu13), or in its source tree "
+            f"rebuild with: USE_CUDA=1 {BUILD}"
+        )
     try:
         torch.ops.load_library(str(library))
     except OSError as error:
