@@ -7,10 +7,11 @@ LibTorch's stable ABI and serve every torch and every Python; ``_C``, one per Py
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
+import re
 import sys
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,8 @@ def _why_no_cpu() -> str:
             return f"{why_not}, but they are in {other}: to use that copy, start Python in another folder"
         return f"{why_not}; in its source tree, build them with: {BUILD}"
     # Before loading: what an older torch lacks shows as a missing symbol.
-    if tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2]) < MINIMUM_TORCH:
+    version = re.match(r"(\d+)\.(\d+)", torch.__version__)
+    if version is not None and (int(version[1]), int(version[2])) < MINIMUM_TORCH:
         return (
             f"the compiled kernels of cw_ext need torch >= {'.'.join(map(str, MINIMUM_TORCH))}, but torch "
             f"{torch.__version__} is running; upgrade it with: pip install --upgrade torch"
@@ -55,7 +57,13 @@ def _why_no_cpu() -> str:
     try:
         torch.ops.load_library(str(library))
     except OSError as error:
-        return f"the compiled kernels of cw_ext do not load ({error}); in its source tree, rebuild with: {BUILD}"
+        # What torch itself says is only that it could not.
+        return (
+            f"the compiled kernels of cw_ext do not load ({error.__cause__ or error}); reinstall the wheel, or in its "
+            f"source tree rebuild with: {BUILD}"
+        )
+    if not hasattr(torch.ops.cw_ext, "scores_forward"):
+        return f"{library} is a library without the ops of cw_ext; in its source tree, rebuild with: {BUILD}"
     return ""
 
 
@@ -74,7 +82,10 @@ def _why_no_cuda() -> str:
     try:
         torch.ops.load_library(str(library))
     except OSError as error:
-        return f"cw_ext's CUDA kernels do not load beside torch {torch.__version__} ({error})"
+        return (
+            f"cw_ext's CUDA kernels do not load beside torch {torch.__version__} for CUDA {torch.version.cuda} "
+            f"({error.__cause__ or error}); a wheel's are for CUDA 13"
+        )
     return ""
 
 
@@ -100,7 +111,7 @@ def build_config() -> dict[str, Any]:
     if _no_cpu:
         return {"available": False, "reason": _no_cpu}
     config: dict[str, Any] = dict.fromkeys(("compiler", "cpu_capabilities", "cpu_capability", "torch"))
-    if importlib.util.find_spec("cw_ext._C") is not None:
+    with suppress(ImportError):
         config |= importlib.import_module("cw_ext._C").build_config()
     version, archs = (None, None) if _no_cuda else torch.ops.cw_ext.cuda_build()
     cuda = {"cuda": not _no_cuda, "cuda_reason": _no_cuda or None, "cuda_version": version, "cuda_archs": archs}
@@ -129,7 +140,7 @@ def use_kernels(backend: str, device_type: str) -> bool:
     if not _warned and not torch.compiler.is_compiling():
         _warned = True
         warnings.warn(
-            f"{reason}. Falling back to the reference backend, which is slow and needs far more memory.",
+            f"{reason} (falling back to the reference backend, which is slow and needs far more memory)",
             stacklevel=3,
         )
     return False

@@ -131,20 +131,28 @@ class Op:
                 "or leave the transform out of what is compiled"
             )
         result: tuple[Tensor, ...]
-        if compiling or transformed:
-            if not needs_gradient and not transformed:
+        if compiling:
+            if not needs_gradient:
                 result = self.op(*arguments, *wanted)
             else:
-                others = _together(arguments, places, [None] * len(places))  # type: ignore[list-item]
-                result = OpFunction.apply(self, wanted, others, places, *_distinct(tensors))  # type: ignore[no-untyped-call]
+                result = self._apply(wanted, arguments, places, tensors)
             return result
         try:
-            if not needs_gradient:
+            if transformed:
+                result = self._apply(wanted, arguments, places, tensors)
+            elif not needs_gradient:
                 result = self.op(*arguments, *wanted)
             else:
                 result = _apply_directly(self, wanted, arguments, places, *unwrap_dead_wrappers(tensors))
         except op_errors.RAISED as error:
             raise op_errors.restored(error) from None
+        return result
+
+    def _apply(
+        self, wanted: Any, arguments: list[Any], places: tuple[int, ...], tensors: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
+        others = _together(arguments, places, [None] * len(places))  # type: ignore[list-item]
+        result: tuple[Tensor, ...] = OpFunction.apply(self, wanted, others, places, *_distinct(tensors))  # type: ignore[no-untyped-call]
         return result
 
     def wanted(self, inputs: Any, needs_gradient: bool, *options: Any) -> Any:

@@ -48,6 +48,19 @@ def _error(call: Callable[[], object]) -> Exception:
 
 # ---- classes -------------------------------------------------------------------------------------------------
 
+@pytest.mark.cpu_kernels
+def test_in_transforms_too(kernels: None) -> None:
+    case = make_embeddings(6, 9, 8, 130, seed=32)
+    ids = case.pos_ids.clone()
+    ids[-1] = 130
+
+    def loss(queries: Tensor) -> Tensor:
+        return cw_ext.cw_loss_from_embeddings(queries, case.items, ids, case.neg_ids, backend="fused")
+
+    with pytest.raises(IndexError, match=r"^pos_ids must be in \[0, 130\), or −1 for padding, got 130"):
+        torch.func.grad(loss)(case.queries)
+
+
 IDS = torch.zeros(6, dtype=torch.int64)
 IN_OPS: dict[str, tuple[Callable[[], Callable[[], object]], type[Exception], str]] = {
     "sums": (lambda: _item_gradient(sums="both"), ValueError, "sums is unknown: both"),
