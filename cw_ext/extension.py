@@ -63,7 +63,7 @@ def _why_no_cpu() -> str:
             f"source tree rebuild with: {BUILD}"
         )
     if not hasattr(torch.ops.cw_ext, "scores_forward"):
-        return f"{library} is a library without the ops of cw_ext; in its source tree, rebuild with: {BUILD}"
+        return f"the compiled kernels of cw_ext are not in {library}; in its source tree, rebuild with: {BUILD}"
     return ""
 
 

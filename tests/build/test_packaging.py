@@ -110,9 +110,10 @@ print(reason)
         (None, torch.__version__, r"are not in \S+, the copy that was imported(; in its .* with: pip|, but they are)"),
         ("here", "2.10.1+cu128", r"need torch >= 2\.11, but torch 2\.10\.1\+cu128 is running; .*: pip install"),
         ("here", "2.9.0a0+git1", r"need torch >= 2\.11, but torch 2\.9\.0a0\+git1 is running; "),
-        ("broken", torch.__version__, r"do not load \(.*\); .* rebuild with: pip install"),
+        ("broken", torch.__version__, r"do not load \(.*file too short\); .* rebuild with: pip install"),
+        ("another", torch.__version__, r"are not in \S+_cpu\.abi3\.so; .* rebuild with: pip install"),
     ],
-    ids=["none", "an older torch", "a much older torch", "broken"],
+    ids=["none", "an older torch", "a much older torch", "broken", "another"],
 )
 def test_a_copy_without_usable_kernels_warns_once(
     tmp_path: Path, kernels: None, library: str | None, version: str, why: str
@@ -125,6 +126,10 @@ def test_a_copy_without_usable_kernels_warns_once(
         shutil.copy(built, copy)
     elif library == "broken":
         (copy / "_cpu.abi3.so").touch()
+    elif library == "another":
+        module = extension._library(PACKAGE, "_C")
+        assert module is not None
+        shutil.copy(module, copy / "_cpu.abi3.so")
     done = run("-c", USE_WITHOUT_KERNELS, version, cwd=tmp_path, PYTHONPATH=str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert re.search(f"^the compiled kernels of cw_ext .*{why}", done.stdout), done.stdout
