@@ -3,8 +3,8 @@
 Without --against: a step at level 2, forward and backward, with each of several arguments, each in turns with the step
 that has none, in one process. With it: steps of every level by this build and by the other, a process each, in turns,
 with several pairs of processes.
-Ratios are of processor time, which other work on the machine disturbs less than the time that passes; medians and
-quartiles over the rounds.
+Ratios are of processor time, which other work on the machine disturbs less than the time that passes, but for
+--clock wall; medians and quartiles over the rounds.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import cw_ext
 from benchmarks.common import command, reporting
 from benchmarks.common.arguments import add_out, positive_int
 from benchmarks.step_ratios import argument_costs, checkouts, inputs
+from benchmarks.step_ratios.ratios import CLOCKS
 
 ROUNDS = 30
 
@@ -37,6 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--rounds", type=positive_int, default=ROUNDS, help="samples of each step, with --against in each pair"
     )
+    parser.add_argument(
+        "--steps", choices=("levels", "grid"), default="levels", help="with --against: a few of each level, or many"
+    )
+    parser.add_argument("--clock", choices=tuple(CLOCKS), default="processor", help="with --against: what is compared")
     parser.add_argument("--threads", type=positive_int, default=1, help="of torch")
     parser.add_argument("--quick", action="store_true", help="tiny steps")
     add_out(parser)
@@ -58,7 +63,8 @@ def _run(arguments: argparse.Namespace) -> None:
             results, name = argument_costs.measure(sizes, arguments.rounds), "arguments.json"
             table = argument_costs.describe(results)
         else:
-            results = checkouts.measure(arguments.against, arguments.rounds, arguments.threads, arguments.quick)
+            how = (arguments.threads, arguments.steps, arguments.clock, arguments.quick)
+            results = checkouts.measure(arguments.against, arguments.rounds, *how)
             name, table = "against.json", checkouts.describe(results)
     finally:
         torch.set_num_threads(threads)

@@ -30,12 +30,12 @@ _HERE = Path(cw_ext.__file__).resolve().parents[1]
 # A worker imports cw_ext from one folder and the steps, which that may not have, from another.
 _START = """
 import sys
-checkout, own, threads, quick = sys.argv[1:]
+checkout, own, threads, steps, clock, quick = sys.argv[1:]
 sys.path.insert(0, checkout)
 import cw_ext
 sys.path[0] = own
 from benchmarks.step_ratios import worker
-worker.serve(int(threads), quick == "True")
+worker.serve(int(threads), steps, clock, quick == "True")
 """
 
 
@@ -66,13 +66,15 @@ class Worker:
         return json.loads(line)
 
 
-def measure(other: Path, rounds: int, threads: int, quick: bool) -> dict[str, Any]:
+def measure(other: Path, rounds: int, threads: int, steps: str, clock: str, quick: bool) -> dict[str, Any]:
     """Compare this build's steps with another's.
 
     Args:
         other: a checkout with its kernels built.
         rounds: samples of each step from each of the :data:`PAIRS` of processes.
         threads: of torch.
+        steps: "levels", some of each level, or "grid", all shapes of :mod:`.grid`.
+        clock: of :data:`.ratios.CLOCKS`.
         quick: tiny sizes.
 
     Returns:
@@ -88,13 +90,14 @@ def measure(other: Path, rounds: int, threads: int, quick: bool) -> dict[str, An
     samples: dict[str, list[tuple[list[float], list[float]]]] = {}
     with tqdm(range(PAIRS), unit="pair") as pairs:
         for _ in pairs:
-            with _worker(_HERE, threads, quick) as here, _worker(other.resolve(), threads, quick) as there:
-                for name in here.names:
+            options = (str(threads), steps, clock, str(quick))
+            with _worker(_HERE, options) as here, _worker(other.resolve(), options) as there:
+                for name in tqdm(here.names, unit="step", leave=False):
                     found = alternate(partial(here.seconds, name), partial(there.seconds, name), rounds)
                     samples.setdefault(name, []).append(found)
                 build = there.build
-    steps = {name: _pooled(found) for name, found in samples.items()}
-    return {"other": {"git_commit": reporting.git_commit(other), "cw_ext": build}, "steps": steps}
+    pooled = {name: _pooled(found) for name, found in samples.items()}
+    return {"other": {"git_commit": reporting.git_commit(other), "cw_ext": build}, "clock": clock, "steps": pooled}
 
 
 def _pooled(pairs: Sequence[tuple[list[float], list[float]]]) -> dict[str, Any]:
@@ -104,9 +107,9 @@ def _pooled(pairs: Sequence[tuple[list[float], list[float]]]) -> dict[str, Any]:
 
 
 @contextmanager
-def _worker(checkout: Path, threads: int, quick: bool) -> Iterator[Worker]:
+def _worker(checkout: Path, options: Sequence[str]) -> Iterator[Worker]:
     """A worker, which ends when its input does; Ctrl-C is for the parent alone."""
-    command = [sys.executable, "-c", _START, str(checkout), str(_ROOT), str(threads), str(quick)]
+    command = [sys.executable, "-c", _START, str(checkout), str(_ROOT), *options]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
     ) as process:

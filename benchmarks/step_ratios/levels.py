@@ -5,6 +5,7 @@ The caller decides which checkout's cw_ext is imported here.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -17,17 +18,17 @@ KNOWN = 40
 SEED = 0
 
 
-def make_steps(sizes: Sizes) -> dict[str, Step]:
-    """Return the steps by name."""
+def make_steps(sizes: Sizes) -> dict[str, Callable[[], Step]]:
+    """Return by name what makes a step."""
     small, large = (sizes.few_scores, sizes.few_scores), (sizes.batch_size, sizes.many_negatives)
     steps = {
-        f"level 1 {small[0]}x{small[1]}": _scores(*small),
-        f"level 1 {small[0]}x{small[1]}, no gradient": torch.no_grad()(_scores(*small, backward=False)),
-        f"level 1 {large[0]}x{large[1]}": _scores(*large),
+        f"level 1 {small[0]}x{small[1]}": partial(_scores, *small),
+        f"level 1 {small[0]}x{small[1]}, no gradient": partial(_scores, *small, backward=False),
+        f"level 1 {large[0]}x{large[1]}": partial(_scores, *large),
     }
     for negatives, items in sizes.level_2():
-        steps[f"level 2 N={negatives} I={items}"] = _embeddings(sizes, negatives, items)
-    steps[f"level 3 N={sizes.many_negatives} I={sizes.many_items}"] = _sampled(sizes)
+        steps[f"level 2 N={negatives} I={items}"] = partial(_embeddings, sizes, negatives, items)
+    steps[f"level 3 N={sizes.many_negatives} I={sizes.many_items}"] = partial(_sampled, sizes)
     return steps
 
 
@@ -36,7 +37,7 @@ def _scores(rows: int, negatives: int, backward: bool = True) -> Step:
     generator = make_generator()
     leaves = [(torch.rand(size, generator=generator) - 0.5).requires_grad_() for size in ((rows,), (rows, negatives))]
     loss = partial(cw_loss, *leaves, backend="fused")
-    return forward_and_backward(loss, leaves) if backward else loss
+    return forward_and_backward(loss, leaves) if backward else torch.no_grad()(loss)
 
 
 def _embeddings(sizes: Sizes, negatives: int, items: int) -> Step:

@@ -8,21 +8,27 @@ import sys
 import torch
 
 import cw_ext
-from benchmarks.step_ratios import inputs, levels, ratios
+from benchmarks.step_ratios import grid, inputs, levels, ratios
 
 
-def serve(threads: int, quick: bool) -> None:
+def serve(threads: int, steps: str, clock: str, quick: bool) -> None:
     """Write a line with the build and the names of the steps, then answer each line "[name, repetitions]" with seconds.
 
-    All lines are JSON.
+    All lines are JSON. A step is made when it is first asked for, and dropped for the next.
     """
     torch.set_num_threads(threads)
-    steps = levels.make_steps(inputs.QUICK if quick else inputs.FULL)
-    _answer({"build": cw_ext.build_config(), "names": [*steps]})
-    clocks = {name: ratios.clock(step) for name, step in steps.items()}
+    if steps == "grid":
+        makers = grid.make_steps(grid.QUICK if quick else grid.FULL)
+    else:
+        makers = levels.make_steps(inputs.QUICK if quick else inputs.FULL)
+    _answer({"build": cw_ext.build_config(), "names": [*makers]})
+    made, seconds = None, None
     for line in sys.stdin:
         name, repetitions = json.loads(line)
-        _answer(clocks[name](repetitions))
+        if name != made:
+            seconds = None  # its memory is free before the next step's is taken
+            made, seconds = name, ratios.clock(makers[name](), ratios.CLOCKS[clock])
+        _answer(seconds(repetitions))
 
 
 def _answer(value: object) -> None:

@@ -7,7 +7,7 @@ import shutil
 
 from benchmarks.common import reporting
 from benchmarks.step_ratios import __main__ as step_ratios
-from benchmarks.step_ratios import checkouts, ratios
+from benchmarks.step_ratios import checkouts, grid, ratios
 
 FLAGS = ["--quick", "--rounds", "2"]
 
@@ -85,6 +85,22 @@ def test_a_checkout_is_compared_with_itself(kernels, checkout, tmp_path, monkeyp
         assert f"{min(step['pairs']):.3f}-{max(step['pairs']):.3f}" in printed
         assert name in printed
         assert "{median:.3f} ({q25:.3f}-{q75:.3f})".format(**step["ratio"]) in printed
+
+
+def test_many_shapes_are_compared_by_the_clock(kernels, checkout, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkouts, "PAIRS", 1)
+    flags = ["--steps", "grid", "--clock", "wall", "--threads", "2", *FLAGS]
+    assert step_ratios.main(["--against", str(checkout), "--out", str(tmp_path), *flags]) == 0
+    report = json.loads((tmp_path / "against.json").read_text(encoding="utf-8"))
+    assert report["clock"] == "wall"
+    assert report["environment"]["threads"] == 2
+    assert [*report["steps"]] == [shape.label for shape in grid.QUICK]
+    for step in report["steps"].values():
+        check(step)
+
+
+def test_every_shape_has_a_label_of_its_own():
+    assert len({shape.label for shape in grid.FULL}) == len(grid.FULL)
 
 
 def test_a_folder_without_kernels_is_refused(kernels, checkout, tmp_path, capsys):
