@@ -20,7 +20,7 @@ import torch
 import cw_ext
 from benchmarks.common import command, reporting
 from benchmarks.common.arguments import add_out, positive_int
-from benchmarks.step_ratios import argument_costs, checkouts, inputs
+from benchmarks.step_ratios import argument_costs, checkouts, floors, grid, inputs
 from benchmarks.step_ratios.ratios import CLOCKS
 
 ROUNDS = 30
@@ -42,10 +42,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--steps", choices=("levels", "grid"), default="levels", help="with --against: a few of each level, or many"
     )
     parser.add_argument("--clock", choices=tuple(CLOCKS), default="processor", help="with --against: what is compared")
+    parser.add_argument("--floors", action="store_true", help="with --steps grid: the least time that a step can take")
     parser.add_argument("--threads", type=positive_int, default=1, help="of torch")
     parser.add_argument("--quick", action="store_true", help="tiny steps")
     add_out(parser)
     arguments = parser.parse_args(argv)
+    if arguments.floors and (arguments.against is None or arguments.steps != "grid"):
+        parser.error("--floors needs --against and --steps grid")
     return command.run(lambda: _run(arguments))
 
 
@@ -66,6 +69,10 @@ def _run(arguments: argparse.Namespace) -> None:
             how = (arguments.threads, arguments.steps, arguments.clock, arguments.quick)
             results = checkouts.measure(arguments.against, arguments.rounds, *how)
             name, table = "against.json", checkouts.describe(results)
+            if arguments.floors:
+                shapes = grid.QUICK if arguments.quick else grid.FULL
+                results["floors"] = floors.floors(shapes, arguments.threads)
+                table += "\n\n" + floors.describe(results["floors"], results["steps"])
     finally:
         torch.set_num_threads(threads)
     path = directory / name
