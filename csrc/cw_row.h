@@ -391,6 +391,12 @@ CW_INLINE T temperature_slope(T d, Weighting weighting, Surrogate surrogate, con
   return p.detach_weights ? own : own + weight_temperature_slope(d, weighting, p);
 }
 
+// Whether slope() is 1/τ for all elements: then the gradient of a score is its term times one number of its row.
+template <typename T>
+CW_INLINE bool slope_is_constant(Weighting weighting, Surrogate surrogate, const Parameters<T>& p) {
+  return surrogate == Surrogate::exp && (p.detach_weights || weighting == Weighting::none);
+}
+
 // ---- weights from a curve ------------------------------------------------------------------------------------------
 
 // Where x lies on the scale of a curve's places, in [0, K − 1]. A NaN is put at the first.
@@ -440,12 +446,26 @@ CW_INLINE T curve_log_weight(const cw_ext::Curve<T>& curve, const T* values, T s
 
 // ---- one row --------------------------------------------------------------------------------------------------------
 
-// Σ factor·e^exponent = sum·e^max.
-template <typename T>
+// Σ factor·e^exponent = sum·e^max. A sum over many parts may be of a longer type.
+template <typename T, typename Sum = T>
 struct LogSum {
   T max;
-  T sum;
+  Sum sum;
 };
+
+// What a sum relative to e^max is multiplied by to be relative to e^larger.
+template <typename T>
+CW_INLINE T relative_to(T max, T larger) {
+  return max == larger ? T(1) : exp_nonpositive(max - larger);
+}
+
+// The sum over more elements.
+template <typename T, typename Sum>
+CW_INLINE void add_to(LogSum<T, Sum>& total, const LogSum<T>& more) {
+  const T max = more.max > total.max ? more.max : total.max;
+  if (max == -infinity<T>()) return;
+  total = {max, total.sum * relative_to(total.max, max) + more.sum * relative_to(more.max, max)};
+}
 
 template <typename T>
 CW_INLINE T log_of(const LogSum<T>& s) {

@@ -50,6 +50,7 @@ EmbeddingsResult embeddings_forward(const Tensor& queries, const Tensor& items, 
   if (negatives.shared.defined()) {
     SharedNegativesCall call;
     fill(call, negatives.shared, 1 + m);
+    call.bf16_products = false;
     if (with_gradients) call.shared_coefficients = empty({rows, n}, kept_options(queries));
     if (rows > 0) {
       check_range(positives.pos, items.size(0), "pos_ids");

@@ -15,7 +15,7 @@ using FullResult =
 FullResult full_forward(const Tensor& queries, const Tensor& items, const Tensor& pos_ids,
                         const OptionalTensor& extra_ids, CW_HISTORY_PARAMETERS, CW_LOSS_PARAMETERS
                         const Text& similarity, const Text& reduction, bool with_gradients,
-                        const OptionalTensor& factor, bool with_curve_gradient, const Text& sums) {
+                        const OptionalTensor& factor, bool with_curve_gradient, const Text& sums, bool bf16_products) {
   check_tables(queries, items);
   check_items(items);
   const int64_t rows = queries.size(0), dim = queries.size(1);
@@ -23,6 +23,7 @@ FullResult full_forward(const Tensor& queries, const Tensor& items, const Tensor
   const auto options = options_of(queries, compute_type(queries));
   SharedNegativesCall call;
   fill_query_call(call, queries, items, positives, CW_LOSS(rows, queries), similarity, with_gradients);
+  call.bf16_products = bf16_products;
   auto [ids, columns] = backend::catalogue(items.size(0), queries.device());
   call.neg_ids = ids;
   call.exclusion = {columns.first_column, columns.next_column, history(query_ids, starts, known, rows, queries)};
@@ -75,7 +76,7 @@ FullResult full_forward(const Tensor& queries, const Tensor& items, const Tensor
 CW_OPS(
   m.def("full_forward(Tensor queries, Tensor items, Tensor pos_ids, Tensor? extra_ids, " CW_HISTORY_SCHEMA ", "
         CW_LOSS_SCHEMA "str similarity, str reduction, bool with_gradients, Tensor? factor, "
-        "bool with_curve_gradient, str sums) -> (Tensor loss, Tensor live, Tensor above, Tensor rescale, Tensor d_queries, "
+        "bool with_curve_gradient, str sums, bool bf16_products) -> (Tensor loss, Tensor live, Tensor above, Tensor rescale, Tensor d_queries, "
         "Tensor d_items, Tensor d_row_values, Tensor d_curve)");)
 
 CW_KERNELS(m.impl("full_forward", TORCH_BOX(&full_forward));)

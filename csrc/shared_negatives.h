@@ -21,6 +21,7 @@ struct SharedNegativesCall : QueryCall {
   MaybeTensor negative_sums;        // [N, D] T, zeros: nothing of size B·N is kept then. To row n is added, over the rows b,
                                     //           scale · dloss/dscore[b, n] · row_factor[b] · row b of unit_queries
   MaybeTensor row_factor;           // [B] T, or undefined: 1
+  bool bf16_products;               // products of fp32 numbers may be of numbers rounded to bf16
 };
 
 }  // namespace cw_ext

@@ -41,6 +41,11 @@ def _item_sums() -> str:
     return "sorted" if torch.are_deterministic_algorithms_enabled() else "chosen"
 
 
+def _bf16_products() -> bool:
+    """Whether torch's products of fp32 numbers on the CPU may be of bf16 ones; asked here for the same reason."""
+    return torch.get_float32_matmul_precision() == "medium"
+
+
 class _WithLogQ(Op):
     def wanted(self, inputs: ScoreInputs | EmbeddingInputs, needs_gradient: bool) -> Wanted:
         log_q = inputs.log_q
@@ -192,14 +197,14 @@ class _Full(Op):
     def wanted(self, inputs: FullInputs, needs_gradient: bool) -> FullWanted:
         of_curve = _wants_curve(inputs, needs_gradient)
         at_once = inputs.reduction != "none" and inputs.items.dtype == reference.compute_dtype(inputs.items.dtype)
-        return FullWanted(needs_gradient and at_once, None, at_once and of_curve, _item_sums())
+        return FullWanted(needs_gradient and at_once, None, at_once and of_curve, _item_sums(), _bf16_products())
 
     def gradients(self, saved: Saved, grad: Tensor, needed: dict[str, Tensor]) -> Gradients:
         if saved.wanted.with_gradients:
             return self.scaled(saved, grad, needed)
         inputs = saved.arguments()
         factor = grad.expand(inputs.queries.shape[0])
-        computed = self.op(*inputs, *FullWanted(True, factor, "curve" in needed, _item_sums()))
+        computed = self.op(*inputs, *FullWanted(True, factor, "curve" in needed, *saved.wanted[3:]))
         results = FullResults(*computed[len(Losses._fields) :])
         found: Gradients = {"queries": results.d_queries.to(inputs.queries.dtype), "items": results.d_items}
         for value, gradient in zip(RowValues._fields, results.d_row_values):

@@ -100,6 +100,7 @@ class FullWanted(NamedTuple):
     factor: Tensor | None  # [B], or None: 1. The gradients are those of the rows' losses times this
     with_curve_gradient: bool
     sums: str  # how CUDA sums per item: "chosen", "atomic" or "sorted"
+    bf16_products: bool  # on the CPU, products of fp32 numbers may be of numbers rounded to bf16
 
 
 # ---- results -----------------------------------------------------------------------------------------------

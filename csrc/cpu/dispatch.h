@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 #include <memory>
+#include <new>
 #include <vector>
 
 #include "../calls.h"
@@ -75,9 +76,20 @@ inline int64_t grain(int64_t work, int64_t cost = 4) {
   return std::max<int64_t>(1, 131072 / std::max<int64_t>(1, work * cost));
 }
 
+// Where whole registers begin, so that none lies in two lines of the cache.
+constexpr std::align_val_t kScratchAlignment{64};
+
+struct FreeScratch {
+  void operator()(void* x) const { ::operator delete[](x, kScratchAlignment); }
+};
+
 template <typename T>
-std::unique_ptr<T[]> scratch(int64_t size) {
-  return std::unique_ptr<T[]>(new T[size]);
+using Scratch = std::unique_ptr<T[], FreeScratch>;
+
+// Uninitialised.
+template <typename T>
+Scratch<T> scratch(int64_t size) {
+  return Scratch<T>(static_cast<T*>(::operator new[](static_cast<size_t>(size) * sizeof(T), kScratchAlignment)));
 }
 
 // See Table: `room` holds the copy of the last rows and the row of zeros.

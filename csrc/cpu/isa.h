@@ -28,6 +28,16 @@ inline Isa isa() {
   return chosen;
 }
 
+// Whether there are products of bf16 numbers summed in fp32, beside the AVX-512 that the kernels use.
+inline bool has_bf16_products() {
+#if defined(__x86_64__)
+  static const bool has = isa() == Isa::avx512 && __builtin_cpu_supports("avx512bf16");
+  return has;
+#else
+  return false;
+#endif
+}
+
 inline const char* name_of(Isa isa) {
   return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "default";
 }

@@ -110,6 +110,50 @@ struct SharedTask : QueryTask<In> {
   int64_t first_row;
 };
 
+// Two numbers in bf16, of which products are summed in fp32: of one row or column, at the even and the next odd place of what
+// the product sums over.
+struct Pair {
+  uint32_t bits;  // the first in the low half
+};
+
+// How many numbers an operand of a product stands for.
+template <typename Operand>
+constexpr int64_t kPerOperand = 1;
+template <>
+constexpr int64_t kPerOperand<Pair> = 2;
+
+// The same, where the negatives are so many that a row's scores do not stay in the cache: a chunk of them at a time
+// (shared_chunks_kernel.h). Matrix products are of `Operand`, T or Pair.
+constexpr int64_t kChunk = 256;
+
+template <typename In, typename Operand>
+struct ChunkTask : SharedTask<In> {
+  using T = typename Compute<In>::type;
+  static constexpr int64_t kDepth = kChunk / kPerOperand<Operand>;  // of a product over a chunk's negatives
+  // Packed as ProductTask's b, with 0 behind the last negative. Those of all chunks by pack_chunks().
+  Operand* packed_columns;  // x̂ᵀ·scale, or of pairs xᵀ: [panels of N, D, kPanel]
+  Operand* packed_rows;     // x̂: [chunks, panels of D, kDepth, kPanel]; 0 instead of values that are not finite
+  T* column_scale;          // [N] of pairs, scale/|x|, or null: 1
+  const int64_t* left_out_starts;   // [rows + 1] from first_row on, or null: where a row's begin among the next
+  const int32_t* left_out_columns;  // rising: see Exclusion
+  // The terms of the sums, in place of shared_coefficients, for rows from first_row on; and their factors.
+  Operand* terms;           // [chunks, rows_at_once, kChunkStride], or of pairs [chunks, rows_at_once / 2, kChunkStride]
+  T* factors;               // [chunks, rows_at_once]: dloss/dscore = factor · term
+  int64_t rows_at_once;     // even
+};
+
+// Not a power of two, so that the rows of a chunk are not in the same few places of a cache.
+constexpr int64_t kChunkStride = kChunk + 16;
+
+// To sums [N, ≥ D] of `stride` is added, over `rows` rows from first_row on, scale · dloss/dscore · row_factor · unit_queries.
+template <typename T>
+struct ChunkSums {
+  T* sums;
+  int64_t stride;
+  const T* row_factor;  // from first_row on, or null: 1
+  int64_t rows;
+};
+
 // The gradient of the item table from sorted pairs (bucketed_pairs.h): coefficient times source row, for each pair of an item.
 template <typename In>
 struct ItemGradientTask {
@@ -144,15 +188,16 @@ struct ScaleRowsTask {
 // Rows of a matrix product handled at a time: a multiple of the rows of a register tile in any instruction set.
 constexpr int64_t kRowStep = 12;
 
-// c [rows, panels·kPanel] = a [rows, depth] · b, with b packed as [panels, depth, kPanel].
-template <typename T>
+// c [rows, panels·kPanel] = a [rows, depth] · b, with b packed as [panels, depth, kPanel]. Of pairs, the depth is half of
+// what is summed over.
+template <typename T, typename Operand = T>
 struct ProductTask {
   static constexpr int64_t kPanel = 128 / int64_t(sizeof(T));
-  const T* a;
+  const Operand* a;
   int64_t a_row_stride;
   int64_t a_stride;
   int64_t depth;
-  const T* b;
+  const Operand* b;
   int64_t panels;
   T* c;
   int64_t c_stride;
@@ -173,6 +218,14 @@ static inline int64_t shared_step(int64_t n) { return kRowStep * std::max<int64_
 static inline int64_t shared_scratch(int64_t n, int64_t m, int64_t dim) {
   return shared_step(n) * (n + 64 + 2 * (1 + m) + 1 + 2 * round_up_dim(dim)) + 5 * n + (1 + m) + 2 * round_up_dim(dim);
 }
+// Rows that go through the chunks together, and rows of a block of scores, which stays in L1 or L2.
+constexpr int64_t kRowsOfChunks = 192;
+constexpr int64_t kBlockRows = 48;
+static inline int64_t shared_chunks_scratch(int64_t m, int64_t dim) {
+  return kRowsOfChunks * (3 * round_up_dim(dim) + 2 * (1 + m) + 1) + 2 * kBlockRows * kChunkStride + 2 * kChunk + (1 + m) +
+         2 * round_up_dim(dim);
+}
+static inline int64_t pack_chunks_scratch(int64_t dim) { return kChunk * (dim + 1); }
 static inline int64_t item_gradient_scratch(int64_t dim) { return (3 * kItemsPerBucket + 1) * round_up_dim(dim); }
 
 #define CW_DECLARE_KERNELS(NAMESPACE)                                                                                \
@@ -199,6 +252,15 @@ static inline int64_t item_gradient_scratch(int64_t dim) { return (3 * kItemsPer
   template <typename In>                                                                                             \
   void shared_negatives(const SharedTask<In>& task, int64_t begin, int64_t end,                                      \
                         typename Compute<In>::type* scratch);                                                        \
+  template <typename In, typename Operand>                                                                           \
+  void pack_chunks(const ChunkTask<In, Operand>& task, int64_t begin, int64_t end,                                   \
+                   typename Compute<In>::type* scratch);                                                             \
+  template <typename In, typename Operand>                                                                           \
+  void shared_chunks(const ChunkTask<In, Operand>& task, int64_t begin, int64_t end,                                 \
+                     typename Compute<In>::type* scratch);                                                           \
+  template <typename In, typename Operand>                                                                           \
+  void add_chunk_sums(const ChunkTask<In, Operand>& task, const ChunkSums<typename Compute<In>::type>& sums,         \
+                      int64_t begin, int64_t end, Operand* packed_queries);                                          \
   template <typename T>                                                                                              \
   void product(const ProductTask<T>& task, int64_t begin, int64_t end);                                              \
   }

@@ -7,11 +7,17 @@
 #include "item_gradient_kernel.h"
 #include "product_kernel.h"
 #include "scores_kernel.h"
+#include "shared_chunks_kernel.h"
 #include "shared_negatives_kernel.h"
 
 namespace cw_cpu {
 namespace CW_ISA {
 
+#define CW_INSTANTIATE_CHUNKS(In, Operand)                                                                           \
+  template void pack_chunks<In, Operand>(const ChunkTask<In, Operand>&, int64_t, int64_t, Compute<In>::type*);       \
+  template void shared_chunks<In, Operand>(const ChunkTask<In, Operand>&, int64_t, int64_t, Compute<In>::type*);     \
+  template void add_chunk_sums<In, Operand>(                                                                         \
+      const ChunkTask<In, Operand>&, const ChunkSums<Compute<In>::type>&, int64_t, int64_t, Operand*);
 #define CW_INSTANTIATE(In)                                                                                           \
   template void scores<In>(const ScoresTask<In>&, int64_t, int64_t, Compute<In>::type*);                             \
   template void scale_rows<In>(const ScaleRowsTask<In>&, int64_t, int64_t);                                          \
@@ -21,6 +27,7 @@ namespace CW_ISA {
       const EmbeddingsTask<In, int64_t>&, int64_t, int64_t, Compute<In>::type*, const In**, Compute<In>::type*);     \
   template void pack_shared<In>(const SharedTask<In>&, int64_t, int64_t);                                            \
   template void shared_negatives<In>(const SharedTask<In>&, int64_t, int64_t, Compute<In>::type*);                   \
+  CW_INSTANTIATE_CHUNKS(In, Compute<In>::type)                                                                       \
   template void inverse_norms<In>(const In*, int64_t, Compute<In>::type*, int64_t, int64_t);                         \
   template void item_gradient<In>(const ItemGradientTask<In>&, int64_t, int64_t, Compute<In>::type*);
 
@@ -28,6 +35,10 @@ CW_INSTANTIATE(float)
 CW_INSTANTIATE(double)
 CW_INSTANTIATE(Half)
 CW_INSTANTIATE(BFloat16)
+#if CW_VECTOR_BYTES == 64
+CW_INSTANTIATE_CHUNKS(float, Pair)
+CW_INSTANTIATE_CHUNKS(BFloat16, Pair)
+#endif
 template void look_up<float>(const float*, const int32_t*, int64_t, float*);
 template void look_up<double>(const double*, const int32_t*, int64_t, double*);
 template void product<float>(const ProductTask<float>&, int64_t, int64_t);

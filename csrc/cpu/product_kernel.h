@@ -12,21 +12,48 @@ namespace CW_ISA {
 // Rows of a tile: with two vectors of columns each, their sums fill all but a few registers.
 constexpr int kTileRows = CW_VECTOR_BYTES == 64 ? 12 : 6;
 
+template <typename T>
+CW_INLINE void add_product(Lanes<T>& sum, Lanes<T> x, T factor) {
+  sum += x * factor;
+}
+
+#if CW_VECTOR_BYTES == 64
+// Needs AVX512_BF16, which no code but what is called here may use. Assembly, as compilers do not agree on an intrinsic's types.
+CW_INLINE void add_product(Lanes<float>& sum, Bits x, Pair factor) {
+  const Bits factors = Bits{} + factor.bits;
+  asm("vdpbf16ps %1, %2, %0" : "+v"(sum) : "v"(factors), "v"(x));
+}
+
+// `to` [2·kLanes / 2] = the next 2·kLanes numbers.
+CW_INLINE void to_pairs(const float* x, Pair* to) {
+  Bits pairs;
+  asm("vcvtne2ps2bf16 %1, %2, %0"
+      : "=v"(pairs)
+      : "v"(load_vector<Lanes<float>>(x)), "v"(load_vector<Lanes<float>>(x + kLanes<float>)));
+  store_vector(to, pairs);
+}
+#endif
+
+template <typename Operand>
+using OperandLanes = Lanes<std::conditional_t<std::is_same_v<Operand, Pair>, uint32_t, Operand>>;
+
 // R rows of c += a[:, first:last] · panel[first:last].
-template <int R, typename T>
-CW_INLINE void product_tile(const ProductTask<T>& task, const T* a, const T* panel, int64_t first, int64_t last, T* c) {
+template <int R, typename T, typename Operand>
+CW_INLINE void product_tile(const ProductTask<T, Operand>& task, const Operand* a, const Operand* panel, int64_t first,
+                            int64_t last, T* c) {
   constexpr int W = kLanes<T>, V = ProductTask<T>::kPanel / W;
+  using Vector = OperandLanes<Operand>;
   // Two vectors of a panel at a time.
   for (int v = 0; v < V; v += 2) {
     Lanes<T> sum[R][2] = {};  // not c itself: the shorter the sums, the smaller the rounding errors
     for (int64_t k = first; k < last; ++k) {
-      const Lanes<T> x = load_vector<Lanes<T>>(panel + k * ProductTask<T>::kPanel + v * W);
-      const Lanes<T> y = load_vector<Lanes<T>>(panel + k * ProductTask<T>::kPanel + (v + 1) * W);
+      const Vector x = load_vector<Vector>(panel + k * ProductTask<T>::kPanel + v * W);
+      const Vector y = load_vector<Vector>(panel + k * ProductTask<T>::kPanel + (v + 1) * W);
 #pragma GCC unroll 12
       for (int r = 0; r < R; ++r) {
-        const T factor = a[r * task.a_row_stride + k * task.a_stride];
-        sum[r][0] += x * factor;
-        sum[r][1] += y * factor;
+        const Operand factor = a[r * task.a_row_stride + k * task.a_stride];
+        add_product(sum[r][0], x, factor);
+        add_product(sum[r][1], y, factor);
       }
     }
 #pragma GCC unroll 12
@@ -39,8 +66,8 @@ CW_INLINE void product_tile(const ProductTask<T>& task, const T* a, const T* pan
 }
 
 // Rows [begin, end). The sums are in the order of k, kDepth at a time, independent of the range of rows.
-template <typename T>
-void product(const ProductTask<T>& task, int64_t begin, int64_t end) {
+template <typename T, typename Operand>
+void product_of(const ProductTask<T, Operand>& task, int64_t begin, int64_t end) {
   constexpr int64_t kDepth = 128;  // so that the part of `a` that each panel reads again stays in the cache
   for (int64_t i = begin; !task.accumulate && i < end; ++i) {
     fill(task.c + i * task.c_stride, task.panels * ProductTask<T>::kPanel, T(0));
@@ -48,7 +75,7 @@ void product(const ProductTask<T>& task, int64_t begin, int64_t end) {
   for (int64_t first = 0; first < task.depth; first += kDepth) {
     const int64_t last = first + kDepth < task.depth ? first + kDepth : task.depth;
     for (int64_t p = 0; p < task.panels; ++p) {
-      const T* const panel = task.b + p * task.depth * ProductTask<T>::kPanel;
+      const Operand* const panel = task.b + p * task.depth * ProductTask<T>::kPanel;
       int64_t i = begin;
       const auto tiles = [&](auto rows) CW_INLINE_LAMBDA {
         constexpr int R = decltype(rows)::value;
@@ -62,6 +89,11 @@ void product(const ProductTask<T>& task, int64_t begin, int64_t end) {
       tiles(std::integral_constant<int, 1>());
     }
   }
+}
+
+template <typename T>
+void product(const ProductTask<T>& task, int64_t begin, int64_t end) {
+  product_of(task, begin, end);
 }
 
 }  // namespace CW_ISA

@@ -98,26 +98,33 @@ CW_INLINE T sum_of(int64_t n, T* terms, Term term) {
   return T(sum);
 }
 
-// Σ factor·e^exponent, and in `terms` each element's term relative to the largest exponent.
+// The sum of the elements' terms relative to e^max, where no exponent is larger. The terms are left in `terms`, after
+// largest_exponent().
 template <typename T, Weighting W, Surrogate S, bool HasLogQ>
-LogSum<T> sum_masses(const Elements<T, HasLogQ> x, const Parameters<T>& parameters, T* terms, bool& non_finite) {
+T sum_terms(const Elements<T, HasLogQ> x, const Parameters<T>& parameters, T max, T* terms) {
   const Parameters<T> p = parameters;
-  const T max = largest_exponent<T, W, S>(x, p, terms, non_finite);
   if (max == -infinity<T>()) {
     fill(terms, x.n, T(0));
-    return {max, T(0)};
+    return T(0);
   }
   if (W == Weighting::sigmoid && S == Surrogate::exp && !HasLogQ && p.logistic) {
     const T e_max = exp_(max);
-    return {max, sum_of(x.n, terms, [=](int64_t j) CW_INLINE_LAMBDA {
-              return logistic_term(x.scores[j], x.pos, max, e_max, p);
-            })};
+    return sum_of(x.n, terms, [=](int64_t j) CW_INLINE_LAMBDA {
+      return logistic_term(x.scores[j], x.pos, max, e_max, p);
+    });
   }
-  return {max, sum_of(x.n, terms, [=](int64_t j) CW_INLINE_LAMBDA {
-            Mass<T> m = mass(x.scores[j], x.pos, x.log_q_of(j), W, S, p);
-            if (is_costly(S)) m.exponent = terms[j];
-            return term(m, max);
-          })};
+  return sum_of(x.n, terms, [=](int64_t j) CW_INLINE_LAMBDA {
+    Mass<T> m = mass(x.scores[j], x.pos, x.log_q_of(j), W, S, p);
+    if (is_costly(S)) m.exponent = terms[j];
+    return term(m, max);
+  });
+}
+
+// Σ factor·e^exponent, and in `terms` each element's term relative to the largest exponent.
+template <typename T, Weighting W, Surrogate S, bool HasLogQ>
+LogSum<T> sum_masses(const Elements<T, HasLogQ> x, const Parameters<T>& p, T* terms, bool& non_finite) {
+  const T max = largest_exponent<T, W, S>(x, p, terms, non_finite);
+  return {max, sum_terms<T, W, S>(x, p, max, terms)};
 }
 
 // Σ factor·e^exponent of mass_of(j), and in `terms` each element's term.
@@ -158,7 +165,7 @@ template <typename T, Weighting W, Surrogate S>
 T share_out(const T* scores, int64_t n, T pos, T by_sum, T sum, const Parameters<T>& parameters, T* terms) {
   const Parameters<T> p = parameters;
   const T unit = by_sum / sum;
-  if (S == Surrogate::exp && p.detach_weights) {
+  if (slope_is_constant(W, S, p)) {
     const T factor = unit * p.inv_tau;
 #pragma omp simd
     for (int64_t j = 0; j < n; ++j) terms[j] *= factor;
@@ -287,6 +294,32 @@ int64_t count_above(const Row<T>& row) {
   return count;
 }
 
+template <typename T>
+int64_t count_masked(const T* log_q, int64_t n) {
+  int64_t masked = 0;
+  for (int64_t j = 0; j < n; ++j) masked += log_q[j] == -infinity<T>();
+  return masked;
+}
+
+// The extra positives' part of the row's sums; their terms are left in `terms`.
+template <typename T, Weighting W, Surrogate S>
+void sum_positives(const Row<T>& row, const Parameters<T>& p, T* terms, RowSums<T>& sums) {
+  for (int64_t k = 0; k < row.m; ++k) sums.m += !(row.extra[k] == -infinity<T>());
+  if (sums.m == 0) return;
+  const Elements<T, false> extra{row.extra, nullptr, row.m, row.pos};
+  sums.positives = sum_masses<T, W, S>(extra, p, terms, sums.non_finite);
+}
+
+// The gradients of the extra positives, from their terms. Returns their total.
+template <typename T, Weighting W, Surrogate S>
+T positives_gradient(const Row<T>& row, const Parameters<T>& p, const RowSums<T>& sums, const RowResult<T>& result, T* terms) {
+  if (sums.m > 0 && result.by_log_c != T(0)) {
+    return share_out<T, W, S>(row.extra, row.m, row.pos, result.by_log_c, sums.positives.sum, p, terms);
+  }
+  fill(terms, row.m, T(0));
+  return T(0);
+}
+
 // How many values row_kernel() needs as scratch.
 static inline int64_t row_scratch(int64_t n) { return 3 * n; }
 
@@ -307,20 +340,14 @@ RowResult<T> row_kernel(Row<T>& row, const Parameters<T>& p, RowGradients<T>& gr
   sums.has_denominator = row.log_q || p.normalize_weights;
   if (sums.has_denominator) sums.denominator = denominator<T, W>(row, p, denominator_terms);
   if (row.log_q) {
-    int64_t masked = 0;
-    for (int64_t j = 0; j < row.n; ++j) masked += row.log_q[j] == -infinity<T>();
-    sums.n_eff -= masked;
+    sums.n_eff -= count_masked(row.log_q, row.n);
     const Elements<T, true> negatives{row.neg, row.log_q, row.n, row.pos};
     sums.negatives = sum_masses<T, W, S>(negatives, p, gradients.neg, sums.non_finite);
   } else {
     const Elements<T, false> negatives{row.neg, nullptr, row.n, row.pos};
     sums.negatives = sum_masses<T, W, S>(negatives, p, gradients.neg, sums.non_finite);
   }
-  for (int64_t k = 0; k < row.m; ++k) sums.m += !(row.extra[k] == -infinity<T>());
-  if (sums.m > 0) {
-    const Elements<T, false> extra{row.extra, nullptr, row.m, row.pos};
-    sums.positives = sum_masses<T, W, S>(extra, p, gradients.extra, sums.non_finite);
-  }
+  sum_positives<T, W, S>(row, p, gradients.extra, sums);
 
   RowResult<T> result = finish_row(sums, p);
   if (!gradients.wanted) return result;
@@ -358,12 +385,7 @@ RowResult<T> row_kernel(Row<T>& row, const Parameters<T>& p, RowGradients<T>& gr
       total -= value;
     }
   }
-  if (sums.m > 0 && result.by_log_c != T(0)) {
-    total += share_out<T, W, S>(
-        row.extra, row.m, row.pos, result.by_log_c, sums.positives.sum, p, gradients.extra);
-  } else {
-    fill(gradients.extra, row.m, T(0));
-  }
+  total += positives_gradient<T, W, S>(row, p, sums, result, gradients.extra);
   gradients.pos = result.by_pos - total;
   return result;
 }

@@ -34,9 +34,9 @@ struct Drawn {
   const cw_ext::Draws& draws;
   cw_ext::NegativeSource source;
   const T* log_weights;
-  std::unique_ptr<int32_t[]> ids;
-  std::unique_ptr<T[]> log_q;
-  std::unique_ptr<uint32_t[]> filter = scratch<uint32_t>(kFilterWords);
+  Scratch<int32_t> ids;
+  Scratch<T> log_q;
+  Scratch<uint32_t> filter = scratch<uint32_t>(kFilterWords);
 
   Drawn(const cw_ext::Draws& d, int64_t rows, bool with_log_weights)
       : draws(d),

@@ -5,7 +5,7 @@
 #include <numeric>
 
 #include "../allocate.h"
-#include "dispatch.h"
+#include "shared_chunks.h"
 
 namespace cw_cpu {
 
@@ -20,20 +20,7 @@ void run(const cw_ext::SharedNegativesCall& call) {
   const int64_t rows = call.queries.size(0), n = call.neg_ids.size(0), m = call.extra_ids.size(1);
   std::vector<In> room;
   SharedTask<In> task;
-  fill_query_task(call, room, task);
-  task.pos_ids = pointer<const int64_t>(call.pos_ids);
-  task.extra_ids = pointer<const int64_t>(call.extra_ids);
-  task.neg_ids = pointer<const int64_t>(call.neg_ids);
-  task.num_items = call.items.size(0);
-  task.any_padding = std::any_of(task.neg_ids, task.neg_ids + n, [](int64_t id) { return id < 0; });
-  const auto& history = call.exclusion.history;
-  task.first_column = pointer<const int32_t>(call.exclusion.first_column);
-  task.next_column = pointer<const int32_t>(call.exclusion.next_column);
-  task.histories = {pointer<const int64_t>(history.query_ids), pointer<const int64_t>(history.starts),
-                    pointer<const int32_t>(history.known)};
-  task.coefficients = pointer<T>(call.coefficients);
-  task.shared_coefficients = pointer<T>(call.shared_coefficients);
-  task.first_row = 0;
+  fill_shared_task(call, room, task);
   constexpr int64_t kPanel = ProductTask<T>::kPanel;
   const int64_t dim = task.items.dim, panels = (n + kPanel - 1) / kPanel, dim_panels = (dim + kPanel - 1) / kPanel;
   const auto columns = scratch<T>(panels * kPanel * dim), packed_rows = scratch<T>(dim_panels * kPanel * n);
@@ -85,6 +72,7 @@ void run(const cw_ext::SharedNegativesCall& call) {
 }  // namespace
 
 void shared_negatives(const cw_ext::SharedNegativesCall& call) {
+  if (goes_in_chunks(call)) return shared_chunks(call);
   with_type(call.queries.scalar_type(), [&](auto element) { run<decltype(element)>(call); });
 }
 

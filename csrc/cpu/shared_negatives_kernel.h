@@ -2,6 +2,7 @@
 #pragma once
 
 #include "gather.h"
+#include "left_out.h"
 #include "product_kernel.h"
 #include "query_row.h"
 
@@ -32,22 +33,44 @@ void pack_shared(const SharedTask<In>& task, int64_t begin, int64_t end) {
   }
 }
 
-// Calls visit(column) for the columns that row b leaves out (Exclusion), each once.
-template <typename In, typename Visit>
-CW_INLINE void each_left_out(const SharedTask<In>& task, int64_t b, Visit visit) {
-  if (!task.first_column) return;
-  const auto columns_of = [&](int64_t item) {
-    for (int32_t c = task.first_column[item]; c >= 0; c = task.next_column[c]) visit(c);
-  };
-  const int64_t positive = task.pos_ids[b];
-  if (positive >= 0) columns_of(positive);
-  if (!task.histories.query_ids) return;
-  const int64_t query = task.histories.query_ids[b];
-  if (query < 0) return;  // a row of padding
-  for (int64_t k = task.histories.starts[query]; k < task.histories.starts[query + 1]; ++k) {
-    const int64_t item = task.histories.known[k];
-    if (item != positive && uint64_t(item) < uint64_t(task.num_items)) columns_of(item);
+// The query of row b divided by its norm, in `unit` [dim]; the scores of its positive and extra positives and the inverse
+// norms of those items, [1 + m] each. `query`: room for a row in the order of chunks. Returns the query's inverse norm.
+template <typename In, typename T>
+CW_INLINE T positive_scores(const SharedTask<In>& task, const Gather<In, T>& items, int64_t b, T* unit, T* query, T* scores,
+                            T* inverse) {
+  const T query_inverse = unit_query(task, b, unit);
+  to_chunks(unit, items.table.dim, items.chunks, query);
+  const In* row;
+  items.scores(query, task.pos_ids + b, 1, task.scale, &row, scores, inverse);
+  for (int64_t k = 0; k < task.m; ++k) {
+    const int64_t* const id = task.extra_ids + b * task.m + k;
+    items.scores(query, id, 1, task.scale, &row, scores + 1 + k, inverse + 1 + k);
+    if (*id < 0) scores[1 + k] = -infinity<T>();
   }
+  return query_inverse;
+}
+
+// The gradient of row b's query from its coefficients and from `sums` [dim], to be multiplied by `factor`: over the shared
+// negatives, of rows of the table times coefficients. `room`: for a row in the order of chunks.
+template <typename In, typename T>
+CW_INLINE void query_gradient(const SharedTask<In>& task, const Gather<In, T>& items, int64_t b, const T* inverse,
+                              const T* sums, T factor, const T* unit, T query_inverse, T* room) {
+  const int64_t dim = items.table.dim, own = 1 + task.m;
+  T* const target = task.d_queries + b * dim;
+  if (task.out.live[b]) {
+    fill(room, items.chunks.vectors() * kLanes<T>, T(0));
+    for (int64_t k = 0; k < own; ++k) {
+      const In* const row = items.row(k == 0 ? task.pos_ids[b] : task.extra_ids[b * task.m + k - 1]);
+      items.add(&row, 1, task.coefficients + b * own + k, inverse + k, room);
+    }
+    from_chunks<In>(room, dim, target);
+#pragma omp simd
+    for (int64_t i = 0; i < dim; ++i) target[i] += factor * sums[i];
+    if (task.normalized) through_normalization(target, unit, query_inverse, dim);
+  } else {
+    fill(target, dim, T(0));
+  }
+  for (int64_t i = 0; i < dim; ++i) task.unit_queries[b * dim + i] = unit[i];
 }
 
 // scratch: shared_scratch(n, m, dim).
@@ -81,17 +104,8 @@ void shared_negatives(const SharedTask<In>& task, int64_t begin, int64_t end, ty
     const int64_t count = end - first < step ? end - first : step;
     for (int64_t r = 0; r < count; ++r) {
       const int64_t b = first + r;
-      T* const unit = units + r * room;
-      query_inverse[r] = unit_query(task, b, unit);
-      to_chunks(unit, dim, items.chunks, query);
-      const In* row;
-      items.scores(query, task.pos_ids + b, 1, task.scale, &row, own_scores + r * own, inverse + r * own);
-      for (int64_t k = 0; k < m; ++k) {
-        const int64_t* const id = task.extra_ids + b * m + k;
-        const int64_t place = r * own + 1 + k;
-        items.scores(query, id, 1, task.scale, &row, own_scores + place, inverse + place);
-        if (*id < 0) own_scores[place] = -infinity<T>();
-      }
+      query_inverse[r] =
+          positive_scores(task, items, b, units + r * room, query, own_scores + r * own, inverse + r * own);
     }
     product(ProductTask<T>{units, room, 1, dim, task.columns, panels, scores, panels * kPanel, false}, 0, count);
 
@@ -125,22 +139,8 @@ void shared_negatives(const SharedTask<In>& task, int64_t begin, int64_t end, ty
             0, count);
     for (int64_t r = 0; r < count; ++r) {
       const int64_t b = first + r;
-      const T* const unit = units + r * room;
-      T* const target = task.d_queries + b * dim;
-      if (task.out.live[b]) {
-        fill(d_query, items.chunks.vectors() * kLanes<T>, T(0));
-        for (int64_t k = 0; k < own; ++k) {
-          const In* const row = items.row(k == 0 ? task.pos_ids[b] : task.extra_ids[b * m + k - 1]);
-          items.add(&row, 1, task.coefficients + b * own + k, inverse + r * own + k, d_query);
-        }
-        from_chunks<In>(d_query, dim, target);
-#pragma omp simd
-        for (int64_t i = 0; i < dim; ++i) target[i] += task.scale * sums[r * room + i];
-        if (task.normalized) through_normalization(target, unit, query_inverse[r], dim);
-      } else {
-        fill(target, dim, T(0));
-      }
-      for (int64_t i = 0; i < dim; ++i) task.unit_queries[b * dim + i] = unit[i];
+      query_gradient(task, items, b, inverse + r * own, sums + r * room, task.scale, units + r * room, query_inverse[r],
+                     d_query);
     }
   }
 }
