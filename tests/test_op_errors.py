@@ -15,7 +15,7 @@ from drawing import make_interactions
 from torch import Tensor
 
 import cw_ext
-from cw_ext import autograd, op_errors
+from cw_ext import autograd, op_errors, op_function
 
 OPS = torch.ops.cw_ext
 NO_HISTORY = (None, None, None)
@@ -222,6 +222,7 @@ def test_cudas_memory_runs_out_backward(
     ]
     for name in ("scale_rows_", "scale_rows", "item_gradient"):
         monkeypatch.setattr(OPS, name, raised)
+    monkeypatch.setattr(op_function, "_scale_in_place", raised)
     for loss in losses:
         with pytest.raises(RuntimeError, match="^CUDA (out of memory|error)") as caught:
             (2 * loss).backward()
