@@ -66,7 +66,7 @@ class _Scores(_WithLogQ):
         return (loss, live, above, *rest), (0, 0, None if above is None else 0, *(None for _ in rest))
 
 
-_SCORES = _Scores("scores_forward", SCORES, ScoreResults, reference.score_rows)
+SCORES_OP = _Scores("scores_forward", SCORES, ScoreResults, reference.score_rows)
 
 
 def _wants_curve(inputs: Any, needs_gradient: bool) -> bool:
@@ -91,7 +91,7 @@ def score_rows(inputs: ScoreInputs) -> Losses:
     if is_exporting():
         losses = Losses(*torch.ops.cw_ext_export.scores_forward(*SCORES.flat(inputs)))
     else:
-        losses = _losses(_SCORES(inputs))
+        losses = _losses(SCORES_OP(inputs))
     if len(shape) == 1:
         return losses
     loss, live, above = losses

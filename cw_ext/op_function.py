@@ -25,7 +25,7 @@ from cw_ext.row_values import RowValues
 
 Gradients = dict[str, Tensor | None]
 
-_scale_in_place: Any = torch.ops.cw_ext.scale_rows_.default if extension.available() else None
+scale_in_place: Any = torch.ops.cw_ext.scale_rows_.default if extension.available() else None
 
 # Whether the current backward pass keeps the graph for another. If this torch cannot tell, it is assumed.
 _keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
@@ -36,7 +36,7 @@ def may_overwrite() -> bool:
     return not torch.compiler.is_compiling() and not _keeps_graph()
 
 
-def _wants_graph() -> bool:
+def wants_graph() -> bool:
     """Whether the gradients are to have a graph, which torch.func's transforms always want."""
     if torch.compiler.is_compiling():
         return False
@@ -238,7 +238,7 @@ def _scaled(gradients: list[Tensor], like: Sequence[Tensor], grad: Tensor, resca
             others.setdefault(dtype, []).append(i)
     if own:
         # In place: fresh memory takes the system longer to hand out than the multiplication takes.
-        _scale_in_place(own, grad, rescale)
+        scale_in_place(own, grad, rescale)
     if others and rescale is not None:
         grad = grad * rescale
     for dtype, alike in others.items():
@@ -247,13 +247,13 @@ def _scaled(gradients: list[Tensor], like: Sequence[Tensor], grad: Tensor, resca
     return gradients
 
 
-def _gradients(
+def gradients_of(
     call: Call, tensors: tuple[Tensor, ...], grad: Tensor | None, needs: tuple[bool, ...]
 ) -> Sequence[Tensor | None]:
     """Of the op's tensors, from those that were saved."""
     if grad is None:
         return [None] * len(needs)
-    op, saved, with_graph = call.op, Saved(call, tensors), _wants_graph()
+    op, saved, with_graph = call.op, Saved(call, tensors), wants_graph()
     if op.only_scales and not with_graph and not torch.compiler.is_compiling():
         return op.all_scaled(saved, grad, needs)
     names = [op.layout.names[place] for place in call.places]
@@ -291,7 +291,7 @@ class OpFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         call = Call(ctx.op, ctx.wanted, ctx.others, ctx.places)
-        return (None, None, None, None, *_gradients(call, ctx.saved_tensors, grad, ctx.needs_input_grad[4:]))
+        return (None, None, None, None, *gradients_of(call, ctx.saved_tensors, grad, ctx.needs_input_grad[4:]))
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
@@ -325,7 +325,7 @@ class _Direct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
         try:
-            return (None, None, *_gradients(ctx.call, ctx.saved_tensors, grad, ctx.needs_input_grad[2:]))
+            return (None, None, *gradients_of(ctx.call, ctx.saved_tensors, grad, ctx.needs_input_grad[2:]))
         except op_errors.RAISED as error:
             raise op_errors.restored(error) from None
 
