@@ -21,6 +21,22 @@ inline Tensor times_factor(const Tensor& x, const OptionalTensor& factor) {
   return out;
 }
 
+// The gradient of a mean times what is left to multiply its rows' gradients by, both one number.
+inline Tensor times_rescale(const Tensor& factor, const Tensor& rescale) {
+  check_shape(rescale, {}, "rescale", factor);
+  check_shape(factor, {}, "factor", rescale);
+  check_type(rescale, factor.scalar_type(), "rescale");
+  if (kCuda) return torch_op("aten::mul", "Tensor", factor, rescale);
+  const Tensor product = empty({}, options_of(factor));
+  const auto multiply = [&](auto element) {
+    using T = decltype(element);
+    *static_cast<T*>(product.mutable_data_ptr()) =
+        *static_cast<const T*>(factor.const_data_ptr()) * *static_cast<const T*>(rescale.const_data_ptr());
+  };
+  factor.scalar_type() == kDouble ? multiply(double{}) : multiply(float{});
+  return product;
+}
+
 // How CUDA sums per item; the CPU has one way.
 inline ItemSums item_sums_of(std::string_view name) {
   return ItemSums(index_of(name, {"chosen", "atomic", "sorted"}, "sums"));

@@ -72,7 +72,7 @@ struct ScoresCall {
   Loss loss;
   MaybeTensor pos;    // [B]
   MaybeTensor neg;    // [B, N]
-  MaybeTensor extra;  // [B, M], M may be 0
+  MaybeTensor extra;  // [B, M], M may be 0, or undefined
   MaybeTensor log_q;  // [B, N] T, or undefined
   MaybeTensor row_scale;     // [B] T, both or none: the negatives' scores are neg · row_scale · column_scale; a negative
   MaybeTensor column_scale;  // [N] T               factor masks out. Only CUDA's level 2 sets them

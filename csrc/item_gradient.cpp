@@ -25,11 +25,14 @@ std::vector<Tensor> scale_rows(const std::vector<Tensor>& gradients, const Tenso
 
 // The same in place. Where the factor is 1, as for a mean over rows that are all live and whose own gradient is 1, nothing is
 // touched: at level 1 that saves half of a step's memory traffic.
-void scale_rows_(const std::vector<Tensor>& gradients, const Tensor& factor) {
+void scale_rows_(const std::vector<Tensor>& gradients, const Tensor& factor, const OptionalTensor& rescale) {
+  if (gradients.empty()) return;
+  check_factor(factor, gradients[0]);
+  const Tensor both = rescale ? times_rescale(factor, *rescale) : as_contiguous(factor);
   for (const Tensor& x : gradients) {
-    check_factor(factor, x);
+    check_factor(both, x);
     CW_CHECK_VALUE(x.is_contiguous(), "gradients must be contiguous");
-    if (x.numel() > 0) backend::scale_in_place(x, as_contiguous(factor));
+    if (x.numel() > 0) backend::scale_in_place(x, both);
   }
 }
 
@@ -90,7 +93,8 @@ CW_OPS(
         "str similarity, str sums=\"chosen\") -> Tensor");
   // gradients [B, ...] each, factor [B] or a single number.
   m.def("scale_rows(Tensor[] gradients, Tensor factor, ScalarType dtype) -> Tensor[]");
-  m.def("scale_rows_(Tensor(a!)[] gradients, Tensor factor) -> ()");)
+  // In place; a mean's own rescale [] multiplies the factor.
+  m.def("scale_rows_(Tensor(a!)[] gradients, Tensor factor, Tensor? rescale=None) -> ()");)
 
 CW_KERNELS(m.impl("item_gradient", TORCH_BOX(&item_gradient)); m.impl("scale_rows", TORCH_BOX(&scale_rows));
                 m.impl("scale_rows_", TORCH_BOX(&scale_rows_));)

@@ -3,49 +3,59 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <vector>
 
 #include "calls.h"
 #include "checks.h"
 
 namespace cw_ext {
 
-// Each ends with a comma: other arguments follow.
-#define CW_SCHEMA_VALUE(name) "Tensor? " #name "_rows, float " #name ", "
-#define CW_SCHEMA_NUMBER(name) "float " #name ", "
-#define CW_SCHEMA_OPTIONAL(name) "float? " #name ", "
-#define CW_SCHEMA_FLAG(name) "bool " #name ", "
-#define CW_SCHEMA_CHOICE(name, list) "str " #name ", "
-#define CW_LOSS_SCHEMA                                                                                     \
-  CW_ROW_VALUES(CW_SCHEMA_VALUE)                                                                           \
-  "Tensor? curve, float curve_low, float curve_high, bool curve_on_margin, "                               \
-  CW_LOSS_FIELDS(CW_SCHEMA_NUMBER, CW_SCHEMA_OPTIONAL, CW_SCHEMA_FLAG, CW_SCHEMA_CHOICE)
+// Each ends with a comma: other arguments follow. What is the same for all rows comes as one list of numbers, in the order of
+// loss_fields.h: torch takes as long for each argument of an op as for ten numbers of a list, and for thirty of them as long as
+// the kernel for a small batch. An optional number that is not given is NaN, a flag 0 or 1, a choice its place in its list.
+#define CW_SCHEMA_VALUE(name) "Tensor? " #name "_rows, "
+#define CW_LOSS_SCHEMA CW_ROW_VALUES(CW_SCHEMA_VALUE) "Tensor? curve, float[] numbers, "
 
-#define CW_PARAMETER_VALUE(name) const OptionalTensor &name##_rows, double name,
-#define CW_PARAMETER_NUMBER(name) double name,
-#define CW_PARAMETER_OPTIONAL(name) std::optional<double> name,
-#define CW_PARAMETER_FLAG(name) bool name,
-#define CW_PARAMETER_CHOICE(name, list) const Text &name,
-#define CW_LOSS_PARAMETERS                                                                         \
-  CW_ROW_VALUES(CW_PARAMETER_VALUE)                                                                \
-  const OptionalTensor &curve, double curve_low, double curve_high, bool curve_on_margin,       \
-  CW_LOSS_FIELDS(CW_PARAMETER_NUMBER, CW_PARAMETER_OPTIONAL, CW_PARAMETER_FLAG, CW_PARAMETER_CHOICE)
+#define CW_PARAMETER_VALUE(name) const OptionalTensor &name##_rows,
+#define CW_LOSS_PARAMETERS \
+  CW_ROW_VALUES(CW_PARAMETER_VALUE) const OptionalTensor &curve, const std::vector<double> &numbers,
 
 // The Loss of an op with these parameters, `reduction` and `with_curve_gradient`, for so many rows, on the device and in
 // the compute type of `like`.
-#define CW_VALUE_OF(name) per_row(name##_rows, name, loss_rows, #name "_rows", loss_like),
-#define CW_NUMBER_OF(name) name,
-#define CW_OPTIONAL_OF(name) {name.has_value(), name.value_or(0)},
-#define CW_FLAG_OF(name) name,
-#define CW_QUOTED(name) #name,
-#define CW_CHOICE_OF(name, list) index_of(name, {list(CW_QUOTED)}, #name),
-#define CW_LOSS(rows, like)                                                                                        \
-  [&](int64_t loss_rows, const Tensor& loss_like) -> Loss {                                                    \
-    return {{CW_LOSS_FIELDS(CW_NUMBER_OF, CW_OPTIONAL_OF, CW_FLAG_OF, CW_CHOICE_OF) gradient_scale(reduction, loss_rows)}, \
-            {CW_ROW_VALUES(CW_VALUE_OF)},                                                                          \
-            curve_of(curve, curve_low, curve_high, curve_on_margin, with_curve_gradient, loss_rows, loss_like),    \
-            with_curve_gradient && curve};                                                                         \
-  }(rows, like)
+#define CW_ROWS_OF(name) name##_rows,
+#define CW_LOSS(rows, like) \
+  loss_of({CW_ROW_VALUES(CW_ROWS_OF)}, curve, numbers, reduction, with_curve_gradient, rows, like)
+
+// Takes the numbers one after another.
+class Numbers {
+ public:
+  explicit Numbers(const std::vector<double>& all) : next_(all.data()) {
+#define CW_COUNT(...) +1
+    constexpr size_t kCurve = 3;
+    constexpr size_t count = kRowValues + kCurve CW_LOSS_FIELDS(CW_COUNT, CW_COUNT, CW_COUNT, CW_COUNT);
+#undef CW_COUNT
+    CW_CHECK_VALUE(all.size() == count, "numbers must have ", count, " elements, got ", all.size());
+  }
+
+  double number() { return *next_++; }
+  bool flag() { return number() != 0; }
+
+  Optional optional() {
+    const double value = number();
+    return std::isnan(value) ? Optional{false, 0} : Optional{true, value};
+  }
+
+  int choice(int count, const char* name) {
+    const double value = number();
+    CW_CHECK_VALUE(value >= 0 && value < count, name, " must be in [0, ", count, "), got ", value);
+    return int(value);
+  }
+
+ private:
+  const double* next_;
+};
 
 // The gradient of a mean comes out divided by all rows, so that where all are live nothing is left to multiply.
 inline double gradient_scale(std::string_view reduction, int64_t rows) {
@@ -79,6 +89,33 @@ inline CurveTensors curve_of(const OptionalTensor& log_weights, double low, doub
   return {none ? MaybeTensor() : MaybeTensor(values), low, high, on_margin};
 }
 
+inline Loss loss_of(const std::array<OptionalTensor, kRowValues>& rows_of_values, const OptionalTensor& curve,
+                    const std::vector<double>& numbers, std::string_view reduction, bool with_curve_gradient,
+                    int64_t rows, const Tensor& like) {
+  Numbers next(numbers);
+  Loss loss;
+  auto own = rows_of_values.begin();
+#define CW_VALUE_OF(name) loss.values.name = per_row(*own++, next.number(), rows, #name "_rows", like);
+  CW_ROW_VALUES(CW_VALUE_OF)
+#undef CW_VALUE_OF
+  const double low = next.number(), high = next.number();
+  loss.curve = curve_of(curve, low, high, next.flag(), with_curve_gradient, rows, like);
+  loss.with_curve_gradient = with_curve_gradient && curve;
+#define CW_PLACE(name) +1
+#define CW_NUMBER(name) loss.arguments.name = next.number();
+#define CW_OPTIONAL(name) loss.arguments.name = next.optional();
+#define CW_FLAG(name) loss.arguments.name = next.flag();
+#define CW_CHOICE(name, list) loss.arguments.name = next.choice(list(CW_PLACE), #name);
+  CW_LOSS_FIELDS(CW_NUMBER, CW_OPTIONAL, CW_FLAG, CW_CHOICE)
+#undef CW_NUMBER
+#undef CW_OPTIONAL
+#undef CW_FLAG
+#undef CW_CHOICE
+#undef CW_PLACE
+  loss.arguments.gradient_scale = gradient_scale(reduction, rows);
+  return loss;
+}
+
 inline Tensor log_weights(const OptionalTensor& log_q, int64_t rows, int64_t n, const Tensor& like) {
   if (!log_q) return {};
   check_shape(*log_q, {rows, n}, "log_q", like);
@@ -86,13 +123,20 @@ inline Tensor log_weights(const OptionalTensor& log_q, int64_t rows, int64_t n, 
   return with_contiguous_rows(*log_q);
 }
 
+// Whether some row value is a tensor.
+inline bool has_own_values(const Loss& loss) {
+#define CW_VALUE(name) || loss.values.name.rows.defined()
+  return false CW_ROW_VALUES(CW_VALUE);
+#undef CW_VALUE
+}
+
 // Without the gradient of log q, which few calls want.
-inline RowOutputs allocate_rows(int64_t rows, const Loss& loss, const Options& options) {
+inline RowOutputs allocate_rows(int64_t rows, const Loss& loss, const Options& options, bool with_value_gradients = true) {
   return {empty({rows}, options),
           empty({rows}, options.with(kBool)),
           loss.arguments.return_above ? MaybeTensor(empty({rows}, options.with(kLong))) : MaybeTensor(),
           MaybeTensor(),
-          empty({kRowValues, rows}, options),
+          with_value_gradients ? MaybeTensor(empty({kRowValues, rows}, options)) : MaybeTensor(),
           loss.with_curve_gradient ? MaybeTensor(empty({rows, loss.curve.log_weights.size(1)}, options)) : MaybeTensor()};
 }
 

@@ -31,34 +31,34 @@ ScoresResult scores_forward(const Tensor& pos, const Tensor& neg, const Optional
   call.loss = CW_LOSS(rows, pos);
   call.pos = pos;
   call.neg = with_contiguous_rows(neg);
-  call.extra = extra ? with_contiguous_rows(*extra) : empty({rows, 0}, options_of(pos));
+  if (extra) call.extra = with_contiguous_rows(*extra);
   call.log_q = log_weights(log_q, rows, n, pos);
   call.with_gradients = with_gradients;
-  call.out = allocate_rows(rows, call.loss, options);
+  call.out = allocate_rows(rows, call.loss, options, with_gradients && has_own_values(call.loss));
   if (with_log_q_gradient && log_q) call.out.d_log_q = empty({rows, n}, options);
   if (with_gradients) {
     call.d_pos = empty({rows}, options);
     call.d_neg = empty_large({rows, n}, kept_options(pos));
-    call.d_extra = empty({rows, m}, options);
+    if (extra) call.d_extra = empty({rows, m}, options);
   }
   if (rows > 0) backend::scores(call);
   const auto [loss, rescale] = reduced(call.out, reduction);
   return {loss,
           call.out.live,
-          or_empty(call.out.above, options.with(kLong)),
+          call.out.above,
           rescale,
-          or_empty(call.d_pos, options),
-          or_empty(call.d_neg, options),
-          or_empty(call.d_extra, options),
-          or_empty(call.out.d_log_q, options),
+          call.d_pos,
+          call.d_neg,
+          call.d_extra,
+          call.out.d_log_q,
           call.out.d_values,
-          or_empty(call.out.d_curve, options)};
+          call.out.d_curve};
 }
 
 }  // namespace
 
 CW_OPS(
-  // pos [B], neg [B, N], extra [B, M], log_q [B, N]; gradients that are not wanted are empty.
+  // pos [B], neg [B, N], extra [B, M], log_q [B, N]. Results that are not wanted are None: making a tensor takes longer than a row.
   m.def("scores_forward(Tensor pos, Tensor neg, Tensor? extra, Tensor? log_q, " CW_LOSS_SCHEMA
         "str reduction, bool with_gradients, bool with_log_q_gradient, bool with_curve_gradient) -> (Tensor loss, "
         "Tensor live, Tensor above, Tensor rescale, "

@@ -65,13 +65,13 @@ class _Scores(_WithLogQ):
         results = self(inputs._replace(reduction="none"))
         losses, rest = results[: len(Losses._fields)], results[len(Losses._fields) :]
         # Not unflatten to (samples, -1): it is ambiguous for a tensor without elements.
-        loss, live, above = (x.unflatten(0, (samples, x.shape[0] // samples)) for x in losses)
+        loss, live, above = (None if x is None else x.unflatten(0, (samples, x.shape[0] // samples)) for x in losses)
         loss = torch.vmap(lambda loss, live: reference.reduce(loss, live, None, inputs.reduction))(loss, live)
         # The other results are for a backward pass through the kernels; that of a vmapped call uses the reference.
-        return (loss, live, above, *rest), (0, 0, 0, *(None for _ in rest))
+        return (loss, live, above, *rest), (0, 0, None if above is None else 0, *(None for _ in rest))
 
 
-_SCORES = _Scores("scores_forward", SCORES, ScoreResults, reference.score_rows)
+SCORES_OP = _Scores("scores_forward", SCORES, ScoreResults, reference.score_rows)
 
 
 def _wants_curve(inputs: Any, needs_gradient: bool) -> bool:
@@ -96,12 +96,12 @@ def score_rows(inputs: ScoreInputs) -> Losses:
     if is_exporting():
         losses = Losses(*torch.ops.cw_ext_export.scores_forward(*SCORES.flat(inputs)))
     else:
-        losses = _losses(_SCORES(inputs))
+        losses = _losses(SCORES_OP(inputs))
     if len(shape) == 1:
         return losses
     loss, live, above = losses
     loss = loss.reshape(shape) if inputs.reduction == "none" else loss
-    return Losses(loss, live.reshape(shape), above.reshape(shape) if inputs.parameters.return_above else above)
+    return Losses(loss, live.reshape(shape), None if above is None else above.reshape(shape))
 
 
 class _Embeddings(_WithLogQ):

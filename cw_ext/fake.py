@@ -61,20 +61,22 @@ def _width(x: Tensor | None) -> int:
 
 
 @torch.library.register_fake("cw_ext::scores_forward")
-def _scores_forward(*arguments: Any) -> tuple[Tensor, ...]:
+def _scores_forward(*arguments: Any) -> tuple[Tensor | None, ...]:
     inputs, wanted = SCORES.split(arguments, Wanted)
     new, (rows, n) = _New(inputs.pos), inputs.neg.shape
     gradients = wanted.with_gradients
+    losses = new.losses(inputs.reduction, inputs.parameters.return_above)
+    own_values = any(isinstance(value, Tensor) for value in inputs.row_values)
     results = ScoreResults(
         rescale=new.rescale(inputs.reduction),
-        d_pos=new(rows, wanted=gradients),
-        d_neg=new.kept(rows, n, wanted=gradients),
-        d_extra=new(rows, _width(inputs.extra), wanted=gradients),
-        d_log_q=new(rows, n, wanted=wanted.with_log_q_gradient and inputs.log_q is not None),
-        d_row_values=new.row_values(),
-        d_curve=new.curve(inputs.curve.curve, wanted=wanted.with_curve_gradient),
+        d_pos=new(rows) if gradients else None,
+        d_neg=new.kept(rows, n) if gradients else None,
+        d_extra=new(rows, inputs.extra.shape[1]) if gradients and inputs.extra is not None else None,
+        d_log_q=new(rows, n) if wanted.with_log_q_gradient and inputs.log_q is not None else None,
+        d_row_values=new.row_values() if gradients and own_values else None,
+        d_curve=new.curve(inputs.curve.curve, wanted=True) if wanted.with_curve_gradient else None,
     )
-    return (*new.losses(inputs.reduction, inputs.parameters.return_above), *results)
+    return (*losses._replace(above=losses.above if inputs.parameters.return_above else None), *results)
 
 
 def _sorted_pairs(queries: Tensor, width: int, items: int, *, wanted: bool) -> tuple[Tensor, Tensor]:
@@ -91,7 +93,7 @@ def _sorted_pairs(queries: Tensor, width: int, items: int, *, wanted: bool) -> t
 
 
 @torch.library.register_fake("cw_ext::embeddings_forward")
-def _embeddings_forward(*arguments: Any) -> tuple[Tensor, ...]:
+def _embeddings_forward(*arguments: Any) -> tuple[Tensor | None, ...]:
     inputs, wanted = EMBEDDINGS.split(arguments, Wanted)
     new, (rows, dim), n = _New(inputs.queries), inputs.queries.shape, inputs.neg_ids.shape[-1]
     shared, own = inputs.neg_ids.dim() == 1, 1 + _width(inputs.extra_ids)
@@ -119,7 +121,7 @@ def _draw_negatives(rows: int, num_items: int, *arguments: Any) -> Tensor:
 
 
 @torch.library.register_fake("cw_ext::sampled_forward")
-def _sampled_forward(*arguments: Any) -> tuple[Tensor, ...]:
+def _sampled_forward(*arguments: Any) -> tuple[Tensor | None, ...]:
     inputs, wanted = SAMPLED.split(arguments, SampledWanted)
     new, (rows, dim) = _New(inputs.queries), inputs.queries.shape
     gradients, width = wanted.with_gradients, 1 + _width(inputs.extra_ids) + inputs.draws.num_negatives
@@ -135,7 +137,7 @@ def _sampled_forward(*arguments: Any) -> tuple[Tensor, ...]:
 
 
 @torch.library.register_fake("cw_ext::full_forward")
-def _full_forward(*arguments: Any) -> tuple[Tensor, ...]:
+def _full_forward(*arguments: Any) -> tuple[Tensor | None, ...]:
     inputs, wanted = FULL.split(arguments, FullWanted)
     new, (rows, dim) = _New(inputs.queries), inputs.queries.shape
     results = FullResults(

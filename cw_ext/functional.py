@@ -7,7 +7,7 @@ from typing import Unpack
 import torch
 from torch import Tensor, nn
 
-from cw_ext import autograd, checks, extension, reference
+from cw_ext import autograd, checks, extension, plain_scores, reference
 from cw_ext.autocast import floating_input, without_autocast
 from cw_ext.embedding_batch import Similarity, embedding_batch, loss_of_ids
 from cw_ext.op_inputs import ScoreInputs
@@ -54,6 +54,10 @@ def cw_loss(
             backend="reference" works there.
         RuntimeError: backend="fused" where the kernels cannot run.
     """
+    if extra_pos_scores is None and neg_log_weights is None and row_weights is None:
+        at_once = plain_scores.loss(pos_scores, neg_scores, loss)
+        if at_once is not None:
+            return at_once
     options = resolve(loss)
     pos = floating_input("pos_scores", pos_scores)
     neg = floating_input("neg_scores", neg_scores)

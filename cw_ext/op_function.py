@@ -11,19 +11,21 @@ nodes, and what depends on the op alone is worked out once, when it is described
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from itertools import compress
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._functorch.utils import unwrap_dead_wrappers
 
 from cw_ext import checks, extension, op_errors
 from cw_ext.op_inputs import Layout, Losses
 from cw_ext.row_values import RowValues
 
 Gradients = dict[str, Tensor | None]
+
+scale_in_place: Any = torch.ops.cw_ext.scale_rows_.default if extension.available() else None
 
 # Whether the current backward pass keeps the graph for another. If this torch cannot tell, it is assumed.
 _keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
@@ -34,7 +36,7 @@ def may_overwrite() -> bool:
     return not torch.compiler.is_compiling() and not _keeps_graph()
 
 
-def _wants_graph() -> bool:
+def wants_graph() -> bool:
     """Whether the gradients are to have a graph, which torch.func's transforms always want."""
     if torch.compiler.is_compiling():
         return False
@@ -58,17 +60,23 @@ def _together(others: Sequence[Any], places: Sequence[int], tensors: Sequence[Te
     return arguments
 
 
+class Call(NamedTuple):
+    """Of an op, without its tensors."""
+
+    op: Op
+    wanted: Any
+    others: list[Any]  # the op's arguments, with None in the places of its tensors
+    places: tuple[int, ...]  # of its tensors
+
+
 class Saved:
     """What a forward pass left for backward."""
 
     __slots__ = ("computed", "op", "others", "places", "tensors", "wanted")
 
-    def __init__(self, ctx: Any) -> None:
-        self.op: Op = ctx.op
-        self.wanted: Any = ctx.wanted
-        self.others: list[Any] = ctx.others
-        self.places: tuple[int, ...] = ctx.places
-        count, saved = len(self.places), ctx.saved_tensors
+    def __init__(self, call: Call, saved: tuple[Tensor, ...]) -> None:
+        self.op, self.wanted, self.others, self.places = call
+        count = len(self.places)
         self.tensors: tuple[Tensor, ...] = saved[:count]
         self.computed: tuple[Tensor, ...] = saved[count:]
 
@@ -105,6 +113,7 @@ class Op:
         """
         self.layout, self.results, self.by_reference = layout, results, by_reference
         self.op: Any = getattr(torch.ops.cw_ext, name).default if extension.available() else None
+        self.only_scales = type(self).gradients is Op.gradients
         self.reduction_at = layout.names.index("reduction")
         self.rescale_at = results._fields.index("rescale")
         # By argument: where among the results its gradient of the rows' losses is, and for a row value in which row.
@@ -114,14 +123,15 @@ class Op:
         }
         for row, value in enumerate(RowValues._fields):
             self._row_gradients[f"{value}_rows"] = (at["d_row_values"], row)
+        self._scaled_at = functools.lru_cache(maxsize=64)(self._find_scaled)
 
     def __call__(self, inputs: Any, *options: Any) -> tuple[Tensor, ...]:
         """The op's results, with gradients."""
         arguments = self.layout.flat(inputs)
         # A Function takes time for each of its arguments: only the tensors that are there are some.
         places = tuple([place for place in self.layout.tensors if arguments[place] is not None])
-        tensors = tuple([arguments[place] for place in places])
-        needs_gradient = torch.is_grad_enabled() and any([tensor.requires_grad for tensor in tensors])
+        tensors = [arguments[place] for place in places]
+        needs_gradient = torch.is_grad_enabled() and True in [tensor.requires_grad for tensor in tensors]
         wanted = self.wanted(inputs, needs_gradient, *options)
         # torch.func's transforms and torch.compile want the setup_context.
         compiling, transformed = torch.compiler.is_compiling(), torch._C._are_functorch_transforms_active()
@@ -143,7 +153,10 @@ class Op:
             elif not needs_gradient:
                 result = self.op(*arguments, *wanted)
             else:
-                result = _apply_directly(self, wanted, arguments, places, *unwrap_dead_wrappers(tensors))
+                tensors = [torch._C._functorch.unwrap_if_dead(tensor) for tensor in tensors]
+                losses: list[Tensor] = []
+                loss = _apply_directly(Call(self, wanted, arguments, places), losses, *tensors)
+                result = (loss, *losses)
         except op_errors.RAISED as error:
             raise op_errors.restored(error) from None
         return result
@@ -165,26 +178,28 @@ class Op:
 
     def scaled(self, saved: Saved, grad: Tensor, needed: dict[str, Tensor]) -> Gradients:
         """The rows' own gradients times grad, in the dtypes of the arguments that they belong to."""
-        found: Gradients = {}
-        overwrite = may_overwrite()
-        own: list[Tensor] = []
-        others: dict[torch.dtype, list[str]] = {}
-        for name, argument in needed.items():
-            at, row = self._row_gradients[name]
-            gradient, dtype = saved.computed[at], argument.dtype
-            if row is not None:
-                gradient = gradient[row]
-            found[name] = gradient
-            if overwrite and gradient.dtype == dtype:
-                own.append(gradient)
-            else:
-                others.setdefault(dtype, []).append(name)
-        if own:
-            # In place: fresh memory takes the system longer to hand out than the multiplication takes.
-            torch.ops.cw_ext.scale_rows_(own, grad)
-        for dtype, alike in others.items():
-            found.update(zip(alike, torch.ops.cw_ext.scale_rows([found[name] for name in alike], grad, dtype)))
+        gradients = [self._of_rows(saved.computed, *self._row_gradients[name]) for name in needed]
+        return dict(zip(needed, _scaled(gradients, [*needed.values()], grad, None)))
+
+    def all_scaled(self, saved: Saved, grad: Tensor, needs: tuple[bool, ...]) -> list[Tensor | None]:
+        """The gradients of all tensors, where these are the rows' own, in less time than by name."""
+        found: list[Tensor | None] = [None] * len(needs)
+        scaled_at = self._scaled_at(saved.places, needs)
+        gradients = [self._of_rows(saved.computed, at, row) for _, at, row in scaled_at]
+        like = [saved.tensors[place] for place, _, _ in scaled_at]
+        rescale = saved.computed[self.rescale_at] if saved.others[self.reduction_at] == "mean" else None
+        for (place, _, _), gradient in zip(scaled_at, _scaled(gradients, like, grad, rescale)):
+            found[place] = gradient
         return found
+
+    def _find_scaled(self, places: tuple[int, ...], needs: tuple[bool, ...]) -> list[tuple[int, int, int | None]]:
+        """Of each tensor that needs a gradient: which one it is, and where its gradient is."""
+        names = [self.layout.names[place] for place in places]
+        return [(i, *self._row_gradients[name]) for i, name in enumerate(names) if needs[i]]
+
+    @staticmethod
+    def _of_rows(computed: tuple[Tensor, ...], at: int, row: int | None) -> Tensor:
+        return computed[at] if row is None else computed[at][row]
 
     def through_reference(self, saved: Saved, grad: Tensor, needed: dict[str, Tensor]) -> Gradients:
         """The gradients of these arguments, with a graph of their own."""
@@ -210,22 +225,46 @@ class Op:
         raise NotImplementedError(checks.NO_VMAP)
 
 
-def _save(
-    ctx: Any,
-    op: Op,
-    wanted: Any,
-    others: list[Any],
-    places: tuple[int, ...],
-    tensors: Sequence[Tensor],
-    results: tuple[Tensor, ...],
-    outputs: tuple[Tensor, ...],
-) -> None:
-    """What backward needs: `results` are the op's, and `outputs` the Function's."""
-    ctx.op, ctx.wanted, ctx.others, ctx.places = op, wanted, others, places
-    ctx.mark_non_differentiable(*outputs[1:])
-    ctx.set_materialize_grads(False)
-    # All tensors: a seed or ids that are written to before backward would draw others in silence.
-    ctx.save_for_backward(*tensors, *results[len(Losses._fields) :])
+def _scaled(gradients: list[Tensor], like: Sequence[Tensor], grad: Tensor, rescale: Tensor | None) -> list[Tensor]:
+    """These gradients times grad and `rescale`, each in the dtype of its tensor in `like`."""
+    overwrite = may_overwrite()
+    own: list[Tensor] = []
+    others: dict[torch.dtype, list[int]] = {}
+    for i, gradient in enumerate(gradients):
+        dtype = like[i].dtype
+        if overwrite and gradient.dtype == dtype:
+            own.append(gradient)
+        else:
+            others.setdefault(dtype, []).append(i)
+    if own:
+        # In place: fresh memory takes the system longer to hand out than the multiplication takes.
+        scale_in_place(own, grad, rescale)
+    if others and rescale is not None:
+        grad = grad * rescale
+    for dtype, alike in others.items():
+        for i, scaled in zip(alike, torch.ops.cw_ext.scale_rows([gradients[i] for i in alike], grad, dtype)):
+            gradients[i] = scaled
+    return gradients
+
+
+def gradients_of(
+    call: Call, tensors: tuple[Tensor, ...], grad: Tensor | None, needs: tuple[bool, ...]
+) -> Sequence[Tensor | None]:
+    """Of the op's tensors, from those that were saved."""
+    if grad is None:
+        return [None] * len(needs)
+    op, saved, with_graph = call.op, Saved(call, tensors), wants_graph()
+    if op.only_scales and not with_graph and not torch.compiler.is_compiling():
+        return op.all_scaled(saved, grad, needs)
+    names = [op.layout.names[place] for place in call.places]
+    needed = dict(compress(zip(names, saved.tensors), needs))
+    if with_graph:
+        found = op.through_reference(saved, grad, needed)
+    else:
+        if saved.others[op.reduction_at] == "mean":
+            grad = grad * saved.computed[op.rescale_at]
+        found = op.gradients(saved, grad, needed)
+    return [*map(found.get, names)]
 
 
 class OpFunction(torch.autograd.Function):
@@ -243,23 +282,16 @@ class OpFunction(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         op, wanted, others, places, *tensors = inputs
-        _save(ctx, op, wanted, others, places, tensors, output, output)
+        ctx.op, ctx.wanted, ctx.others, ctx.places = op, wanted, others, places
+        ctx.mark_non_differentiable(*[x for x in output[1:] if x is not None])
+        ctx.set_materialize_grads(False)
+        # All tensors: a seed or ids that are written to before backward would draw others in silence.
+        ctx.save_for_backward(*tensors, *output[len(Losses._fields) :])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-        op: Op = ctx.op
-        names = [op.layout.names[place] for place in ctx.places]
-        found: Gradients = {}
-        if grad is not None:
-            saved = Saved(ctx)
-            needed = dict(compress(zip(names, saved.tensors), ctx.needs_input_grad[4:]))
-            if _wants_graph():
-                found = op.through_reference(saved, grad, needed)
-            else:
-                if saved.others[op.reduction_at] == "mean":
-                    grad = grad * saved.computed[op.rescale_at]
-                found = op.gradients(saved, grad, needed)
-        return (None, None, None, None, *map(found.get, names))
+        call = Call(ctx.op, ctx.wanted, ctx.others, ctx.places)
+        return (None, None, None, None, *gradients_of(call, ctx.saved_tensors, grad, ctx.needs_input_grad[4:]))
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
@@ -274,27 +306,29 @@ class OpFunction(torch.autograd.Function):
 
 class _Direct(torch.autograd.Function):
     """The same for eager mode, where all takes time: apply() works out forward's signature for a setup_context, and
-    each output becomes part of the graph. So here there is none of the former, and the latter are the losses alone.
+    each input and output becomes part of the graph. So here there is none of the former, and of the latter the tensors
+    and the loss alone. What else belongs to the losses is appended to a list.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, op: Op, wanted: Any, arguments: list[Any], places: tuple[int, ...], *tensors: Tensor
-    ) -> tuple[Tensor, ...]:
-        result: tuple[Tensor, ...] = op.op(*arguments, *wanted)
+    def forward(ctx: Any, call: Call, losses: list[Tensor], *tensors: Tensor) -> Tensor:
+        op, wanted, arguments, places = ctx.call = call
+        loss: Tensor
+        loss, live, above, *rest = op.op(*arguments, *wanted)
         for place in places:
             arguments[place] = None  # they are saved as such
-        losses = result[: len(Losses._fields)]
-        _save(ctx, op, wanted, arguments, places, tensors, result, losses)
-        return losses
+        losses += (live, above)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors, *rest)
+        return loss
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, *others: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
         try:
-            return OpFunction.backward(ctx, grad, *others)
+            return (None, None, *gradients_of(ctx.call, ctx.saved_tensors, grad, ctx.needs_input_grad[2:]))
         except op_errors.RAISED as error:
             raise op_errors.restored(error) from None
 
 
 # What Function.apply comes to outside torch.func's transforms, without its looking at each argument.
-_apply_directly: Callable[..., tuple[Tensor, ...]] = super(torch.autograd.Function, _Direct).apply
+_apply_directly: Callable[..., Tensor] = super(torch.autograd.Function, _Direct).apply

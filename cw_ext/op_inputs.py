@@ -10,9 +10,10 @@ from collections import namedtuple
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar, get_args, get_type_hints
 
+import torch
 from torch import Tensor
 
-from cw_ext.parameters import RowParameters
+from cw_ext.parameters import RowParameters, as_numbers, as_numbers_once, from_numbers
 from cw_ext.reference_sampling import Draws, History
 from cw_ext.row_values import CurveInputs, RowValues
 
@@ -111,21 +112,22 @@ class Losses(NamedTuple):
 
     loss: Tensor  # [B], or reduced
     live: Tensor  # bool [B]: the row has a negative
-    above: Tensor  # int64 [B]: how many negatives score above the threshold; empty where that is not asked
+    # int64 [B]: how many negatives score above the threshold; None at level 1 and else empty, where that is not asked.
+    above: Tensor | None
 
 
-# The rest is for backward: the wanted gradients of each row's loss; the others are empty. A mean's gradients must still
-# be multiplied by `rescale`.
+# The rest is for backward: the wanted gradients of each row's loss; the others are None at level 1, whose small batches
+# cannot wait for further tensors, and else empty. A mean's gradients must still be multiplied by `rescale`.
 
 
 class ScoreResults(NamedTuple):
     rescale: Tensor  # []
-    d_pos: Tensor  # [B]
-    d_neg: Tensor  # [B, N]
-    d_extra: Tensor  # [B, M]
-    d_log_q: Tensor  # [B, N]
-    d_row_values: Tensor  # [K, B]
-    d_curve: Tensor  # [B, K]
+    d_pos: Tensor | None  # [B]
+    d_neg: Tensor | None  # [B, N]
+    d_extra: Tensor | None  # [B, M]
+    d_log_q: Tensor | None  # [B, N]
+    d_row_values: Tensor | None  # [K, B]
+    d_curve: Tensor | None  # [B, K]
 
 
 class EmbeddingResults(NamedTuple):
@@ -182,22 +184,24 @@ class Layout(Generic[T]):
         names: list[str] = []
         tensors: list[int] = []
         # Of each field that is a tuple itself: its place, the first and the last of its arguments, its layout, and
-        # whether it may be None.
+        # whether it may be None. The fields of the loss are one.
         groups: list[tuple[int, int, int, Layout[Any], bool]] = []
-        for place, (name, hint) in enumerate(get_type_hints(make).items()):
+        hints = get_type_hints(make)
+        for place, (name, hint) in enumerate(hints.items()):
             kinds = (hint, *get_args(hint))
             group = next((kind for kind in kinds if hasattr(kind, "_fields")), None)
             first = len(names)
+            if name in _OF_LOSS[1:]:
+                continue
             if group is None:
                 names.append(name)
                 tensors += [first] if Tensor in kinds else []
             else:
-                layout = _RowValuesLayout() if group is RowValues else Layout(group)
+                layout = _LossLayout() if name == _OF_LOSS[0] else Layout(group)
                 names += layout.names
                 tensors += [first + tensor for tensor in layout.tensors]
                 groups.append((place, first, len(names), layout, type(None) in kinds))
         self.names, self.tensors, self._groups = tuple(names), tuple(tensors), tuple(groups)
-        self._has_groups = bool(groups)
         self.named: Callable[..., Any] = namedtuple("named", self.names)  # type: ignore[misc]
 
     def flat(self, values: Any) -> list[Any]:
@@ -208,12 +212,13 @@ class Layout(Generic[T]):
         done = 0
         for place, first, end, layout, _ in self._groups:
             found += values[done:place]
-            value = values[place]
-            if value is None:
+            done = place + layout.fields
+            if layout.fields > 1:
+                found += layout.flat(values[place:done])
+            elif values[place] is None:
                 found += [None] * (end - first)
             else:
-                found.extend(layout.flat(value) if layout._has_groups else value)
-            done = place + 1
+                found += layout.flat(values[place])
         found += values[done:]
         return found
 
@@ -225,9 +230,12 @@ class Layout(Generic[T]):
         done = 0
         for _, first, end, layout, optional in self._groups:
             found += arguments[done:first]
-            missing = optional and arguments[first] is None
-            found.append(None if missing else layout.rebuilt(arguments[first:end]))
             done = end
+            if layout.fields > 1:
+                found += layout.rebuilt(arguments[first:end])
+            else:
+                missing = optional and arguments[first] is None
+                found.append(None if missing else layout.rebuilt(arguments[first:end]))
         found += arguments[done:]
         return self.make(*found)
 
@@ -236,25 +244,47 @@ class Layout(Generic[T]):
         mine = len(self.names)
         return self.rebuilt(arguments[:mine]), wanted(*arguments[mine:])
 
+    # How many fields of another tuple it stands for.
+    fields = 1
 
-class _RowValuesLayout(Layout[RowValues]):
-    """Two arguments for each value: a tensor or None, and a number."""
+
+# These come together.
+_OF_LOSS = ("row_values", "curve", "parameters")
+
+
+class _LossLayout(Layout[tuple[RowValues, CurveInputs, RowParameters]]):
+    """A tensor or None for each row value and for the curve, and one list of all that is the same for all rows.
+
+    csrc/loss_arguments.h has the other side. A list, because torch takes time for each argument of an op, which for
+    a small batch is more than the loss takes.
+    """
+
+    fields = len(_OF_LOSS)
 
     def __init__(self) -> None:
-        self.make = RowValues
-        self.names = tuple(name for field in RowValues._fields for name in (f"{field}_rows", field))
-        self.tensors = tuple(range(0, len(self.names), 2))
-        self._has_groups = True  # the values' pairs
+        self.names = (*(f"{value}_rows" for value in RowValues._fields), "curve", "numbers")
+        self.tensors = tuple(range(len(self.names) - 1))
 
     def flat(self, values: Any) -> list[Any]:
+        row_values, (curve, *of_curve), parameters = values
         found: list[Any] = []
-        for value in values:
-            found += (None, value) if isinstance(value, float) else (value, 0.0)
+        numbers: list[float] = []
+        for value in row_values:
+            number = isinstance(value, float)
+            found.append(None if number else value)
+            numbers.append(value if number else 0.0)
+        numbers += of_curve
+        numbers += (as_numbers if torch.compiler.is_compiling() else as_numbers_once)(parameters)
+        found += (curve, numbers)
         return found
 
-    def rebuilt(self, arguments: Sequence[Any]) -> RowValues:
-        pairs = zip(arguments[::2], arguments[1::2])
-        return RowValues(*[number if rows is None else rows for rows, number in pairs])
+    def rebuilt(self, arguments: Sequence[Any]) -> tuple[RowValues, CurveInputs, RowParameters]:
+        *rows, curve, numbers = arguments
+        own, of_curve = len(rows), len(CurveInputs._fields) - 1
+        values = [number if tensor is None else tensor for tensor, number in zip(rows, numbers)]
+        low, high, on_margin = numbers[own : own + of_curve]
+        parameters = from_numbers(numbers[own + of_curve :])
+        return RowValues(*values), CurveInputs(curve, low, high, bool(on_margin)), parameters
 
 
 SCORES = Layout(ScoreInputs)

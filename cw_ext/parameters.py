@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, TypedDict, TypeVar, Unpack, cast, get_args, get_type_hints
 
 import torch
@@ -248,6 +249,40 @@ class RowParameters(NamedTuple):
     include_positive: bool
     surrogate: str
     return_above: bool
+
+
+# The values of the choices among them.
+CHOICES = {
+    name: get_args(_HINTS[name].__origin__)
+    for name in RowParameters._fields
+    if isinstance(ARGUMENTS[name].default, str)
+}
+
+
+def as_numbers(parameters: RowParameters) -> tuple[float, ...]:
+    """The same as the ops take it: None as NaN, a flag as 0 or 1, a choice as its place in the list."""
+    return tuple(
+        math.nan if value is None else float(CHOICES[name].index(value) if name in CHOICES else value)
+        for name, value in zip(RowParameters._fields, parameters)
+    )
+
+
+# The same few come with every batch.
+as_numbers_once = functools.lru_cache(maxsize=64)(as_numbers)
+
+
+def from_numbers(numbers: Sequence[float]) -> RowParameters:
+    """The inverse of :func:`as_numbers`."""
+    values: dict[str, Any] = {}
+    for name, number in zip(RowParameters._fields, numbers):
+        kinds = get_args(_HINTS[name].__origin__) or (_HINTS[name].__origin__,)
+        if name in CHOICES:
+            values[name] = CHOICES[name][int(number)]
+        elif bool in kinds:
+            values[name] = bool(number)
+        else:
+            values[name] = None if type(None) in kinds and number != number else number
+    return RowParameters(**values)
 
 
 class LossOptions(NamedTuple):

@@ -15,7 +15,7 @@ from drawing import make_interactions
 from torch import Tensor
 
 import cw_ext
-from cw_ext import autograd, op_errors
+from cw_ext import autograd, op_errors, op_function, plain_scores
 
 OPS = torch.ops.cw_ext
 NO_HISTORY = (None, None, None)
@@ -201,7 +201,7 @@ def _other_error(*_: Any, **__: Any) -> Any:
 def test_cudas_memory_runs_out_forward(
     kernels: None, monkeypatch: pytest.MonkeyPatch, raised: Any, kind: type[Exception], gradient: bool
 ) -> None:
-    for op in (autograd._SCORES, autograd._EMBEDDINGS):
+    for op in (autograd.SCORES_OP, autograd._EMBEDDINGS):
         monkeypatch.setattr(op, "op", raised)
     for case in (make_scores().to(torch.float32), _embeddings()):
         with (
@@ -222,6 +222,8 @@ def test_cudas_memory_runs_out_backward(
     ]
     for name in ("scale_rows_", "scale_rows", "item_gradient"):
         monkeypatch.setattr(OPS, name, raised)
+    for module in (op_function, plain_scores):
+        monkeypatch.setattr(module, "scale_in_place", raised)
     for loss in losses:
         with pytest.raises(RuntimeError, match="^CUDA (out of memory|error)") as caught:
             (2 * loss).backward()

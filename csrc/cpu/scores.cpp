@@ -15,8 +15,8 @@ void scores(const cw_ext::ScoresCall& call) {
     task.neg_stride = call.neg.stride(0);
     task.n = call.neg.size(1);
     task.extra = pointer<const In>(call.extra);
-    task.extra_stride = call.extra.stride(0);
-    task.m = call.extra.size(1);
+    task.extra_stride = call.extra.defined() ? call.extra.stride(0) : 0;
+    task.m = call.extra.defined() ? call.extra.size(1) : 0;
     task.log_q = pointer<const T>(call.log_q);
     task.log_q_stride = call.log_q.defined() ? call.log_q.stride(0) : 0;
     task.values = row_inputs<T>(call.loss.values);

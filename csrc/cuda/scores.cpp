@@ -19,7 +19,7 @@ void scores_of(const cw_ext::ScoresCall& call) {
   task.n = call.neg.size(1);
   task.extra = input<In>(call.extra);
   task.extra_stride = row_stride(call.extra);
-  task.m = call.extra.size(1);
+  task.m = call.extra.defined() ? call.extra.size(1) : 0;
   task.log_q = input<T>(call.log_q);
   task.log_q_stride = row_stride(call.log_q);
   task.row_scale = input<T>(call.row_scale);

@@ -51,7 +51,7 @@ RowInputs<T> row_inputs(const cw_ext::RowTensors& x) {
 template <typename T>
 RowResults<T> row_outputs(const cw_ext::RowOutputs& out) {
   return {output<T>(out.loss), output<bool>(out.live), output<T>(out.d_log_q), output<T>(out.d_values),
-          out.d_values.stride(0), output<T>(out.d_curve), output<int64_t>(out.above)};
+          out.d_values.defined() ? out.d_values.stride(0) : 0, output<T>(out.d_curve), output<int64_t>(out.above)};
 }
 
 template <typename T>
