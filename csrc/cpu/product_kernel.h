@@ -41,7 +41,6 @@ CW_INLINE void product_tile(const ProductTask<T>& task, const T* a, const T* pan
 // Rows [begin, end). The sums are in the order of k, kDepth at a time, independent of the range of rows.
 template <typename T>
 void product(const ProductTask<T>& task, int64_t begin, int64_t end) {
-  constexpr int64_t kDepth = 128;  // so that the part of `a` that each panel reads again stays in the cache
   for (int64_t i = begin; !task.accumulate && i < end; ++i) {
     fill(task.c + i * task.c_stride, task.panels * ProductTask<T>::kPanel, T(0));
   }

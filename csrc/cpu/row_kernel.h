@@ -20,7 +20,8 @@ struct Row {
   T pos;
   const T* neg;  // [N]
   int64_t n;
-  int64_t left_out;  // how many of them, with a score of −∞, are not negatives at all
+  int64_t negatives;  // how many they are: fewer than n if some, with a score of −∞, are not negatives at all; or Σ counts
+  const T* counts;    // [N], how often each is a negative, or null: once. 0 goes with a score of −∞, and a log weight of −∞
   const T* extra;  // [M]
   int64_t m;
   const T* log_q;  // [N] or null
@@ -98,9 +99,10 @@ CW_INLINE T sum_of(int64_t n, T* terms, Term term) {
   return T(sum);
 }
 
-// Σ factor·e^exponent, and in `terms` each element's term relative to the largest exponent.
-template <typename T, Weighting W, Surrogate S, bool HasLogQ>
-LogSum<T> sum_masses(const Elements<T, HasLogQ> x, const Parameters<T>& parameters, T* terms, bool& non_finite) {
+// Σ factor·e^exponent, times its count where Counted, and in `terms` each element's term relative to the largest exponent.
+template <typename T, Weighting W, Surrogate S, bool Counted, bool HasLogQ>
+LogSum<T> sum_masses(const Elements<T, HasLogQ> x, const T* counts, const Parameters<T>& parameters, T* terms,
+                     bool& non_finite) {
   const Parameters<T> p = parameters;
   const T max = largest_exponent<T, W, S>(x, p, terms, non_finite);
   if (max == -infinity<T>()) {
@@ -110,19 +112,28 @@ LogSum<T> sum_masses(const Elements<T, HasLogQ> x, const Parameters<T>& paramete
   if (W == Weighting::sigmoid && S == Surrogate::exp && !HasLogQ && p.logistic) {
     const T e_max = exp_(max);
     return {max, sum_of(x.n, terms, [=](int64_t j) CW_INLINE_LAMBDA {
-              return logistic_term(x.scores[j], x.pos, max, e_max, p);
+              const T once = logistic_term(x.scores[j], x.pos, max, e_max, p);
+              return Counted ? counts[j] * once : once;
             })};
   }
   return {max, sum_of(x.n, terms, [=](int64_t j) CW_INLINE_LAMBDA {
             Mass<T> m = mass(x.scores[j], x.pos, x.log_q_of(j), W, S, p);
             if (is_costly(S)) m.exponent = terms[j];
-            return term(m, max);
+            return Counted ? counts[j] * term(m, max) : term(m, max);
           })};
 }
 
-// Σ factor·e^exponent of mass_of(j), and in `terms` each element's term.
+// Each its own function, so that counts take nothing from rows without them.
+template <typename T, Weighting W, Surrogate S, bool HasLogQ>
+CW_INLINE LogSum<T> sum_negatives(const Elements<T, HasLogQ> x, const T* counts, const Parameters<T>& p, T* terms,
+                                  bool& non_finite) {
+  return counts ? sum_masses<T, W, S, true>(x, counts, p, terms, non_finite)
+                : sum_masses<T, W, S, false>(x, nullptr, p, terms, non_finite);
+}
+
+// Σ factor·e^exponent of mass_of(j), times counts[j] if given, and in `terms` each element's term.
 template <typename T, typename MassOf>
-CW_INLINE LogSum<T> sum_parts(int64_t n, T* terms, MassOf mass_of) {
+CW_INLINE LogSum<T> sum_parts(int64_t n, const T* counts, T* terms, MassOf mass_of) {
   T max = -infinity<T>();
 #pragma omp simd reduction(max : max)
   for (int64_t j = 0; j < n; ++j) {
@@ -133,6 +144,7 @@ CW_INLINE LogSum<T> sum_parts(int64_t n, T* terms, MassOf mass_of) {
     fill(terms, n, T(0));
     return {max, T(0)};
   }
+  if (counts) return {max, sum_of(n, terms, [=](int64_t j) CW_INLINE_LAMBDA { return counts[j] * term(mass_of(j), max); })};
   return {max, sum_of(n, terms, [=](int64_t j) CW_INLINE_LAMBDA { return term(mass_of(j), max); })};
 }
 
@@ -145,12 +157,12 @@ LogSum<T> denominator(const Row<T>& row, const Parameters<T>& parameters, T* ter
   const T pos = row.pos;
   // Each a loop of its own: a condition within one would be a branch.
   if (!p.normalize_weights) {
-    return sum_parts(row.n, terms, [=](int64_t j) CW_INLINE_LAMBDA { return Mass<T>{log_q[j], T(1)}; });
+    return sum_parts(row.n, row.counts, terms, [=](int64_t j) CW_INLINE_LAMBDA { return Mass<T>{log_q[j], T(1)}; });
   }
   if (!log_q) {
-    return sum_parts(row.n, terms, [=](int64_t j) CW_INLINE_LAMBDA { return weight_mass(neg[j], pos, T(0), W, p); });
+    return sum_parts(row.n, row.counts, terms, [=](int64_t j) CW_INLINE_LAMBDA { return weight_mass(neg[j], pos, T(0), W, p); });
   }
-  return sum_parts(row.n, terms, [=](int64_t j) CW_INLINE_LAMBDA { return weight_mass(neg[j], pos, log_q[j], W, p); });
+  return sum_parts(row.n, row.counts, terms, [=](int64_t j) CW_INLINE_LAMBDA { return weight_mass(neg[j], pos, log_q[j], W, p); });
 }
 
 // The gradient of each score: its share of the sum, times the sum's derivative, times the slope. Returns their total.
@@ -274,8 +286,15 @@ void curve_gradient(const Row<T>& row, const T* d_log_q, T* d_curve) {
 template <typename T>
 int64_t count_above(const Row<T>& row) {
   const T threshold = T(row.values.threshold);
-  const T *const neg = row.neg, *const log_q = row.log_q;
+  const T *const neg = row.neg, *const log_q = row.log_q, *const counts = row.counts;
   int64_t count = 0;
+  if (counts) {
+    for (int64_t j = 0; j < row.n; ++j) {
+      const bool above = neg[j] > threshold && !(log_q && log_q[j] == -infinity<T>());
+      count += above ? int64_t(counts[j]) : 0;
+    }
+    return count;
+  }
   // A loop for each case, without a branch, so that both are vectors.
   if (log_q) {
 #pragma omp simd reduction(+ : count)
@@ -303,23 +322,27 @@ RowResult<T> row_kernel(Row<T>& row, const Parameters<T>& p, RowGradients<T>& gr
   RowSums<T> sums{};
   sums.pos = row.pos;
   sums.values = row.values;
-  sums.n_eff = row.n - row.left_out;
+  sums.n_eff = row.negatives;
   sums.has_denominator = row.log_q || p.normalize_weights;
   if (sums.has_denominator) sums.denominator = denominator<T, W>(row, p, denominator_terms);
   if (row.log_q) {
     int64_t masked = 0;
-    for (int64_t j = 0; j < row.n; ++j) masked += row.log_q[j] == -infinity<T>();
+    if (row.counts) {
+      for (int64_t j = 0; j < row.n; ++j) masked += row.log_q[j] == -infinity<T>() ? int64_t(row.counts[j]) : 0;
+    } else {
+      for (int64_t j = 0; j < row.n; ++j) masked += row.log_q[j] == -infinity<T>();
+    }
     sums.n_eff -= masked;
     const Elements<T, true> negatives{row.neg, row.log_q, row.n, row.pos};
-    sums.negatives = sum_masses<T, W, S>(negatives, p, gradients.neg, sums.non_finite);
+    sums.negatives = sum_negatives<T, W, S>(negatives, row.counts, p, gradients.neg, sums.non_finite);
   } else {
     const Elements<T, false> negatives{row.neg, nullptr, row.n, row.pos};
-    sums.negatives = sum_masses<T, W, S>(negatives, p, gradients.neg, sums.non_finite);
+    sums.negatives = sum_negatives<T, W, S>(negatives, row.counts, p, gradients.neg, sums.non_finite);
   }
   for (int64_t k = 0; k < row.m; ++k) sums.m += !(row.extra[k] == -infinity<T>());
   if (sums.m > 0) {
     const Elements<T, false> extra{row.extra, nullptr, row.m, row.pos};
-    sums.positives = sum_masses<T, W, S>(extra, p, gradients.extra, sums.non_finite);
+    sums.positives = sum_masses<T, W, S, false>(extra, nullptr, p, gradients.extra, sums.non_finite);
   }
 
   RowResult<T> result = finish_row(sums, p);
@@ -329,6 +352,7 @@ RowResult<T> row_kernel(Row<T>& row, const Parameters<T>& p, RowGradients<T>& gr
     const T value = result.live ? not_a_number<T>() : T(0);
     gradients.pos = value;
     fill(gradients.neg, row.n, value);
+    for (int64_t j = 0; row.counts && j < row.n; ++j) gradients.neg[j] = row.counts[j] > T(0) ? value : T(0);
     fill(gradients.extra, row.m, value);
     if (gradients.log_q) fill(gradients.log_q, row.n, value);
     if (gradients.curve) fill(gradients.curve, row.curve->last + 1, value);
