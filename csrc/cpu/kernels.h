@@ -202,8 +202,8 @@ static inline int64_t shared_step(int64_t n) { return kRowStep * std::max<int64_
 static inline int64_t shared_scratch(int64_t n, int64_t m, int64_t dim) {
   return shared_step(n) * (n + 64 + 2 * (1 + m) + 1 + 2 * round_up_dim(dim)) + 5 * n + (1 + m) + 2 * round_up_dim(dim);
 }
-// Rows of dense scores handled at a time.
-static inline int64_t dense_step(int64_t items) { return shared_step(items); }
+// Rows of dense scores handled at a time, with their coefficients.
+static inline int64_t dense_step(int64_t items) { return kRowStep * (items < 2500 ? 2 : 1); }
 static inline int64_t dense_scratch(int64_t items, int64_t m, int64_t dim) {
   return dense_step(items) * (items + 64 + items + 2 * round_up_dim(dim) + 1) + 8 * items + 2 * (1 + m) + 8;
 }
