@@ -99,11 +99,14 @@ struct QueryCall {
   MaybeTensor unit_queries;  // [B, D] T    the queries, divided by their norms where normalized
   MaybeTensor coefficients;  // [B, W] T    dloss/dscore · scale: positive, extra positives and, where the negatives are the
                                  //             row's own, those: W = 1 + M + N, else 1 + M
+                                 //             (EmbeddingsCall: if dense, W = I)
 };
 
-// Each row with its own negatives. On the CPU the coefficients are in the order of cpu/bucketed_pairs.h, which the last two
-// tensors describe.
+// Each row with its own negatives. If dense (dense_rule.h), item by item: a coefficient is the sum of all that a row takes the
+// item for, and the last two tensors are empty. Else, on the CPU, the coefficients are in the order of
+// cpu/bucketed_pairs.h, which the last two tensors describe.
 struct EmbeddingsCall : QueryCall {
+  bool dense = false;
   MaybeTensor neg_ids;    // [B, N] int32 or int64
   MaybeTensor log_q;      // [B, N] T, or undefined; rows may have any stride
   MaybeTensor pair_keys;  // [B, 1 + M + N] int16      else empty
@@ -123,6 +126,7 @@ enum class ItemSums : int { chosen, atomic, sorted };
 // row p / W of `sources`; and, where rows share their negatives (shared_ids defined), to item shared_ids[n] the sum over
 // rows b of scale · shared_coefficients[b, n] · row b of `sources`. Then through the normalisation, once per item.
 struct ItemGradientCall {
+  bool dense = false;        // coefficients [B, I], as in EmbeddingsCall: the ids are in them
   MaybeTensor sources;       // [B, D] T
   MaybeTensor coefficients;  // [B, W] T, W = 1 + M + N or, with shared negatives, 1 + M
   MaybeTensor pair_keys;     // as in EmbeddingsCall; empty with shared negatives

@@ -49,9 +49,11 @@ Tensor item_gradient(const Tensor& unit_queries, const OptionalTensor& factor, c
   const NegativeIds negatives = check_negative_ids(items, rows, neg_ids);
   const bool shared = negatives.shared.defined();
   const int64_t n = negatives.n, m = positives.extra.size(1);
-  check_shape(coefficients, {rows, shared ? 1 + m : 1 + m + n}, "coefficients", items);
 
   ItemGradientCall call;
+  call.dense = !kCuda && !shared && pair_keys.dim() == 1;  // embeddings_forward has left no order
+  check_shape(coefficients, {rows, call.dense ? items.size(0) : shared ? 1 + m : 1 + m + n}, "coefficients", items);
+  check_type(coefficients, compute_type(items), "coefficients");
   check_type(unit_queries, compute_type(items), "unit_queries");
   call.sources = times_factor(unit_queries, factor);
   if (shared) {
@@ -60,7 +62,7 @@ Tensor item_gradient(const Tensor& unit_queries, const OptionalTensor& factor, c
     call.shared_coefficients = as_contiguous(shared_coefficients);
   }
   call.coefficients = as_contiguous(coefficients);
-  if (!kCuda && !shared) {
+  if (!kCuda && !shared && !call.dense) {
     check_shape(pair_keys, {rows, 1 + m + n}, "pair_keys", items);
     check_type(pair_keys, kShort, "pair_keys");
     check_shape(pair_ends, backend::pair_ends(rows, 1 + m + n, items.size(0), items).sizes(), "pair_ends", items);

@@ -2,6 +2,7 @@
 #include <tuple>
 
 #include "backward.h"
+#include "dense_rule.h"
 #include "draw_arguments.h"
 #include "query_arguments.h"
 
@@ -30,8 +31,10 @@ SampledResult sampled_forward(const Tensor& queries, const Tensor& items, const 
   SampledCall call;
   call.draws = checked_draws(CW_DRAWS(items.size(0), rows, queries), positives, queries);
   fill_query_call(call.rows, queries, items, positives, CW_LOSS(rows, queries), similarity, with_gradients);
+  call.rows.dense = is_dense(rows, num_negatives, items.size(0), queries.size(1), queries);
   if (with_gradients && keep_coefficients) {
-    call.rows.coefficients = empty_large({rows, 1 + positives.extra.size(1) + num_negatives}, options);
+    const int64_t width = call.rows.dense ? items.size(0) : 1 + positives.extra.size(1) + num_negatives;
+    call.rows.coefficients = empty_large({rows, width}, options);
   }
   if (rows > 0) backend::sampled(call);
   const auto [loss, rescale] = reduced(call.rows.out, reduction);
@@ -68,8 +71,10 @@ Tensor sampled_item_gradient(const Tensor& unit_queries, const OptionalTensor& f
   gradient.scale = similarity_of(similarity).scale;
   gradient.normalized = similarity_of(similarity).normalized;
   gradient.sums = item_sums_of(sums);
+  gradient.dense = is_dense(rows, num_negatives, items.size(0), dim, queries);
   if (coefficients) {
-    check_shape(*coefficients, {rows, 1 + positives.extra.size(1) + num_negatives}, "coefficients", queries);
+    const int64_t width = gradient.dense ? items.size(0) : 1 + positives.extra.size(1) + num_negatives;
+    check_shape(*coefficients, {rows, width}, "coefficients", queries);
     check_type(*coefficients, compute_type(queries), "coefficients");
     gradient.coefficients = as_contiguous(*coefficients);
   } else {

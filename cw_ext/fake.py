@@ -92,22 +92,32 @@ def _sorted_pairs(queries: Tensor, width: int, items: int, *, wanted: bool) -> t
     return queries.new_empty((rows, width), dtype=torch.int16), queries.new_empty((blocks, buckets), dtype=torch.int32)
 
 
+def _is_dense(queries: Tensor, negatives: int, items: int) -> bool:
+    """Whether the CPU scores all items: csrc/dense_rule.h has the same rule."""
+    if queries.device.type != "cpu":
+        return False
+    rows, dim = queries.shape
+    return items > 0 and rows * negatives >= 65536 and items <= 2 * negatives
+
+
 @torch.library.register_fake("cw_ext::embeddings_forward")
 def _embeddings_forward(*arguments: Any) -> tuple[Tensor | None, ...]:
     inputs, wanted = EMBEDDINGS.split(arguments, Wanted)
     new, (rows, dim), n = _New(inputs.queries), inputs.queries.shape, inputs.neg_ids.shape[-1]
     shared, own = inputs.neg_ids.dim() == 1, 1 + _width(inputs.extra_ids)
-    gradients = wanted.with_gradients
-    keys, ends = _sorted_pairs(inputs.queries, own + n, inputs.items.shape[0], wanted=gradients and not shared)
+    gradients, items = wanted.with_gradients, inputs.items.shape[0]
+    of_log_q = wanted.with_log_q_gradient and inputs.log_q is not None
+    dense = gradients and not shared and not of_log_q and _is_dense(inputs.queries, n, items)
+    keys, ends = _sorted_pairs(inputs.queries, own + n, items, wanted=gradients and not shared and not dense)
     results = EmbeddingResults(
         rescale=new.rescale(inputs.reduction),
         d_queries=new(rows, dim, wanted=gradients),
         unit_queries=new(rows, dim, wanted=gradients),
-        coefficients=new(rows, own if shared else own + n, wanted=gradients),
+        coefficients=new(rows, own if shared else items if dense else own + n, wanted=gradients),
         shared_coefficients=new.kept(rows, n, wanted=gradients and shared),
         pair_keys=keys,
         pair_ends=ends,
-        d_log_q=new(rows, n, wanted=wanted.with_log_q_gradient and inputs.log_q is not None),
+        d_log_q=new(rows, n, wanted=of_log_q),
         d_row_values=new.row_values(),
         d_curve=new.curve(inputs.curve.curve, wanted=wanted.with_curve_gradient),
     )
@@ -124,12 +134,14 @@ def _draw_negatives(rows: int, num_items: int, *arguments: Any) -> Tensor:
 def _sampled_forward(*arguments: Any) -> tuple[Tensor | None, ...]:
     inputs, wanted = SAMPLED.split(arguments, SampledWanted)
     new, (rows, dim) = _New(inputs.queries), inputs.queries.shape
-    gradients, width = wanted.with_gradients, 1 + _width(inputs.extra_ids) + inputs.draws.num_negatives
+    kept = wanted.with_gradients and wanted.keep_coefficients
+    gradients, n, items = wanted.with_gradients, inputs.draws.num_negatives, inputs.items.shape[0]
+    width = items if kept and _is_dense(inputs.queries, n, items) else 1 + _width(inputs.extra_ids) + n
     results = SampledResults(
         rescale=new.rescale(inputs.reduction),
         d_queries=new(rows, dim, wanted=gradients),
         unit_queries=new(rows, dim, wanted=gradients),
-        coefficients=new(rows, width, wanted=gradients and wanted.keep_coefficients),
+        coefficients=new(rows, width, wanted=kept),
         d_row_values=new.row_values(),
         d_curve=new.curve(inputs.curve.curve, wanted=wanted.with_curve_gradient),
     )

@@ -134,7 +134,7 @@ class EmbeddingResults(NamedTuple):
     rescale: Tensor
     d_queries: Tensor  # [B, D]
     unit_queries: Tensor  # [B, D]: the queries, normalised where the similarity is a cosine
-    coefficients: Tensor  # [B, 1 + M + N]: dloss/dscore · scale; with shared negatives [B, 1 + M]
+    coefficients: Tensor  # [B, 1 + M + N]: dloss/dscore · scale; with shared negatives [B, 1 + M]; if dense [B, I]
     shared_coefficients: Tensor  # [B, N]
     pair_keys: Tensor  # these two: csrc/cpu/bucketed_pairs.h
     pair_ends: Tensor

@@ -36,6 +36,25 @@ struct Filter {
 // Reasons to look at an attempt again: its item may be a known positive, or its word would make some items more likely.
 constexpr uint32_t kMaybeKnown = 1, kFavours = 2;
 
+// Doubts looked at at a time, and where the first of them is.
+constexpr int kDoubts = 8;
+CW_INLINE uint64_t doubts_at(const uint8_t* doubts) {
+  uint64_t together;
+  std::memcpy(&together, doubts, sizeof(together));
+  return together;
+}
+CW_INLINE uint64_t doubt_mask(int place) {
+  constexpr bool kLittle = __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__;
+  return uint64_t(0xFF) << 8 * (kLittle ? place : kDoubts - 1 - place);
+}
+CW_INLINE int first_doubt(uint64_t any) {
+  constexpr bool kLittle = __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__;
+  return (kLittle ? __builtin_ctzll(any) : __builtin_clzll(any)) / 8;
+}
+
+// A multiple of the draws that any instruction set's vectors hold.
+constexpr int kWholeVectors = 16;
+
 // The words of some attempts: one each for the slot and, with popular items, one for the threshold.
 struct Words {
   uint32_t slots[kDraws];
@@ -130,17 +149,26 @@ void draw_some(const NegativeSource& source, uint32_t excess, uint64_t seed, int
   int32_t open[kDraws];  // what is still rejected
   int left = 0;
   if (first_attempts<Popular>(source, excess, seed, row, first, filter, out, doubts) > 0) {
-    for (int group = 0; group < count; group += 8) {
-      uint64_t any;
-      std::memcpy(&any, doubts + group, sizeof(any));
-      for (int j = group; any != 0 && j < group + 8 && j < count; ++j) {
-        if (is_rejected(out[j], doubts[j])) open[left++] = j;
+    // First the groups with a doubt, without a branch: about a quarter have one, which is mispredicted as often.
+    int groups[kDraws / kDoubts], some = 0;
+    for (int group = 0; group < kDraws / kDoubts; ++group) {
+      groups[some] = group * kDoubts;
+      some += doubts_at(doubts + group * kDoubts) != 0;
+    }
+    for (int g = 0; g < some; ++g) {
+      for (uint64_t any = doubts_at(doubts + groups[g]); any != 0;) {
+        const int place = first_doubt(any), j = groups[g] + place;
+        any &= ~doubt_mask(place);
+        if (j < count && is_rejected(out[j], doubts[j])) open[left++] = j;
       }
     }
   }
   for (uint32_t attempt = 1; left > 0 && attempt < cw_ext::kMaxAttempts; ++attempt) {
     int32_t ids[kDraws];
-    further_attempts<Popular>(source, excess, seed, row, first, attempt, open, left, filter, ids, doubts);
+    // Whole vectors: what is left over would be done one by one.
+    const int padded = (left + kWholeVectors - 1) / kWholeVectors * kWholeVectors;
+    for (int i = left; i < padded; ++i) open[i] = open[0];
+    further_attempts<Popular>(source, excess, seed, row, first, attempt, open, padded, filter, ids, doubts);
     int still = 0;
     for (int i = 0; i < left; ++i) {
       out[open[i]] = ids[i];

@@ -33,6 +33,23 @@ PairIds<Id> pair_ids(const Tensor& pos, const Tensor& extra, const Tensor& neg) 
           neg.defined() ? neg.size(1) : 0};
 }
 
+inline cw_ext::NegativeSource source_of(const cw_ext::Draws& draws) {
+  const auto& history = draws.history;
+  return {pointer<const int64_t>(draws.seed),
+          draws.first_row,
+          pointer<const int64_t>(draws.pos_ids),
+          pointer<const int64_t>(history.query_ids),
+          pointer<const int64_t>(history.starts),
+          pointer<const int32_t>(history.known),
+          history.starts.defined() ? history.starts.size(0) - 1 : 0,
+          uint32_t(draws.num_drawable),
+          pointer<const uint32_t>(draws.thresholds),
+          pointer<const int32_t>(draws.aliases),
+          pointer<const int64_t>(draws.cumulative),
+          pointer<const int64_t>(draws.known_shares),
+          pointer<const int32_t>(draws.candidates)};
+}
+
 // Keeps the first bad id of the batch, in whatever order the threads find them.
 inline void note_first(const BadId& found, BadId& first) {
   if (!first.name || found.row < first.row) first = found;

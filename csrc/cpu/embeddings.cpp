@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "../allocate.h"
+#include "dense.h"
 #include "dispatch.h"
 #include "embedding_tasks.h"
 
@@ -173,6 +174,7 @@ Tensor pair_ends(int64_t rows, int64_t width, int64_t items, const Tensor& like)
 }
 
 void embeddings(const cw_ext::EmbeddingsCall& call) {
+  if (call.dense) return dense_embeddings(call);
   with_type(call.queries.scalar_type(), [&](auto element) {
     using In = decltype(element);
     call.neg_ids.scalar_type() == kInt ? forward<In, int32_t>(call) : forward<In, int64_t>(call);
@@ -180,6 +182,7 @@ void embeddings(const cw_ext::EmbeddingsCall& call) {
 }
 
 void item_gradient(const cw_ext::ItemGradientCall& call) {
+  if (call.dense) return dense_item_gradient(call);
   with_type(call.items.scalar_type(), [&](auto element) { backward<decltype(element)>(call); });
 }
 

@@ -77,8 +77,8 @@ void embeddings(const EmbeddingsTask<In, Id>& task, int64_t begin, int64_t end, 
                                          [=](int64_t j) { return neg_ids[j] < 0; });
     T* const row_coefficients = wanted ? coefficients + (b - begin) * width : own_coefficients;
     T* const neg_coefficients = row_coefficients + 1 + m;
-    const RowResult<T> result = solve_row(task, kernel, p, b, score, score + 1 + m, 0, masked, row_coefficients,
-                                          neg_coefficients, row_room);
+    const RowResult<T> result = solve_row(task, kernel, p, b, score, score + 1 + m, n, nullptr, masked,
+                                          row_coefficients, neg_coefficients, row_room);
     if (!wanted) continue;
 
 #pragma omp simd

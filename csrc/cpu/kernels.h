@@ -154,6 +154,33 @@ struct ChunkSums {
   int64_t rows;
 };
 
+// Negatives of each row's own, out of few items: the scores of all items, and how often each is a negative. n is the number
+// of items, as those are a row's elements; log_q is of the draws, [B, draws].
+template <typename In, typename Id>
+struct DenseTask : QueryTask<In> {
+  using T = typename Compute<In>::type;
+  PairIds<Id> ids;  // their n is the draws of a row; neg is null where the rows draw for themselves:
+  cw_ext::NegativeSource source;
+  const T* item_log_q;  // [I], or null: log q of each item when it is drawn
+  // The table as SharedTask has it, without a selection.
+  const T* columns;  // filled by pack_items()
+  const T* rows;
+  T* coefficients;  // [rows, I]: dloss/dscore · scale, of all that a row takes the item for; or null: not kept
+  int64_t first_row;  // of the coefficients
+};
+
+// The gradient of the item table from its sums.
+template <typename In>
+struct FinishItemsTask {
+  using T = typename Compute<In>::type;
+  const In* items;  // [I, D]
+  int64_t dim;
+  bool normalized;
+  T* sums;  // [I, stride]; overwritten
+  int64_t stride;
+  In* gradient;  // [I, D]
+};
+
 // The gradient of the item table from sorted pairs (bucketed_pairs.h): coefficient times source row, for each pair of an item.
 template <typename In>
 struct ItemGradientTask {
@@ -187,6 +214,8 @@ struct ScaleRowsTask {
 
 // Rows of a matrix product handled at a time: a multiple of the rows of a register tile in any instruction set.
 constexpr int64_t kRowStep = 12;
+// Terms of a product's sums added up at a time, so that what each panel reads again of the first factor stays in the cache.
+constexpr int64_t kDepth = 128;
 
 // c [rows, panels·kPanel] = a [rows, depth] · b, with b packed as [panels, depth, kPanel]. Of pairs, the depth is half of
 // what is summed over.
@@ -226,6 +255,13 @@ static inline int64_t shared_chunks_scratch(int64_t m, int64_t dim) {
          2 * round_up_dim(dim);
 }
 static inline int64_t pack_chunks_scratch(int64_t dim) { return kChunk * (dim + 1); }
+// Rows of dense scores handled at a time, with their coefficients.
+static inline int64_t dense_step(int64_t items) { return kRowStep * (items < 2500 ? 2 : 1); }
+static inline int64_t dense_scratch(int64_t items, int64_t m, int64_t dim) {
+  return dense_step(items) * (items + 64 + items + 2 * round_up_dim(dim) + 1) + 8 * items + 2 * (1 + m) + 8;
+}
+// Integers that a thread needs as scratch.
+static inline int64_t dense_integers(int64_t items, int64_t draws) { return items + 2 + draws + kFilterWords; }
 static inline int64_t item_gradient_scratch(int64_t dim) { return (3 * kItemsPerBucket + 1) * round_up_dim(dim); }
 
 #define CW_DECLARE_KERNELS(NAMESPACE)                                                                                \
@@ -261,6 +297,15 @@ static inline int64_t item_gradient_scratch(int64_t dim) { return (3 * kItemsPer
   template <typename In, typename Operand>                                                                           \
   void add_chunk_sums(const ChunkTask<In, Operand>& task, const ChunkSums<typename Compute<In>::type>& sums,         \
                       int64_t begin, int64_t end, Operand* packed_queries);                                          \
+  template <typename In>                                                                                             \
+  void pack_items(const Table<In>& items, int64_t count, bool normalized, typename Compute<In>::type scale,          \
+                  int64_t begin, int64_t end, typename Compute<In>::type* columns, typename Compute<In>::type* rows); \
+  template <typename In, typename Id>                                                                                \
+  bool dense(const DenseTask<In, Id>& task, int64_t begin, int64_t end, typename Compute<In>::type* scratch,         \
+             int32_t* integers);                                                                                     \
+  template <typename In>                                                                                             \
+  void finish_items(const FinishItemsTask<In>& task, int64_t begin, int64_t end,                                     \
+                    typename Compute<In>::type* unit);                                                               \
   template <typename T>                                                                                              \
   void product(const ProductTask<T>& task, int64_t begin, int64_t end);                                              \
   }

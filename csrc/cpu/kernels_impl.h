@@ -2,6 +2,7 @@
 // one instruction set the linker could hand to another.
 //
 // Included by kernels_*.cpp with CW_ISA set to the namespace to define, and CW_VECTOR_BYTES to the width of a register.
+#include "dense_kernel.h"
 #include "draw_kernel.h"
 #include "embeddings_kernel.h"
 #include "item_gradient_kernel.h"
@@ -25,6 +26,13 @@ namespace CW_ISA {
       const EmbeddingsTask<In, int32_t>&, int64_t, int64_t, Compute<In>::type*, const In**, Compute<In>::type*);     \
   template void embeddings<In, int64_t>(                                                                             \
       const EmbeddingsTask<In, int64_t>&, int64_t, int64_t, Compute<In>::type*, const In**, Compute<In>::type*);     \
+  template bool dense<In, int32_t>(                                                                                  \
+      const DenseTask<In, int32_t>&, int64_t, int64_t, Compute<In>::type*, int32_t*);                                \
+  template bool dense<In, int64_t>(                                                                                  \
+      const DenseTask<In, int64_t>&, int64_t, int64_t, Compute<In>::type*, int32_t*);                                \
+  template void pack_items<In>(const Table<In>&, int64_t, bool, Compute<In>::type, int64_t, int64_t,                 \
+                               Compute<In>::type*, Compute<In>::type*);                                              \
+  template void finish_items<In>(const FinishItemsTask<In>&, int64_t, int64_t, Compute<In>::type*);                  \
   template void pack_shared<In>(const SharedTask<In>&, int64_t, int64_t);                                            \
   template void shared_negatives<In>(const SharedTask<In>&, int64_t, int64_t, Compute<In>::type*);                   \
   CW_INSTANTIATE_CHUNKS(In, Compute<In>::type)                                                                       \

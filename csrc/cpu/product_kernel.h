@@ -68,7 +68,6 @@ CW_INLINE void product_tile(const ProductTask<T, Operand>& task, const Operand* 
 // Rows [begin, end). The sums are in the order of k, kDepth at a time, independent of the range of rows.
 template <typename T, typename Operand>
 void product_of(const ProductTask<T, Operand>& task, int64_t begin, int64_t end) {
-  constexpr int64_t kDepth = 128;  // so that the part of `a` that each panel reads again stays in the cache
   for (int64_t i = begin; !task.accumulate && i < end; ++i) {
     fill(task.c + i * task.c_stride, task.panels * ProductTask<T>::kPanel, T(0));
   }

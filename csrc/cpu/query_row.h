@@ -27,13 +27,13 @@ CW_INLINE T unit_query(const QueryTask<In>& task, int64_t b, T* unit) {
   return inverse;
 }
 
-// Row b from its scores, own_scores [1 + m] of the positives and neg_scores [n]. Leaves dloss/dscore · scale of the former
-// in own_coefficients and dloss/dscore of the latter in neg_coefficients.
+// Row b from its scores, own_scores [1 + m] of the positives and neg_scores [n]; negatives and counts as in Row. Leaves
+// dloss/dscore · scale of the former in own_coefficients and dloss/dscore of the latter in neg_coefficients.
 template <typename In, typename T>
 CW_INLINE RowResult<T> solve_row(const QueryTask<In>& task, RowKernel<T> kernel, Parameters<T>& p, int64_t b,
-                                 const T* own_scores, const T* neg_scores, int64_t left_out, const T* log_q,
-                                 T* own_coefficients, T* neg_coefficients, T* scratch) {
-  Row<T> row{own_scores[0], neg_scores, task.n, left_out, own_scores + 1, task.m, log_q,
+                                 const T* own_scores, const T* neg_scores, int64_t negatives,
+                                 const typename Compute<In>::type* counts, const T* log_q, T* own_coefficients, T* neg_coefficients, T* scratch) {
+  Row<T> row{own_scores[0], neg_scores, task.n, negatives, counts, own_scores + 1, task.m, log_q,
                    task.values.at(b), task.values.temperature.rows != nullptr,
                    &task.curve, task.curve.of_row(b), task.out.above ? task.out.above + b : nullptr};
   if (task.values.temperature.differs()) set_temperature(p, task.arguments, row.values.temperature);

@@ -30,7 +30,7 @@ T add_chunk(const Row<T>& chunk, const Parameters<T>& p, const LogSum<T>* denomi
   constexpr Surrogate S = Surrogate::exp;
   if (chunk.above) row.above += count_above(chunk);
   row.n_eff += chunk.n - chunk.left_out;
-  if (chunk.log_q) row.n_eff -= count_masked(chunk.log_q, chunk.n);
+  if (chunk.log_q) row.n_eff -= count_masked(chunk.log_q, chunk.counts, chunk.n);
   if (denominator_of_all) {
     add_to(row.denominator, *denominator_of_all);
   } else if (chunk.log_q || p.normalize_weights) {
@@ -41,7 +41,7 @@ T add_chunk(const Row<T>& chunk, const Parameters<T>& p, const LogSum<T>* denomi
     const T own = largest_exponent<T, W, S>(elements, p, terms, row.non_finite);
     const T max = own > before ? own : before;
     const T rescale = max == -infinity<T>() ? T(1) : relative_to(before, max);
-    row.negatives = {max, row.negatives.sum * rescale + sum_terms<T, W, S>(elements, p, max, terms)};
+    row.negatives = {max, row.negatives.sum * rescale + sum_terms<T, W, S, false>(elements, nullptr, p, max, terms)};
     return rescale;
   };
   if (chunk.log_q) return add_terms(Elements<T, true>{chunk.neg, chunk.log_q, chunk.n, chunk.pos});

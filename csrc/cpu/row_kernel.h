@@ -20,7 +20,8 @@ struct Row {
   T pos;
   const T* neg;  // [N]
   int64_t n;
-  int64_t left_out;  // how many of them, with a score of −∞, are not negatives at all
+  int64_t negatives;  // how many they are: fewer than n if some, with a score of −∞, are not negatives at all; or Σ counts
+  const T* counts;    // [N], how often each is a negative, or null: once. 0 goes with a score of −∞, and a log weight of −∞
   const T* extra;  // [M]
   int64_t m;
   const T* log_q;  // [N] or null
@@ -98,10 +99,10 @@ CW_INLINE T sum_of(int64_t n, T* terms, Term term) {
   return T(sum);
 }
 
-// The sum of the elements' terms relative to e^max, where no exponent is larger. The terms are left in `terms`, after
-// largest_exponent().
-template <typename T, Weighting W, Surrogate S, bool HasLogQ>
-T sum_terms(const Elements<T, HasLogQ> x, const Parameters<T>& parameters, T max, T* terms) {
+// The sum of the elements' terms relative to e^max, times counts[j] where Counted, where no exponent is larger. The terms are
+// left in `terms`, after largest_exponent().
+template <typename T, Weighting W, Surrogate S, bool Counted, bool HasLogQ>
+T sum_terms(const Elements<T, HasLogQ> x, const T* counts, const Parameters<T>& parameters, T max, T* terms) {
   const Parameters<T> p = parameters;
   if (max == -infinity<T>()) {
     fill(terms, x.n, T(0));
@@ -110,26 +111,35 @@ T sum_terms(const Elements<T, HasLogQ> x, const Parameters<T>& parameters, T max
   if (W == Weighting::sigmoid && S == Surrogate::exp && !HasLogQ && p.logistic) {
     const T e_max = exp_(max);
     return sum_of(x.n, terms, [=](int64_t j) CW_INLINE_LAMBDA {
-      return logistic_term(x.scores[j], x.pos, max, e_max, p);
+      const T once = logistic_term(x.scores[j], x.pos, max, e_max, p);
+      return Counted ? counts[j] * once : once;
     });
   }
   return sum_of(x.n, terms, [=](int64_t j) CW_INLINE_LAMBDA {
     Mass<T> m = mass(x.scores[j], x.pos, x.log_q_of(j), W, S, p);
     if (is_costly(S)) m.exponent = terms[j];
-    return term(m, max);
+    return Counted ? counts[j] * term(m, max) : term(m, max);
   });
 }
 
-// Σ factor·e^exponent, and in `terms` each element's term relative to the largest exponent.
-template <typename T, Weighting W, Surrogate S, bool HasLogQ>
-LogSum<T> sum_masses(const Elements<T, HasLogQ> x, const Parameters<T>& p, T* terms, bool& non_finite) {
+// Σ factor·e^exponent, times its count where Counted, and in `terms` each element's term relative to the largest exponent.
+template <typename T, Weighting W, Surrogate S, bool Counted, bool HasLogQ>
+LogSum<T> sum_masses(const Elements<T, HasLogQ> x, const T* counts, const Parameters<T>& p, T* terms, bool& non_finite) {
   const T max = largest_exponent<T, W, S>(x, p, terms, non_finite);
-  return {max, sum_terms<T, W, S>(x, p, max, terms)};
+  return {max, sum_terms<T, W, S, Counted>(x, counts, p, max, terms)};
 }
 
-// Σ factor·e^exponent of mass_of(j), and in `terms` each element's term.
+// Each its own function, so that counts take nothing from rows without them.
+template <typename T, Weighting W, Surrogate S, bool HasLogQ>
+CW_INLINE LogSum<T> sum_negatives(const Elements<T, HasLogQ> x, const T* counts, const Parameters<T>& p, T* terms,
+                                  bool& non_finite) {
+  return counts ? sum_masses<T, W, S, true>(x, counts, p, terms, non_finite)
+                : sum_masses<T, W, S, false>(x, nullptr, p, terms, non_finite);
+}
+
+// Σ factor·e^exponent of mass_of(j), times counts[j] if given, and in `terms` each element's term.
 template <typename T, typename MassOf>
-CW_INLINE LogSum<T> sum_parts(int64_t n, T* terms, MassOf mass_of) {
+CW_INLINE LogSum<T> sum_parts(int64_t n, const T* counts, T* terms, MassOf mass_of) {
   T max = -infinity<T>();
 #pragma omp simd reduction(max : max)
   for (int64_t j = 0; j < n; ++j) {
@@ -140,6 +150,7 @@ CW_INLINE LogSum<T> sum_parts(int64_t n, T* terms, MassOf mass_of) {
     fill(terms, n, T(0));
     return {max, T(0)};
   }
+  if (counts) return {max, sum_of(n, terms, [=](int64_t j) CW_INLINE_LAMBDA { return counts[j] * term(mass_of(j), max); })};
   return {max, sum_of(n, terms, [=](int64_t j) CW_INLINE_LAMBDA { return term(mass_of(j), max); })};
 }
 
@@ -152,12 +163,12 @@ LogSum<T> denominator(const Row<T>& row, const Parameters<T>& parameters, T* ter
   const T pos = row.pos;
   // Each a loop of its own: a condition within one would be a branch.
   if (!p.normalize_weights) {
-    return sum_parts(row.n, terms, [=](int64_t j) CW_INLINE_LAMBDA { return Mass<T>{log_q[j], T(1)}; });
+    return sum_parts(row.n, row.counts, terms, [=](int64_t j) CW_INLINE_LAMBDA { return Mass<T>{log_q[j], T(1)}; });
   }
   if (!log_q) {
-    return sum_parts(row.n, terms, [=](int64_t j) CW_INLINE_LAMBDA { return weight_mass(neg[j], pos, T(0), W, p); });
+    return sum_parts(row.n, row.counts, terms, [=](int64_t j) CW_INLINE_LAMBDA { return weight_mass(neg[j], pos, T(0), W, p); });
   }
-  return sum_parts(row.n, terms, [=](int64_t j) CW_INLINE_LAMBDA { return weight_mass(neg[j], pos, log_q[j], W, p); });
+  return sum_parts(row.n, row.counts, terms, [=](int64_t j) CW_INLINE_LAMBDA { return weight_mass(neg[j], pos, log_q[j], W, p); });
 }
 
 // The gradient of each score: its share of the sum, times the sum's derivative, times the slope. Returns their total.
@@ -281,8 +292,15 @@ void curve_gradient(const Row<T>& row, const T* d_log_q, T* d_curve) {
 template <typename T>
 int64_t count_above(const Row<T>& row) {
   const T threshold = T(row.values.threshold);
-  const T *const neg = row.neg, *const log_q = row.log_q;
+  const T *const neg = row.neg, *const log_q = row.log_q, *const counts = row.counts;
   int64_t count = 0;
+  if (counts) {
+    for (int64_t j = 0; j < row.n; ++j) {
+      const bool above = neg[j] > threshold && !(log_q && log_q[j] == -infinity<T>());
+      count += above ? int64_t(counts[j]) : 0;
+    }
+    return count;
+  }
   // A loop for each case, without a branch, so that both are vectors.
   if (log_q) {
 #pragma omp simd reduction(+ : count)
@@ -294,10 +312,15 @@ int64_t count_above(const Row<T>& row) {
   return count;
 }
 
+// How many negatives are masked out: elements, or counts[j] of each if given.
 template <typename T>
-int64_t count_masked(const T* log_q, int64_t n) {
+int64_t count_masked(const T* log_q, const T* counts, int64_t n) {
   int64_t masked = 0;
-  for (int64_t j = 0; j < n; ++j) masked += log_q[j] == -infinity<T>();
+  if (counts) {
+    for (int64_t j = 0; j < n; ++j) masked += log_q[j] == -infinity<T>() ? int64_t(counts[j]) : 0;
+  } else {
+    for (int64_t j = 0; j < n; ++j) masked += log_q[j] == -infinity<T>();
+  }
   return masked;
 }
 
@@ -307,7 +330,7 @@ void sum_positives(const Row<T>& row, const Parameters<T>& p, T* terms, RowSums<
   for (int64_t k = 0; k < row.m; ++k) sums.m += !(row.extra[k] == -infinity<T>());
   if (sums.m == 0) return;
   const Elements<T, false> extra{row.extra, nullptr, row.m, row.pos};
-  sums.positives = sum_masses<T, W, S>(extra, p, terms, sums.non_finite);
+  sums.positives = sum_masses<T, W, S, false>(extra, nullptr, p, terms, sums.non_finite);
 }
 
 // The gradients of the extra positives, from their terms. Returns their total.
@@ -336,16 +359,16 @@ RowResult<T> row_kernel(Row<T>& row, const Parameters<T>& p, RowGradients<T>& gr
   RowSums<T> sums{};
   sums.pos = row.pos;
   sums.values = row.values;
-  sums.n_eff = row.n - row.left_out;
+  sums.n_eff = row.negatives;
   sums.has_denominator = row.log_q || p.normalize_weights;
   if (sums.has_denominator) sums.denominator = denominator<T, W>(row, p, denominator_terms);
   if (row.log_q) {
-    sums.n_eff -= count_masked(row.log_q, row.n);
+    sums.n_eff -= count_masked(row.log_q, row.counts, row.n);
     const Elements<T, true> negatives{row.neg, row.log_q, row.n, row.pos};
-    sums.negatives = sum_masses<T, W, S>(negatives, p, gradients.neg, sums.non_finite);
+    sums.negatives = sum_negatives<T, W, S>(negatives, row.counts, p, gradients.neg, sums.non_finite);
   } else {
     const Elements<T, false> negatives{row.neg, nullptr, row.n, row.pos};
-    sums.negatives = sum_masses<T, W, S>(negatives, p, gradients.neg, sums.non_finite);
+    sums.negatives = sum_negatives<T, W, S>(negatives, row.counts, p, gradients.neg, sums.non_finite);
   }
   sum_positives<T, W, S>(row, p, gradients.extra, sums);
 
@@ -356,6 +379,7 @@ RowResult<T> row_kernel(Row<T>& row, const Parameters<T>& p, RowGradients<T>& gr
     const T value = result.live ? not_a_number<T>() : T(0);
     gradients.pos = value;
     fill(gradients.neg, row.n, value);
+    for (int64_t j = 0; row.counts && j < row.n; ++j) gradients.neg[j] = row.counts[j] > T(0) ? value : T(0);
     fill(gradients.extra, row.m, value);
     if (gradients.log_q) fill(gradients.log_q, row.n, value);
     if (gradients.curve) fill(gradients.curve, row.curve->last + 1, value);

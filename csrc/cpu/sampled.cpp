@@ -4,28 +4,12 @@
 #include <type_traits>
 
 #include "../allocate.h"
+#include "dense.h"
 #include "embedding_tasks.h"
 
 namespace cw_cpu {
 
 namespace {
-
-cw_ext::NegativeSource source_of(const cw_ext::Draws& draws) {
-  const auto& history = draws.history;
-  return {pointer<const int64_t>(draws.seed),
-          draws.first_row,
-          pointer<const int64_t>(draws.pos_ids),
-          pointer<const int64_t>(history.query_ids),
-          pointer<const int64_t>(history.starts),
-          pointer<const int32_t>(history.known),
-          history.starts.defined() ? history.starts.size(0) - 1 : 0,
-          uint32_t(draws.num_drawable),
-          pointer<const uint32_t>(draws.thresholds),
-          pointer<const int32_t>(draws.aliases),
-          pointer<const int64_t>(draws.cumulative),
-          pointer<const int64_t>(draws.known_shares),
-          pointer<const int32_t>(draws.candidates)};
-}
 
 // A thread's memory for a block: its negatives and their log weights.
 template <typename In>
@@ -197,10 +181,12 @@ void draw(const cw_ext::Draws& draws, const Tensor& out) {
 }
 
 void sampled(const cw_ext::SampledCall& call) {
+  if (call.rows.dense) return dense_sampled(call);
   with_type(call.rows.queries.scalar_type(), [&](auto element) { forward<decltype(element)>(call); });
 }
 
 void sampled_item_gradient(const cw_ext::SampledItemGradientCall& call) {
+  if (call.gradient.dense) return dense_sampled_item_gradient(call);
   with_type(call.gradient.items.scalar_type(), [&](auto element) { backward<decltype(element)>(call); });
 }
 

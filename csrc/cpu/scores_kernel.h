@@ -23,7 +23,8 @@ void scores(const ScoresTask<In>& task, int64_t begin, int64_t end, typename Com
     row.pos = load(task.pos[b * task.pos_stride]);
     row.neg = in_compute_type(task.neg + b * task.neg_stride, task.n, converted);
     row.n = task.n;
-    row.left_out = 0;
+    row.negatives = task.n;
+    row.counts = nullptr;
     row.extra = in_compute_type(task.extra + b * task.extra_stride, task.m, converted + task.n);
     row.m = task.m;
     row.log_q = task.log_q ? task.log_q + b * task.log_q_stride : nullptr;

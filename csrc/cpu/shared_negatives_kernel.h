@@ -128,7 +128,7 @@ void shared_negatives(const SharedTask<In>& task, int64_t begin, int64_t end, ty
           ++left_out;
         }
       });
-      solve_row(task, kernel, p, b, own_scores + r * own, row_scores, left_out, masked,
+      solve_row(task, kernel, p, b, own_scores + r * own, row_scores, n - left_out, nullptr, masked,
                 wanted ? task.coefficients + b * own : own_terms,
                 wanted ? task.shared_coefficients + (b - task.first_row) * n : terms, row_room);
     }
