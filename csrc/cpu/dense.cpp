@@ -19,7 +19,7 @@ int64_t panels_of(int64_t width) {
 // The table, packed for the scores and, if wanted, for the gradients of the queries.
 template <typename T>
 struct PackedItems {
-  std::unique_ptr<T[]> columns, rows;
+  Scratch<T> columns, rows;
 
   template <typename In>
   PackedItems(const QueryTask<In>& task, int64_t items) {

@@ -8,6 +8,8 @@
 #include <type_traits>
 #include <utility>
 
+#include "amx_tiles.h"
+
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma,f16c"))), apply_to = function)
 #else

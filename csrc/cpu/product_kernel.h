@@ -6,6 +6,11 @@
 #include "kernels.h"
 #include "simd.h"
 
+#if CW_VECTOR_BYTES == 64 && defined(__x86_64__) && defined(__linux__)
+#define CW_WITH_AMX
+#include "amx_product_kernel.h"
+#endif
+
 namespace cw_cpu {
 namespace CW_ISA {
 
@@ -68,6 +73,11 @@ CW_INLINE void product_tile(const ProductTask<T, Operand>& task, const Operand* 
 // Rows [begin, end). The sums are in the order of k, kDepth at a time, independent of the range of rows.
 template <typename T, typename Operand>
 void product_of(const ProductTask<T, Operand>& task, int64_t begin, int64_t end) {
+#if defined(CW_WITH_AMX)
+  if constexpr (std::is_same_v<Operand, Pair>) {
+    if (has_amx()) return amx_product<AmxTiles>(task, begin, end);
+  }
+#endif
   for (int64_t i = begin; !task.accumulate && i < end; ++i) {
     fill(task.c + i * task.c_stride, task.panels * ProductTask<T>::kPanel, T(0));
   }

@@ -29,7 +29,7 @@ T add_chunk(const Row<T>& chunk, const Parameters<T>& p, const LogSum<T>* denomi
             T* scratch) {
   constexpr Surrogate S = Surrogate::exp;
   if (chunk.above) row.above += count_above(chunk);
-  row.n_eff += chunk.n - chunk.left_out;
+  row.n_eff += chunk.negatives;
   if (chunk.log_q) row.n_eff -= count_masked(chunk.log_q, chunk.counts, chunk.n);
   if (denominator_of_all) {
     add_to(row.denominator, *denominator_of_all);

@@ -193,7 +193,7 @@ void rows_through_chunks(const ChunkTask<In, Operand>& task, const Parameters<ty
         chunk.pos = own_scores[r * own];
         chunk.neg = terms;
         chunk.n = count;
-        chunk.left_out = left_out;
+        chunk.negatives = count - left_out;
         chunk.log_q = masked;
         chunk.values = task.values.at(b);
         chunk.above = task.out.above;
