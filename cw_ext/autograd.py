@@ -190,13 +190,13 @@ def sampled_rows(inputs: SampledInputs, recompute: bool) -> Losses:
 
 class _Full(Op):
     """The gradient of the items is a sum over rows. If the rows' losses are summed too, the forward pass computes it;
-    if each row's loss has a gradient of its own, backward repeats the forward pass. So it does for half precision,
-    whose gradients would be rounded before they are scaled.
+    if each row's loss has a gradient of its own, backward repeats the forward pass. So it does for fp16, in which a mean's
+    gradients would fall below the smallest number before a loss scale brings them back.
     """
 
     def wanted(self, inputs: FullInputs, needs_gradient: bool) -> FullWanted:
         of_curve = _wants_curve(inputs, needs_gradient)
-        at_once = inputs.reduction != "none" and inputs.items.dtype == reference.compute_dtype(inputs.items.dtype)
+        at_once = inputs.reduction != "none" and inputs.items.dtype != torch.float16
         return FullWanted(needs_gradient and at_once, None, at_once and of_curve, _item_sums(), _bf16_products())
 
     def gradients(self, saved: Saved, grad: Tensor, needed: dict[str, Tensor]) -> Gradients:
