@@ -201,12 +201,18 @@ class _Full(Op):
 
     def gradients(self, saved: Saved, grad: Tensor, needed: dict[str, Tensor]) -> Gradients:
         if saved.wanted.with_gradients:
-            return self.scaled(saved, grad, needed)
+            if "items" not in needed or needed["items"].dtype != torch.bfloat16:
+                return self.scaled(saved, grad, needed)
+            # One of a size that nobody wants twice, so it is in the dtype of the items already.
+            found = self.scaled(saved, grad, {name: x for name, x in needed.items() if name != "items"})
+            d_items: Tensor = saved.results.d_items
+            found["items"] = d_items.mul_(grad) if may_overwrite() else d_items * grad
+            return found
         inputs = saved.arguments()
         factor = grad.expand(inputs.queries.shape[0])
         computed = self.op(*inputs, *FullWanted(True, factor, "curve" in needed, *saved.wanted[3:]))
         results = FullResults(*computed[len(Losses._fields) :])
-        found: Gradients = {"queries": results.d_queries.to(inputs.queries.dtype), "items": results.d_items}
+        found = {"queries": results.d_queries.to(inputs.queries.dtype), "items": results.d_items}
         for value, gradient in zip(RowValues._fields, results.d_row_values):
             found[f"{value}_rows"] = gradient * grad
         if "curve" in needed:
