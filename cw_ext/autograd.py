@@ -190,23 +190,29 @@ def sampled_rows(inputs: SampledInputs, recompute: bool) -> Losses:
 
 class _Full(Op):
     """The gradient of the items is a sum over rows. If the rows' losses are summed too, the forward pass computes it;
-    if each row's loss has a gradient of its own, backward repeats the forward pass. So it does for half precision,
-    whose gradients would be rounded before they are scaled.
+    if each row's loss has a gradient of its own, backward repeats the forward pass. So it does for fp16, in which a mean's
+    gradients would fall below the smallest number before a loss scale brings them back.
     """
 
     def wanted(self, inputs: FullInputs, needs_gradient: bool) -> FullWanted:
         of_curve = _wants_curve(inputs, needs_gradient)
-        at_once = inputs.reduction != "none" and inputs.items.dtype == reference.compute_dtype(inputs.items.dtype)
+        at_once = inputs.reduction != "none" and inputs.items.dtype != torch.float16
         return FullWanted(needs_gradient and at_once, None, at_once and of_curve, _item_sums(), _bf16_products())
 
     def gradients(self, saved: Saved, grad: Tensor, needed: dict[str, Tensor]) -> Gradients:
         if saved.wanted.with_gradients:
-            return self.scaled(saved, grad, needed)
+            if "items" not in needed or needed["items"].dtype != torch.bfloat16:
+                return self.scaled(saved, grad, needed)
+            # One of a size that nobody wants twice, so it is in the dtype of the items already.
+            found = self.scaled(saved, grad, {name: x for name, x in needed.items() if name != "items"})
+            d_items: Tensor = saved.results.d_items
+            found["items"] = d_items.mul_(grad) if may_overwrite() else d_items * grad
+            return found
         inputs = saved.arguments()
         factor = grad.expand(inputs.queries.shape[0])
         computed = self.op(*inputs, *FullWanted(True, factor, "curve" in needed, *saved.wanted[3:]))
         results = FullResults(*computed[len(Losses._fields) :])
-        found: Gradients = {"queries": results.d_queries.to(inputs.queries.dtype), "items": results.d_items}
+        found = {"queries": results.d_queries.to(inputs.queries.dtype), "items": results.d_items}
         for value, gradient in zip(RowValues._fields, results.d_row_values):
             found[f"{value}_rows"] = gradient * grad
         if "curve" in needed:

@@ -42,23 +42,40 @@ CW_INLINE void to_pairs(const float* x, Pair* to) {
 template <typename Operand>
 using OperandLanes = Lanes<std::conditional_t<std::is_same_v<Operand, Pair>, uint32_t, Operand>>;
 
-// R rows of c += a[:, first:last] · panel[first:last].
-template <int R, typename T, typename Operand>
+// R rows of c += a[:, first:last] · panel[first:last]. AcrossRows: a_row_stride is 1, else a_stride is. Either constant leaves
+// the compiler enough registers for addresses.
+template <int R, bool AcrossRows, typename T, typename Operand>
 CW_INLINE void product_tile(const ProductTask<T, Operand>& task, const Operand* a, const Operand* panel, int64_t first,
                             int64_t last, T* c) {
   constexpr int W = kLanes<T>, V = ProductTask<T>::kPanel / W;
+  constexpr int kApart = 3;  // rows that are reached from one pointer
   using Vector = OperandLanes<Operand>;
+  const int64_t stride = AcrossRows ? task.a_stride : task.a_row_stride;
   // Two vectors of a panel at a time.
   for (int v = 0; v < V; v += 2) {
+    for (int r = 0; r < R; ++r) {
+      for (int w = v; w < v + 2; ++w) __builtin_prefetch(c + r * task.c_stride + w * W);
+    }
     Lanes<T> sum[R][2] = {};  // not c itself: the shorter the sums, the smaller the rounding errors
+    const Operand* rows[(R + kApart - 1) / kApart];
+    for (int r = 0; r < R; r += kApart) rows[r / kApart] = a + r * stride + first;
+    const Operand* across = a + first * stride;
     for (int64_t k = first; k < last; ++k) {
       const Vector x = load_vector<Vector>(panel + k * ProductTask<T>::kPanel + v * W);
       const Vector y = load_vector<Vector>(panel + k * ProductTask<T>::kPanel + (v + 1) * W);
+      // What the next rows read, which would come from afar.
+      if (AcrossRows) __builtin_prefetch(across + 64 / sizeof(Operand));
 #pragma GCC unroll 12
       for (int r = 0; r < R; ++r) {
-        const Operand factor = a[r * task.a_row_stride + k * task.a_stride];
+        const Operand factor = AcrossRows ? across[r] : rows[r / kApart][r % kApart * stride];
         add_product(sum[r][0], x, factor);
         add_product(sum[r][1], y, factor);
+      }
+      if (AcrossRows) {
+        across += stride;
+      } else {
+#pragma GCC unroll 4
+        for (int r = 0; r < R; r += kApart) ++rows[r / kApart];
       }
     }
 #pragma GCC unroll 12
@@ -71,13 +88,8 @@ CW_INLINE void product_tile(const ProductTask<T, Operand>& task, const Operand* 
 }
 
 // Rows [begin, end). The sums are in the order of k, kDepth at a time, independent of the range of rows.
-template <typename T, typename Operand>
-void product_of(const ProductTask<T, Operand>& task, int64_t begin, int64_t end) {
-#if defined(CW_WITH_AMX)
-  if constexpr (std::is_same_v<Operand, Pair>) {
-    if (has_amx()) return amx_product<AmxTiles>(task, begin, end);
-  }
-#endif
+template <bool AcrossRows, typename T, typename Operand>
+void product_in_tiles(const ProductTask<T, Operand>& task, int64_t begin, int64_t end) {
   for (int64_t i = begin; !task.accumulate && i < end; ++i) {
     fill(task.c + i * task.c_stride, task.panels * ProductTask<T>::kPanel, T(0));
   }
@@ -89,7 +101,7 @@ void product_of(const ProductTask<T, Operand>& task, int64_t begin, int64_t end)
       const auto tiles = [&](auto rows) CW_INLINE_LAMBDA {
         constexpr int R = decltype(rows)::value;
         for (; i + R <= end; i += R) {
-          product_tile<R>(task, task.a + i * task.a_row_stride, panel, first, last,
+          product_tile<R, AcrossRows>(task, task.a + i * task.a_row_stride, panel, first, last,
                           task.c + i * task.c_stride + p * ProductTask<T>::kPanel);
         }
       };
@@ -98,6 +110,16 @@ void product_of(const ProductTask<T, Operand>& task, int64_t begin, int64_t end)
       tiles(std::integral_constant<int, 1>());
     }
   }
+}
+
+template <typename T, typename Operand>
+void product_of(const ProductTask<T, Operand>& task, int64_t begin, int64_t end) {
+#if defined(CW_WITH_AMX)
+  if constexpr (std::is_same_v<Operand, Pair>) {
+    if (has_amx()) return amx_product<AmxTiles>(task, begin, end);
+  }
+#endif
+  task.a_row_stride == 1 ? product_in_tiles<true>(task, begin, end) : product_in_tiles<false>(task, begin, end);
 }
 
 template <typename T>
