@@ -38,7 +38,7 @@ class _Plain(NamedTuple):
 @functools.lru_cache(maxsize=64, typed=True)
 def _plain(**arguments: Unpack[LossArguments]) -> _Plain | None:
     options = resolve(arguments)
-    if options.row.return_above or options.backend == "reference" or not extension.available():
+    if options.row.return_above or options.backend == "reference":
         return None
     values = RowValues(options.prior, options.confidence_threshold, options.temperature)
     none = torch.empty(0)
@@ -59,6 +59,7 @@ def loss(pos: Tensor, neg: Tensor, arguments: LossArguments) -> Tensor | None:
         or not (pos.is_cpu and neg.is_cpu)
         or pos.dtype not in _DTYPES
         or pos.dim() != 1
+        or not extension.available()
     ):
         return None
     for value in arguments.values():
