@@ -103,7 +103,7 @@ struct QueryCall {
 };
 
 // Each row with its own negatives. If dense (dense_rule.h), item by item: a coefficient is the sum of all that a row takes the
-// item for, and the last two tensors are empty. Else, on the CPU, the coefficients are in the order of
+// item for, and the last two tensors are of no rows. Else, on the CPU, the coefficients are in the order of
 // cpu/bucketed_pairs.h, which the last two tensors describe.
 struct EmbeddingsCall : QueryCall {
   bool dense = false;

@@ -51,7 +51,7 @@ Tensor item_gradient(const Tensor& unit_queries, const OptionalTensor& factor, c
   const int64_t n = negatives.n, m = positives.extra.size(1);
 
   ItemGradientCall call;
-  call.dense = !kCuda && !shared && pair_keys.dim() == 1;  // embeddings_forward has left no order
+  call.dense = !kCuda && !shared && rows > 0 && pair_keys.dim() == 2 && pair_keys.size(0) == 0;
   check_shape(coefficients, {rows, call.dense ? items.size(0) : shared ? 1 + m : 1 + m + n}, "coefficients", items);
   check_type(coefficients, compute_type(items), "coefficients");
   check_type(unit_queries, compute_type(items), "unit_queries");

@@ -79,11 +79,10 @@ def _scores_forward(*arguments: Any) -> tuple[Tensor | None, ...]:
     return (*losses._replace(above=losses.above if inputs.parameters.return_above else None), *results)
 
 
-def _sorted_pairs(queries: Tensor, width: int, items: int, *, wanted: bool) -> tuple[Tensor, Tensor]:
+def _sorted_pairs(queries: Tensor, rows: int, width: int, items: int, *, wanted: bool) -> tuple[Tensor, Tensor]:
     """The order in which the CPU leaves the pairs: csrc/cpu/bucketed_pairs.h has the same rule."""
     if not wanted or queries.device.type != "cpu":
         return queries.new_empty((0,), dtype=torch.int16), queries.new_empty((0,), dtype=torch.int32)
-    rows = queries.shape[0]
     buckets = (items + 63) // 64
     # torch.sym_min and sym_max, unlike min and max, are for any size at once.
     grown = torch.sym_min((4 * buckets + width - 1) // width, rows // 128)
@@ -92,12 +91,19 @@ def _sorted_pairs(queries: Tensor, width: int, items: int, *, wanted: bool) -> t
     return queries.new_empty((rows, width), dtype=torch.int16), queries.new_empty((blocks, buckets), dtype=torch.int32)
 
 
-def _is_dense(queries: Tensor, negatives: int, items: int) -> bool:
-    """Whether the CPU scores all items: csrc/dense_rule.h has the same rule."""
+def _at_most(x: int, most: int) -> int:
+    """1 if x ≤ most, else 0: unlike a condition, for any size at once."""
+    return torch.sym_max(0, torch.sym_min(1, most - x + 1))
+
+
+def _dense(queries: Tensor, negatives: int, items: int, *, weighted: bool) -> int:
+    """1 if the CPU scores all items, else 0: csrc/dense_rule.h has the same rule."""
     if queries.device.type != "cpu":
-        return False
-    rows, dim = queries.shape
-    return items > 0 and rows * negatives >= 65536 and items <= 2 * negatives
+        return 0
+    rows = queries.shape[0]
+    most = 1 if queries.dtype == torch.float64 else 2 if weighted else 3
+    enough = _at_most(1, items) * _at_most(128, rows) * _at_most(16384, rows * negatives)
+    return enough * _at_most(negatives, (1 << 24) - 1) * _at_most(items, most * negatives)
 
 
 @torch.library.register_fake("cw_ext::embeddings_forward")
@@ -107,13 +113,15 @@ def _embeddings_forward(*arguments: Any) -> tuple[Tensor | None, ...]:
     shared, own = inputs.neg_ids.dim() == 1, 1 + _width(inputs.extra_ids)
     gradients, items = wanted.with_gradients, inputs.items.shape[0]
     of_log_q = wanted.with_log_q_gradient and inputs.log_q is not None
-    dense = gradients and not shared and not of_log_q and _is_dense(inputs.queries, n, items)
-    keys, ends = _sorted_pairs(inputs.queries, own + n, items, wanted=gradients and not shared and not dense)
+    weighted = inputs.log_q is not None or inputs.curve.curve is not None
+    dense = 0 if not gradients or shared or of_log_q else _dense(inputs.queries, n, items, weighted=weighted)
+    sorted_rows = rows - rows * dense
+    keys, ends = _sorted_pairs(inputs.queries, sorted_rows, own + n, items, wanted=gradients and not shared)
     results = EmbeddingResults(
         rescale=new.rescale(inputs.reduction),
         d_queries=new(rows, dim, wanted=gradients),
         unit_queries=new(rows, dim, wanted=gradients),
-        coefficients=new(rows, own if shared else items if dense else own + n, wanted=gradients),
+        coefficients=new(rows, own if shared else own + n + dense * (items - own - n), wanted=gradients),
         shared_coefficients=new.kept(rows, n, wanted=gradients and shared),
         pair_keys=keys,
         pair_ends=ends,
@@ -136,7 +144,9 @@ def _sampled_forward(*arguments: Any) -> tuple[Tensor | None, ...]:
     new, (rows, dim) = _New(inputs.queries), inputs.queries.shape
     kept = wanted.with_gradients and wanted.keep_coefficients
     gradients, n, items = wanted.with_gradients, inputs.draws.num_negatives, inputs.items.shape[0]
-    width = items if kept and _is_dense(inputs.queries, n, items) else 1 + _width(inputs.extra_ids) + n
+    weighted = inputs.draws.log_weights is not None or inputs.curve.curve is not None
+    pairs = 1 + _width(inputs.extra_ids) + n
+    width = pairs + _dense(inputs.queries, n, items, weighted=weighted) * (items - pairs) if kept else 0
     results = SampledResults(
         rescale=new.rescale(inputs.reduction),
         d_queries=new(rows, dim, wanted=gradients),

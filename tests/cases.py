@@ -391,17 +391,18 @@ def against_truth(
     device: torch.device,
     grad_output: Tensor | None = None,
     *,
+    names: Iterable[str] | None = None,
     cancelled: float = 0.0,
     exponents: float = 100.0,
     **arguments: Any,
 ) -> None:
     """The kernels against the fp64 reference on the same rounded inputs; the reference sets the measure."""
     rounded = case.to(dtype)
-    truth = evaluate(rounded.to(torch.float64), grad_output, backend="reference", **arguments)
-    unfused = evaluate(rounded, grad_output, backend="reference", **arguments)
+    truth = evaluate(rounded.to(torch.float64), grad_output, names, backend="reference", **arguments)
+    unfused = evaluate(rounded, grad_output, names, backend="reference", **arguments)
     there = rounded.to(device=device)
     weight = None if grad_output is None else grad_output.to(device)
-    fused = evaluate(there, weight, backend="fused", **arguments)
+    fused = evaluate(there, weight, names, backend="fused", **arguments)
     assert_as_good(fused, unfused, truth, dtype, cancelled, exponents)
 
 
