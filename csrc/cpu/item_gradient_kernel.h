@@ -94,6 +94,20 @@ CW_INLINE uint64_t add_bucket(const ItemGradientTask<In>& task, int64_t k, int64
   return weighed | fresh;
 }
 
+// An item's gradient from its sum, through the normalisation where there is one. A function of its own: within the kernel
+// GCC does not vectorise the sums over a row.
+template <typename In, typename T>
+__attribute__((noinline)) void write_gradient(T* sum, const In* item, int64_t dim, bool normalized, T* unit, In* target) {
+  if (normalized) {
+    const T inverse = inverse_norm(squared_norm<In, T>(item, dim));
+#pragma omp simd
+    for (int64_t d = 0; d < dim; ++d) unit[d] = load(item[d]) * inverse;
+    through_normalization(sum, unit, inverse, dim);
+  }
+#pragma omp simd
+  for (int64_t d = 0; d < dim; ++d) store(sum[d], target[d]);
+}
+
 // scratch: item_gradient_scratch(dim). Buckets [begin, end): each belongs to one thread and goes through its pairs in the
 // order of their rows, so the order of the sums does not depend on the threads.
 template <typename In>
@@ -148,16 +162,7 @@ void item_gradient(const ItemGradientTask<In>& task, int64_t begin, int64_t end,
         continue;
       }
       if (has_carried) add_low(LongSums<T>{sum, high, low}, dim, sum);
-      if (task.normalized && (weighed >> i & 1)) {
-        const In* const item = task.items + place;
-        const T inverse = inverse_norm(squared_norm<In, T>(item, dim));
-#pragma omp simd
-        for (int64_t d = 0; d < dim; ++d) unit[d] = load(item[d]) * inverse;
-        through_normalization(sum, unit, inverse, dim);
-      }
-      In* const target = task.gradient + place;
-#pragma omp simd
-      for (int64_t d = 0; d < dim; ++d) store(sum[d], target[d]);
+      write_gradient(sum, task.items + place, dim, task.normalized && (weighed >> i & 1), unit, task.gradient + place);
     }
   }
 }
