@@ -97,12 +97,20 @@ CW_INLINE uint64_t add_bucket(const ItemGradientTask<In>& task, int64_t k, int64
 // An item's gradient from its sum, through the normalisation where there is one. A function of its own: within the kernel
 // GCC does not vectorise the sums over a row.
 template <typename In, typename T>
-__attribute__((noinline)) void write_gradient(T* sum, const In* item, int64_t dim, bool normalized, T* unit, In* target) {
+CW_NOINLINE void write_gradient(const T* sum, const In* item, int64_t dim, bool normalized, In* target) {
+  T squared = 0, along = 0, inverse = 1;  // `along`: the component along the item
   if (normalized) {
-    const T inverse = inverse_norm(squared_norm<In, T>(item, dim));
+#pragma omp simd reduction(+ : squared, along)
+    for (int64_t d = 0; d < dim; ++d) {
+      const T x = T(load(item[d]));
+      squared += x * x;
+      along += x * sum[d];
+    }
+    inverse = inverse_norm(squared);
+    along *= inverse;
 #pragma omp simd
-    for (int64_t d = 0; d < dim; ++d) unit[d] = load(item[d]) * inverse;
-    through_normalization(sum, unit, inverse, dim);
+    for (int64_t d = 0; d < dim; ++d) store(inverse * (sum[d] - along * (T(load(item[d])) * inverse)), target[d]);
+    return;
   }
 #pragma omp simd
   for (int64_t d = 0; d < dim; ++d) store(sum[d], target[d]);
@@ -115,7 +123,6 @@ void item_gradient(const ItemGradientTask<In>& task, int64_t begin, int64_t end,
   using T = typename Compute<In>::type;
   const int64_t dim = task.dim, padded_dim = task.padded_dim, room = kItemsPerBucket * padded_dim;
   const LongSums<T> sums{scratch, scratch + room, scratch + 2 * room};
-  T* const unit = scratch + 3 * room;
   for (int64_t k = begin; k < end; ++k) {
     const int64_t first_item = k * kItemsPerBucket;
     const int64_t items = task.num_items - first_item < kItemsPerBucket ? task.num_items - first_item : kItemsPerBucket;
@@ -162,7 +169,7 @@ void item_gradient(const ItemGradientTask<In>& task, int64_t begin, int64_t end,
         continue;
       }
       if (has_carried) add_low(LongSums<T>{sum, high, low}, dim, sum);
-      write_gradient(sum, task.items + place, dim, task.normalized && (weighed >> i & 1), unit, task.gradient + place);
+      write_gradient(sum, task.items + place, dim, task.normalized && (weighed >> i & 1), task.gradient + place);
     }
   }
 }

@@ -84,13 +84,11 @@ void shared_negatives(const SharedTask<In>& task, int64_t begin, int64_t end, ty
       T* const unit = units + r * room;
       query_inverse[r] = unit_query(task, b, unit);
       to_chunks(unit, dim, items.chunks, query);
-      const In* row;
-      items.scores(query, task.pos_ids + b, 1, task.scale, &row, own_scores + r * own, inverse + r * own);
+      items.score(query, task.pos_ids[b], task.scale, own_scores + r * own, inverse + r * own);
       for (int64_t k = 0; k < m; ++k) {
-        const int64_t* const id = task.extra_ids + b * m + k;
-        const int64_t place = r * own + 1 + k;
-        items.scores(query, id, 1, task.scale, &row, own_scores + place, inverse + place);
-        if (*id < 0) own_scores[place] = -infinity<T>();
+        const int64_t id = task.extra_ids[b * m + k], place = r * own + 1 + k;
+        items.score(query, id, task.scale, own_scores + place, inverse + place);
+        if (id < 0) own_scores[place] = -infinity<T>();
       }
     }
     product(ProductTask<T>{units, room, 1, dim, task.columns, panels, scores, panels * kPanel, false}, 0, count);
@@ -130,8 +128,10 @@ void shared_negatives(const SharedTask<In>& task, int64_t begin, int64_t end, ty
       if (task.out.live[b]) {
         fill(d_query, items.chunks.vectors() * kLanes<T>, T(0));
         for (int64_t k = 0; k < own; ++k) {
-          const In* const row = items.row(k == 0 ? task.pos_ids[b] : task.extra_ids[b * m + k - 1]);
-          items.add(&row, 1, task.coefficients + b * own + k, inverse + r * own + k, d_query);
+          const In* row = items.row(k == 0 ? task.pos_ids[b] : task.extra_ids[b * m + k - 1]);
+          T* const factor = inverse + r * own + k;
+          items.weigh(task.coefficients + b * own + k, 1, factor, &row);
+          items.add(&row, 1, factor, d_query);
         }
         from_chunks<In>(d_query, dim, target);
 #pragma omp simd
