@@ -16,7 +16,7 @@ using PairKey = uint16_t;
 constexpr int kItemBits = 6;
 constexpr int64_t kItemsPerBucket = int64_t(1) << kItemBits;
 constexpr int64_t kMaxRowsPerBlock = int64_t(1) << (16 - kItemBits);
-// So that the memory of a block's scattered writes stays in L2.
+// So that a block's scattered writes stay in L2.
 constexpr int64_t kPairsPerBlock = 16384;
 constexpr int64_t kPairsPerEnd = 4;
 constexpr int64_t kEnoughBlocks = 128;
@@ -121,11 +121,18 @@ BadId count_block(const PairIds<Id>& ids, const PairGrid& grid, int64_t block, i
   return bad;
 }
 
+template <typename T>
+struct SortedPair {
+  T coefficient;
+  PairKey key;
+};
+
 // Writes a block's pairs to their places, and zeros to the places that padding leaves unused, after the ids have been counted.
-// coefficients: [rows in the block, width].
+// coefficients: [rows in the block, width]. The pairs are scattered in `room` [grid.pairs_per_block()], which stays in the
+// cache, and copied from there in order.
 template <typename Id, typename T>
 void sort_block(const PairIds<Id>& ids, const PairGrid& grid, int64_t block, const T* coefficients, int32_t* ends,
-                PairKey* keys, T* sorted) {
+                SortedPair<T>* room, PairKey* keys, T* sorted) {
   const int64_t begin = block * grid.rows_per_block;
   for (int64_t r = 0; r < grid.rows_in(block); ++r) {
     const auto write = [=, &coefficients](const auto* row_ids, int64_t n) {
@@ -133,18 +140,20 @@ void sort_block(const PairIds<Id>& ids, const PairGrid& grid, int64_t block, con
         const int64_t id = int64_t(row_ids[j]);
         const T coefficient = *coefficients++;
         if (id < 0) continue;
-        const int32_t place = ends[id >> kItemBits]++;
-        keys[place] = pair_key(r, id);
-        sorted[place] = coefficient;
+        room[ends[id >> kItemBits]++] = {coefficient, pair_key(r, id)};
       }
     };
     write(ids.pos + begin + r, 1);
     write(ids.extra + (begin + r) * ids.m, ids.m);
     write(ids.negatives_of(begin + r), ids.n);
   }
-  const int64_t written = grid.buckets > 0 ? ends[grid.buckets - 1] : 0, room = grid.rows_in(block) * grid.width;
-  std::fill(keys + written, keys + room, PairKey(0));
-  std::fill(sorted + written, sorted + room, T(0));
+  const int64_t written = grid.buckets > 0 ? ends[grid.buckets - 1] : 0, places = grid.rows_in(block) * grid.width;
+  for (int64_t e = 0; e < written; ++e) {
+    sorted[e] = room[e].coefficient;
+    keys[e] = room[e].key;
+  }
+  std::fill(keys + written, keys + places, PairKey(0));
+  std::fill(sorted + written, sorted + places, T(0));
 }
 
 }  // namespace cw_cpu

@@ -27,6 +27,20 @@ inline Tensor inverse_norms_of(const Tensor& items, int64_t reads, ScalarType co
   return result;
 }
 
+// A thread's memory for the embeddings kernel.
+template <typename In>
+class EmbeddingsRoom {
+ public:
+  using T = typename Compute<In>::type;
+  EmbeddingsRoom(int64_t n, int64_t m, int64_t dim)
+      : item_rows_(scratch<const In*>(embeddings_rows(n, m))), numbers_(scratch<T>(embeddings_scratch(n, m, dim))) {}
+  EmbeddingsScratch<In> pointers() const { return {item_rows_.get(), numbers_.get()}; }
+
+ private:
+  std::unique_ptr<const In*[]> item_rows_;
+  std::unique_ptr<T[]> numbers_;
+};
+
 template <typename Id>
 PairIds<Id> pair_ids(const Tensor& pos, const Tensor& extra, const Tensor& neg) {
   return {pointer<const int64_t>(pos), pointer<const int64_t>(extra), extra.size(1), pointer<const Id>(neg),

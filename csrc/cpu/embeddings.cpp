@@ -31,9 +31,9 @@ void forward(const cw_ext::EmbeddingsCall& call) {
   std::mutex mutex;
   BadId bad;
   parallel_for(0, grid.blocks, grain(grid.pairs_per_block() * task.items.dim), [&](int64_t first, int64_t last) {
-    const auto room = scratch<T>(embeddings_scratch(n, m, task.items.dim));
-    const auto item_rows = scratch<const In*>(grid.width);
+    const EmbeddingsRoom<In> room(n, m, task.items.dim);
     const auto coefficients = scratch<T>(wanted ? grid.pairs_per_block() : 0);
+    const auto sort_room = scratch<SortedPair<T>>(wanted ? grid.pairs_per_block() : 0);
     for (int64_t block = first; block < last; ++block) {
       const int64_t begin = block * grid.rows_per_block, end = begin + grid.rows_in(block);
       int32_t* const ends = wanted ? pointer<int32_t>(call.pair_ends) + block * grid.buckets : nullptr;
@@ -44,12 +44,11 @@ void forward(const cw_ext::EmbeddingsCall& call) {
         note_first(found, bad);
         return;
       }
-      CW_WITH_ISA(embeddings<In, Id>(task, begin, end, wanted ? coefficients.get() : nullptr, item_rows.get(),
-                                          room.get()));
+      CW_WITH_ISA(embeddings<In, Id>(task, begin, end, wanted ? coefficients.get() : nullptr, room.pointers()));
       if (wanted) {
         const int64_t base = block * grid.pairs_per_block();
-        sort_block(task.ids, grid, block, coefficients.get(), ends, pointer<PairKey>(call.pair_keys) + base,
-                   pointer<T>(call.coefficients) + base);
+        sort_block(task.ids, grid, block, coefficients.get(), ends, sort_room.get(),
+                   pointer<PairKey>(call.pair_keys) + base, pointer<T>(call.coefficients) + base);
       }
     }
   });
@@ -61,13 +60,14 @@ template <typename T>
 void sort_pairs(const PairIds<int64_t>& ids, const PairGrid& grid, int64_t num_items, const T* coefficients,
                 int32_t* ends, PairKey* keys, T* sorted) {
   parallel_for(0, grid.blocks, grain(grid.pairs_per_block()), [&](int64_t first, int64_t last) {
+    const auto room = scratch<SortedPair<T>>(grid.pairs_per_block());
     for (int64_t block = first; block < last; ++block) {
       const int64_t base = block * grid.pairs_per_block();
       int32_t* const own_ends = ends + block * grid.buckets;
       // The forward pass has checked the ids, but an op can be called alone.
       const BadId bad = count_block(ids, grid, block, num_items, own_ends);
       CW_CHECK_INDEX(!bad.name, "ids must be in [0, ", num_items, "), or −1 for padding, got ", bad.id);
-      sort_block(ids, grid, block, coefficients + base, own_ends, keys + base, sorted + base);
+      sort_block(ids, grid, block, coefficients + base, own_ends, room.get(), keys + base, sorted + base);
     }
   });
 }

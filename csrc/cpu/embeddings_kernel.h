@@ -17,10 +17,10 @@ void inverse_norms(const In* x, int64_t dim, typename Compute<In>::type* out, in
 // How many items are summed before the sum is added to a query's gradient.
 constexpr int64_t kItemsPerSum = 512;
 
-// coefficients: of rows [begin, end), or null. item_rows: [1 + m + n]. scratch: embeddings_scratch(n, m, dim).
+// coefficients: of rows [begin, end), or null.
 template <typename In, typename Id>
 void embeddings(const EmbeddingsTask<In, Id>& task, int64_t begin, int64_t end, typename Compute<In>::type* coefficients,
-                const In** item_rows, typename Compute<In>::type* scratch) {
+                const EmbeddingsScratch<In>& scratch) {
   using T = typename Compute<In>::type;
   Parameters<T> p = make_parameters<T>(task.arguments, task.values.temperature.at(begin));
   const RowKernel<T> kernel = choose_row_kernel(p);
@@ -29,13 +29,15 @@ void embeddings(const EmbeddingsTask<In, Id>& task, int64_t begin, int64_t end, 
   const int64_t padded_dim = items.chunks.vectors() * kLanes<T>;
   const bool wanted = coefficients != nullptr;
 
-  // Each [1 + m + n], in the layout of the coefficients: positive, extra positives, negatives.
-  T* const score = scratch;
-  T* const inverse = score + width;
-  T* const log_q = inverse + width;
-  T* const row_room = log_q + width;  // row_scratch(n)
-  T* const own_coefficients = row_room + row_scratch(width);
-  T* const unit = own_coefficients + width;        // [dim]
+  // Each [1 + m + n] and more, in the layout of the coefficients: positive, extra positives, negatives.
+  const int64_t room = round_up_width(width);
+  const In** const item_rows = scratch.item_rows;
+  T* const score = scratch.numbers;
+  T* const inverse = score + room;
+  T* const log_q = inverse + room;
+  T* const row_room = log_q + room;  // row_scratch(n)
+  T* const own_coefficients = row_room + row_scratch(room);
+  T* const unit = own_coefficients + room;         // [dim]
   T* const query = unit + round_up_dim(dim);       // [padded_dim], in the order of chunks
   T* const d_query = query + round_up_dim(dim);    // 3 times [padded_dim], likewise
   const LongSums<T> sums{d_query, d_query + round_up_dim(dim), d_query + 2 * round_up_dim(dim)};
@@ -61,9 +63,16 @@ void embeddings(const EmbeddingsTask<In, Id>& task, int64_t begin, int64_t end, 
     }
     to_chunks(unit, dim, items.chunks, query);
 
-    items.scores(query, pos_id, 1, task.scale, item_rows, score, inverse);
-    items.scores(query, extra_ids, m, task.scale, item_rows + 1, score + 1, inverse + 1);
-    items.scores(query, neg_ids, n, task.scale, item_rows + 1 + m, score + 1 + m, inverse + 1 + m);
+    items.find_rows(pos_id, 1, item_rows);
+    items.find_rows(extra_ids, m, item_rows + 1);
+    // Behind the row's negatives, those of the next rows.
+    const int64_t behind = embeddings_rows(n, m) - width, left = (end - b - 1) * n, next = behind < left ? behind : left;
+    items.find_rows(neg_ids, n + next, item_rows + 1 + m);
+    fill(item_rows + width + next, behind - next, task.items.zeros);
+    items.find_inverse_norms(pos_id, 1, inverse);
+    items.find_inverse_norms(extra_ids, m, inverse + 1);
+    items.find_inverse_norms(neg_ids, n, inverse + 1 + m);
+    items.scores(query, item_rows, width, task.scale, score, inverse);
     for (int64_t k = 0; k < m; ++k) {
       if (extra_ids[k] < 0) score[1 + k] = -infinity<T>();
     }
@@ -87,12 +96,13 @@ void embeddings(const EmbeddingsTask<In, Id>& task, int64_t begin, int64_t end, 
     T* const target = task.d_queries + b * dim;
     if (result.live) {
       fill(sums.sum, padded_dim, T(0));
+      items.weigh(row_coefficients, width, inverse, item_rows);
       if (width <= kItemsPerSum) {
-        items.add(item_rows, width, row_coefficients, inverse, sums.sum);
+        items.add(item_rows, width, inverse, sums.sum);
       } else {
         for (int64_t j = 0; j < width; j += kItemsPerSum) {
           const int64_t count = width - j < kItemsPerSum ? width - j : kItemsPerSum;
-          items.add(item_rows + j, count, row_coefficients + j, inverse + j, sums.sum);
+          items.add(item_rows + j, count, inverse + j, sums.sum);
           carry_over(sums, j == 0, int(padded_dim / kLanes<T>));
         }
         add_low(sums, padded_dim, sums.sum);

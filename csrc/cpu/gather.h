@@ -1,6 +1,8 @@
 // Rows of a table by their ids: scores against a query, and weighted sums. Included by kernels_impl.h.
 #pragma once
 
+#include <type_traits>
+
 #include "dtypes.h"
 #include "simd.h"
 
@@ -22,18 +24,33 @@ CW_INLINE T inverse_norm(T squared) {
   return squared == T(0) ? T(0) : T(1) / std::sqrt(squared);
 }
 
-// Rows handled at a time, so that their loads overlap.
+// Rows handled at a time, so that their loads overlap and a part of the query is loaded once for them.
 constexpr int kGroup = 4;
+// Rows added up before their sum is added to those before.
+constexpr int64_t kRowsPerSum = 64;
+// A table larger than that is read from L3 or memory: its rows are asked for far ahead.
+constexpr int64_t kTableInL2 = int64_t(1) << 19;
+constexpr int64_t kBytesAhead = int64_t(1) << 14;
+constexpr int64_t kFewestRowsAhead = 32;
 
 template <typename In, typename T>
 struct Gather {
+  static constexpr int kRows = kLanes<T> < kGroup ? kGroup : kLanes<T>;  // of which scores are computed at a time
+  static constexpr int kBand = 4 / Chunk<In>::kVectors;                  // chunks of a row handled at a time
+  static_assert(kRows <= kScoresPast);
+
   Table<In> table;
   const T* known_inverse_norms;  // [I] or null: computed with the scores
   bool normalized;
   Chunks<In> chunks;
+  int64_t rows_ahead;  // 0: the table is in L2
 
   Gather(const Table<In>& t, const T* norms, bool unit)
-      : table(t), known_inverse_norms(norms), normalized(unit), chunks(t.dim) {}
+      : table(t), known_inverse_norms(norms), normalized(unit), chunks(t.dim) {
+    const int64_t bytes = t.dim * int64_t(sizeof(In)), ahead = kBytesAhead / bytes;
+    rows_ahead = ahead < kFewestRowsAhead ? kFewestRowsAhead : (ahead < kMostRowsAhead ? ahead : kMostRowsAhead);
+    if (t.readable * bytes <= kTableInL2) rows_ahead = 0;
+  }
 
   // Padding reads item 0.
   CW_INLINE const In* row(int64_t id) const {
@@ -41,121 +58,169 @@ struct Gather {
     return i < table.readable ? table.rows + i * table.dim : table.last_rows + (i - table.readable) * table.dim;
   }
 
-  CW_INLINE void prefetch(const In* x) const {
-    const char* const bytes = reinterpret_cast<const char*>(x);
-    for (int64_t i = 0; i < table.dim * int64_t(sizeof(In)); i += 64) __builtin_prefetch(bytes + i);
-  }
+  // Those that go through a row are functions of their own, so that each loop has the registers for itself.
 
-  // Calls visit(chunk number, raw(row pointer)) for the whole chunks, then for the partial one.
-  template <typename Visit>
-  CW_INLINE void each_chunk(Visit visit) const {
-    using Raw = typename Chunk<In>::Raw;
-    for (int64_t c = 0; c < chunks.whole; ++c) {
-      visit(c, [=](const In* x) CW_INLINE_LAMBDA { return load_vector<Raw>(x + c * Chunk<In>::kElements); });
-    }
-    if (chunks.has_part) {
-      const int64_t c = chunks.whole;
-      const Raw mask = chunks.mask;
-      visit(c, [=](const In* x) CW_INLINE_LAMBDA { return load_vector<Raw>(x + c * Chunk<In>::kElements) & mask; });
+  // x[j] = row(ids[j]), by selects and not by branches.
+  template <typename Id>
+  CW_NOINLINE void find_rows(const Id* ids, int64_t n, const In** x) const {
+    const uint64_t bytes = uint64_t(table.dim) * sizeof(In), readable = uint64_t(table.readable);
+    const uint64_t first = reinterpret_cast<uintptr_t>(table.rows);
+    const uint64_t last = reinterpret_cast<uintptr_t>(table.last_rows) - readable * bytes;
+    for (int64_t j = 0; j < n; ++j) {
+      const uint64_t i = ids[j] < 0 ? 0 : uint64_t(ids[j]);
+      x[j] = reinterpret_cast<const In*>(uintptr_t((i < readable ? first : last) + i * bytes));
     }
   }
 
-  // dots[r] and, with Norms, squares[r]: vectors whose lanes add up to q·x_r and |x_r|², r < kGroup.
-  template <bool Norms>
+  // inverse[j] = 1/|x_j|, where that is known.
+  template <typename Id>
+  CW_NOINLINE void find_inverse_norms(const Id* ids, int64_t n, T* inverse) const {
+    const T* const known = known_inverse_norms;
+    if (!normalized) {
+      fill(inverse, n, T(1));
+    } else if (known) {
+      for (int64_t j = 0; j < n; ++j) inverse[j] = known[ids[j] < 0 ? 0 : ids[j]];
+    }
+  }
+
+  // Locality: 3 for L1, 2 for L2.
+  template <int Locality, int Bytes>
+  static CW_INLINE void prefetch(const In* x) {
+    for (int i = 0; i < Bytes; i += 64) __builtin_prefetch(reinterpret_cast<const char*>(x) + i, 0, Locality);
+  }
+
+  // dots[r] and, with Norms, squares[r]: vectors whose lanes add up to q·x_r and |x_r|², r < kGroup. Asks for the rows that
+  // come next: into L1 kRows ahead, and with Far into L2 far ahead. L1 has too few buffers for many lines on their way from
+  // L3 or memory.
+  template <bool Norms, bool Far>
   CW_INLINE void dots(const T* q, const In* const* x, Lanes<T>* dots, Lanes<T>* squares) const {
+    constexpr int E = Chunk<In>::kElements, V = Chunk<In>::kVectors;
+    using Raw = typename Chunk<In>::Raw;
     Lanes<T> dot[kGroup] = {}, square[kGroup] = {};
-    each_chunk([&](int64_t c, auto raw) CW_INLINE_LAMBDA {
-      constexpr int V = Chunk<In>::kVectors;
+    const auto visit = [&](int64_t c, int r, Raw raw) CW_INLINE_LAMBDA {
       Lanes<T> wide[V];
-      for (int r = 0; r < kGroup; ++r) {
-        Chunk<In>::widen(raw(x[r]), wide);
-        for (int v = 0; v < V; ++v) {
-          dot[r] += wide[v] * load_vector<Lanes<T>>(q + (c * V + v) * kLanes<T>);
-          if (Norms) square[r] += wide[v] * wide[v];
-        }
+      Chunk<In>::widen(raw, wide);
+      for (int v = 0; v < V; ++v) {
+        dot[r] += wide[v] * load_vector<Lanes<T>>(q + (c * V + v) * kLanes<T>);
+        if (Norms) square[r] += wide[v] * wide[v];
       }
-    });
+    };
+    int64_t c = 0;
+    for (; c + kBand <= chunks.whole; c += kBand) {
+      for (int r = 0; r < kGroup; ++r) {
+        for (int k = 0; k < kBand; ++k) visit(c + k, r, load_vector<Raw>(x[r] + (c + k) * E));
+        prefetch<3, kBand * int(sizeof(Raw))>(x[kRows + r] + c * E);
+        if (Far) prefetch<2, kBand * int(sizeof(Raw))>(x[rows_ahead + r] + c * E);
+      }
+    }
+    for (; c < chunks.whole + chunks.has_part; ++c) {
+      for (int r = 0; r < kGroup; ++r) {
+        const Raw raw = load_vector<Raw>(x[r] + c * E);
+        visit(c, r, c < chunks.whole ? raw : raw & chunks.mask);
+        prefetch<3, int(sizeof(Raw))>(x[kRows + r] + c * E);
+        if (Far) prefetch<2, int(sizeof(Raw))>(x[rows_ahead + r] + c * E);
+      }
+    }
     for (int r = 0; r < kGroup; ++r) {
       dots[r] = dot[r];
       if (Norms) squares[r] = square[r];
     }
   }
 
-  template <bool Norms, typename Id>
-  void scores_of(const T* q, const Id* ids, const In* const* x, int64_t n, T scale, T* scores, T* inverse) const {
+  template <bool Norms, bool Far>
+  CW_NOINLINE void scores_of(const T* q, const In* const* x, int64_t n, T* scores, T* inverse) const {
     constexpr int W = kLanes<T>;
-    constexpr int kRows = W < kGroup ? kGroup : W;
-    for (int64_t j = 0; j < n && j < kRows; ++j) prefetch(x[j]);
     for (int64_t j = 0; j < n; j += kRows) {
-      const int count = int(n - j < kRows ? n - j : kRows);
-      const In* few[kRows];
-      const In* const* now = x + j;
-      if (count < kRows) {
-        for (int r = 0; r < kRows; ++r) few[r] = x[j + (r < count ? r : 0)];
-        now = few;
-      } else {
-        for (int64_t r = j + kRows; r < j + 2 * kRows && r < n; ++r) prefetch(x[r]);
-      }
       Lanes<T> dot[kRows], square[kRows];
-      for (int g = 0; g < kRows; g += kGroup) dots<Norms>(q, now + g, dot + g, square + g);
-      T sums[kRows], units[kRows];
+      for (int g = 0; g < kRows; g += kGroup) dots<Norms, Far>(q, x + j + g, dot + g, square + g);
       for (int g = 0; g < kRows; g += W) {
-        store_vector(sums + g, sums_of<T>(dot + g));
-        if (Norms) store_vector(units + g, sums_of<T>(square + g));
-      }
-      if (Norms) {
-#pragma omp simd
-        for (int r = 0; r < kRows; ++r) units[r] = inverse_norm(units[r]);
-      } else {
-        for (int r = 0; r < kRows; ++r) units[r] = T(1);
-        for (int r = 0; r < count && normalized; ++r) units[r] = known_inverse_norms[ids[j + r] < 0 ? 0 : ids[j + r]];
-      }
-      for (int r = 0; r < kRows; ++r) sums[r] *= scale * units[r];
-      for (int r = 0; r < count; ++r) {
-        inverse[j + r] = units[r];
-        scores[j + r] = sums[r];
+        store_vector(scores + j + g, sums_of<T>(dot + g));
+        if (Norms) store_vector(inverse + j + g, sums_of<T>(square + g));
       }
     }
   }
 
-  // x[j], the row of ids[j]; scores[j] = scale · q·x_j / |x_j|; inverse[j] = 1/|x_j|. q in the order of chunks. The
-  // caller masks the scores of padding.
-  template <typename Id>
-  void scores(const T* q, const Id* ids, int64_t n, T scale, const In** x, T* scores, T* inverse) const {
-    for (int64_t j = 0; j < n; ++j) x[j] = row(ids[j]);
-    if (normalized && !known_inverse_norms) {
-      scores_of<true>(q, ids, x, n, scale, scores, inverse);
+  // scores[j] = scale · q·x_j / |x_j|, and inverse[j] = 1/|x_j| unless it is known and given; both have room for up to kRows − 1
+  // more. q in the order of chunks. Behind x [n] follow rows to ask for, kMostRowsAhead + kRows of them. The caller masks
+  // the scores of padding.
+  void scores(const T* q, const In* const* x, int64_t n, T scale, T* scores, T* inverse) const {
+    const bool norms = normalized && !known_inverse_norms;
+    if (rows_ahead > 0) {
+      norms ? scores_of<true, true>(q, x, n, scores, inverse) : scores_of<false, true>(q, x, n, scores, inverse);
     } else {
-      scores_of<false>(q, ids, x, n, scale, scores, inverse);
+      norms ? scores_of<true, false>(q, x, n, scores, inverse) : scores_of<false, false>(q, x, n, scores, inverse);
     }
+    if (norms) {
+#pragma omp simd
+      for (int64_t j = 0; j < n; ++j) inverse[j] = inverse_norm(inverse[j]);
+    }
+#pragma omp simd
+    for (int64_t j = 0; j < n; ++j) scores[j] *= scale * inverse[j];
   }
 
-  // to += Σ_j coefficients[j]·inverse[j]·x_j, in the order of chunks. A masked item may hold anything, so zeros are read
-  // instead of items without weight.
-  void add(const In* const* x, int64_t n, const T* coefficients, const T* inverse, T* to) const {
-    constexpr int kRows = 2 * kGroup;
-    for (int64_t j = 0; j < n; j += kRows) {
-      const In* now[kRows];
-      T factor[kRows];
-      for (int r = 0; r < kRows; ++r) {
-        const bool counts = j + r < n && coefficients[j + r] != T(0);
-        now[r] = counts ? x[j + r] : table.zeros;
-        factor[r] = counts ? coefficients[j + r] * inverse[j + r] : T(0);
+  // The score of one item, likewise.
+  template <typename Id>
+  void score(const T* q, Id id, T scale, T* score, T* inverse) const {
+    const In* x[kMostRowsAhead + 2 * kRows];
+    for (const In*& one : x) one = table.zeros;
+    x[0] = row(id);
+    T scores_here[kRows], inverse_here[kRows];
+    find_inverse_norms(&id, 1, inverse_here);
+    scores(q, x, 1, scale, scores_here, inverse_here);
+    *score = scores_here[0];
+    *inverse = inverse_here[0];
+  }
+
+  // inverse[j] becomes coefficients[j]·inverse[j], the factor of x_j in a weighted sum. A masked item may hold anything, so
+  // that items without weight are exchanged for a row of zeros.
+  CW_NOINLINE void weigh(const T* coefficients, int64_t n, T* inverse, const In** x) const {
+    int64_t absent = 0;
+#pragma omp simd reduction(+ : absent)
+    for (int64_t j = 0; j < n; ++j) absent += coefficients[j] == T(0);
+#pragma omp simd
+    for (int64_t j = 0; j < n; ++j) {
+      const T factor = coefficients[j] * inverse[j];
+      inverse[j] = coefficients[j] == T(0) ? T(0) : factor;
+    }
+    for (int64_t j = 0; absent > 0 && j < n; ++j) x[j] = coefficients[j] == T(0) ? table.zeros : x[j];
+  }
+
+  // to += Σ_j factors[j]·x_j, in the order of chunks.
+  CW_NOINLINE void add(const In* const* x, int64_t n, const T* factors, T* to) const {
+    constexpr int E = Chunk<In>::kElements, V = Chunk<In>::kVectors;
+    using Raw = typename Chunk<In>::Raw;
+    // Two sums, so that additions overlap.
+    const auto add_rows = [&](auto band, int64_t c, int64_t begin, int64_t end, Raw mask) CW_INLINE_LAMBDA {
+      constexpr int C = decltype(band)::value;
+      Lanes<T> even[C * V] = {}, odd[C * V] = {};
+      const auto add_row = [&](int64_t j, Lanes<T>* sum) CW_INLINE_LAMBDA {
+        const In* const from = x[j] + c * E;
+        const T factor = factors[j];
+        for (int k = 0; k < C; ++k) {
+          Lanes<T> wide[V];
+          Chunk<In>::widen(load_vector<Raw>(from + k * E) & mask, wide);
+          for (int v = 0; v < V; ++v) sum[k * V + v] += wide[v] * factor;
+        }
+      };
+      int64_t j = begin;
+      for (; j + 2 <= end; j += 2) {
+        add_row(j, even);
+        add_row(j + 1, odd);
       }
-      each_chunk([&](int64_t c, auto raw) CW_INLINE_LAMBDA {
-        constexpr int V = Chunk<In>::kVectors;
-        Lanes<T> wide[V], even[V] = {}, odd[V] = {};  // two sums, so that additions overlap
-        for (int r = 0; r < kRows; r += 2) {
-          Chunk<In>::widen(raw(now[r]), wide);
-          for (int v = 0; v < V; ++v) even[v] += wide[v] * factor[r];
-          Chunk<In>::widen(raw(now[r + 1]), wide);
-          for (int v = 0; v < V; ++v) odd[v] += wide[v] * factor[r + 1];
-        }
-        for (int v = 0; v < V; ++v) {
-          T* const place = to + (c * V + v) * kLanes<T>;
-          store_vector(place, load_vector<Lanes<T>>(place) + (even[v] + odd[v]));
-        }
-      });
+      if (j < end) add_row(j, even);
+      for (int v = 0; v < C * V; ++v) {
+        T* const place = to + (c * V + v) * kLanes<T>;
+        store_vector(place, load_vector<Lanes<T>>(place) + (even[v] + odd[v]));
+      }
+    };
+    const Raw all = ~Raw{};
+    for (int64_t j = 0; j < n; j += kRowsPerSum) {
+      const int64_t end = n - j < kRowsPerSum ? n : j + kRowsPerSum;
+      int64_t c = 0;
+      for (; c + kBand <= chunks.whole; c += kBand) add_rows(std::integral_constant<int, kBand>(), c, j, end, all);
+      for (; c < chunks.whole + chunks.has_part; ++c) {
+        add_rows(std::integral_constant<int, 1>(), c, j, end, c < chunks.whole ? all : chunks.mask);
+      }
     }
   }
 };

@@ -236,12 +236,31 @@ struct ProductTask {
 // The length of a row with room for whole registers of any instruction set and element type.
 static inline int64_t round_up_dim(int64_t dim) { return (dim + 31) / 32 * 32; }
 
+// Scores are computed a register at a time, past the end of a row of them.
+constexpr int64_t kScoresPast = 16;
+static inline int64_t round_up_width(int64_t width) { return (width + kScoresPast - 1) / kScoresPast * kScoresPast; }
+
+// How far ahead of their use rows are asked for, at most.
+constexpr int64_t kMostRowsAhead = 128;
+
+// Where embeddings() works.
+template <typename In>
+struct EmbeddingsScratch {
+  const In** item_rows;                // embeddings_rows(n, m)
+  typename Compute<In>::type* numbers;  // embeddings_scratch(n, m, dim)
+};
+static inline int64_t embeddings_rows(int64_t n, int64_t m) {
+  return round_up_width(1 + m + n) + kMostRowsAhead + kScoresPast;
+}
+
 // A row's filter of known positives has at most this many words, which fit into L1.
 constexpr int64_t kFilterWords = 4096;
 
 // How many values of the compute type a thread needs as scratch.
 static inline int64_t scores_scratch(int64_t n, int64_t m) { return 5 * (n + m); }
-static inline int64_t embeddings_scratch(int64_t n, int64_t m, int64_t dim) { return 7 * (n + m + 1) + 5 * round_up_dim(dim); }
+static inline int64_t embeddings_scratch(int64_t n, int64_t m, int64_t dim) {
+  return 7 * round_up_width(1 + m + n) + 5 * round_up_dim(dim);
+}
 // Rows of the shared negatives' scores handled at a time: they stay in L2.
 static inline int64_t shared_step(int64_t n) { return kRowStep * std::max<int64_t>(1, std::min<int64_t>(4, 5000 / n)); }
 static inline int64_t shared_scratch(int64_t n, int64_t m, int64_t dim) {
@@ -262,7 +281,7 @@ static inline int64_t dense_scratch(int64_t items, int64_t m, int64_t dim) {
 }
 // Integers that a thread needs as scratch.
 static inline int64_t dense_integers(int64_t items, int64_t draws) { return items + 2 + draws + kFilterWords; }
-static inline int64_t item_gradient_scratch(int64_t dim) { return (3 * kItemsPerBucket + 1) * round_up_dim(dim); }
+static inline int64_t item_gradient_scratch(int64_t dim) { return 3 * kItemsPerBucket * round_up_dim(dim); }
 
 #define CW_DECLARE_KERNELS(NAMESPACE)                                                                                \
   namespace NAMESPACE {                                                                                              \
@@ -272,8 +291,7 @@ static inline int64_t item_gradient_scratch(int64_t dim) { return (3 * kItemsPer
   void scale_rows(const ScaleRowsTask<In>& task, int64_t begin, int64_t end);                                        \
   template <typename In, typename Id>                                                                                \
   void embeddings(const EmbeddingsTask<In, Id>& task, int64_t begin, int64_t end,                                    \
-                  typename Compute<In>::type* coefficients, const In** item_rows,                                    \
-                  typename Compute<In>::type* scratch);                                                              \
+                  typename Compute<In>::type* coefficients, const EmbeddingsScratch<In>& scratch);                   \
   void draw_rows(const cw_ext::NegativeSource& source, int64_t n, int64_t begin, int64_t end, int32_t* ids,          \
                  uint32_t* room);                                                                                    \
   template <typename T>                                                                                              \

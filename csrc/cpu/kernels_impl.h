@@ -23,9 +23,9 @@ namespace CW_ISA {
   template void scores<In>(const ScoresTask<In>&, int64_t, int64_t, Compute<In>::type*);                             \
   template void scale_rows<In>(const ScaleRowsTask<In>&, int64_t, int64_t);                                          \
   template void embeddings<In, int32_t>(                                                                             \
-      const EmbeddingsTask<In, int32_t>&, int64_t, int64_t, Compute<In>::type*, const In**, Compute<In>::type*);     \
+      const EmbeddingsTask<In, int32_t>&, int64_t, int64_t, Compute<In>::type*, const EmbeddingsScratch<In>&);       \
   template void embeddings<In, int64_t>(                                                                             \
-      const EmbeddingsTask<In, int64_t>&, int64_t, int64_t, Compute<In>::type*, const In**, Compute<In>::type*);     \
+      const EmbeddingsTask<In, int64_t>&, int64_t, int64_t, Compute<In>::type*, const EmbeddingsScratch<In>&);       \
   template bool dense<In, int32_t>(                                                                                  \
       const DenseTask<In, int32_t>&, int64_t, int64_t, Compute<In>::type*, int32_t*);                                \
   template bool dense<In, int64_t>(                                                                                  \

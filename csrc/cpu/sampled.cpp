@@ -72,8 +72,7 @@ void forward(const cw_ext::SampledCall& call) {
   std::mutex mutex;
   BadId bad;
   parallel_for(0, grid.blocks, grain(grid.pairs_per_block() * dim), [&](int64_t first, int64_t last) {
-    const auto room = scratch<T>(embeddings_scratch(n, m, dim));
-    const auto item_rows = scratch<const In*>(grid.width);
+    const EmbeddingsRoom<In> room(n, m, dim);
     const auto own = scratch<T>(batch.with_gradients && !kept ? grid.pairs_per_block() : 0);
     Drawn<In> drawn(call.draws, grid.rows_per_block, true);
     for (int64_t block = first; block < last; ++block) {
@@ -86,8 +85,7 @@ void forward(const cw_ext::SampledCall& call) {
       }
       drawn.draw(begin, end);
       T* const coefficients = kept ? kept + begin * grid.width : batch.with_gradients ? own.get() : nullptr;
-      CW_WITH_ISA(embeddings<In, int32_t>(drawn.given_to(task, begin), begin, end, coefficients, item_rows.get(),
-                                          room.get()));
+      CW_WITH_ISA(embeddings<In, int32_t>(drawn.given_to(task, begin), begin, end, coefficients, room.pointers()));
     }
   });
   check_found(bad, num_items);
@@ -128,9 +126,9 @@ void backward(const cw_ext::SampledItemGradientCall& call) {
   for (int64_t part = 0; part < parts; ++part) {
     const int64_t first_block = part * at_once, count = std::min(at_once, grid.blocks - first_block);
     parallel_for(0, count, grain(grid.pairs_per_block() * (kept ? 1 : dim)), [&](int64_t first, int64_t last) {
-      const auto room = scratch<T>(kept ? 0 : embeddings_scratch(n, m, dim));
-      const auto item_rows = scratch<const In*>(kept ? 0 : grid.width);
+      const EmbeddingsRoom<In> room(n, m, kept ? 0 : dim);
       const auto own = scratch<T>(kept ? 0 : grid.pairs_per_block());
+      const auto sort_room = scratch<SortedPair<T>>(grid.pairs_per_block());
       Drawn<In> drawn(call.draws, grid.rows_per_block, !kept);
       for (int64_t k = first; k < last; ++k) {
         const int64_t begin = (first_block + k) * grid.rows_per_block, end = begin + grid.rows_in(first_block + k);
@@ -139,8 +137,7 @@ void backward(const cw_ext::SampledItemGradientCall& call) {
         check_found(visit_rows(ids, begin, end, num_items, [](int64_t) {}), num_items);
         drawn.draw(begin, end);
         if (!kept) {
-          CW_WITH_ISA(embeddings<In, int32_t>(drawn.given_to(task, begin), begin, end, own.get(), item_rows.get(),
-                                              room.get()));
+          CW_WITH_ISA(embeddings<In, int32_t>(drawn.given_to(task, begin), begin, end, own.get(), room.pointers()));
         }
         PairGrid block = grid;
         block.rows = end - begin;
@@ -149,7 +146,7 @@ void backward(const cw_ext::SampledItemGradientCall& call) {
         int32_t* const own_ends = pointer<int32_t>(ends) + k * grid.buckets;
         const int64_t base = k * grid.pairs_per_block();
         count_block(ids, block, 0, num_items, own_ends);
-        sort_block(ids, block, 0, kept ? kept + begin * grid.width : own.get(), own_ends,
+        sort_block(ids, block, 0, kept ? kept + begin * grid.width : own.get(), own_ends, sort_room.get(),
                    pointer<PairKey>(keys) + base, pointer<T>(coefficients) + base);
       }
     });

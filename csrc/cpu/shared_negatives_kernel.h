@@ -40,28 +40,28 @@ CW_INLINE T positive_scores(const SharedTask<In>& task, const Gather<In, T>& ite
                             T* inverse) {
   const T query_inverse = unit_query(task, b, unit);
   to_chunks(unit, items.table.dim, items.chunks, query);
-  const In* row;
-  items.scores(query, task.pos_ids + b, 1, task.scale, &row, scores, inverse);
+  items.score(query, task.pos_ids[b], task.scale, scores, inverse);
   for (int64_t k = 0; k < task.m; ++k) {
-    const int64_t* const id = task.extra_ids + b * task.m + k;
-    items.scores(query, id, 1, task.scale, &row, scores + 1 + k, inverse + 1 + k);
-    if (*id < 0) scores[1 + k] = -infinity<T>();
+    const int64_t id = task.extra_ids[b * task.m + k];
+    items.score(query, id, task.scale, scores + 1 + k, inverse + 1 + k);
+    if (id < 0) scores[1 + k] = -infinity<T>();
   }
   return query_inverse;
 }
 
 // The gradient of row b's query from its coefficients and from `sums` [dim], to be multiplied by `factor`: over the shared
-// negatives, of rows of the table times coefficients. `room`: for a row in the order of chunks.
+// negatives, of rows of the table times coefficients. Overwrites `inverse`. `room`: for a row in the order of chunks.
 template <typename In, typename T>
-CW_INLINE void query_gradient(const SharedTask<In>& task, const Gather<In, T>& items, int64_t b, const T* inverse,
+CW_INLINE void query_gradient(const SharedTask<In>& task, const Gather<In, T>& items, int64_t b, T* inverse,
                               const T* sums, T factor, const T* unit, T query_inverse, T* room) {
   const int64_t dim = items.table.dim, own = 1 + task.m;
   T* const target = task.d_queries + b * dim;
   if (task.out.live[b]) {
     fill(room, items.chunks.vectors() * kLanes<T>, T(0));
     for (int64_t k = 0; k < own; ++k) {
-      const In* const row = items.row(k == 0 ? task.pos_ids[b] : task.extra_ids[b * task.m + k - 1]);
-      items.add(&row, 1, task.coefficients + b * own + k, inverse + k, room);
+      const In* row = items.row(k == 0 ? task.pos_ids[b] : task.extra_ids[b * task.m + k - 1]);
+      items.weigh(task.coefficients + b * own + k, 1, inverse + k, &row);
+      items.add(&row, 1, inverse + k, room);
     }
     from_chunks<In>(room, dim, target);
 #pragma omp simd

@@ -11,6 +11,7 @@
 
 // A lambda that is called in a loop must be inlined, or the loop is not vectorised.
 #define CW_INLINE_LAMBDA __attribute__((always_inline))
+#define CW_NOINLINE __attribute__((noinline))
 
 namespace cw_cpu {
 namespace CW_ISA {

@@ -120,7 +120,7 @@ void level_2(const std::string& type) {
 
   std::vector<T> loss(kRows), unit_queries(kRows * kDim), d_queries(kRows * kDim), coefficients(size_t(kRows * width));
   std::vector<T> room(size_t(embeddings_scratch(kNegatives, kExtra, kDim)));
-  std::vector<const In*> item_rows(static_cast<size_t>(width));
+  std::vector<const In*> item_rows(size_t(embeddings_rows(kNegatives, kExtra)));
   bool live[kRows];
   EmbeddingsTask<In, int32_t> task{};
   task.arguments = arguments();
@@ -137,19 +137,21 @@ void level_2(const std::string& type) {
   task.unit_queries = unit_queries.data();
   task.d_queries = d_queries.data();
   task.ids = {pos_ids.data(), extra_ids.data(), kExtra, neg_ids.data(), kNegatives};
-  isa_default::embeddings<In, int32_t>(task, 0, kRows, coefficients.data(), item_rows.data(), room.data());
+  isa_default::embeddings<In, int32_t>(task, 0, kRows, coefficients.data(), {item_rows.data(), room.data()});
   print(type + ".embeddings.loss", loss);
   print(type + ".embeddings.d_queries", d_queries);
 
   const PairGrid grid = pair_grid(kRows, width, kItems);
   std::vector<int32_t> ends(size_t(grid.blocks * grid.buckets));
   std::vector<PairKey> keys(size_t(kRows * width));
+  std::vector<SortedPair<T>> sort_room(size_t(grid.pairs_per_block()));
   std::vector<T> sorted(size_t(kRows * width)), sources(size_t(kRows * padded));
   for (int64_t block = 0; block < grid.blocks; ++block) {
     const int64_t base = block * grid.pairs_per_block();
     int32_t* const own_ends = ends.data() + block * grid.buckets;
     count_block(task.ids, grid, block, kItems, own_ends);
-    sort_block(task.ids, grid, block, coefficients.data() + base, own_ends, keys.data() + base, sorted.data() + base);
+    sort_block(task.ids, grid, block, coefficients.data() + base, own_ends, sort_room.data(), keys.data() + base,
+               sorted.data() + base);
   }
   for (int64_t b = 0; b < kRows; ++b) {
     for (int64_t i = 0; i < kDim; ++i) sources[size_t(b * padded + i)] = unit_queries[size_t(b * kDim + i)];
