@@ -25,7 +25,8 @@ FullResult full_forward(const Tensor& queries, const Tensor& items, const Tensor
   fill_query_call(call, queries, items, positives, CW_LOSS(rows, queries), similarity, with_gradients);
   auto [ids, columns] = backend::catalogue(items.size(0), queries.device());
   call.neg_ids = ids;
-  call.exclusion = {columns.first_column, columns.next_column, history(query_ids, starts, known, rows, queries)};
+  call.exclusion = columns;
+  call.exclusion.history = history(query_ids, starts, known, rows, queries);
   Tensor d_items;
   if (with_gradients) {
     call.coefficients = empty({rows, 1 + positives.extra.size(1)}, options);

@@ -14,6 +14,7 @@ from cw_ext.op_inputs import (
     SAMPLED,
     SCORES,
     EmbeddingResults,
+    EmbeddingsWanted,
     FullResults,
     FullWanted,
     Losses,
@@ -92,11 +93,12 @@ def _sorted_pairs(queries: Tensor, width: int, items: int, *, wanted: bool) -> t
 
 @torch.library.register_fake("cw_ext::embeddings_forward")
 def _embeddings_forward(*arguments: Any) -> tuple[Tensor, ...]:
-    inputs, wanted = EMBEDDINGS.split(arguments, Wanted)
+    inputs, wanted = EMBEDDINGS.split(arguments, EmbeddingsWanted)
     new, (rows, dim), n = _New(inputs.queries), inputs.queries.shape, inputs.neg_ids.shape[-1]
     shared, own = inputs.neg_ids.dim() == 1, 1 + _width(inputs.extra_ids)
     gradients = wanted.with_gradients
-    keys, ends = _sorted_pairs(inputs.queries, own + n, inputs.items.shape[0], wanted=gradients and not shared)
+    is_sorted = gradients and wanted.sorted_pairs and not shared
+    keys, ends = _sorted_pairs(inputs.queries, own + n, inputs.items.shape[0], wanted=is_sorted)
     results = EmbeddingResults(
         rescale=new.rescale(inputs.reduction),
         d_queries=new(rows, dim, wanted=gradients),

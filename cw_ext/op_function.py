@@ -89,6 +89,8 @@ class Saved:
 class Op:
     """An op with its gradients, which go by the names of its arguments."""
 
+    keeps_item_gradient = False  # a reference to it, as sparse_rows.sparse_gradient() asks
+
     def __init__(
         self,
         name: str,
@@ -259,6 +261,8 @@ class OpFunction(torch.autograd.Function):
                 if saved.others[op.reduction_at] == "mean":
                     grad = grad * saved.computed[op.rescale_at]
                 found = op.gradients(saved, grad, needed)
+                if op.keeps_item_gradient:
+                    ctx.item_gradient = found.get("items")
         return (None, None, None, None, *map(found.get, names))
 
     @staticmethod

@@ -82,11 +82,20 @@ class FullInputs(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """Of levels 1 and 2."""
+    """Of level 1."""
 
     with_gradients: bool
     with_log_q_gradient: bool
     with_curve_gradient: bool
+
+
+class EmbeddingsWanted(NamedTuple):
+    """Of level 2."""
+
+    with_gradients: bool
+    with_log_q_gradient: bool
+    with_curve_gradient: bool
+    sorted_pairs: bool = True  # for the dense gradient of the items on the CPU
 
 
 class SampledWanted(NamedTuple):

@@ -125,7 +125,8 @@ def sampled_cw_loss(
             pos_ids=pos_ids,
             log_weights_dtype=batch.dtype if log_q_correction else None,
         )
-        if shared or sparse_grad or not batch.fused:
+        inside = batch.fused and not (sparse_grad and not autograd.has_sparse_gradients(batch.device))
+        if shared or not inside:
             neg_ids = draw(draws, 1 if shared else batch.rows, interactions.num_items, batch.fused)
             neg_ids = neg_ids[0] if shared else neg_ids
             log_q = None if draws.log_weights is None else draws.log_weights[neg_ids]
@@ -141,7 +142,8 @@ def sampled_cw_loss(
             draws,
             *batch.of_loss,
         )
-        return batch.result(autograd.sampled_rows(inputs, recompute))
+        rows = autograd.sparse_sampled_rows if sparse_grad else autograd.sampled_rows
+        return batch.result(rows(inputs, recompute))
 
 
 @documents_loss_arguments

@@ -106,6 +106,11 @@ void item_gradient(const ItemGradientTask<In>& task, int64_t begin, int64_t end,
     const int64_t first_item = k * kItemsPerBucket;
     const int64_t items = task.num_items - first_item < kItemsPerBucket ? task.num_items - first_item : kItemsPerBucket;
     fill(sums.sum, room, T(0));
+    // Rows with gaps between them, which the processor does not foresee.
+    for (int64_t i = 0; task.item_ids && task.normalized && i < items; ++i) {
+      const char* const row = reinterpret_cast<const char*>(task.items + task.item_ids[first_item + i] * dim);
+      for (int64_t byte = 0; byte < dim * int64_t(sizeof(In)); byte += 64) __builtin_prefetch(row + byte, 0, 2);
+    }
     uint64_t weighed = 0;  // which of the bucket's items have a sum that may not be 0
     uint64_t carried_before = 0, carried = 0;
     for (int64_t i = 0; task.before_high && i < items; ++i) {
@@ -149,7 +154,7 @@ void item_gradient(const ItemGradientTask<In>& task, int64_t begin, int64_t end,
       }
       if (has_carried) add_low(LongSums<T>{sum, high, low}, dim, sum);
       if (task.normalized && (weighed >> i & 1)) {
-        const In* const item = task.items + place;
+        const In* const item = task.item_ids ? task.items + task.item_ids[first_item + i] * dim : task.items + place;
         const T inverse = inverse_norm(squared_norm<In, T>(item, dim));
 #pragma omp simd
         for (int64_t d = 0; d < dim; ++d) unit[d] = load(item[d]) * inverse;

@@ -35,9 +35,10 @@ void pack_shared(const SharedTask<In>& task, int64_t begin, int64_t end) {
 // Calls visit(column) for the columns that row b leaves out (Exclusion), each once.
 template <typename In, typename Visit>
 CW_INLINE void each_left_out(const SharedTask<In>& task, int64_t b, Visit visit) {
-  if (!task.first_column) return;
+  if (!task.excludes) return;
   const auto columns_of = [&](int64_t item) {
-    for (int32_t c = task.first_column[item]; c >= 0; c = task.next_column[c]) visit(c);
+    if (!task.by_item.slots) return visit(item);
+    for (int32_t c = task.by_item.first(item); c >= 0; c = task.by_item.next[c]) visit(c);
   };
   const int64_t positive = task.pos_ids[b];
   if (positive >= 0) columns_of(positive);
@@ -102,7 +103,7 @@ void shared_negatives(const SharedTask<In>& task, int64_t begin, int64_t end, ty
       const T* const given_log_q = task.log_q ? task.log_q + b * task.log_q_stride : nullptr;
       const bool through_log_q = given_log_q || p.normalize_weights || task.curve.log_weights;
       const T* const masked =
-          masked_log_q(dead || task.any_padding || (task.first_column && through_log_q), given_log_q, n, log_q,
+          masked_log_q(dead || task.any_padding || (task.excludes && through_log_q), given_log_q, n, log_q,
                        [&](int64_t j) { return dead || task.neg_ids[j] < 0; });
       // A score of −∞ has no mass but counts as a negative, unless its log weight is −∞ too.
       int64_t left_out = 0;
