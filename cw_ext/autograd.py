@@ -143,7 +143,7 @@ class _Embeddings(_WithLogQ):
 class _SparseEmbeddings(_Embeddings):
     """With a sparse gradient of the items."""
 
-    keeps_item_gradient = True
+    sparse_items = True
 
     def wanted(self, inputs: EmbeddingInputs, needs_gradient: bool) -> EmbeddingsWanted:  # type: ignore[override]
         return EmbeddingsWanted(*super().wanted(inputs, needs_gradient), sorted_pairs=False)
@@ -249,7 +249,7 @@ class _Sampled(Op):
 class _SparseSampled(_Sampled):
     """With a sparse gradient of the items."""
 
-    keeps_item_gradient = True
+    sparse_items = True
 
     def of_items(self, unit_queries: Tensor, factor: Tensor, coefficients: Tensor | None, inputs: Any) -> Tensor:
         ids, values = torch.ops.cw_ext.sparse_sampled_item_gradient(unit_queries, factor, coefficients, *inputs)

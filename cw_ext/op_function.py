@@ -22,6 +22,7 @@ from torch._functorch.utils import unwrap_dead_wrappers
 from cw_ext import checks, extension, op_errors
 from cw_ext.op_inputs import Layout, Losses
 from cw_ext.row_values import RowValues
+from cw_ext.sparse_rows import stay_coalesced
 
 Gradients = dict[str, Tensor | None]
 
@@ -89,7 +90,7 @@ class Saved:
 class Op:
     """An op with its gradients, which go by the names of its arguments."""
 
-    keeps_item_gradient = False  # a reference to it, as sparse_rows.sparse_gradient() asks
+    sparse_items = False  # whether their gradient is
 
     def __init__(
         self,
@@ -260,9 +261,11 @@ class OpFunction(torch.autograd.Function):
             else:
                 if saved.others[op.reduction_at] == "mean":
                     grad = grad * saved.computed[op.rescale_at]
+                table = needed.get("items") if op.sparse_items else None
                 found = op.gradients(saved, grad, needed)
-                if op.keeps_item_gradient:
-                    ctx.item_gradient = found.get("items")
+                items = found.get("items")
+                if table is not None and items is not None:
+                    ctx.kept = stay_coalesced(items, table)
         return (None, None, None, None, *map(found.get, names))
 
     @staticmethod

@@ -94,6 +94,43 @@ CW_INLINE uint64_t add_bucket(const ItemGradientTask<In>& task, int64_t k, int64
   return weighed | fresh;
 }
 
+// x·y, both [vectors].
+template <typename T>
+CW_INLINE T dot_product(const T* x, const T* y, int vectors) {
+  Lanes<T> even = {}, odd = {};
+  for (int v = 0; v + 1 < vectors; v += 2) {
+    even += load_vector<Lanes<T>>(x + v * kLanes<T>) * load_vector<Lanes<T>>(y + v * kLanes<T>);
+    odd += load_vector<Lanes<T>>(x + (v + 1) * kLanes<T>) * load_vector<Lanes<T>>(y + (v + 1) * kLanes<T>);
+  }
+  const int64_t last = (vectors - 1) * int64_t(kLanes<T>);
+  if (vectors % 2) even += load_vector<Lanes<T>>(x + last) * load_vector<Lanes<T>>(y + last);
+  return sum_of_lanes<T>(even + odd);
+}
+
+// As through_normalization(), from the item itself. Once per item, it costs as much as adding a few pairs, where each has no
+// more. unit, g: [vectors]; unit is padded with 0.
+template <typename In, typename T>
+CW_INLINE void through_normalization_of(const In* item, int64_t dim, int vectors, T* unit, T* g) {
+#pragma omp simd
+  for (int64_t d = 0; d < dim; ++d) unit[d] = load(item[d]);
+  fill(g + dim, vectors * kLanes<T> - dim, T(0));  // sums may have anything there
+  const T inverse = inverse_norm(dot_product(unit, unit, vectors));
+  for (int v = 0; v < vectors; ++v) {
+    store_vector(unit + v * kLanes<T>, load_vector<Lanes<T>>(unit + v * kLanes<T>) * inverse);
+  }
+  const T along = dot_product(g, unit, vectors);
+  for (int v = 0; v < vectors; ++v) {
+    const Lanes<T> own = load_vector<Lanes<T>>(g + v * kLanes<T>);
+    store_vector(g + v * kLanes<T>, inverse * (own - along * load_vector<Lanes<T>>(unit + v * kLanes<T>)));
+  }
+}
+
+template <typename In>
+CW_INLINE void prefetch_row(const In* row, int64_t dim) {
+  const char* const bytes = reinterpret_cast<const char*>(row);
+  for (int64_t i = 0; i < dim * int64_t(sizeof(In)); i += 64) __builtin_prefetch(bytes + i);
+}
+
 // scratch: item_gradient_scratch(dim). Buckets [begin, end): each belongs to one thread and goes through its pairs in the
 // order of their rows, so the order of the sums does not depend on the threads.
 template <typename In>
@@ -102,15 +139,11 @@ void item_gradient(const ItemGradientTask<In>& task, int64_t begin, int64_t end,
   const int64_t dim = task.dim, padded_dim = task.padded_dim, room = kItemsPerBucket * padded_dim;
   const LongSums<T> sums{scratch, scratch + room, scratch + 2 * room};
   T* const unit = scratch + 3 * room;
+  fill(unit, padded_dim, T(0));
   for (int64_t k = begin; k < end; ++k) {
     const int64_t first_item = k * kItemsPerBucket;
     const int64_t items = task.num_items - first_item < kItemsPerBucket ? task.num_items - first_item : kItemsPerBucket;
     fill(sums.sum, room, T(0));
-    // Rows with gaps between them, which the processor does not foresee.
-    for (int64_t i = 0; task.item_ids && task.normalized && i < items; ++i) {
-      const char* const row = reinterpret_cast<const char*>(task.items + task.item_ids[first_item + i] * dim);
-      for (int64_t byte = 0; byte < dim * int64_t(sizeof(In)); byte += 64) __builtin_prefetch(row + byte, 0, 2);
-    }
     uint64_t weighed = 0;  // which of the bucket's items have a sum that may not be 0
     uint64_t carried_before = 0, carried = 0;
     for (int64_t i = 0; task.before_high && i < items; ++i) {
@@ -153,12 +186,13 @@ void item_gradient(const ItemGradientTask<In>& task, int64_t begin, int64_t end,
         continue;
       }
       if (has_carried) add_low(LongSums<T>{sum, high, low}, dim, sum);
+      if (task.normalized && task.item_ids && first_item + i + kItemsPerBucket < task.num_items) {
+        // Rows with gaps between them, which the processor does not foresee: those of the next bucket.
+        prefetch_row(task.items + task.item_ids[first_item + i + kItemsPerBucket] * dim, dim);
+      }
       if (task.normalized && (weighed >> i & 1)) {
         const In* const item = task.item_ids ? task.items + task.item_ids[first_item + i] * dim : task.items + place;
-        const T inverse = inverse_norm(squared_norm<In, T>(item, dim));
-#pragma omp simd
-        for (int64_t d = 0; d < dim; ++d) unit[d] = load(item[d]) * inverse;
-        through_normalization(sum, unit, inverse, dim);
+        through_normalization_of(item, dim, int(padded_dim / kLanes<T>), unit, sum);
       }
       In* const target = task.gradient + place;
 #pragma omp simd
