@@ -117,6 +117,11 @@ cw_ext::SparseRows sum_sparse(ItemGradientTask<In> sums, const Tensor& items, co
     sums.item_ids = pointer<const int64_t>(ids);
     sums.gradient = pointer<In>(gradient);
     const PairGrid grid = pair_grid(rows, width, found);
+    if (found == items.size(0)) {  // all of them: each id is its own place
+      sums.item_ids = nullptr;
+      sum_unsorted(sums, grid, gradient, grain, make);
+      return {ids, gradient};
+    }
     sum_unsorted(sums, grid, gradient, grain, [&] {
       return PlacesOf(make(), distinct.places(), grid.rows_per_block, width);
     });
