@@ -54,11 +54,10 @@ def loss_over_all_items(
     row = batch.options.row._replace(include_positive=False, return_above=True)
     negatives = batch._replace(
         options=batch.options._replace(row=row, reduction="none"),
-        row_values=batch.row_values._replace(confidence_threshold=-math.inf),
+        row_values=batch.row_values._replace(threshold=-math.inf),
     )
-    loss, live, num_negatives = rows_of_ids(
-        negatives, neg_ids, log_q, sparse_grad=sparse_grad, exclude=True, history=history
-    )
+    loss, live, above = rows_of_ids(negatives, neg_ids, log_q, sparse_grad=sparse_grad, exclude=True, history=history)
+    num_negatives = above.to(loss.dtype)
     left = _count_items_left(batch, history, interactions)
     scale = torch.where(live, left / torch.where(live, num_negatives, 1), 1).log()
     loss = torch.where(live, torch.logaddexp(torch.zeros_like(loss), loss + scale), 0.0)
