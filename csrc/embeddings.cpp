@@ -82,7 +82,8 @@ EmbeddingsResult embeddings_forward(const Tensor& queries, const Tensor& items, 
 CW_OPS(
   // queries [B, D], items [I, D], pos_ids [B], neg_ids [B, N] or [N], extra_ids [B, M], log_q [B, N]. Results that are not
   // wanted, or do not exist for this kind of negatives or device, are empty: pair_keys and pair_ends are the CPU's order of
-  // the coefficients, where they are to be sorted for item_gradient, and shared_coefficients [B, N] belong to shared negatives [N].
+  // the coefficients, which item_gradient needs sorted and sparse_item_gradient in the order of the pairs;
+  // shared_coefficients [B, N] belong to shared negatives [N].
   m.def("embeddings_forward(Tensor queries, Tensor items, Tensor pos_ids, Tensor neg_ids, Tensor? extra_ids, "
         "Tensor? log_q, " CW_EXCLUSION_SCHEMA ", " CW_LOSS_SCHEMA
         "str similarity, str reduction, bool with_gradients, bool with_log_q_gradient, bool with_curve_gradient, "

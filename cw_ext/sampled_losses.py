@@ -57,7 +57,7 @@ def sampled_cw_loss(
 
     Equal to :func:`cw_ext.cw_loss_from_embeddings` with the ids of :func:`cw_ext.draw_negatives`, but these never exist
     as a tensor: the only thing of size B·N is, at most, the gradients of the scores, in fp32. (The reference backend,
-    double backward and `sparse_grad` do draw the ids into a tensor.)
+    double backward and, on CUDA, `sparse_grad` do draw the ids into a tensor.)
 
     Args:
         queries: [B, D], one row per positive, already gathered; fp16, bf16, fp32 or fp64.

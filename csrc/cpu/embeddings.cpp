@@ -203,10 +203,12 @@ cw_ext::SparseRows sparse_backward(const cw_ext::ItemGradientCall& call) {
     const PairIds<int64_t> ids{pairs.pos_ids.data(), pairs.extra_ids.data(), width - 1};
     return sum(GivenPairs<int64_t, T>{ids, pairs.coefficients.data(), num_items});
   }
-  if (call.neg_ids.scalar_type() == kInt) {
-    return sum(GivenPairs<int32_t, T>{pair_ids<int32_t>(call.pos_ids, call.extra_ids, call.neg_ids), coefficients, num_items});
-  }
-  return sum(GivenPairs<int64_t, T>{pair_ids<int64_t>(call.pos_ids, call.extra_ids, call.neg_ids), coefficients, num_items});
+  const auto sum_given = [&](auto id) {
+    using Id = decltype(id);
+    const PairIds<Id> ids = pair_ids<Id>(call.pos_ids, call.extra_ids, call.neg_ids);
+    return sum(GivenPairs<Id, T>{ids, coefficients, num_items});
+  };
+  return call.neg_ids.scalar_type() == kInt ? sum_given(int32_t{}) : sum_given(int64_t{});
 }
 
 }  // namespace
