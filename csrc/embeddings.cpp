@@ -15,7 +15,7 @@ EmbeddingsResult embeddings_forward(const Tensor& queries, const Tensor& items, 
                                     const Tensor& neg_ids, const OptionalTensor& extra_ids,
                                     const OptionalTensor& log_q, CW_EXCLUSION_PARAMETERS, CW_LOSS_PARAMETERS
                                     const Text& similarity, const Text& reduction, bool with_gradients,
-                                    bool with_log_q_gradient, bool with_curve_gradient) {
+                                    bool with_log_q_gradient, bool with_curve_gradient, bool sorted_pairs) {
   check_tables(queries, items);
   const int64_t rows = queries.size(0);
   const PositiveIds positives = check_positive_ids(queries, rows, pos_ids, extra_ids);
@@ -67,9 +67,9 @@ EmbeddingsResult embeddings_forward(const Tensor& queries, const Tensor& items, 
   }
   CW_CHECK_VALUE(!exclude, "exclude is for negatives that all rows share");
   EmbeddingsCall call;
-  call.dense = is_dense(rows, n, items.size(0), log_q || curve, queries) && !(with_log_q_gradient && log_q);
+  call.dense = sorted_pairs && is_dense(rows, n, items.size(0), log_q || curve, queries) && !(with_log_q_gradient && log_q);
   fill(call, negatives.own, call.dense ? items.size(0) : 1 + m + n);
-  if (with_gradients) {
+  if (with_gradients && sorted_pairs) {
     const int64_t sorted_rows = call.dense ? 0 : rows;
     call.pair_keys = backend::pair_keys(sorted_rows, 1 + m + n, queries);
     call.pair_ends = backend::pair_ends(sorted_rows, 1 + m + n, items.size(0), queries);
@@ -86,10 +86,12 @@ EmbeddingsResult embeddings_forward(const Tensor& queries, const Tensor& items, 
 CW_OPS(
   // queries [B, D], items [I, D], pos_ids [B], neg_ids [B, N] or [N], extra_ids [B, M], log_q [B, N]. Results that are not
   // wanted, or do not exist for this kind of negatives or device, are empty: pair_keys and pair_ends are the CPU's order of
-  // the coefficients (of no rows where these are dense, [B, I]), and shared_coefficients [B, N] belong to shared negatives [N].
+  // the coefficients (of no rows where these are dense, [B, I]), which item_gradient needs, and sparse_item_gradient none, with
+  // coefficients in the order of the pairs; shared_coefficients [B, N] belong to shared negatives [N].
   m.def("embeddings_forward(Tensor queries, Tensor items, Tensor pos_ids, Tensor neg_ids, Tensor? extra_ids, "
         "Tensor? log_q, " CW_EXCLUSION_SCHEMA ", " CW_LOSS_SCHEMA
-        "str similarity, str reduction, bool with_gradients, bool with_log_q_gradient, bool with_curve_gradient) -> ("
+        "str similarity, str reduction, bool with_gradients, bool with_log_q_gradient, bool with_curve_gradient, "
+        "bool sorted_pairs=True) -> ("
         "Tensor loss, Tensor live, Tensor above, Tensor rescale, Tensor d_queries, Tensor unit_queries, Tensor coefficients, "
         "Tensor shared_coefficients, Tensor pair_keys, Tensor pair_ends, Tensor d_log_q, Tensor d_row_values, "
         "Tensor d_curve)");)

@@ -26,7 +26,8 @@ FullResult full_forward(const Tensor& queries, const Tensor& items, const Tensor
   call.bf16_products = bf16_products;
   auto [ids, columns] = backend::catalogue(items.size(0), queries.device());
   call.neg_ids = ids;
-  call.exclusion = {columns.first_column, columns.next_column, history(query_ids, starts, known, rows, queries)};
+  call.exclusion = columns;
+  call.exclusion.history = history(query_ids, starts, known, rows, queries);
   Tensor d_items;
   if (with_gradients) {
     call.coefficients = empty({rows, 1 + positives.extra.size(1)}, options);

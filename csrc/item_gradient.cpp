@@ -1,8 +1,7 @@
 // Backward passes: rows' gradients times those of their losses, and the gradient of the item table.
 #include <vector>
 
-#include "backward.h"
-#include "id_arguments.h"
+#include "item_gradient_calls.h"
 
 namespace cw_ext {
 
@@ -41,43 +40,18 @@ Tensor item_gradient(const Tensor& unit_queries, const OptionalTensor& factor, c
                          const Tensor& pair_ends, const Tensor& items, const Tensor& pos_ids,
                          const Tensor& neg_ids, const OptionalTensor& extra_ids, const Text& similarity,
                          const Text& sums) {
-  CW_CHECK_VALUE(unit_queries.dim() == 2 && items.dim() == 2, "unit_queries must be [B, D] and items [I, D], got ",
-                    unit_queries.sizes(), " and ", items.sizes());
-  const int64_t rows = unit_queries.size(0);
-  check_shape(items, {items.size(0), unit_queries.size(1)}, "items", unit_queries);
-  const PositiveIds positives = check_positive_ids(items, rows, pos_ids, extra_ids);
-  const NegativeIds negatives = check_negative_ids(items, rows, neg_ids);
-  const bool shared = negatives.shared.defined();
-  const int64_t n = negatives.n, m = positives.extra.size(1);
-
-  ItemGradientCall call;
-  call.dense = !kCuda && !shared && rows > 0 && pair_keys.dim() == 2 && pair_keys.size(0) == 0;
-  check_shape(coefficients, {rows, call.dense ? items.size(0) : shared ? 1 + m : 1 + m + n}, "coefficients", items);
-  check_type(coefficients, compute_type(items), "coefficients");
-  check_type(unit_queries, compute_type(items), "unit_queries");
-  call.sources = times_factor(unit_queries, factor);
-  if (shared) {
-    check_shape(shared_coefficients, {rows, n}, "shared_coefficients", items);
-    check_type(shared_coefficients, kept_options(items).dtype, "shared_coefficients");
-    call.shared_coefficients = as_contiguous(shared_coefficients);
-  }
-  call.coefficients = as_contiguous(coefficients);
-  if (!kCuda && !shared && !call.dense) {
-    check_shape(pair_keys, {rows, 1 + m + n}, "pair_keys", items);
+  const bool dense = !kCuda && neg_ids.dim() == 2 && neg_ids.size(0) > 0 && pair_keys.dim() == 2 && pair_keys.size(0) == 0;
+  ItemGradientCall call = item_gradient_call(unit_queries, factor, coefficients, shared_coefficients, items, pos_ids,
+                                             neg_ids, extra_ids, similarity, dense);
+  const int64_t rows = call.sources.size(0), width = call.coefficients.size(1);
+  if (!kCuda && !call.shared_ids.defined() && !dense) {
+    check_shape(pair_keys, {rows, width}, "pair_keys", items);
     check_type(pair_keys, kShort, "pair_keys");
-    check_shape(pair_ends, backend::pair_ends(rows, 1 + m + n, items.size(0), items).sizes(), "pair_ends", items);
+    check_shape(pair_ends, backend::pair_ends(rows, width, items.size(0), items).sizes(), "pair_ends", items);
     check_type(pair_ends, kInt, "pair_ends");
   }
   call.pair_keys = as_contiguous(pair_keys);
   call.pair_ends = as_contiguous(pair_ends);
-  call.items = as_contiguous(items);
-  call.pos_ids = positives.pos;
-  call.extra_ids = positives.extra;
-  call.neg_ids = negatives.own;
-  call.shared_ids = negatives.shared;
-  const auto [scale, normalized] = similarity_of(similarity);
-  call.scale = scale;
-  call.normalized = normalized;
   call.sums = item_sums_of(sums);
   if (rows == 0) return zeros(call.items.sizes(), options_of(call.items));
   call.gradient = empty_large(call.items.sizes(), options_of(call.items));

@@ -1,10 +1,9 @@
 // Level 3: negatives that are drawn inside the op, so that their ids never exist as a tensor.
 #include <tuple>
 
-#include "backward.h"
 #include "dense_rule.h"
 #include "draw_arguments.h"
-#include "query_arguments.h"
+#include "item_gradient_calls.h"
 
 namespace cw_ext {
 
@@ -13,16 +12,10 @@ namespace {
 using SampledResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
                                  Tensor, Tensor>;
 
-Draws checked_draws(Draws draws, const PositiveIds& positives, const Tensor& queries) {
-  draws.pos_ids = positives.pos;
-  if (draws.log_weights.defined()) check_type(draws.log_weights, compute_type(queries), "log_weights");
-  return draws;
-}
-
 SampledResult sampled_forward(const Tensor& queries, const Tensor& items, const Tensor& pos_ids,
                               const OptionalTensor& extra_ids, CW_DRAWS_PARAMETERS, CW_LOSS_PARAMETERS
                               const Text& similarity, const Text& reduction, bool with_gradients,
-                              bool keep_coefficients, bool with_curve_gradient) {
+                              bool keep_coefficients, bool with_curve_gradient, bool sparse) {
   check_tables(queries, items);
   check_items(items);
   const int64_t rows = queries.size(0);
@@ -31,7 +24,7 @@ SampledResult sampled_forward(const Tensor& queries, const Tensor& items, const 
   SampledCall call;
   call.draws = checked_draws(CW_DRAWS(items.size(0), rows, queries), positives, queries);
   fill_query_call(call.rows, queries, items, positives, CW_LOSS(rows, queries), similarity, with_gradients);
-  call.rows.dense = is_dense(rows, num_negatives, items.size(0), log_weights || curve, queries);
+  call.rows.dense = !sparse && is_dense(rows, num_negatives, items.size(0), log_weights || curve, queries);
   if (with_gradients && keep_coefficients) {
     const int64_t width = call.rows.dense ? items.size(0) : 1 + positives.extra.size(1) + num_negatives;
     call.rows.coefficients = empty_large({rows, width}, options);
@@ -54,35 +47,15 @@ Tensor sampled_item_gradient(const Tensor& unit_queries, const OptionalTensor& f
                                  const Tensor& pos_ids, const OptionalTensor& extra_ids, CW_DRAWS_PARAMETERS,
                                  CW_LOSS_PARAMETERS const Text& similarity, const Text& reduction,
                              const Text& sums) {
-  check_tables(queries, items);
-  check_items(items);
-  const int64_t rows = queries.size(0), dim = queries.size(1);
-  const PositiveIds positives = check_positive_ids(queries, rows, pos_ids, extra_ids);
-  check_shape(unit_queries, {rows, dim}, "unit_queries", queries);
-  check_type(unit_queries, compute_type(queries), "unit_queries");
   constexpr bool with_curve_gradient = false;
-  SampledItemGradientCall call;
-  call.draws = checked_draws(CW_DRAWS(items.size(0), rows, queries), positives, queries);
+  SampledItemGradientCall call = sampled_item_gradient_call(
+      unit_queries, factor, coefficients, queries, items, pos_ids, extra_ids, similarity,
+      is_dense(queries.size(0), num_negatives, items.size(0), log_weights || curve, queries),
+      [&](int64_t rows) { return CW_DRAWS(items.size(0), rows, queries); },
+      [&](int64_t rows) { return CW_LOSS(rows, queries); });
   ItemGradientCall& gradient = call.gradient;
-  gradient.sources = times_factor(unit_queries, factor);
-  gradient.items = as_contiguous(items);
-  gradient.pos_ids = positives.pos;
-  gradient.extra_ids = positives.extra;
-  gradient.scale = similarity_of(similarity).scale;
-  gradient.normalized = similarity_of(similarity).normalized;
   gradient.sums = item_sums_of(sums);
-  gradient.dense = is_dense(rows, num_negatives, items.size(0), log_weights || curve, queries);
-  if (coefficients) {
-    const int64_t width = gradient.dense ? items.size(0) : 1 + positives.extra.size(1) + num_negatives;
-    check_shape(*coefficients, {rows, width}, "coefficients", queries);
-    check_type(*coefficients, compute_type(queries), "coefficients");
-    gradient.coefficients = as_contiguous(*coefficients);
-  } else {
-    fill_query_call(call.rows, queries, items, positives, CW_LOSS(rows, queries), similarity, false);
-    call.rows.with_gradients = true;  // of the scores alone
-    call.rows.out.d_curve = MaybeTensor();
-    call.rows.out.above = MaybeTensor();
-  }
+  const int64_t rows = queries.size(0);
   if (rows == 0) return zeros(gradient.items.sizes(), options_of(gradient.items));
   gradient.gradient = empty_large(gradient.items.sizes(), options_of(gradient.items));
   backend::sampled_item_gradient(call);
@@ -92,10 +65,11 @@ Tensor sampled_item_gradient(const Tensor& unit_queries, const OptionalTensor& f
 }  // namespace
 
 CW_OPS(
-  // queries [B, D], items [I, D], pos_ids [B], extra_ids [B, M].
+  // queries [B, D], items [I, D], pos_ids [B], extra_ids [B, M]. sparse: the coefficients are for
+  // sparse_sampled_item_gradient, and so never dense.
   m.def("sampled_forward(Tensor queries, Tensor items, Tensor pos_ids, Tensor? extra_ids, " CW_DRAWS_SCHEMA ", "
         CW_LOSS_SCHEMA "str similarity, str reduction, bool with_gradients, bool keep_coefficients, "
-        "bool with_curve_gradient) -> (Tensor loss, Tensor live, Tensor above, Tensor rescale, Tensor d_queries, "
+        "bool with_curve_gradient, bool sparse=False) -> (Tensor loss, Tensor live, Tensor above, Tensor rescale, Tensor d_queries, "
         "Tensor unit_queries, Tensor coefficients, Tensor d_row_values, Tensor d_curve)");
   // coefficients: from sampled_forward, or None to compute them again.
   m.def("sampled_item_gradient(Tensor unit_queries, Tensor? factor, Tensor? coefficients, Tensor queries, Tensor items, "

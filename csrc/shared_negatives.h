@@ -6,11 +6,12 @@
 namespace cw_ext {
 
 // Which shared negatives a row leaves out, as if they did not exist: its own positive and its query's known positives. The
-// columns of an item are a linked list: first_column[item], then next_column[column], until −1.
+// columns of an item are a linked list: the item's first column, then next_column[column], until −1.
 struct Exclusion {
-  MaybeTensor first_column;  // [I] int32, both undefined if nothing is left out
-  MaybeTensor next_column;   // [N] int32
+  MaybeTensor first_column;  // CUDA: [I] int32, by item. The CPU: a table by hash, as cpu/columns_by_item.h has it
+  MaybeTensor next_column;   // [N] int32; both undefined if nothing is left out, or on the CPU for a catalogue
   History history;
+  bool catalogue = false;    // each column's item is the column itself, and rows leave some out
 };
 
 struct SharedNegativesCall : QueryCall {
@@ -30,7 +31,7 @@ namespace CW_BACKEND {
 void shared_negatives(const cw_ext::SharedNegativesCall& call);
 // An exclusion without its history, for these ids [N] int64 of shared negatives, all in range or −1.
 cw_ext::Exclusion columns_by_item(const Tensor& ids, int64_t num_items);
-// ids [I] = 0, 1, …, I − 1, int64: the whole catalogue as shared negatives; and their columns.
+// ids [I] = 0, 1, …, I − 1, int64: the whole catalogue as shared negatives; and an exclusion without its history.
 struct Catalogue {
   MaybeTensor ids;
   cw_ext::Exclusion columns;

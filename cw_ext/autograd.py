@@ -19,6 +19,7 @@ from cw_ext.op_inputs import (
     SCORES,
     EmbeddingInputs,
     EmbeddingResults,
+    EmbeddingsWanted,
     FullInputs,
     FullResults,
     FullWanted,
@@ -31,9 +32,18 @@ from cw_ext.op_inputs import (
     Wanted,
 )
 from cw_ext.row_values import RowValues
+from cw_ext.sparse_rows import compacted, sparse_gradient
 
 if extension.available():
     from cw_ext import fake  # noqa: F401  (registers the fake kernels)
+
+# Without fullgraph=True the call runs uncompiled between two graphs.
+NO_SPARSE_GRAPH = (
+    "sparse_grad=True makes a sparse gradient, which torch.compile cannot capture: "
+    "leave out fullgraph=True, or sparse_grad=True"
+)
+# A library with CUDA's kernels alone has none.
+_HAS_SPARSE_OPS = extension.available() and hasattr(torch.ops.cw_ext, "sparse_item_gradient")
 
 
 def _item_sums() -> str:
@@ -108,14 +118,19 @@ class _Embeddings(_WithLogQ):
     def gradients(self, saved: Saved, grad: Tensor, needed: dict[str, Tensor]) -> Gradients:
         if "items" not in needed:
             return self.scaled(saved, grad, needed)
-        inputs = saved.arguments()
         results: EmbeddingResults = saved.results
         overwrite = may_overwrite()
         if overwrite:
             torch.ops.cw_ext.scale_rows_([results.unit_queries], grad)
-        items = torch.ops.cw_ext.item_gradient(
+        items = self.of_items(saved.arguments(), results, None if overwrite else grad)
+        del needed["items"]
+        return {"items": items, **self.scaled(saved, grad, needed)}
+
+    def of_items(self, inputs: Any, results: EmbeddingResults, factor: Tensor | None) -> Tensor:
+        """The gradient of the items; `inputs` by name."""
+        gradient: Tensor = torch.ops.cw_ext.item_gradient(
             results.unit_queries,
-            None if overwrite else grad,
+            factor,
             results.coefficients,
             results.shared_coefficients,
             results.pair_keys,
@@ -127,11 +142,51 @@ class _Embeddings(_WithLogQ):
             inputs.similarity,
             _item_sums(),
         )
-        del needed["items"]
-        return {"items": items, **self.scaled(saved, grad, needed)}
+        return gradient
+
+
+class _SparseEmbeddings(_Embeddings):
+    """With a sparse gradient of the items."""
+
+    sparse_items = True
+
+    def wanted(self, inputs: EmbeddingInputs, needs_gradient: bool) -> EmbeddingsWanted:  # type: ignore[override]
+        return EmbeddingsWanted(*super().wanted(inputs, needs_gradient), sorted_pairs=False)
+
+    def of_items(self, inputs: Any, results: EmbeddingResults, factor: Tensor | None) -> Tensor:
+        ids, values = torch.ops.cw_ext.sparse_item_gradient(
+            results.unit_queries,
+            factor,
+            results.coefficients,
+            results.shared_coefficients,
+            inputs.items,
+            inputs.pos_ids,
+            inputs.neg_ids,
+            inputs.extra_ids,
+            inputs.similarity,
+        )
+        return sparse_gradient(ids, values, inputs.items.shape)
+
+
+def _compact_by_reference(inputs: EmbeddingInputs) -> Losses:
+    return reference.embedding_rows(compacted(inputs))
 
 
 _EMBEDDINGS = _Embeddings("embeddings_forward", EMBEDDINGS, EmbeddingResults, reference.embedding_rows)
+_SPARSE_EMBEDDINGS = _SparseEmbeddings("embeddings_forward", EMBEDDINGS, EmbeddingResults, _compact_by_reference)
+
+
+def has_sparse_gradients(device: str) -> bool:
+    """Whether the kernels compute them on such a device; otherwise the table is to be made compact."""
+    return device == "cpu" and _HAS_SPARSE_OPS and not is_exporting()
+
+
+def _uncompiled(rows: Callable[..., Losses], *arguments: Any) -> Losses:
+    """rows(*arguments), outside the graph of torch.compile, which cannot hold a sparse gradient."""
+    if torch.compiler.is_compiling():
+        torch._dynamo.graph_break(msg=NO_SPARSE_GRAPH)
+        rows = torch.compiler.disable(rows)
+    return rows(*arguments)
 
 
 def embedding_rows(inputs: EmbeddingInputs) -> Losses:
@@ -141,27 +196,38 @@ def embedding_rows(inputs: EmbeddingInputs) -> Losses:
     return _losses(_EMBEDDINGS(inputs))
 
 
-def _sampled_by_reference(inputs: SampledInputs) -> Losses:
+def sparse_embedding_rows(inputs: EmbeddingInputs) -> Losses:
+    """Level 2 with a sparse gradient of the items."""
+    return _uncompiled(lambda: _losses(_SPARSE_EMBEDDINGS(inputs)))
+
+
+def _with_drawn(inputs: SampledInputs) -> EmbeddingInputs:
     """With the negatives that the kernels draw."""
     rows, draws = inputs.queries.shape[0], inputs.draws
     neg_ids = torch.ops.cw_ext.draw_negatives(rows, inputs.items.shape[0], *DRAWS.flat(draws))
-    return reference.embedding_rows(
-        EmbeddingInputs(
-            inputs.queries,
-            inputs.items,
-            inputs.pos_ids,
-            neg_ids,
-            inputs.extra_ids,
-            None if draws.log_weights is None else draws.log_weights[neg_ids],
-            exclude=False,
-            history=None,
-            row_values=inputs.row_values,
-            curve=inputs.curve,
-            parameters=inputs.parameters,
-            similarity=inputs.similarity,
-            reduction=inputs.reduction,
-        )
+    return EmbeddingInputs(
+        inputs.queries,
+        inputs.items,
+        inputs.pos_ids,
+        neg_ids,
+        inputs.extra_ids,
+        None if draws.log_weights is None else draws.log_weights[neg_ids],
+        exclude=False,
+        history=None,
+        row_values=inputs.row_values,
+        curve=inputs.curve,
+        parameters=inputs.parameters,
+        similarity=inputs.similarity,
+        reduction=inputs.reduction,
     )
+
+
+def _sampled_by_reference(inputs: SampledInputs) -> Losses:
+    return reference.embedding_rows(_with_drawn(inputs))
+
+
+def _compact_sampled_by_reference(inputs: SampledInputs) -> Losses:
+    return _compact_by_reference(_with_drawn(inputs))
 
 
 class _Sampled(Op):
@@ -173,19 +239,43 @@ class _Sampled(Op):
             return self.scaled(saved, grad, needed)
         results: SampledResults = saved.results
         coefficients = results.coefficients if saved.wanted.keep_coefficients else None
-        items = torch.ops.cw_ext.sampled_item_gradient(
-            results.unit_queries, grad, coefficients, *saved.arguments(), _item_sums()
-        )
+        items = self.of_items(results.unit_queries, grad, coefficients, saved.arguments())
         del needed["items"]
         return {"items": items, **self.scaled(saved, grad, needed)}
 
+    def of_items(self, unit_queries: Tensor, factor: Tensor, coefficients: Tensor | None, inputs: Any) -> Tensor:
+        """The gradient of the items; `inputs` by name."""
+        gradient: Tensor = torch.ops.cw_ext.sampled_item_gradient(
+            unit_queries, factor, coefficients, *inputs, _item_sums()
+        )
+        return gradient
+
+
+class _SparseSampled(_Sampled):
+    """With a sparse gradient of the items."""
+
+    sparse_items = True
+
+    def wanted(self, inputs: SampledInputs, needs_gradient: bool, recompute: bool) -> SampledWanted:
+        return super().wanted(inputs, needs_gradient, recompute)._replace(sparse=True)
+
+    def of_items(self, unit_queries: Tensor, factor: Tensor, coefficients: Tensor | None, inputs: Any) -> Tensor:
+        ids, values = torch.ops.cw_ext.sparse_sampled_item_gradient(unit_queries, factor, coefficients, *inputs)
+        return sparse_gradient(ids, values, inputs.items.shape)
+
 
 _SAMPLED = _Sampled("sampled_forward", SAMPLED, SampledResults, _sampled_by_reference)
+_SPARSE_SAMPLED = _SparseSampled("sampled_forward", SAMPLED, SampledResults, _compact_sampled_by_reference)
 
 
 def sampled_rows(inputs: SampledInputs, recompute: bool) -> Losses:
     """Level 3, with negatives drawn inside."""
     return _losses(_SAMPLED(inputs, recompute))
+
+
+def sparse_sampled_rows(inputs: SampledInputs, recompute: bool) -> Losses:
+    """Level 3 with a sparse gradient of the items."""
+    return _uncompiled(lambda: _losses(_SPARSE_SAMPLED(inputs, recompute)))
 
 
 class _Full(Op):

@@ -14,15 +14,9 @@ from cw_ext.op_inputs import EmbeddingInputs, Losses
 from cw_ext.parameters import LossArguments, LossOptions, RowParameters, resolve
 from cw_ext.reference_sampling import History
 from cw_ext.row_values import CurveInputs, RowValues, curve_inputs, row_values
-from cw_ext.sparse_rows import compact_table
+from cw_ext.sparse_rows import compacted
 
 Similarity = Literal["half_cosine", "cosine", "dot"]
-
-# Without fullgraph=True the call runs uncompiled between two graphs.
-_NO_SPARSE_GRAPH = (
-    "sparse_grad=True makes a sparse gradient, which torch.compile cannot capture: "
-    "leave out fullgraph=True, or sparse_grad=True"
-)
 
 
 def check_similarity(similarity: str) -> None:
@@ -117,9 +111,7 @@ def loss_of_ids(
     history: History | None = None,
 ) -> Tensor:
     """The loss with these negatives; the arguments are those of :func:`rows_of_ids`."""
-    return batch.result(
-        rows_of_ids(batch, neg_ids, log_q, sparse_grad=sparse_grad, exclude=exclude, history=history)
-    )
+    return batch.result(rows_of_ids(batch, neg_ids, log_q, sparse_grad=sparse_grad, exclude=exclude, history=history))
 
 
 def rows_of_ids(
@@ -138,19 +130,25 @@ def rows_of_ids(
     Returns:
         The rows without the row weights.
     """
-    table, ids = batch.items, (batch.pos_ids, neg_ids, batch.extra_ids)
-    if sparse_grad or not batch.fused:
-        for name, tensor in zip(("pos_ids", "neg_ids", "extra_pos_ids"), ids):
-            checks.ids_in_range(name, tensor, table.shape[0])
-    if sparse_grad:
-        if exclude:  # a compact table has other ids than the history
-            log_q = reference.leave_out(log_q, batch.pos_ids, neg_ids, history, table.shape[0], batch.dtype)
-            exclude, history = False, None
-        if torch.compiler.is_compiling():
-            torch._dynamo.graph_break(msg=_NO_SPARSE_GRAPH)
-        table, ids = compact_table(table, ids)
-    pos_ids, neg_ids, extra_ids = ids
     inputs = EmbeddingInputs(
-        batch.queries, table, pos_ids, neg_ids, extra_ids, log_q, exclude, history, *batch.of_loss
+        batch.queries,
+        batch.items,
+        batch.pos_ids,
+        neg_ids,
+        batch.extra_ids,
+        log_q,
+        exclude,
+        history,
+        *batch.of_loss,
     )
+    compact = sparse_grad and not (batch.fused and autograd.has_sparse_gradients(batch.device))
+    if compact or not batch.fused:
+        for name in ("pos_ids", "neg_ids", "extra_ids"):
+            checks.ids_in_range(name.replace("extra", "extra_pos"), getattr(inputs, name), batch.items.shape[0])
+    if compact:
+        if torch.compiler.is_compiling():
+            torch._dynamo.graph_break(msg=autograd.NO_SPARSE_GRAPH)
+        inputs = compacted(inputs)
+    elif sparse_grad:
+        return autograd.sparse_embedding_rows(inputs)
     return autograd.embedding_rows(inputs) if batch.fused else reference.embedding_rows(inputs)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from cw_ext import reference
 from cw_ext.embedding_batch import EmbeddingBatch, rows_of_ids
 from cw_ext.interactions import Interactions
-from cw_ext.parameters import LossOptions, resolve
+from cw_ext.parameters import LossOptions
 from cw_ext.reference_sampling import History
-from cw_ext.row_values import RowValues
 
 
-def check_estimate_full(
-    estimate_full: bool, options: LossOptions, log_q_correction: bool, candidates: object
-) -> None:
+def check_estimate_full(estimate_full: bool, options: LossOptions, log_q_correction: bool, candidates: object) -> None:
     """Refuse settings with which a row is not part of the softmax over all items."""
     row = options.row
     if estimate_full and candidates is not None:
@@ -49,28 +48,18 @@ def loss_over_all_items(
     A row without the positive is log(N_eff·G), so the wanted one is log(1 + e^x) of x = that plus log(I′ / N_eff). The
     gradient of log(1 + e^x) is the weight 1 − P(positive).
     """
-    row = batch.options.row._replace(include_positive=False)
-    negatives = batch._replace(options=batch.options._replace(row=row, reduction="none"))
-    loss, live, _ = rows_of_ids(negatives, neg_ids, log_q, sparse_grad=sparse_grad, exclude=True, history=history)
-    num_negatives = _count_negatives(batch, neg_ids, log_q, history)
+    # The kernels count the negatives that score above a threshold: above −∞, all of them.
+    row = batch.options.row._replace(include_positive=False, return_above=True)
+    negatives = batch._replace(
+        options=batch.options._replace(row=row, reduction="none"),
+        row_values=batch.row_values._replace(threshold=-math.inf),
+    )
+    loss, live, above = rows_of_ids(negatives, neg_ids, log_q, sparse_grad=sparse_grad, exclude=True, history=history)
+    num_negatives = above.to(loss.dtype)
     left = _count_items_left(batch, history, interactions)
     scale = torch.where(live, left / torch.where(live, num_negatives, 1), 1).log()
     loss = torch.where(live, torch.logaddexp(torch.zeros_like(loss), loss + scale), 0.0)
     return reference.reduce(loss, live, batch.row_weights, batch.options.reduction)
-
-
-def _count_negatives(batch: EmbeddingBatch, neg_ids: Tensor, log_q: Tensor, history: History | None) -> Tensor:
-    """N_eff [B], counted by the loss itself: with all scores 0 a row is log(1 + N_eff)."""
-    zeros = batch._replace(
-        queries=torch.zeros(batch.rows, 1, dtype=batch.dtype, device=batch.queries.device),
-        items=torch.zeros(batch.items.shape[0], 1, dtype=batch.dtype, device=batch.items.device),
-        extra_ids=None,
-        row_values=RowValues(),
-        similarity="dot",
-        options=resolve({"weighting": "none", "include_positive": True, "reduction": "none"}),
-    )
-    loss, *_ = rows_of_ids(zeros, neg_ids, log_q, sparse_grad=False, exclude=True, history=history)
-    return loss.expm1()
 
 
 def _count_items_left(batch: EmbeddingBatch, history: History | None, interactions: Interactions | None) -> Tensor:

@@ -14,6 +14,7 @@ from cw_ext.op_inputs import (
     SAMPLED,
     SCORES,
     EmbeddingResults,
+    EmbeddingsWanted,
     FullResults,
     FullWanted,
     Losses,
@@ -108,15 +109,16 @@ def _dense(queries: Tensor, negatives: int, items: int, *, weighted: bool) -> in
 
 @torch.library.register_fake("cw_ext::embeddings_forward")
 def _embeddings_forward(*arguments: Any) -> tuple[Tensor | None, ...]:
-    inputs, wanted = EMBEDDINGS.split(arguments, Wanted)
+    inputs, wanted = EMBEDDINGS.split(arguments, EmbeddingsWanted)
     new, (rows, dim), n = _New(inputs.queries), inputs.queries.shape, inputs.neg_ids.shape[-1]
     shared, own = inputs.neg_ids.dim() == 1, 1 + _width(inputs.extra_ids)
     gradients, items = wanted.with_gradients, inputs.items.shape[0]
     of_log_q = wanted.with_log_q_gradient and inputs.log_q is not None
     weighted = inputs.log_q is not None or inputs.curve.curve is not None
-    dense = 0 if not gradients or shared or of_log_q else _dense(inputs.queries, n, items, weighted=weighted)
+    is_sorted = gradients and wanted.sorted_pairs and not shared
+    dense = 0 if not is_sorted or of_log_q else _dense(inputs.queries, n, items, weighted=weighted)
     sorted_rows = rows - rows * dense
-    keys, ends = _sorted_pairs(inputs.queries, sorted_rows, own + n, items, wanted=gradients and not shared)
+    keys, ends = _sorted_pairs(inputs.queries, sorted_rows, own + n, items, wanted=is_sorted)
     results = EmbeddingResults(
         rescale=new.rescale(inputs.reduction),
         d_queries=new(rows, dim, wanted=gradients),
@@ -146,7 +148,8 @@ def _sampled_forward(*arguments: Any) -> tuple[Tensor | None, ...]:
     gradients, n, items = wanted.with_gradients, inputs.draws.num_negatives, inputs.items.shape[0]
     weighted = inputs.draws.log_weights is not None or inputs.curve.curve is not None
     pairs = 1 + _width(inputs.extra_ids) + n
-    width = pairs + _dense(inputs.queries, n, items, weighted=weighted) * (items - pairs) if kept else 0
+    dense = 0 if wanted.sparse or not kept else _dense(inputs.queries, n, items, weighted=weighted)
+    width = pairs + dense * (items - pairs)
     results = SampledResults(
         rescale=new.rescale(inputs.reduction),
         d_queries=new(rows, dim, wanted=gradients),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import os
 from collections.abc import Sequence
 from numbers import Integral
@@ -45,6 +46,7 @@ class Interactions:
         keep_counts: whether item_counts counts events.
         most_per_query: the length of the longest history, 0 if there is none.
         num_occurring: how many items occur at all.
+        count_bounds: fp64 [2], the sum of item_counts, and the least that is not 0.
         query_labels, item_labels: numpy arrays [num_queries] and [num_items], sorted: the file's id of each row, if its
             ids were numbered anew. None if ids are rows as they are.
         source: for interactions of a file, a line that tells what was taken from it and what was left out.
@@ -59,6 +61,7 @@ class Interactions:
     keep_counts: bool
     most_per_query: int
     num_occurring: int
+    count_bounds: Tensor
     query_labels: np.ndarray | None = None
     item_labels: np.ndarray | None = None
     source: str | None = None
@@ -114,6 +117,7 @@ class Interactions:
         # Read back once, so that no batch has to wait for the device to check whether there is something to draw.
         self.most_per_query = int(lengths.max())
         self.num_occurring = int((self.item_counts > 0).sum())
+        self.count_bounds = count_bounds(self.item_counts)
         self._tables: dict[tuple[float, float], Popularity] = {}
         self._candidates = WeakTensorKeyDictionary()
 
@@ -268,6 +272,7 @@ class Interactions:
             return self
         moved = copy.copy(self)
         moved.starts, moved.items, moved.item_counts = starts, self.items.to(device), self.item_counts.to(device)
+        moved.count_bounds = self.count_bounds.to(device)
         return moved
 
     def popularity(self, exponent: float, smoothing: float = 0.0) -> Popularity:
@@ -388,6 +393,7 @@ class Interactions:
             raise ValueError(f"matrix must hold whole numbers ≥ 0 with keep_counts=True, got {values[wrong][0]}")
         counts = np.bincount(item_ids, weights=values, minlength=self.num_items)
         self.item_counts = torch.from_numpy(counts.astype(np.int64))
+        self.count_bounds = count_bounds(self.item_counts)
         self.num_events = int(values.sum(dtype=np.float64))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -432,6 +438,7 @@ class Candidates(CandidateItems):
         known.starts = torch.cat([kept.new_zeros(1, dtype=torch.int64), kept.cumsum(0)])[interactions.starts]
         known.items = places[interactions.items[kept]]
         known.item_counts = interactions.item_counts[self.ids]
+        known.count_bounds = count_bounds(known.item_counts)
         known.most_per_query = int(known.starts.diff().max())
         known.num_occurring = int((known.item_counts > 0).sum())
         self.known = known
@@ -450,6 +457,13 @@ class Candidates(CandidateItems):
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_tables": {}}  # as Interactions has it
+
+
+def count_bounds(item_counts: Tensor) -> Tensor:
+    """fp64 [2]: the sum of the counts, and the least that is not 0, or 1. It reads all items, which no step should."""
+    counts = item_counts.double()
+    least = torch.where(counts > 0, counts, math.inf).amin()
+    return torch.stack([counts.sum(), torch.where(least < math.inf, least, 1.0)])
 
 
 def _device(device: object) -> torch.device:

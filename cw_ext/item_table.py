@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from cw_ext.compiling import is_exporting
 from cw_ext.op_function import may_overwrite
+from cw_ext.sparse_rows import sparse_gradient, stay_coalesced
 
 
 class _NoGradientAt(torch.autograd.Function):
@@ -20,7 +21,8 @@ class _NoGradientAt(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
-        _, ctx.row = inputs
+        table, ctx.row = inputs
+        ctx.save_for_backward(table)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
@@ -31,11 +33,10 @@ class _NoGradientAt(torch.autograd.Function):
             return (grad.index_fill_ if own else grad.index_fill)(0, row, 0), None
         ids, values = grad._indices(), grad._values()  # coalesced, as cw_ext.sparse_rows makes them
         kept = ids[0] != ctx.row
-        # The reference in ctx keeps the gradient coalesced, as in cw_ext.sparse_rows.
-        ctx.result = torch.sparse_coo_tensor(
-            ids[:, kept], values[kept], grad.shape, check_invariants=False, is_coalesced=True
-        )
-        return ctx.result, None
+        if not kept.all():
+            grad = sparse_gradient(ids[0][kept], values[kept], grad.shape)
+        ctx.kept = stay_coalesced(grad, *ctx.saved_tensors)
+        return grad, None
 
 
 def item_table(items: Tensor | nn.Embedding) -> tuple[Tensor, bool]:

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from cw_ext import checks, extension, op_errors, reference_sampling
 from cw_ext.interactions import DISTRIBUTIONS, Candidates, Interactions
@@ -106,11 +107,25 @@ def draws_of(
         table = source.popularity(popularity_exponent, popularity_smoothing)
         tables = (table.thresholds, table.aliases, table.cumulative, table.known_shares)
         if log_weights_dtype is not None:
-            log_weights = table.log_weights.to(log_weights_dtype)
+            log_weights = _in_dtype(table.log_weights, log_weights_dtype)
     seeds = seed_tensor(seed, interactions.device)
     first_row = 0 if query_ids is None else first_row
     ids = None if prepared is None else prepared.ids
     return Draws(*history, seeds, first_row, num_negatives, *tables, log_weights, ids)
+
+
+# A table's log weights in another dtype, for as long as the table lives: a step must not take longer for more items.
+_CONVERTED = WeakTensorKeyDictionary()
+
+
+def _in_dtype(log_weights: Tensor, dtype: torch.dtype) -> Tensor:
+    if torch.compiler.is_compiling():
+        return log_weights.to(dtype)
+    kept: dict[torch.dtype, Tensor] = _CONVERTED.setdefault(log_weights, {})
+    if dtype not in kept:
+        with torch.inference_mode(False):  # whose tensors could not be used in training
+            kept[dtype] = log_weights.to(dtype)
+    return kept[dtype]
 
 
 def uniform_draws(

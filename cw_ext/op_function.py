@@ -22,6 +22,7 @@ from torch import Tensor
 from cw_ext import checks, extension, op_errors
 from cw_ext.op_inputs import Layout, Losses
 from cw_ext.row_values import RowValues
+from cw_ext.sparse_rows import stay_coalesced
 
 Gradients = dict[str, Tensor | None]
 
@@ -96,6 +97,8 @@ class Saved:
 
 class Op:
     """An op with its gradients, which go by the names of its arguments."""
+
+    sparse_items = False  # whether their gradient is
 
     def __init__(
         self,
@@ -248,7 +251,7 @@ def _scaled(gradients: list[Tensor], like: Sequence[Tensor], grad: Tensor, resca
 
 
 def gradients_of(
-    call: Call, tensors: tuple[Tensor, ...], grad: Tensor | None, needs: tuple[bool, ...]
+    ctx: Any, call: Call, tensors: tuple[Tensor, ...], grad: Tensor | None, needs: tuple[bool, ...]
 ) -> Sequence[Tensor | None]:
     """Of the op's tensors, from those that were saved."""
     if grad is None:
@@ -263,7 +266,11 @@ def gradients_of(
     else:
         if saved.others[op.reduction_at] == "mean":
             grad = grad * saved.computed[op.rescale_at]
+        table = needed.get("items") if op.sparse_items else None
         found = op.gradients(saved, grad, needed)
+        items = found.get("items")
+        if table is not None and items is not None:
+            ctx.kept = stay_coalesced(items, table)
     return [*map(found.get, names)]
 
 
@@ -291,7 +298,7 @@ class OpFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         call = Call(ctx.op, ctx.wanted, ctx.others, ctx.places)
-        return (None, None, None, None, *gradients_of(call, ctx.saved_tensors, grad, ctx.needs_input_grad[4:]))
+        return (None, None, None, None, *gradients_of(ctx, call, ctx.saved_tensors, grad, ctx.needs_input_grad[4:]))
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
@@ -325,7 +332,7 @@ class _Direct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
         try:
-            return (None, None, *gradients_of(ctx.call, ctx.saved_tensors, grad, ctx.needs_input_grad[2:]))
+            return (None, None, *gradients_of(ctx, ctx.call, ctx.saved_tensors, grad, ctx.needs_input_grad[2:]))
         except op_errors.RAISED as error:
             raise op_errors.restored(error) from None
 

@@ -83,17 +83,27 @@ class FullInputs(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """Of levels 1 and 2."""
+    """Of level 1."""
 
     with_gradients: bool
     with_log_q_gradient: bool
     with_curve_gradient: bool
 
 
+class EmbeddingsWanted(NamedTuple):
+    """Of level 2."""
+
+    with_gradients: bool
+    with_log_q_gradient: bool
+    with_curve_gradient: bool
+    sorted_pairs: bool = True  # for the dense gradient of the items on the CPU
+
+
 class SampledWanted(NamedTuple):
     with_gradients: bool
     keep_coefficients: bool  # else the item gradient computes them again
     with_curve_gradient: bool
+    sparse: bool = False  # the coefficients are for a sparse gradient of the items
 
 
 class FullWanted(NamedTuple):

@@ -95,7 +95,7 @@ class _PlainScores(torch.autograd.Function):
         saved, needs = ctx.saved_tensors, ctx.needs_input_grad[1:]
         try:
             if grad is None or not all(needs) or wants_graph() or not may_overwrite():
-                return (None, *gradients_of(plain.call, saved, grad, needs))
+                return (None, *gradients_of(ctx, plain.call, saved, grad, needs))
             _, _, rescale, *own = saved
             scale_in_place(own, grad, rescale if plain.is_mean else None)
             return (None, *own)

@@ -68,9 +68,7 @@ def log_surrogate(margin: Tensor, temperature: Tensor | float, p: RowParameters)
     return torch.where(zero, -math.inf, torch.where(zero, 0.0, log_value) / temperature)
 
 
-def of_positive(
-    loss: Tensor, pos: Tensor, tau: Tensor | float, threshold: Tensor | float, p: RowParameters
-) -> Tensor:
+def of_positive(loss: Tensor, pos: Tensor, tau: Tensor | float, threshold: Tensor | float, p: RowParameters) -> Tensor:
     """c(s⁺)·(L + s⁺(1/τ − 1/τ⁺)) from L."""
     if p.positive_temperature is not None:
         loss = loss + pos * (1 / tau - 1 / p.positive_temperature)

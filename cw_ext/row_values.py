@@ -34,6 +34,7 @@ class CurveInputs(NamedTuple):
 
 NO_CURVE = CurveInputs()
 
+
 def row_values(options: LossOptions, like_name: str, like: Tensor, dtype: torch.dtype) -> RowValues:
     """The values of a batch, checked, in `dtype` and with one value per element of `like`."""
     given = RowValues(options.prior, options.confidence_threshold, options.temperature)

@@ -14,7 +14,7 @@ from cw_ext.autocast import without_autocast
 from cw_ext.candidates import CandidateItems
 from cw_ext.embedding_batch import EmbeddingBatch, Similarity, embedding_batch, loss_of_ids
 from cw_ext.estimate_full import check_estimate_full, loss_over_all_items
-from cw_ext.interactions import Candidates, Interactions
+from cw_ext.interactions import Candidates, Interactions, count_bounds
 from cw_ext.negative_sampling import (
     Distribution,
     check_interactions,
@@ -57,7 +57,7 @@ def sampled_cw_loss(
 
     Equal to :func:`cw_ext.cw_loss_from_embeddings` with the ids of :func:`cw_ext.draw_negatives`, but these never exist
     as a tensor: the only thing of size B·N is, at most, the gradients of the scores, in fp32. (The reference backend,
-    double backward and `sparse_grad` do draw the ids into a tensor.)
+    double backward and, on CUDA, `sparse_grad` do draw the ids into a tensor.)
 
     Args:
         queries: [B, D], one row per positive, already gathered; fp16, bf16, fp32 or fp64.
@@ -125,7 +125,8 @@ def sampled_cw_loss(
             pos_ids=pos_ids,
             log_weights_dtype=batch.dtype if log_q_correction else None,
         )
-        if shared or sparse_grad or not batch.fused:
+        inside = batch.fused and not (sparse_grad and not autograd.has_sparse_gradients(batch.device))
+        if shared or not inside:
             neg_ids = draw(draws, 1 if shared else batch.rows, interactions.num_items, batch.fused)
             neg_ids = neg_ids[0] if shared else neg_ids
             log_q = None if draws.log_weights is None else draws.log_weights[neg_ids]
@@ -141,7 +142,8 @@ def sampled_cw_loss(
             draws,
             *batch.of_loss,
         )
-        return batch.result(autograd.sampled_rows(inputs, recompute))
+        rows = autograd.sparse_sampled_rows if sparse_grad else autograd.sampled_rows
+        return batch.result(rows(inputs, recompute))
 
 
 @documents_loss_arguments
@@ -185,7 +187,8 @@ def cw_loss_in_batch(
         item_counts: [I], finite and ≥ 0, how often each item is a positive of the batches; default:
             interactions.item_counts. The counts must follow what the batches are drawn from. If pairs repeat and the
             batches repeat them, make the interactions with keep_counts=True. If the batches have each pair once, pass
-            the counts of distinct pairs. The values are checked on the CPU outside torch.compile.
+            the counts of distinct pairs. The values are checked on the CPU outside torch.compile. They are read
+            whole at each call; those of `interactions` are not.
         log_q_correction: needs item_counts or interactions.
         estimate_full: estimate the softmax over all items, that is :func:`cw_loss_full` with include_positive=True:
             log(1 + I′·G), where I′ is the number of items that the row does not leave out, in place of the number of
@@ -237,7 +240,7 @@ def cw_loss_in_batch(
         log_q = None
         if counts is not None:
             drawable = batch.items.shape[0] if chosen is None else len(chosen)
-            log_q = _mixture_log_weights(neg_ids, counts, batch, num_negatives, drawable)
+            log_q = _mixture_log_weights(neg_ids, *counts, batch, num_negatives, drawable)
         if chosen is not None:  # positives of the batch need not be candidates
             log_q = torch.zeros_like(neg_ids, dtype=batch.dtype) if log_q is None else log_q
             log_q = torch.where(chosen.is_candidate[neg_ids.clamp(min=0)], log_q, -math.inf)
@@ -327,9 +330,10 @@ def _history(batch: EmbeddingBatch, query_ids: Tensor | None, interactions: Inte
     return history_of(query_ids, interactions)
 
 
-def _item_counts(interactions: Interactions | None, item_counts: Tensor | None) -> Tensor:
+def _item_counts(interactions: Interactions | None, item_counts: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The counts, and their count_bounds()."""
     if item_counts is not None:
-        return item_counts
+        return item_counts, count_bounds(item_counts)
     if interactions is None:
         raise ValueError(
             "log_q_correction=True needs to know how popular the items are: give interactions or item_counts, or "
@@ -342,7 +346,7 @@ def _item_counts(interactions: Interactions | None, item_counts: Tensor | None) 
             "as they came, make the interactions with keep_counts=True. If they have each pair once, pass "
             "item_counts=interactions.item_counts"
         )
-    return interactions.item_counts
+    return interactions.item_counts, interactions.count_bounds
 
 
 def _chosen(
@@ -363,18 +367,15 @@ def _chosen(
 
 
 def _mixture_log_weights(
-    neg_ids: Tensor, item_counts: Tensor, batch: EmbeddingBatch, uniform: int, drawable: int
+    neg_ids: Tensor, item_counts: Tensor, bounds: Tensor, batch: EmbeddingBatch, uniform: int, drawable: int
 ) -> Tensor:
     """log of uniform over actual probability, [B + K], of B in-batch and K uniform negatives from `drawable` items.
 
     Rows of padding bring no negative, so B counts the others.
     """
-    counts = item_counts.double()
-    total = counts.sum()
+    total, least = bounds.unbind()
+    found = item_counts[neg_ids.clamp(min=0)].double()
     # A positive of the batch occurs at least once, even if its count is 0; a drawn item may not occur at all.
-    least = torch.where(counts > 0, counts, math.inf).amin()
-    least = torch.where(least < math.inf, least, 1.0)
-    found = counts[neg_ids.clamp(min=0)]
     found[: batch.rows] = found[: batch.rows].maximum(least)
     popular = found / torch.where(total > 0, total, 1.0) * drawable
     in_batch = (neg_ids[: batch.rows] >= 0).sum()

@@ -1,4 +1,4 @@
-"""The rows of a table that a batch touches, as a small table of their own, with a coalesced sparse gradient."""
+"""Sparse gradients of a table: only the rows that a batch names."""
 
 from __future__ import annotations
 
@@ -7,7 +7,47 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from cw_ext import reference
+from cw_ext.op_inputs import EmbeddingInputs
+
 _Ids = TypeVar("_Ids", bound=tuple[Tensor | None, ...])
+
+
+def sparse_gradient(ids: Tensor, values: Tensor, shape: torch.Size) -> Tensor:
+    """The coalesced gradient of a table whose rows `ids`, sorted and distinct, have the gradients `values`."""
+    # The op, as before torch 2.13 torch.sparse_coo_tensor warns of unchecked invariants even where
+    # check_invariants=False is passed.
+    gradient: Tensor = torch.ops.aten._sparse_coo_tensor_unsafe(ids.unsqueeze(0), values, shape, is_coalesced=True)
+    return gradient
+
+
+def stay_coalesced(gradient: Tensor, table: Tensor) -> Tensor | None:
+    """Let table.grad say that it is coalesced, where backward is about to return this gradient for the table.
+
+    A gradient that nothing else refers to becomes .grad as it is, but without the flag; another one is copied with it.
+    A copy takes as long as the kernels take. So the flag is set again when the backward pass is over.
+
+    Returns:
+        What the caller keeps, so that the gradient is copied: where someone may look at .grad before that.
+    """
+    if not table.is_leaf or table.grad is not None:
+        return None
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if distributed or table._post_accumulate_grad_hooks:
+        return gradient
+    parts = _addresses(gradient)
+
+    def set_flag() -> None:
+        found = table.grad
+        if found is not None and found.is_sparse and _addresses(found) == parts:  # else it is a sum with others
+            found._coalesced_(True)
+
+    torch.autograd.Variable._execution_engine.queue_callback(set_flag)
+    return None
+
+
+def _addresses(x: Tensor) -> tuple[int, int, int]:
+    return x._indices().data_ptr(), x._values().data_ptr(), x._nnz()
 
 
 class _RowsWithSparseGradient(torch.autograd.Function):
@@ -15,22 +55,17 @@ class _RowsWithSparseGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, table: Tensor, unique_ids: Tensor) -> Tensor:
-        ctx.save_for_backward(unique_ids)
-        ctx.shape = table.shape
+        ctx.save_for_backward(unique_ids, table)
         # If all ids are padding: the kernels need a table with at least a row.
         return table[unique_ids] if unique_ids.numel() else table[:1].clone()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (unique_ids,) = ctx.saved_tensors
-        # unique_ids is sorted and has no duplicates, which is what "coalesced" means. The extra reference keeps the
-        # flag: a gradient without other references becomes its tensor's .grad without it. The op, as before torch 2.13
-        # torch.sparse_coo_tensor warns of unchecked invariants even where check_invariants=False is passed.
-        ctx.result = torch.ops.aten._sparse_coo_tensor_unsafe(
-            unique_ids.unsqueeze(0), grad[: unique_ids.numel()], ctx.shape, is_coalesced=True
-        )
-        return ctx.result, None
+        unique_ids, table = ctx.saved_tensors
+        gradient = sparse_gradient(unique_ids, grad[: unique_ids.numel()], table.shape)
+        ctx.kept = stay_coalesced(gradient, table)
+        return gradient, None
 
 
 def compact_table(table: Tensor, ids: _Ids) -> tuple[Tensor, _Ids]:
@@ -56,3 +91,17 @@ def compact_table(table: Tensor, ids: _Ids) -> tuple[Tensor, _Ids]:
     remapped = tuple(None if t is None else place[t.long()].to(t.dtype) for t in ids)
     rows = _RowsWithSparseGradient.apply(table, unique_ids)  # type: ignore[no-untyped-call]
     return rows, remapped  # type: ignore[return-value]  # None where None was
+
+
+def compacted(inputs: EmbeddingInputs) -> EmbeddingInputs:
+    """The same batch on the rows of the table that it names, which have a sparse gradient."""
+    if inputs.exclude:  # a compact table has other ids than the history
+        dtype = reference.compute_dtype(inputs.queries.dtype)
+        log_q = reference.leave_out(
+            inputs.log_q, inputs.pos_ids, inputs.neg_ids, inputs.history, inputs.items.shape[0], dtype
+        )
+        inputs = inputs._replace(log_q=log_q, exclude=False, history=None)
+    items, (pos_ids, neg_ids, extra_ids) = compact_table(
+        inputs.items, (inputs.pos_ids, inputs.neg_ids, inputs.extra_ids)
+    )
+    return inputs._replace(items=items, pos_ids=pos_ids, neg_ids=neg_ids, extra_ids=extra_ids)

@@ -18,7 +18,7 @@ from cw_ext.row_values import CurveInputs, RowValues
 
 OPS = {
     "scores_forward": (SCORES, op_inputs.Wanted, op_inputs.ScoreResults),
-    "embeddings_forward": (EMBEDDINGS, op_inputs.Wanted, op_inputs.EmbeddingResults),
+    "embeddings_forward": (EMBEDDINGS, op_inputs.EmbeddingsWanted, op_inputs.EmbeddingResults),
     "sampled_forward": (SAMPLED, op_inputs.SampledWanted, op_inputs.SampledResults),
     "full_forward": (FULL, op_inputs.FullWanted, op_inputs.FullResults),
 }
@@ -42,6 +42,7 @@ def test_ops_that_take_a_part(kernels: None) -> None:
     assert ["rows", "num_items", *DRAWS.names] == [a.name for a in _schema("draw_negatives").arguments]
     own = ["unit_queries", "factor", "coefficients"]
     assert [*own, *SAMPLED.names, "sums"] == [a.name for a in _schema("sampled_item_gradient").arguments]
+    assert [*own, *SAMPLED.names] == [a.name for a in _schema("sparse_sampled_item_gradient").arguments]
 
 
 class _Nested(NamedTuple):

@@ -37,8 +37,8 @@ class EmbeddingsRoom {
   EmbeddingsScratch<In> pointers() const { return {item_rows_.get(), numbers_.get()}; }
 
  private:
-  std::unique_ptr<const In*[]> item_rows_;
-  std::unique_ptr<T[]> numbers_;
+  Scratch<const In*> item_rows_;
+  Scratch<T> numbers_;
 };
 
 template <typename Id>
@@ -80,6 +80,7 @@ Tensor fill_item_task(const cw_ext::ItemGradientCall& call, int64_t further, Ite
   using T = typename Compute<In>::type;
   const int64_t dim = call.items.size(1), rows = call.sources.size(0);
   task.items = pointer<const In>(call.items);
+  task.item_ids = nullptr;
   task.num_items = call.items.size(0);
   task.dim = dim;
   task.padded_dim = round_up_dim(dim);

@@ -8,6 +8,7 @@
 #include "dense.h"
 #include "dispatch.h"
 #include "embedding_tasks.h"
+#include "unsorted_pairs.h"
 
 namespace cw_cpu {
 
@@ -26,26 +27,27 @@ void forward(const cw_ext::EmbeddingsCall& call) {
   const Tensor inverse_norms =
       call.normalized ? inverse_norms_of(call.items, rows * grid.width, call.out.loss.scalar_type()) : Tensor();
   task.inverse_norms = pointer<const T>(inverse_norms);
-  const bool wanted = call.with_gradients;
+  const bool wanted = call.with_gradients, sorted = wanted && call.pair_keys.defined();
 
   std::mutex mutex;
   BadId bad;
   parallel_for(0, grid.blocks, grain(grid.pairs_per_block() * task.items.dim), [&](int64_t first, int64_t last) {
     const EmbeddingsRoom<In> room(n, m, task.items.dim);
-    const auto coefficients = scratch<T>(wanted ? grid.pairs_per_block() : 0);
-    const auto sort_room = scratch<SortedPair<T>>(wanted ? grid.pairs_per_block() : 0);
+    const auto coefficients = scratch<T>(sorted ? grid.pairs_per_block() : 0);
+    const auto sort_room = scratch<SortedPair<T>>(sorted ? grid.pairs_per_block() : 0);
     for (int64_t block = first; block < last; ++block) {
       const int64_t begin = block * grid.rows_per_block, end = begin + grid.rows_in(block);
-      int32_t* const ends = wanted ? pointer<int32_t>(call.pair_ends) + block * grid.buckets : nullptr;
-      const BadId found = wanted ? count_block(task.ids, grid, block, num_items, ends)
+      int32_t* const ends = sorted ? pointer<int32_t>(call.pair_ends) + block * grid.buckets : nullptr;
+      const BadId found = sorted ? count_block(task.ids, grid, block, num_items, ends)
                                  : visit_rows(task.ids, begin, end, num_items, [](int64_t) {});
+      T* const kept = wanted && !sorted ? pointer<T>(call.coefficients) + begin * grid.width : coefficients.get();
       if (found.name) {
         const std::lock_guard<std::mutex> lock(mutex);
         note_first(found, bad);
         return;
       }
-      CW_WITH_ISA(embeddings<In, Id>(task, begin, end, wanted ? coefficients.get() : nullptr, room.pointers()));
-      if (wanted) {
+      CW_WITH_ISA(embeddings<In, Id>(task, begin, end, wanted ? kept : nullptr, room.pointers()));
+      if (sorted) {
         const int64_t base = block * grid.pairs_per_block();
         sort_block(task.ids, grid, block, coefficients.get(), ends, sort_room.get(),
                    pointer<PairKey>(call.pair_keys) + base, pointer<T>(call.coefficients) + base);
@@ -125,17 +127,26 @@ SharedPairs<T> shared_pairs(const cw_ext::ItemGradientCall& call, const T* sums,
   return pairs;
 }
 
+// The task but for its pairs. The returned tensor holds the sources: the rows' and, behind them, the shared negatives' own.
+template <typename In>
+Tensor fill_sources(const cw_ext::ItemGradientCall& call, int64_t shared, ItemGradientTask<In>& task) {
+  using T = typename Compute<In>::type;
+  const int64_t rows = call.sources.size(0);
+  const Tensor sources = fill_item_task(call, shared, task);
+  if (shared > 0) {
+    weighted_sums(pointer<const T>(call.shared_coefficients), rows, shared, pointer<const T>(call.sources),
+                  call.items.size(1), T(call.scale), pointer<T>(sources) + rows * task.padded_dim, task.padded_dim);
+  }
+  return sources;
+}
+
 template <typename In>
 void backward(const cw_ext::ItemGradientCall& call) {
   using T = typename Compute<In>::type;
-  const int64_t num_items = call.items.size(0), dim = call.items.size(1), rows = call.sources.size(0);
+  const int64_t num_items = call.items.size(0), rows = call.sources.size(0);
   const int64_t shared = call.shared_ids.defined() ? call.shared_ids.size(0) : 0;
   ItemGradientTask<In> task;
-  const Tensor sources = fill_item_task(call, shared, task);
-  if (shared > 0) {
-    weighted_sums(pointer<const T>(call.shared_coefficients), rows, shared, pointer<const T>(call.sources), dim,
-                  T(call.scale), pointer<T>(sources) + rows * task.padded_dim, task.padded_dim);
-  }
+  const Tensor sources = fill_sources(call, shared, task);
 
   Tensor keys = call.pair_keys, ends = call.pair_ends, coefficients = call.coefficients;
   if (!call.neg_ids.defined()) {
@@ -162,6 +173,46 @@ void backward(const cw_ext::ItemGradientCall& call) {
   sum_by_items(task);
 }
 
+// Where the item gradient's pairs come from: the ids that were given, with forward's coefficients in their order.
+template <typename Id, typename T>
+struct GivenPairs {
+  PairIds<Id> all;
+  const T* all_coefficients;
+  int64_t num_items;
+
+  PairIds<Id> ids(int64_t begin, int64_t end) const {
+    // The forward pass has checked the ids, but an op can be called alone.
+    check_found(visit_rows(all, begin, end, num_items, [](int64_t) {}), num_items);
+    return {all.pos + begin, all.extra + begin * all.m, all.m, all.negatives_of(begin), all.n};
+  }
+  const T* coefficients(int64_t begin, int64_t) const { return all_coefficients + begin * (1 + all.m + all.n); }
+};
+
+template <typename In>
+cw_ext::SparseRows sparse_backward(const cw_ext::ItemGradientCall& call) {
+  using T = typename Compute<In>::type;
+  const int64_t num_items = call.items.size(0), rows = call.sources.size(0), width = call.coefficients.size(1);
+  const int64_t shared = call.shared_ids.defined() ? call.shared_ids.size(0) : 0;
+  ItemGradientTask<In> task;
+  const Tensor sources = fill_sources(call, shared, task);
+  const PairGrid grid = pair_grid(rows + shared, width, num_items);
+  const auto sum = [&](const auto& pairs) {
+    return sum_sparse<In>(task, call.items, grid, grain(grid.pairs_per_block()), [&] { return pairs; });
+  };
+  const T* const coefficients = pointer<const T>(call.coefficients);
+  if (shared > 0) {
+    const auto pairs = shared_pairs<T>(call, pointer<const T>(sources) + rows * task.padded_dim, task.padded_dim);
+    const PairIds<int64_t> ids{pairs.pos_ids.data(), pairs.extra_ids.data(), width - 1};
+    return sum(GivenPairs<int64_t, T>{ids, pairs.coefficients.data(), num_items});
+  }
+  const auto sum_given = [&](auto id) {
+    using Id = decltype(id);
+    const PairIds<Id> ids = pair_ids<Id>(call.pos_ids, call.extra_ids, call.neg_ids);
+    return sum(GivenPairs<Id, T>{ids, coefficients, num_items});
+  };
+  return call.neg_ids.scalar_type() == kInt ? sum_given(int32_t{}) : sum_given(int64_t{});
+}
+
 }  // namespace
 
 Tensor pair_keys(int64_t rows, int64_t width, const Tensor& like) {
@@ -184,6 +235,12 @@ void embeddings(const cw_ext::EmbeddingsCall& call) {
 void item_gradient(const cw_ext::ItemGradientCall& call) {
   if (call.dense) return dense_item_gradient(call);
   with_type(call.items.scalar_type(), [&](auto element) { backward<decltype(element)>(call); });
+}
+
+cw_ext::SparseRows sparse_item_gradient(const cw_ext::ItemGradientCall& call) {
+  cw_ext::SparseRows result;
+  with_type(call.items.scalar_type(), [&](auto element) { result = sparse_backward<decltype(element)>(call); });
+  return result;
 }
 
 }  // namespace cw_cpu

@@ -116,6 +116,12 @@ CW_NOINLINE void write_gradient(const T* sum, const In* item, int64_t dim, bool 
   for (int64_t d = 0; d < dim; ++d) store(sum[d], target[d]);
 }
 
+template <typename In>
+CW_INLINE void prefetch_row(const In* row, int64_t dim) {
+  const char* const bytes = reinterpret_cast<const char*>(row);
+  for (int64_t i = 0; i < dim * int64_t(sizeof(In)); i += 64) __builtin_prefetch(bytes + i);
+}
+
 // scratch: item_gradient_scratch(dim). Buckets [begin, end): each belongs to one thread and goes through its pairs in the
 // order of their rows, so the order of the sums does not depend on the threads.
 template <typename In>
@@ -169,7 +175,12 @@ void item_gradient(const ItemGradientTask<In>& task, int64_t begin, int64_t end,
         continue;
       }
       if (has_carried) add_low(LongSums<T>{sum, high, low}, dim, sum);
-      write_gradient(sum, task.items + place, dim, task.normalized && (weighed >> i & 1), task.gradient + place);
+      if (task.normalized && task.item_ids && first_item + i + kItemsPerBucket < task.num_items) {
+        // Rows with gaps between them, which the processor does not foresee: those of the next bucket.
+        prefetch_row(task.items + task.item_ids[first_item + i + kItemsPerBucket] * dim, dim);
+      }
+      const In* const item = task.item_ids ? task.items + task.item_ids[first_item + i] * dim : task.items + place;
+      write_gradient(sum, item, dim, task.normalized && (weighed >> i & 1), task.gradient + place);
     }
   }
 }

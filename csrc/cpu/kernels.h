@@ -8,6 +8,7 @@
 #include "../negative_sampling.h"
 #include "../kernel_types.h"
 #include "bucketed_pairs.h"
+#include "columns_by_item.h"
 
 namespace cw_cpu {
 
@@ -84,6 +85,19 @@ struct EmbeddingsTask : QueryTask<In> {
   const T* inverse_norms;  // [I], or null: computed with the scores
 };
 
+// Where distinct ids stand among themselves, in increasing order: see distinct_ids.h. A word has a bit per id.
+constexpr int64_t kIdsPerWord = 64;
+struct IdWord {
+  uint64_t bits;
+  int64_t before;  // how many ids come before the word's
+};
+struct IdPlaces {
+  const IdWord* words;    // or null, and then the ids themselves:
+  const int64_t* sorted;
+  const int64_t* bins;    // those of id >> shift = bin begin at sorted[bins[bin]], and end at sorted[bins[bin + 1]]
+  int shift;
+};
+
 // Known positives, as calls.h's History has them; query_ids may be null.
 struct HistoryPointers {
   const int64_t* query_ids;
@@ -100,8 +114,8 @@ struct SharedTask : QueryTask<In> {
   const int64_t* neg_ids;    // [N]
   int64_t num_items;
   bool any_padding;          // among them
-  const int32_t* first_column;  // [I], or null: as Exclusion has them
-  const int32_t* next_column;   // [N]
+  bool excludes;             // rows leave out their positive and known positives
+  ColumnsByItem by_item;     // where they do; no slots where each column's item is the column itself
   HistoryPointers histories;
   T* columns;                // x̂ᵀ·scale, packed: [panels of N, D, kPanel]      filled by pack_shared()
   T* rows;                   // x̂, packed: [panels of D, N, kPanel]; 0 instead of values that are not finite
@@ -185,8 +199,9 @@ struct FinishItemsTask {
 template <typename In>
 struct ItemGradientTask {
   using T = typename Compute<In>::type;
-  const In* items;  // [I, D]
-  int64_t num_items;
+  const In* items;          // [table's rows, D]
+  const int64_t* item_ids;  // [I] rows of the table, or null: 0, 1, …
+  int64_t num_items;        // I
   int64_t dim;
   int64_t padded_dim;  // round_up_dim(dim)
   bool normalized;
@@ -324,6 +339,8 @@ static inline int64_t item_gradient_scratch(int64_t dim) { return 3 * kItemsPerB
   template <typename In>                                                                                             \
   void finish_items(const FinishItemsTask<In>& task, int64_t begin, int64_t end,                                     \
                     typename Compute<In>::type* unit);                                                               \
+  template <typename Id>                                                                                             \
+  void find_places(const IdPlaces& places, const Id* ids, int64_t n, int64_t* out);                                  \
   template <typename T>                                                                                              \
   void product(const ProductTask<T>& task, int64_t begin, int64_t end);                                              \
   }

@@ -3,6 +3,7 @@
 //
 // Included by kernels_*.cpp with CW_ISA set to the namespace to define, and CW_VECTOR_BYTES to the width of a register.
 #include "dense_kernel.h"
+#include "distinct_ids_kernel.h"
 #include "draw_kernel.h"
 #include "embeddings_kernel.h"
 #include "item_gradient_kernel.h"
@@ -49,6 +50,8 @@ CW_INSTANTIATE_CHUNKS(BFloat16, Pair)
 #endif
 template void look_up<float>(const float*, const int32_t*, int64_t, float*);
 template void look_up<double>(const double*, const int32_t*, int64_t, double*);
+template void find_places<int32_t>(const IdPlaces&, const int32_t*, int64_t, int64_t*);
+template void find_places<int64_t>(const IdPlaces&, const int64_t*, int64_t, int64_t*);
 template void product<float>(const ProductTask<float>&, int64_t, int64_t);
 template void product<double>(const ProductTask<double>&, int64_t, int64_t);
 

@@ -8,9 +8,10 @@ namespace cw_cpu {
 // Calls visit(column) for the columns that row b leaves out (Exclusion), each once.
 template <typename In, typename Visit>
 static CW_INLINE void each_left_out(const SharedTask<In>& task, int64_t b, Visit visit) {
-  if (!task.first_column) return;
+  if (!task.excludes) return;
   const auto columns_of = [&](int64_t item) {
-    for (int32_t c = task.first_column[item]; c >= 0; c = task.next_column[c]) visit(c);
+    if (!task.by_item.slots) return visit(item);
+    for (int32_t c = task.by_item.first(item); c >= 0; c = task.by_item.next[c]) visit(c);
   };
   const int64_t positive = task.pos_ids[b];
   if (positive >= 0) columns_of(positive);

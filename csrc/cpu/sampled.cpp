@@ -1,11 +1,11 @@
 // Level 3 on the CPU: level 2 with negatives that each block of rows draws for itself, in forward and again in backward, so
 // that only a few blocks of them are in memory at a time.
 #include <mutex>
-#include <type_traits>
 
 #include "../allocate.h"
 #include "dense.h"
 #include "embedding_tasks.h"
+#include "unsorted_pairs.h"
 
 namespace cw_cpu {
 
@@ -91,79 +91,60 @@ void forward(const cw_ext::SampledCall& call) {
   check_found(bad, num_items);
 }
 
+// Where the item gradient's pairs come from: drawn again, with the coefficients that forward kept or with new ones.
 template <typename In>
-void backward(const cw_ext::SampledItemGradientCall& call) {
+class DrawnPairs {
+ public:
   using T = typename Compute<In>::type;
+
+  DrawnPairs(const cw_ext::SampledItemGradientCall& call, const EmbeddingsTask<In, int32_t>& task, int64_t rows)
+      : task_(task),
+        num_items_(call.gradient.items.size(0)),
+        n_(call.draws.n),
+        width_(1 + task.ids.m + n_),
+        kept_(pointer<const T>(call.gradient.coefficients)),
+        drawn_(call.draws, rows, !kept_),
+        room_(kept_ ? 0 : n_, kept_ ? 0 : task.ids.m, kept_ ? 0 : call.gradient.items.size(1)),
+        own_(scratch<T>(kept_ ? 0 : rows * width_)) {}
+
+  PairIds<int32_t> ids(int64_t begin, int64_t end) {
+    // The forward pass has checked the ids, but an op can be called alone.
+    check_found(visit_rows(task_.ids, begin, end, num_items_, [](int64_t) {}), num_items_);
+    drawn_.draw(begin, end);
+    return {task_.ids.pos + begin, task_.ids.extra + begin * task_.ids.m, task_.ids.m, drawn_.ids.get(), n_};
+  }
+
+  const T* coefficients(int64_t begin, int64_t end) {
+    if (kept_) return kept_ + begin * width_;
+    CW_WITH_ISA(embeddings<In, int32_t>(drawn_.given_to(task_, begin), begin, end, own_.get(), room_.pointers()));
+    return own_.get();
+  }
+
+ private:
+  const EmbeddingsTask<In, int32_t>& task_;
+  int64_t num_items_, n_, width_;
+  const T* kept_;
+  Drawn<In> drawn_;
+  EmbeddingsRoom<In> room_;
+  Scratch<T> own_;
+};
+
+// sum(task, grid, grain, make) of these pairs, as unsorted_pairs.h takes them.
+template <typename In, typename Sum>
+auto backward(const cw_ext::SampledItemGradientCall& call, const Sum& sum) {
   const cw_ext::ItemGradientCall& gradient = call.gradient;
   const int64_t rows = gradient.sources.size(0), num_items = gradient.items.size(0), dim = gradient.items.size(1);
-  const int64_t n = call.draws.n, m = gradient.extra_ids.size(1);
-  const PairGrid grid = pair_grid(rows, 1 + m + n, num_items);
-  const T* const kept = pointer<const T>(gradient.coefficients);
+  const bool kept = gradient.coefficients.defined();
   std::vector<In> last_rows;
   EmbeddingsTask<In, int32_t> task;
-  const Tensor norms = kept ? Tensor() : fill_task(call.rows, n, last_rows, task);
+  const Tensor norms = kept ? Tensor() : fill_task(call.rows, call.draws.n, last_rows, task);
   if (kept) task.ids = pair_ids<int32_t>(gradient.pos_ids, gradient.extra_ids, Tensor());
-
+  const PairGrid grid = pair_grid(rows, 1 + task.ids.m + call.draws.n, num_items);
   ItemGradientTask<In> sums;
   const Tensor sources = fill_item_task(gradient, 0, sums);
-  const T* const all_sources = sums.sources;
-  const int64_t at_once = std::min(grid.blocks_at_once, grid.blocks), parts = (grid.blocks + at_once - 1) / at_once;
-  Tensor high, low;  // [I, D] T, the sums from part to part
-  if (parts > 1) {
-    high = gradient.gradient;
-    if constexpr (!std::is_same_v<In, T>) high = empty(gradient.items.sizes(), options_of(sources));
-    low = empty(high.sizes(), options_of(high));
-  }
-  const auto options = options_of(gradient.sources);
-  const int64_t pairs = std::min(at_once * grid.pairs_per_block(), rows * grid.width);
-  const Tensor coefficients = cw_ext::empty_large({pairs}, options);
-  const Tensor keys = cw_ext::empty_large({pairs}, options.with(kShort));
-  const Tensor ends = empty({at_once, grid.buckets}, options.with(kInt));
-  sums.coefficients = pointer<const T>(coefficients);
-  sums.keys = pointer<const PairKey>(keys);
-  sums.ends = pointer<const int32_t>(ends);
-
-  for (int64_t part = 0; part < parts; ++part) {
-    const int64_t first_block = part * at_once, count = std::min(at_once, grid.blocks - first_block);
-    parallel_for(0, count, grain(grid.pairs_per_block() * (kept ? 1 : dim)), [&](int64_t first, int64_t last) {
-      const EmbeddingsRoom<In> room(n, m, kept ? 0 : dim);
-      const auto own = scratch<T>(kept ? 0 : grid.pairs_per_block());
-      const auto sort_room = scratch<SortedPair<T>>(grid.pairs_per_block());
-      Drawn<In> drawn(call.draws, grid.rows_per_block, !kept);
-      for (int64_t k = first; k < last; ++k) {
-        const int64_t begin = (first_block + k) * grid.rows_per_block, end = begin + grid.rows_in(first_block + k);
-        PairIds<int32_t> ids = task.ids;
-        // The forward pass has checked the ids, but an op can be called alone.
-        check_found(visit_rows(ids, begin, end, num_items, [](int64_t) {}), num_items);
-        drawn.draw(begin, end);
-        if (!kept) {
-          CW_WITH_ISA(embeddings<In, int32_t>(drawn.given_to(task, begin), begin, end, own.get(), room.pointers()));
-        }
-        PairGrid block = grid;
-        block.rows = end - begin;
-        block.blocks = 1;
-        ids = {ids.pos + begin, ids.extra + begin * m, m, drawn.ids.get(), n};
-        int32_t* const own_ends = pointer<int32_t>(ends) + k * grid.buckets;
-        const int64_t base = k * grid.pairs_per_block();
-        count_block(ids, block, 0, num_items, own_ends);
-        sort_block(ids, block, 0, kept ? kept + begin * grid.width : own.get(), own_ends, sort_room.get(),
-                   pointer<PairKey>(keys) + base, pointer<T>(coefficients) + base);
-      }
-    });
-    const int64_t first_row = first_block * grid.rows_per_block;
-    sums.sources = all_sources + first_row * sums.padded_dim;
-    sums.grid = grid;
-    sums.grid.rows = std::min(rows - first_row, count * grid.rows_per_block);
-    sums.grid.blocks = count;
-    if (part > 0) {
-      sums.before_high = pointer<const T>(high);
-      sums.before_low = pointer<const T>(low);
-    }
-    const bool more = part + 1 < parts;
-    sums.after_high = more ? pointer<T>(high) : nullptr;
-    sums.after_low = more ? pointer<T>(low) : nullptr;
-    sum_by_items(sums);
-  }
+  return sum(sums, grid, grain(grid.pairs_per_block() * (kept ? 1 : dim)), [&] {
+    return DrawnPairs<In>(call, task, grid.rows_per_block);
+  });
 }
 
 }  // namespace
@@ -184,7 +165,23 @@ void sampled(const cw_ext::SampledCall& call) {
 
 void sampled_item_gradient(const cw_ext::SampledItemGradientCall& call) {
   if (call.gradient.dense) return dense_sampled_item_gradient(call);
-  with_type(call.gradient.items.scalar_type(), [&](auto element) { backward<decltype(element)>(call); });
+  with_type(call.gradient.items.scalar_type(), [&](auto element) {
+    using In = decltype(element);
+    backward<In>(call, [&](const auto& task, const PairGrid& grid, int64_t grain, const auto& make) {
+      sum_unsorted<In>(task, grid, call.gradient.gradient, grain, make);
+    });
+  });
+}
+
+cw_ext::SparseRows sparse_sampled_item_gradient(const cw_ext::SampledItemGradientCall& call) {
+  cw_ext::SparseRows result;
+  with_type(call.gradient.items.scalar_type(), [&](auto element) {
+    using In = decltype(element);
+    result = backward<In>(call, [&](const auto& task, const PairGrid& grid, int64_t grain, const auto& make) {
+      return sum_sparse<In>(task, call.gradient.items, grid, grain, make);
+    });
+  });
+  return result;
 }
 
 }  // namespace cw_cpu

@@ -27,7 +27,7 @@ struct LeftOut {
 template <typename In>
 LeftOut left_out_of(const SharedTask<In>& task, int64_t rows) {
   LeftOut found;
-  if (!task.first_column) return found;
+  if (!task.excludes) return found;
   found.starts.resize(size_t(rows) + 1);
   constexpr int64_t kGrain = 64;
   parallel_for(0, rows, kGrain, [&](int64_t begin, int64_t end) {
@@ -97,7 +97,7 @@ void run(const cw_ext::SharedNegativesCall& call) {
   for (int64_t first = 0; first < rows; first += at_once) {
     const int64_t count = std::min(at_once, rows - first);
     task.first_row = first;
-    task.left_out_starts = task.first_column ? left_out.starts.data() + first : nullptr;
+    task.left_out_starts = task.excludes ? left_out.starts.data() + first : nullptr;
     task.left_out_columns = left_out.columns.data();
     parallel_for(0, (count + kRowStep - 1) / kRowStep, grain(kRowStep * n * dim), [&](int64_t begin, int64_t end) {
       const auto own = scratch<T>(shared_chunks_scratch(task.m, dim));

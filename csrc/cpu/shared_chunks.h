@@ -20,9 +20,11 @@ void fill_shared_task(const cw_ext::SharedNegativesCall& call, std::vector<In>& 
   task.neg_ids = pointer<const int64_t>(call.neg_ids);
   task.num_items = call.items.size(0);
   task.any_padding = std::any_of(task.neg_ids, task.neg_ids + task.n, [](int64_t id) { return id < 0; });
-  const auto& history = call.exclusion.history;
-  task.first_column = pointer<const int32_t>(call.exclusion.first_column);
-  task.next_column = pointer<const int32_t>(call.exclusion.next_column);
+  const cw_ext::Exclusion& exclusion = call.exclusion;
+  const auto& history = exclusion.history;
+  task.excludes = exclusion.catalogue || exclusion.first_column.defined();
+  task.by_item = {pointer<const int32_t>(exclusion.first_column), pointer<const int32_t>(exclusion.next_column),
+                  task.neg_ids, slot_bits(task.n)};
   task.histories = {pointer<const int64_t>(history.query_ids), pointer<const int64_t>(history.starts),
                     pointer<const int32_t>(history.known)};
   task.coefficients = pointer<T>(call.coefficients);

@@ -76,30 +76,29 @@ void shared_negatives(const cw_ext::SharedNegativesCall& call) {
   with_type(call.queries.scalar_type(), [&](auto element) { run<decltype(element)>(call); });
 }
 
-cw_ext::Exclusion columns_by_item(const Tensor& ids, int64_t num_items) {
-  const int64_t n = ids.size(0);
-  const Tensor first = empty({num_items}, options_of(ids, kInt)), next = empty({n}, options_of(ids, kInt));
-  const int64_t* const id = pointer<const int64_t>(ids);
+cw_ext::Exclusion columns_by_item(const Tensor& ids, int64_t) {
+  const int64_t n = ids.size(0), slots = int64_t(1) << slot_bits(n);
+  const Tensor first = empty({slots}, options_of(ids, kInt)), next = empty({n}, options_of(ids, kInt));
   int32_t* const firsts = pointer<int32_t>(first);
   int32_t* const nexts = pointer<int32_t>(next);
-  std::fill_n(firsts, num_items, -1);
+  const ColumnsByItem columns{firsts, nexts, pointer<const int64_t>(ids), slot_bits(n)};
+  std::fill_n(firsts, slots, -1);
   std::fill_n(nexts, n, -1);
   for (int64_t c = n - 1; c >= 0; --c) {
-    if (id[c] < 0) continue;
-    nexts[c] = firsts[id[c]];
-    firsts[id[c]] = int32_t(c);
+    if (columns.items[c] < 0) continue;
+    int32_t& slot = firsts[columns.slot_of(columns.items[c])];
+    nexts[c] = slot;
+    slot = int32_t(c);
   }
   return {first, next, {}};
 }
 
 Catalogue catalogue(int64_t num_items, const cw_ext::Device& device) {
-  const Options longs{kLong, device};
-  const Tensor ids = empty({num_items}, longs), first = empty({num_items}, longs.with(kInt));
-  const Tensor next = empty({num_items}, longs.with(kInt));
+  const Tensor ids = empty({num_items}, Options{kLong, device});
   std::iota(pointer<int64_t>(ids), pointer<int64_t>(ids) + num_items, int64_t(0));
-  std::iota(pointer<int32_t>(first), pointer<int32_t>(first) + num_items, int32_t(0));
-  std::fill_n(pointer<int32_t>(next), num_items, -1);
-  return {ids, {first, next, {}}};
+  cw_ext::Exclusion exclusion;
+  exclusion.catalogue = true;
+  return {ids, exclusion};
 }
 
 }  // namespace cw_cpu

@@ -116,7 +116,7 @@ void shared_negatives(const SharedTask<In>& task, int64_t begin, int64_t end, ty
       const T* const given_log_q = task.log_q ? task.log_q + b * task.log_q_stride : nullptr;
       const bool through_log_q = given_log_q || p.normalize_weights || task.curve.log_weights;
       const T* const masked =
-          masked_log_q(dead || task.any_padding || (task.first_column && through_log_q), given_log_q, n, log_q,
+          masked_log_q(dead || task.any_padding || (task.excludes && through_log_q), given_log_q, n, log_q,
                        [&](int64_t j) { return dead || task.neg_ids[j] < 0; });
       // A score of −∞ has no mass but counts as a negative, unless its log weight is −∞ too.
       int64_t left_out = 0;

@@ -79,6 +79,16 @@ CW_INLINE Lanes<T> sums_of(Lanes<T>* x) {
   }
 }
 
+template <typename T, int S = kLanes<T> / 2>
+CW_INLINE T sum_of_lanes(Lanes<T> x) {
+  x = add_halves<S, T>(x, x, std::make_index_sequence<kLanes<T>>());
+  if constexpr (S > 1) {
+    return sum_of_lanes<T, S / 2>(x);
+  } else {
+    return x[0];
+  }
+}
+
 // ---- chunks of a row ------------------------------------------------------------------------------------------------
 
 using Bits = Lanes<uint32_t>;
