@@ -342,6 +342,25 @@ def test_items_that_no_id_names_get_no_gradient(backend: str, device: torch.devi
     assert gradient[case.pos_ids].any(-1).all()
 
 
+@each_dtype
+@pytest.mark.parametrize("dim", [3, 32, 100])
+def test_a_table_larger_than_the_cache(kernels: None, device: torch.device, dim: int, dtype: torch.dtype) -> None:
+    """Its rows are asked for ahead of their use, past the end of a row of ids; rows that no id names may hold anything."""
+    case = make_embeddings(7, 45, dim, 300_000 // dim, 2, seed=19, padding=True)
+    against_truth(case, dtype, device, _weights(7), prior=0.05)
+    case = case.to(dtype).to(device=device)
+    named = torch.cat([case.pos_ids.flatten(), case.neg_ids.flatten(), case.extra_ids.flatten()])
+    others = torch.ones(len(case.items), dtype=torch.bool, device=device)
+    others[named[named >= 0]] = False
+    assert others[0], "padding reads an item that may hold anything, too"
+    spoiled = replace(case, items=case.items.masked_fill(others[:, None], math.nan))
+    expected, found = (evaluate(each, backend="fused", prior=0.05) for each in (case, spoiled))
+    assert torch.equal(found.loss, expected.loss)
+    for name, gradient in expected.gradients.items():
+        assert torch.equal(found.gradients[name], gradient), name
+    assert not found.gradients["items"][others].any()
+
+
 @each_similarity
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_shared_negative_that_all_rows_mask_out_may_hold_anything(
