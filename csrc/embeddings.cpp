@@ -52,7 +52,7 @@ EmbeddingsResult embeddings_forward(const Tensor& queries, const Tensor& items, 
     SharedNegativesCall call;
     fill(call, negatives.shared, 1 + m);
     call.bf16_products = false;
-    if (with_gradients) call.shared_coefficients = empty({rows, n}, kept_options(queries));
+    if (with_gradients) call.shared_coefficients = empty_large({rows, n}, kept_options(queries));
     if (rows > 0) {
       check_range(positives.pos, items.size(0), "pos_ids");
       check_range(negatives.shared, items.size(0), "neg_ids");

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cw_ext import extension, reference
-from cw_ext.compiling import is_exporting
+from cw_ext.compiling import has_medium_precision, is_exporting
 from cw_ext.op_function import Gradients, Op, Saved, may_overwrite
 from cw_ext.op_inputs import (
     DRAWS,
@@ -49,11 +49,6 @@ _HAS_SPARSE_OPS = extension.available() and hasattr(torch.ops.cw_ext, "sparse_it
 def _item_sums() -> str:
     """How CUDA sums per item; an op on LibTorch's stable ABI cannot ask this itself."""
     return "sorted" if torch.are_deterministic_algorithms_enabled() else "chosen"
-
-
-def _bf16_products() -> bool:
-    """Whether torch's products of fp32 numbers on the CPU may be of bf16 ones; asked here for the same reason."""
-    return torch.get_float32_matmul_precision() == "medium"
 
 
 class _WithLogQ(Op):
@@ -280,14 +275,14 @@ def sparse_sampled_rows(inputs: SampledInputs, recompute: bool) -> Losses:
 
 class _Full(Op):
     """The gradient of the items is a sum over rows. If the rows' losses are summed too, the forward pass computes it;
-    if each row's loss has a gradient of its own, backward repeats the forward pass. So it does for fp16, in which a mean's
-    gradients would fall below the smallest number before a loss scale brings them back.
+    if each row's loss has a gradient of its own, backward repeats the forward pass. So it does for fp16, in which a
+    mean's gradients would fall below the smallest number before a loss scale brings them back.
     """
 
     def wanted(self, inputs: FullInputs, needs_gradient: bool) -> FullWanted:
         of_curve = _wants_curve(inputs, needs_gradient)
         at_once = inputs.reduction != "none" and inputs.items.dtype != torch.float16
-        return FullWanted(needs_gradient and at_once, None, at_once and of_curve, _item_sums(), _bf16_products())
+        return FullWanted(needs_gradient and at_once, None, at_once and of_curve, _item_sums(), has_medium_precision())
 
     def gradients(self, saved: Saved, grad: Tensor, needed: dict[str, Tensor]) -> Gradients:
         if saved.wanted.with_gradients:

@@ -1,6 +1,6 @@
-"""Two questions to torch whose answers torch.compile takes as they are at the time of compiling.
+"""Questions to torch whose answers torch.compile takes as they are at the time of compiling.
 
-torch 2.11 cannot compile the first, and would answer the second with yes wherever it compiles.
+torch 2.11 cannot compile the first and the last, and would answer the second with yes wherever it compiles.
 """
 
 from __future__ import annotations
@@ -29,3 +29,10 @@ def has_autocast(device: str) -> bool:
 def is_exporting() -> bool:
     """Whether torch.export traces, which looks through an autograd.Function to what it calls."""
     return torch.compiler.is_exporting()
+
+
+@_constant
+def has_medium_precision() -> bool:
+    """Whether torch.set_float32_matmul_precision("medium") holds. torch.compile compiles again when that changes from
+    or to "highest", the default."""
+    return torch.get_float32_matmul_precision() == "medium"

@@ -267,7 +267,9 @@ def cw_loss_full(
 
     Equal to :func:`cw_ext.cw_loss` on the dense scores [B, I] with those masked out, a part of the rows at a time, so
     that nothing of that size exists (the reference backend and double backward do allocate it). With
-    include_positive=True, weighting="none" and no interactions it is the cross-entropy of the full softmax.
+    include_positive=True, weighting="none" and no interactions it is the cross-entropy of the full softmax. Under
+    torch.set_float32_matmul_precision("medium"), tables in fp32 are rounded to bf16 for the scores of the negatives and
+    for both gradients, and so are the scores' gradients that multiply them, on processors with AVX512_BF16.
 
     Args:
         queries: [B, D], one row per positive; fp16, bf16, fp32 or fp64.

@@ -238,7 +238,7 @@ template <typename T, typename Operand = T>
 struct ProductTask {
   static constexpr int64_t kPanel = 128 / int64_t(sizeof(T));
   const Operand* a;
-  int64_t a_row_stride;
+  int64_t a_row_stride;  // this or the next is 1
   int64_t a_stride;
   int64_t depth;
   const Operand* b;

@@ -13,10 +13,17 @@ namespace cw_cpu {
 namespace {
 
 // From how many negatives on the chunks are faster.
-constexpr int64_t kFewestNegatives = 4096;
+constexpr int64_t kFewestNegatives = 1024;
 
-// How many terms are kept at a time, if not all of their gradients: 32 MB in fp32.
-constexpr int64_t kTermsAtOnce = int64_t(1) << 23;
+// How many terms are kept at a time, if not all of their gradients: those of a few rows more than kRowsOfChunks where they stay
+// in L3, 8 MB in fp32; of fewer where they would take more than 256 MB.
+constexpr int64_t kTermsInCache = int64_t(1) << 21;
+constexpr int64_t kMostTerms = int64_t(1) << 26;
+
+int64_t rows_at_once(int64_t n) {
+  if (n > kMostTerms / kRowsOfChunks) return std::max(kRowStep, kMostTerms / n / kRowStep * kRowStep);
+  return std::max(kRowsOfChunks, kTermsInCache / n / kRowsOfChunks * kRowsOfChunks);
+}
 
 // The columns that rows leave out (Exclusion), row by row and rising.
 struct LeftOut {
@@ -79,8 +86,7 @@ void run(const cw_ext::SharedNegativesCall& call) {
   });
 
   const bool summed = call.negative_sums.defined();
-  const int64_t most = std::max(kRowsOfChunks, kTermsAtOnce / n / kRowsOfChunks * kRowsOfChunks);
-  const int64_t at_once = summed ? std::min(rows, most) : rows;
+  const int64_t at_once = summed ? std::min(rows, rows_at_once(n)) : rows;
   task.rows_at_once = (at_once + 1) / 2 * 2;
   const auto factors = scratch<T>(call.with_gradients ? chunks * task.rows_at_once : 0);
   task.factors = factors.get();

@@ -98,11 +98,7 @@ CW_INLINE void query_operand(const In* query, const float*, int64_t dim, Pair* t
   }
 }
 
-// Keeps the terms of a row of a chunk, or of two that are a pair.
-template <typename T>
-CW_INLINE void keep_terms(const T* terms, int64_t, int64_t n, T* to) {
-  for (int64_t j = 0; j < n; ++j) to[j] = terms[j];
-}
+// Keeps the terms of two rows of a chunk, of which the second may be missing, as pairs.
 CW_INLINE void keep_terms(const Pair* terms, int64_t rows, int64_t n, Pair* to) {
   uint16_t numbers[2][kChunk] = {};
   for (int64_t r = 0; r < rows; ++r) std::memcpy(numbers[r], terms + r * kChunkStride, size_t(n) * sizeof(uint16_t));
@@ -130,10 +126,10 @@ void rows_through_chunks(const ChunkTask<In, Operand>& task, const Parameters<ty
   T* const inverse = own_scores + rows * own;                                    // [1 + m]
   T* const query_inverse = inverse + rows * own;                                 // one number
   // Of a block:
-  T* const scores = query_inverse + rows;                                        // [kChunkStride], and then the terms
-  Operand* const rounded = reinterpret_cast<Operand*>(scores + kBlockRows * kChunkStride);  // [kChunkStride]
+  T* const score_room = query_inverse + rows;                                    // [kChunkStride]
+  Operand* const rounded = reinterpret_cast<Operand*>(score_room + kBlockRows * kChunkStride);  // [kChunkStride]
   // Of one row:
-  T* const log_q = scores + 2 * kBlockRows * kChunkStride;                       // [kChunk]
+  T* const log_q = score_room + 2 * kBlockRows * kChunkStride;                       // [kChunk]
   T* const chunk_room = log_q + kChunk;                                          // [kChunk]
   T* const own_terms = chunk_room + kChunk;                                      // [1 + m]
   T* const query = own_terms + own;                                              // [room], in the order of chunks
@@ -159,6 +155,11 @@ void rows_through_chunks(const ChunkTask<In, Operand>& task, const Parameters<ty
     bool denominator_known = false;
     for (int64_t block = 0; block < rows; block += kBlockRows) {
       const int64_t block_rows = rows - block < kBlockRows ? rows - block : kBlockRows;
+      const int64_t first_place = c * task.rows_at_once + begin - task.first_row + block;
+      T* scores = score_room;  // where the terms take their place
+      if constexpr (kEach == 1) {
+        if (task.terms) scores = task.terms + first_place * kChunkStride;
+      }
       product_of(ProductTask<T, Operand>{queries + block * room, room, 1, depth, columns, panels, scores, kChunkStride, false},
                  0, block_rows);
       for (int64_t i = 0; i < block_rows; ++i) {
@@ -219,10 +220,11 @@ void rows_through_chunks(const ChunkTask<In, Operand>& task, const Parameters<ty
       product_of(ProductTask<T, Operand>{operand, kChunkStride, 1, (count + kEach - 1) / kEach, item_rows, dim_panels,
                                          sums + block * room, room, true},
                  0, block_rows);
-      for (int64_t i = 0; task.terms && i < block_rows; i += kEach) {
-        const int64_t place = (c * task.rows_at_once + begin - task.first_row + block + i) / kEach;
-        keep_terms(operand + i * kChunkStride, block_rows - i < kEach ? block_rows - i : kEach, count,
-                   task.terms + place * kChunkStride);
+      if constexpr (kEach == 2) {
+        for (int64_t i = 0; task.terms && i < block_rows; i += 2) {
+          keep_terms(operand + i * kChunkStride, block_rows - i < 2 ? 1 : 2, count,
+                     task.terms + (first_place + i) / 2 * kChunkStride);
+        }
       }
     }
   }
