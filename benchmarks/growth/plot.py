@@ -37,7 +37,8 @@ def plot_growth(report: Mapping[str, Any], path: Path) -> None:
     times, memories = figure.subplots(1, 2)
     for name, (colour, marker) in _STYLES.items():
         found = [(table["items"], table["contestants"].get(name)) for table in report["tables"]]
-        style = {"color": colour, "marker": marker, "markersize": 5, "linestyle": "--" if is_dense(name) else "-"}
+        style = {"color": colour, "marker": marker, "markersize": 5, "alpha": 0.8}
+        style["linestyle"] = "--" if is_dense(name) else "-"
         timed = [(items, cost["seconds"]) for items, cost in found if cost]
         if timed:
             sizes = [items for items, _ in timed]
