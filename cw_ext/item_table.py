@@ -21,8 +21,7 @@ class _NoGradientAt(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
-        table, ctx.row = inputs
-        ctx.save_for_backward(table)
+        _, ctx.row = inputs
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
@@ -35,7 +34,7 @@ class _NoGradientAt(torch.autograd.Function):
         kept = ids[0] != ctx.row
         if not kept.all():
             grad = sparse_gradient(ids[0][kept], values[kept], grad.shape)
-        ctx.kept = stay_coalesced(grad, *ctx.saved_tensors)
+        ctx.kept = stay_coalesced(grad, ctx.next_functions[0][0])
         return grad, None
 
 

@@ -266,11 +266,10 @@ def gradients_of(
     else:
         if saved.others[op.reduction_at] == "mean":
             grad = grad * saved.computed[op.rescale_at]
-        table = needed.get("items") if op.sparse_items else None
         found = op.gradients(saved, grad, needed)
-        items = found.get("items")
-        if table is not None and items is not None:
-            ctx.kept = stay_coalesced(items, table)
+        items = found.get("items") if op.sparse_items else None
+        if items is not None:
+            ctx.kept = stay_coalesced(items, ctx.next_functions[names.index("items")][0])
     return [*map(found.get, names)]
 
 

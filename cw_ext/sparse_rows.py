@@ -21,17 +21,22 @@ def sparse_gradient(ids: Tensor, values: Tensor, shape: torch.Size) -> Tensor:
     return gradient
 
 
-def stay_coalesced(gradient: Tensor, table: Tensor) -> Tensor | None:
-    """Let table.grad say that it is coalesced, where backward is about to return this gradient for the table.
+def stay_coalesced(gradient: Tensor, goes_to: Any) -> Tensor | None:
+    """Let a table's .grad say that it is coalesced, where backward is about to return its gradient.
 
     A gradient that nothing else refers to becomes .grad as it is, but without the flag; another one is copied with it.
     A copy takes as long as the kernels take. So the flag is set again when the backward pass is over.
 
+    Args:
+        gradient: what backward returns for the table.
+        goes_to: the node that it goes to, of backward's ctx.next_functions.
+
     Returns:
         What the caller keeps, so that the gradient is copied: where someone may look at .grad before that.
     """
-    if not table.is_leaf or table.grad is not None:
+    if type(goes_to).__name__ != "AccumulateGrad" or goes_to.variable.grad is not None:
         return None
+    table: Tensor = goes_to.variable
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     if distributed or table._post_accumulate_grad_hooks:
         return gradient
@@ -55,16 +60,17 @@ class _RowsWithSparseGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, table: Tensor, unique_ids: Tensor) -> Tensor:
-        ctx.save_for_backward(unique_ids, table)
+        ctx.save_for_backward(unique_ids)
+        ctx.shape = table.shape
         # If all ids are padding: the kernels need a table with at least a row.
         return table[unique_ids] if unique_ids.numel() else table[:1].clone()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        unique_ids, table = ctx.saved_tensors
-        gradient = sparse_gradient(unique_ids, grad[: unique_ids.numel()], table.shape)
-        ctx.kept = stay_coalesced(gradient, table)
+        (unique_ids,) = ctx.saved_tensors
+        gradient = sparse_gradient(unique_ids, grad[: unique_ids.numel()], ctx.shape)
+        ctx.kept = stay_coalesced(gradient, ctx.next_functions[0][0])
         return gradient, None
 
 

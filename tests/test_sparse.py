@@ -12,6 +12,7 @@ import pytest
 import torch
 from cases import Embeddings, assert_near, evaluate, exact, generator, make_embeddings
 from memory import peak_of
+from torch.utils.checkpoint import checkpoint
 
 from cw_ext import Interactions, cw_loss_from_embeddings, cw_loss_in_batch, sampled_cw_loss
 
@@ -192,6 +193,7 @@ def test_every_loss(backend: str, name: str, size: str, dtype: torch.dtype) -> N
 
 
 # Enough pairs for several threads; in the second table more words of 64 items than pairs.
+@pytest.mark.cpu_kernels
 @pytest.mark.parametrize("num_items", [5000, 3_300_000])
 @pytest.mark.parametrize("name", ["ids", "shared ids", "drawn", "drawn again"])
 def test_the_threads_do_not_matter(kernels: None, threads: Callable[[int], None], name: str, num_items: int) -> None:
@@ -289,6 +291,18 @@ def test_hooks_see_a_coalesced_gradient(backend: str) -> None:
     assert seen == [True] and leaves.items.grad.is_coalesced()
 
 
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_checkpoint(backend: str, reentrant: bool) -> None:
+    leaves = make_embeddings(6, 9, 8, 30, seed=56).leaves()
+    expected = torch.autograd.grad(leaves.loss(backend=backend), leaves.items)[0]
+    checkpoint(
+        lambda _: leaves.loss(sparse_grad=True, backend=backend), leaves.queries, use_reentrant=reentrant
+    ).backward()
+    assert leaves.items.grad.is_coalesced()
+    assert_near(leaves.items.grad.to_dense(), expected, torch.float64)
+
+
+@pytest.mark.cpu_kernels
 @pytest.mark.parametrize("name", _losses(37))
 def test_memory_is_of_the_rows_alone(kernels: None, name: str) -> None:
     """Nothing that grows with the table, forward or backward."""
@@ -307,6 +321,7 @@ def test_memory_is_of_the_rows_alone(kernels: None, name: str) -> None:
     assert max(peaks) < 100_000, f"{peaks} bytes"
 
 
+@pytest.mark.cpu_kernels
 def test_the_gradient_is_not_copied(kernels: None) -> None:
     """It is what a large step spends its memory on."""
     queries, table = torch.randn(64, 64, requires_grad=True), torch.randn(50_000, 64, requires_grad=True)
