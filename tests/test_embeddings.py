@@ -136,10 +136,11 @@ def test_duplicate_ids(kernels: None, device: torch.device, dtype: torch.dtype) 
     against_truth(case, dtype, device, prior=0.05, reduction="mean")
 
 
+@pytest.mark.parametrize("items", [97, 230])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_many_rows(kernels: None, device: torch.device, dtype: torch.dtype) -> None:
+def test_many_rows(kernels: None, device: torch.device, dtype: torch.dtype, items: int) -> None:
     """Enough of them for every thread to have a share."""
-    case = make_embeddings(300, 70, 24, 97, 2, seed=7, padding=True, row_weights=True)
+    case = make_embeddings(300, 70, 24, items, 2, seed=7, padding=True, row_weights=True)
     against_truth(case, dtype, device, _weights(300), prior=0.05)
 
 
