@@ -55,6 +55,7 @@ def loss_over_all_items(
         row_values=batch.row_values._replace(threshold=-math.inf),
     )
     loss, live, above = rows_of_ids(negatives, neg_ids, log_q, sparse_grad=sparse_grad, exclude=True, history=history)
+    assert above is not None  # as return_above asks
     num_negatives = above.to(loss.dtype)
     left = _count_items_left(batch, history, interactions)
     scale = torch.where(live, left / torch.where(live, num_negatives, 1), 1).log()

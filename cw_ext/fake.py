@@ -94,7 +94,8 @@ def _sorted_pairs(queries: Tensor, rows: int, width: int, items: int, *, wanted:
 
 def _at_most(x: int, most: int) -> int:
     """1 if x ≤ most, else 0: unlike a condition, for any size at once."""
-    return torch.sym_max(0, torch.sym_min(1, most - x + 1))
+    found: int = torch.sym_max(0, torch.sym_min(1, most - x + 1))
+    return found
 
 
 def _dense(queries: Tensor, negatives: int, items: int, *, weighted: bool) -> int:

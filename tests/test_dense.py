@@ -36,7 +36,8 @@ pytestmark = pytest.mark.cpu_kernels
 
 ROWS, N, DIM, ITEMS = 130, 140, 9, 60
 CPU = torch.device("cpu")
-LEAVES = ("queries", "items", "row_weights", "prior", "threshold", "temperature", "knots")  # not log_q: that is looked up
+# Not log_q: for its gradient the negatives are looked up.
+LEAVES = ("queries", "items", "row_weights", "prior", "threshold", "temperature", "knots")
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
 
 
@@ -89,7 +90,7 @@ def test_sizes(kernels: None, similarity: str, dtype: torch.dtype) -> None:
 
 
 def test_which_way_is_taken(kernels: None) -> None:
-    """Not where it costs more: many items, few rows, few pairs, draws with log weights. Nor for the gradient of these."""
+    """Not where it costs more: many items, few rows, few pairs, draws with log weights."""
     assert _is_dense(_case()) and not _is_dense(_rarer(_case()))
     assert _is_dense(_case(128, 128, 4, 384)) and not _is_dense(_case(128, 128, 4, 385))
     assert not _is_dense(_case(127, 140)) and not _is_dense(_case(130, 126))
@@ -248,7 +249,8 @@ def test_bad_ids(kernels: None, id_dtype: torch.dtype) -> None:
             value, (row, rest) = bad[name]
             getattr(case, name)[(row, *rest)] = value
         value, (row, _) = bad[order[0]]
-        message = rf"^{names.get(order[0], order[0])} must be in \[0, 60\), or −1 for padding, got {value} in row {row}$"
+        name = names.get(order[0], order[0])
+        message = rf"^{name} must be in \[0, 60\), or −1 for padding, got {value} in row {row}$"
         for threads in (1, 2, 5):
             with _threads(threads), pytest.raises(IndexError, match=message):
                 case.loss(backend="fused")
@@ -283,7 +285,7 @@ def test_the_gradient_op_with_tensors_of_another_shape(kernels: None, name: str)
         torch.ops.cw_ext.item_gradient(**arguments)
 
 
-# ---- drawn negatives ---------------------------------------------------------------------------------------------------
+# ---- drawn negatives -------------------------------------------------------------------------------------------------
 
 
 def _drawn(rows: int = ROWS, n: int = N, **more: Any) -> Drawn:

@@ -136,10 +136,11 @@ def test_duplicate_ids(kernels: None, device: torch.device, dtype: torch.dtype) 
     against_truth(case, dtype, device, prior=0.05, reduction="mean")
 
 
+@pytest.mark.parametrize("items", [97, 230])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_many_rows(kernels: None, device: torch.device, dtype: torch.dtype) -> None:
+def test_many_rows(kernels: None, device: torch.device, dtype: torch.dtype, items: int) -> None:
     """Enough of them for every thread to have a share."""
-    case = make_embeddings(300, 70, 24, 97, 2, seed=7, padding=True, row_weights=True)
+    case = make_embeddings(300, 70, 24, items, 2, seed=7, padding=True, row_weights=True)
     against_truth(case, dtype, device, _weights(300), prior=0.05)
 
 
@@ -345,7 +346,7 @@ def test_items_that_no_id_names_get_no_gradient(backend: str, device: torch.devi
 @each_dtype
 @pytest.mark.parametrize("dim", [3, 32, 100])
 def test_a_table_larger_than_the_cache(kernels: None, device: torch.device, dim: int, dtype: torch.dtype) -> None:
-    """Its rows are asked for ahead of their use, past the end of a row of ids; rows that no id names may hold anything."""
+    """Its rows are asked for ahead of their use, past a row's last id; rows that no id names may hold anything."""
     case = make_embeddings(7, 45, dim, 300_000 // dim, 2, seed=19, padding=True)
     against_truth(case, dtype, device, _weights(7), prior=0.05)
     case = case.to(dtype).to(device=device)

@@ -38,29 +38,36 @@ def _ones(*shape: int) -> torch.Tensor:
     return torch.ones(shape, requires_grad=True)
 
 
-def test_more_pairs_of_an_item_than_fp32_counts(kernels: None) -> None:
+# Few items are all scored and counted; so many that each negative is looked up.
+few_and_many_items = pytest.mark.parametrize("num_items", [2, 4 * NEGATIVES])
+
+
+@few_and_many_items
+def test_more_pairs_of_an_item_than_fp32_counts(kernels: None, num_items: int) -> None:
     """By hand: rows whose negatives are all item 0 pull it by 1/τ each, and their positive by −1/τ."""
-    queries, items = _ones(ROWS, 1), _ones(2, 1)
+    queries, items = _ones(ROWS, 1), _ones(num_items, 1)
     ids = torch.zeros(ROWS, NEGATIVES, dtype=torch.int32)
     Embeddings(queries, items, torch.ones(ROWS, dtype=torch.int64), ids).loss(**SUM).backward()
-    assert items.grad.flatten().tolist() == [8 * ROWS, -8 * ROWS]
+    assert items.grad[:2].flatten().tolist() == [8 * ROWS, -8 * ROWS] and not items.grad[2:].any()
 
 
+@few_and_many_items
 @pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
-def test_the_same_with_drawn_negatives(kernels: None, recompute: bool) -> None:
+def test_the_same_with_drawn_negatives(kernels: None, recompute: bool, num_items: int) -> None:
     """In parts, between which the sums wait in the gradient's own tensor."""
-    queries, items = _ones(ROWS, 1), _ones(2, 1)
+    queries, items = _ones(ROWS, 1), _ones(num_items, 1)
     rows, positive = torch.arange(ROWS), torch.ones(ROWS, dtype=torch.int64)
-    known = Interactions(rows, positive, num_queries=ROWS, num_items=2)
-    loss = sampled_cw_loss(queries, items, rows, positive, known, NEGATIVES, seed=1, recompute=recompute, **SUM)
-    loss.backward()
-    assert items.grad.flatten().tolist() == [8 * ROWS, -8 * ROWS]
+    known = Interactions(rows, positive, num_queries=ROWS, num_items=num_items)
+    more = {"seed": 1, "recompute": recompute, "candidates": torch.tensor([0, 1])}  # of which each row knows item 1
+    sampled_cw_loss(queries, items, rows, positive, known, NEGATIVES, **more, **SUM).backward()
+    assert items.grad[:2].flatten().tolist() == [8 * ROWS, -8 * ROWS] and not items.grad[2:].any()
 
 
+@pytest.mark.parametrize("num_items", [130, 3100])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_same_bits_given_and_drawn(kernels: None, dtype: torch.dtype) -> None:
+def test_the_same_bits_given_and_drawn(kernels: None, dtype: torch.dtype, num_items: int) -> None:
     """More blocks than level 3 has in work at a time, and popular items in all of them."""
-    rows, n, num_items = 3000, 1000, 130
+    rows, n = 3000, 1000
     case = make_embeddings(rows, 1, 20, num_items, seed=172).to(dtype)
     users = torch.arange(rows)
     known = Interactions(users, case.pos_ids, num_queries=rows, num_items=num_items)

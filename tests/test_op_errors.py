@@ -23,8 +23,8 @@ NO_TABLES = (None, None, None, None, None)
 SEED = torch.tensor(1)
 
 
-def _embeddings(rows: int = 6, n: int = 9, shared: bool = False) -> Embeddings:
-    return make_embeddings(rows, n, 8, 130, seed=31, shared=shared).to(torch.float32)
+def _embeddings(rows: int = 6, n: int = 9, shared: bool = False, items: int = 130) -> Embeddings:
+    return make_embeddings(rows, n, 8, items, seed=31, shared=shared).to(torch.float32)
 
 
 def _draw(rows: int = 3, n: int = 4, seed: Tensor = SEED, candidates: Tensor | None = None) -> Tensor:
@@ -47,6 +47,7 @@ def _error(call: Callable[[], object]) -> Exception:
 
 
 # ---- classes -------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.cpu_kernels
 def test_in_transforms_too(kernels: None) -> None:
@@ -144,7 +145,7 @@ def four_threads() -> Iterator[None]:
 @pytest.mark.parametrize("blocks", ["last", "all"])
 def test_an_exception_that_a_thread_throws(kernels: None, four_threads: None, blocks: str) -> None:
     """Where the order of the pairs is checked, in parallel over blocks of rows: the caller has not the last of them."""
-    case = _embeddings(rows=6000, n=200)
+    case = _embeddings(rows=6000, n=200, items=1000)
     arguments = item_gradient_arguments(case)
     expected = OPS.item_gradient(**arguments)
     ends = arguments["pair_ends"]

@@ -56,7 +56,7 @@ def test_eight_bytes_per_negative(kernels: None, dim: int) -> None:
 
 
 def _held(rows: int, n: int, items: int) -> tuple[int, int]:
-    """Bytes of the coefficients and of pair_ends, by the shapes that the op allocates. No ends: the coefficients are dense."""
+    """Bytes of the coefficients and of pair_ends, by the shapes that the op allocates; no ends where they are dense."""
     with FakeTensorMode():
         inputs = EmbeddingInputs(
             queries=torch.empty(rows, 8),

@@ -1,4 +1,4 @@
-"""The matrix product in AMX's tiles, which few machines have: on a twin of the tiles, and on the tiles where they are."""
+"""The matrix product in AMX's tiles: on a twin of the tiles in software, and on the tiles where the processor has them."""
 
 from __future__ import annotations
 
