@@ -1,4 +1,4 @@
-"""The matrix product in AMX's tiles: on a twin of the tiles in software, and on the tiles where the processor has them."""
+"""The matrix product in AMX's tiles: on a twin of them in software, and on those of the processor if it has any."""
 
 from __future__ import annotations
 
