@@ -345,7 +345,7 @@ def test_items_that_no_id_names_get_no_gradient(backend: str, device: torch.devi
 @each_dtype
 @pytest.mark.parametrize("dim", [3, 32, 100])
 def test_a_table_larger_than_the_cache(kernels: None, device: torch.device, dim: int, dtype: torch.dtype) -> None:
-    """Its rows are asked for ahead of their use, past the end of a row of ids; rows that no id names may hold anything."""
+    """Its rows are asked for ahead of their use, past a row's last id; rows that no id names may hold anything."""
     case = make_embeddings(7, 45, dim, 300_000 // dim, 2, seed=19, padding=True)
     against_truth(case, dtype, device, _weights(7), prior=0.05)
     case = case.to(dtype).to(device=device)
