@@ -161,14 +161,15 @@ struct Gather {
   // The score of one item, likewise.
   template <typename Id>
   void score(const T* q, Id id, T scale, T* score, T* inverse) const {
-    const In* x[kMostRowsAhead + 2 * kRows];
+    const In* x[kRows + kGroup];
     for (const In*& one : x) one = table.zeros;
     x[0] = row(id);
-    T scores_here[kRows], inverse_here[kRows];
-    find_inverse_norms(&id, 1, inverse_here);
-    scores(q, x, 1, scale, scores_here, inverse_here);
-    *score = scores_here[0];
-    *inverse = inverse_here[0];
+    Lanes<T> dot[kRows] = {}, square[kRows] = {};
+    const bool norms = normalized && !known_inverse_norms;
+    norms ? dots<true, false>(q, x, dot, square) : dots<false, false>(q, x, dot, square);
+    find_inverse_norms(&id, 1, inverse);
+    if (norms) *inverse = inverse_norm(sums_of<T>(square)[0]);
+    *score = sums_of<T>(dot)[0] * (scale * *inverse);
   }
 
   // inverse[j] becomes coefficients[j]·inverse[j], the factor of x_j in a weighted sum. A masked item may hold anything, so
