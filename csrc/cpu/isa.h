@@ -31,8 +31,7 @@ inline Isa isa() {
 // Whether there are products of bf16 numbers summed in fp32, beside the AVX-512 that the kernels use.
 inline bool has_bf16_products() {
 #if defined(__x86_64__)
-  static const bool has = isa() == Isa::avx512 && __builtin_cpu_supports("avx512bf16");
-  return has;
+  return isa() == Isa::avx512 && __builtin_cpu_supports("avx512bf16");
 #else
   return false;
 #endif
