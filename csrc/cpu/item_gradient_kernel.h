@@ -108,12 +108,14 @@ CW_INLINE T dot_product(const T* x, const T* y, int vectors) {
 }
 
 // As through_normalization(), from the item itself. Once per item, it costs as much as adding a few pairs, where each has no
-// more. unit, g: [vectors]; unit is padded with 0.
+// more. unit, g: [vectors], with room for padding.
 template <typename In, typename T>
 CW_INLINE void through_normalization_of(const In* item, int64_t dim, int vectors, T* unit, T* g) {
 #pragma omp simd
   for (int64_t d = 0; d < dim; ++d) unit[d] = load(item[d]);
-  fill(g + dim, vectors * kLanes<T> - dim, T(0));  // sums may have anything there
+  const int64_t padding = vectors * kLanes<T> - dim;
+  fill(unit + dim, padding, T(0));  // each time: a NaN item leaves NaN there
+  fill(g + dim, padding, T(0));
   const T inverse = inverse_norm(dot_product(unit, unit, vectors));
   for (int v = 0; v < vectors; ++v) {
     store_vector(unit + v * kLanes<T>, load_vector<Lanes<T>>(unit + v * kLanes<T>) * inverse);
@@ -139,7 +141,6 @@ void item_gradient(const ItemGradientTask<In>& task, int64_t begin, int64_t end,
   const int64_t dim = task.dim, padded_dim = task.padded_dim, room = kItemsPerBucket * padded_dim;
   const LongSums<T> sums{scratch, scratch + room, scratch + 2 * room};
   T* const unit = scratch + 3 * room;
-  fill(unit, padded_dim, T(0));
   for (int64_t k = begin; k < end; ++k) {
     const int64_t first_item = k * kItemsPerBucket;
     const int64_t items = task.num_items - first_item < kItemsPerBucket ? task.num_items - first_item : kItemsPerBucket;
