@@ -66,7 +66,7 @@ EmbeddingsResult embeddings_forward(const Tensor& queries, const Tensor& items, 
   }
   CW_CHECK_VALUE(!exclude, "exclude is for negatives that all rows share");
   EmbeddingsCall call;
-  call.dense = is_dense(rows, n, items.size(0), log_q || curve, queries) && !(with_log_q_gradient && log_q);
+  call.dense = is_dense(rows, n, items.size(0), log_q.has_value(), curve.has_value(), queries) && !(with_log_q_gradient && log_q);
   fill(call, negatives.own, call.dense ? items.size(0) : 1 + m + n);
   if (with_gradients) {
     const int64_t sorted_rows = call.dense ? 0 : rows;

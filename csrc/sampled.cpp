@@ -31,7 +31,7 @@ SampledResult sampled_forward(const Tensor& queries, const Tensor& items, const 
   SampledCall call;
   call.draws = checked_draws(CW_DRAWS(items.size(0), rows, queries), positives, queries);
   fill_query_call(call.rows, queries, items, positives, CW_LOSS(rows, queries), similarity, with_gradients);
-  call.rows.dense = is_dense(rows, num_negatives, items.size(0), log_weights || curve, queries);
+  call.rows.dense = is_dense(rows, num_negatives, items.size(0), false, log_weights || curve, queries);
   if (with_gradients && keep_coefficients) {
     const int64_t width = call.rows.dense ? items.size(0) : 1 + positives.extra.size(1) + num_negatives;
     call.rows.coefficients = empty_large({rows, width}, options);
@@ -71,7 +71,7 @@ Tensor sampled_item_gradient(const Tensor& unit_queries, const OptionalTensor& f
   gradient.scale = similarity_of(similarity).scale;
   gradient.normalized = similarity_of(similarity).normalized;
   gradient.sums = item_sums_of(sums);
-  gradient.dense = is_dense(rows, num_negatives, items.size(0), log_weights || curve, queries);
+  gradient.dense = is_dense(rows, num_negatives, items.size(0), false, log_weights || curve, queries);
   if (coefficients) {
     const int64_t width = gradient.dense ? items.size(0) : 1 + positives.extra.size(1) + num_negatives;
     check_shape(*coefficients, {rows, width}, "coefficients", queries);
