@@ -67,7 +67,8 @@ EmbeddingsResult embeddings_forward(const Tensor& queries, const Tensor& items, 
   }
   CW_CHECK_VALUE(!exclude, "exclude is for negatives that all rows share");
   EmbeddingsCall call;
-  call.dense = sorted_pairs && is_dense(rows, n, items.size(0), log_q || curve, queries) && !(with_log_q_gradient && log_q);
+  call.dense = sorted_pairs && !(with_log_q_gradient && log_q) &&
+               is_dense(rows, n, items.size(0), log_q.has_value(), curve.has_value(), queries);
   fill(call, negatives.own, call.dense ? items.size(0) : 1 + m + n);
   if (with_gradients && sorted_pairs) {
     const int64_t sorted_rows = call.dense ? 0 : rows;

@@ -24,7 +24,7 @@ SampledResult sampled_forward(const Tensor& queries, const Tensor& items, const 
   SampledCall call;
   call.draws = checked_draws(CW_DRAWS(items.size(0), rows, queries), positives, queries);
   fill_query_call(call.rows, queries, items, positives, CW_LOSS(rows, queries), similarity, with_gradients);
-  call.rows.dense = !sparse && is_dense(rows, num_negatives, items.size(0), log_weights || curve, queries);
+  call.rows.dense = !sparse && is_dense(rows, num_negatives, items.size(0), false, log_weights || curve, queries);
   if (with_gradients && keep_coefficients) {
     const int64_t width = call.rows.dense ? items.size(0) : 1 + positives.extra.size(1) + num_negatives;
     call.rows.coefficients = empty_large({rows, width}, options);
@@ -50,7 +50,7 @@ Tensor sampled_item_gradient(const Tensor& unit_queries, const OptionalTensor& f
   constexpr bool with_curve_gradient = false;
   SampledItemGradientCall call = sampled_item_gradient_call(
       unit_queries, factor, coefficients, queries, items, pos_ids, extra_ids, similarity,
-      is_dense(queries.size(0), num_negatives, items.size(0), log_weights || curve, queries),
+      is_dense(queries.size(0), num_negatives, items.size(0), false, log_weights || curve, queries),
       [&](int64_t rows) { return CW_DRAWS(items.size(0), rows, queries); },
       [&](int64_t rows) { return CW_LOSS(rows, queries); });
   ItemGradientCall& gradient = call.gradient;

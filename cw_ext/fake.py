@@ -98,14 +98,15 @@ def _at_most(x: int, most: int) -> int:
     return found
 
 
-def _dense(queries: Tensor, negatives: int, items: int, *, weighted: bool) -> int:
+def _dense(queries: Tensor, negatives: int, items: int, *, by_draw: bool, by_item: bool) -> int:
     """1 if the CPU scores all items, else 0: csrc/dense_rule.h has the same rule."""
     if queries.device.type != "cpu":
         return 0
     rows = queries.shape[0]
-    most = 1 if queries.dtype == torch.float64 else 2 if weighted else 3
+    most = 4 if by_item or queries.dtype != torch.float32 else 5
+    most = 2 if queries.dtype == torch.float64 else 3 if by_draw else most
     enough = _at_most(1, items) * _at_most(128, rows) * _at_most(16384, rows * negatives)
-    return enough * _at_most(negatives, (1 << 24) - 1) * _at_most(items, most * negatives)
+    return enough * _at_most(negatives, (1 << 24) - 1) * _at_most(2 * items, most * negatives)
 
 
 @torch.library.register_fake("cw_ext::embeddings_forward")
@@ -115,9 +116,11 @@ def _embeddings_forward(*arguments: Any) -> tuple[Tensor | None, ...]:
     shared, own = inputs.neg_ids.dim() == 1, 1 + _width(inputs.extra_ids)
     gradients, items = wanted.with_gradients, inputs.items.shape[0]
     of_log_q = wanted.with_log_q_gradient and inputs.log_q is not None
-    weighted = inputs.log_q is not None or inputs.curve.curve is not None
+    by_draw, by_item = inputs.log_q is not None, inputs.curve.curve is not None
     is_sorted = gradients and wanted.sorted_pairs and not shared
-    dense = 0 if not is_sorted or of_log_q else _dense(inputs.queries, n, items, weighted=weighted)
+    dense = 0
+    if is_sorted and not of_log_q:
+        dense = _dense(inputs.queries, n, items, by_draw=by_draw, by_item=by_item)
     sorted_rows = rows - rows * dense
     keys, ends = _sorted_pairs(inputs.queries, sorted_rows, own + n, items, wanted=is_sorted)
     results = EmbeddingResults(
@@ -147,10 +150,10 @@ def _sampled_forward(*arguments: Any) -> tuple[Tensor | None, ...]:
     new, (rows, dim) = _New(inputs.queries), inputs.queries.shape
     kept = wanted.with_gradients and wanted.keep_coefficients
     gradients, n, items = wanted.with_gradients, inputs.draws.num_negatives, inputs.items.shape[0]
-    weighted = inputs.draws.log_weights is not None or inputs.curve.curve is not None
-    pairs = 1 + _width(inputs.extra_ids) + n
-    dense = 0 if wanted.sparse or not kept else _dense(inputs.queries, n, items, weighted=weighted)
-    width = pairs + dense * (items - pairs)
+    by_item = inputs.draws.log_weights is not None or inputs.curve.curve is not None
+    width = 1 + _width(inputs.extra_ids) + n
+    if kept and not wanted.sparse:
+        width += _dense(inputs.queries, n, items, by_draw=False, by_item=by_item) * (items - width)
     results = SampledResults(
         rescale=new.rescale(inputs.reduction),
         d_queries=new(rows, dim, wanted=gradients),

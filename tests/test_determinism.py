@@ -17,7 +17,7 @@ from cw_ext import Interactions, ScoreCurve, cw_loss_full, cw_loss_in_batch, sam
 
 pytestmark = pytest.mark.cpu_kernels
 
-# More than three times as many items as negatives, so that these are looked up: test_dense.py has the other way.
+# Too many items beside the negatives to score all of them: test_dense.py has the other way.
 ROWS, NEGATIVES, DIM, ITEMS = 256, 166, 32, 500
 LOSS: dict[str, Any] = {"prior": 0.1, "detach_weights": False, "confidence_temperature": 1.0}
 
