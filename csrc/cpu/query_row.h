@@ -32,8 +32,8 @@ CW_INLINE T unit_query(const QueryTask<In>& task, int64_t b, T* unit) {
 template <typename In, typename T>
 CW_INLINE RowResult<T> solve_row(const QueryTask<In>& task, RowKernel<T> kernel, Parameters<T>& p, int64_t b,
                                  const T* own_scores, const T* neg_scores, int64_t negatives,
-
-                                 const typename Compute<In>::type* counts, const T* log_q, T* own_coefficients, T* neg_coefficients, T* scratch) {
+                                 const typename Compute<In>::type* counts, const T* log_q, T* own_coefficients,
+                                 T* neg_coefficients, T* scratch) {
   Row<T> row{own_scores[0], neg_scores, task.n, negatives, counts, own_scores + 1, task.m, log_q,
                    task.values.at(b), task.values.temperature.rows != nullptr,
                    &task.curve, task.curve.of_row(b), task.out.above ? task.out.above + b : nullptr};
