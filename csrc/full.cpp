@@ -77,8 +77,8 @@ FullResult full_forward(const Tensor& queries, const Tensor& items, const Tensor
 CW_OPS(
   m.def("full_forward(Tensor queries, Tensor items, Tensor pos_ids, Tensor? extra_ids, " CW_HISTORY_SCHEMA ", "
         CW_LOSS_SCHEMA "str similarity, str reduction, bool with_gradients, Tensor? factor, "
-        "bool with_curve_gradient, str sums, bool bf16_products) -> (Tensor loss, Tensor live, Tensor above, Tensor rescale, Tensor d_queries, "
-        "Tensor d_items, Tensor d_row_values, Tensor d_curve)");)
+        "bool with_curve_gradient, str sums, bool bf16_products) -> (Tensor loss, Tensor live, Tensor above, "
+        "Tensor rescale, Tensor d_queries, Tensor d_items, Tensor d_row_values, Tensor d_curve)");)
 
 CW_KERNELS(m.impl("full_forward", TORCH_BOX(&full_forward));)
 

@@ -106,10 +106,8 @@ CW_INLINE void keep_terms(const Pair* terms, int64_t rows, int64_t n, Pair* to) 
 }
 
 // At most kRowsOfChunks rows [begin, end), each through all chunks. scratch: shared_chunks_scratch(m, dim).
-template <typename In, typename Operand>
-void rows_through_chunks(const ChunkTask<In, Operand>& task, const Parameters<typename Compute<In>::type>& p, int64_t begin, int64_t end,
-                         typename Compute<In>::type* scratch) {
-  using T = typename Compute<In>::type;
+template <typename In, typename Operand, typename T = typename Compute<In>::type>
+void rows_through_chunks(const ChunkTask<In, Operand>& task, const Parameters<T>& p, int64_t begin, int64_t end, T* scratch) {
   constexpr int64_t kPanel = ProductTask<T>::kPanel, kEach = kPerOperand<Operand>;
   const ChunkedRow<T> row = choose_chunked_row<T>(p.weighting);
   const Gather<In, T> items(task.items, nullptr, task.normalized);
@@ -160,7 +158,8 @@ void rows_through_chunks(const ChunkTask<In, Operand>& task, const Parameters<ty
       if constexpr (kEach == 1) {
         if (task.terms) scores = task.terms + first_place * kChunkStride;
       }
-      product_of(ProductTask<T, Operand>{queries + block * room, room, 1, depth, columns, panels, scores, kChunkStride, false},
+      product_of(ProductTask<T, Operand>{queries + block * room, room, 1, depth, columns, panels, scores, kChunkStride,
+                                         false},
                  0, block_rows);
       for (int64_t i = 0; i < block_rows; ++i) {
         const int64_t r = block + i, b = begin + r;
