@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import platform
 import random
 import shutil
 import subprocess
@@ -425,8 +426,8 @@ def test_calls_leave_no_state_in_python(kernels: None) -> None:
 
 @pytest.mark.cpu_kernels
 def test_the_kernels_have_no_state(kernels: None) -> None:
-    """Of the library's data that can be written to, what is cw_ext's own is set once: ops, the instruction set, and an
-    undefined tensor."""
+    """Of the library's data that can be written to, what is cw_ext's own is set once: ops, what the processor has, and
+    an undefined tensor."""
     nm = shutil.which("nm")
     if nm is None:
         pytest.skip("needs nm, of binutils")
@@ -440,4 +441,6 @@ def test_the_kernels_have_no_state(kernels: None) -> None:
     registered = {name for name in own if "TORCH_LIBRARY" in name}
     assert registered, "the ops are found"
     once = ("cw_cpu::isa()::chosen", "cw_ext::MaybeTensor::undefined()::one")
+    if platform.machine() == "x86_64" and platform.system() == "Linux":
+        once += ("cw_cpu::has_amx()::has",)
     assert own - registered == {*once, *(f"guard variable for {name}" for name in once)}
