@@ -398,6 +398,8 @@ class Interactions:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state | {"_tables": {}, "_candidates": WeakTensorKeyDictionary()}
+        if "count_bounds" not in state:  # pickled before there was one
+            self.count_bounds = count_bounds(self.item_counts)
 
     def _check_any_occurs(self, smoothing: float) -> None:
         if self.num_occurring == 0 and smoothing == 0:

@@ -119,7 +119,7 @@ _CONVERTED = WeakTensorKeyDictionary()
 
 
 def _in_dtype(log_weights: Tensor, dtype: torch.dtype) -> Tensor:
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or log_weights.dtype == dtype:  # the latter would keep itself alive
         return log_weights.to(dtype)
     kept: dict[torch.dtype, Tensor] = _CONVERTED.setdefault(log_weights, {})
     if dtype not in kept:

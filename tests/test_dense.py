@@ -27,7 +27,7 @@ from drawing import Drawn, make_drawn, make_interactions
 from memory import peak_of
 from torch import Tensor
 
-from cw_ext import ScoreCurve, draw_negatives, op_errors
+from cw_ext import ScoreCurve, cw_loss_from_embeddings, draw_negatives, op_errors
 from cw_ext.op_inputs import EMBEDDINGS, EmbeddingInputs, Wanted
 from cw_ext.parameters import resolve
 from cw_ext.row_values import CurveInputs, RowValues
@@ -412,3 +412,20 @@ def test_opcheck(kernels: None, log_q: bool) -> None:
             torch.library.opcheck(torch.ops.cw_ext.embeddings_forward.default, arguments, test_utils="test_faketensor")
 
         _forward(check, case)
+
+
+@pytest.mark.parametrize("items", [64, 400])
+@pytest.mark.parametrize("factor", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_reaches_the_items(kernels: None, items: int, factor: float) -> None:
+    """Whichever way the items' gradient is computed: mixed precision looks there for an overflow."""
+    case = make_embeddings(128, 128, 16, items, 0, seed=23)
+    queries, table = (torch.as_tensor(x, dtype=torch.float32) for x in (case.queries, case.items))
+    table.requires_grad_()
+    rows = cw_loss_from_embeddings(queries, table, case.pos_ids, case.neg_ids, reduction="none", backend="fused")
+    weights = torch.ones(128)
+    weights[5] = factor
+    rows.backward(weights)
+    named = torch.zeros(items, dtype=torch.bool)
+    named[case.pos_ids[5]] = named[case.neg_ids[5]] = True
+    assert not table.grad[named].isfinite().any()
+    assert table.grad[~named].isfinite().all()

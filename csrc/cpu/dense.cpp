@@ -67,7 +67,8 @@ void run_rows(const DenseTask<In, Id>& task, int64_t first_row, int64_t last_row
     for (int64_t k = first; k < last; ++k) {
       const int64_t begin = first_row + k * step, end = std::min(last_row, begin + step);
       if (CW_WITH_ISA(dense<In, Id>(task, begin, end, room.get(), integers.get()))) continue;
-      const BadId found = visit_rows(given, begin, end, items, [](int64_t) {});
+      BadId found = visit_rows(given, begin, end, items, [](int64_t) {});
+      if (!found.name) found = {"an item of the table of popularities", begin, items};
       const std::lock_guard<std::mutex> lock(mutex);
       note_first(found, bad);
       return;

@@ -33,7 +33,8 @@ DistinctIds::DistinctIds(int64_t num_items, int64_t most) : num_items_(num_items
   const int64_t words = (num_items + kIdsPerWord - 1) / kIdsPerWord;
   words_ = words <= most ? words : 0;
   if (words_ > 0) {
-    word_.reset(new IdWord[size_t(words_)]{});
+    word_ = scratch<IdWord>(words_);
+    std::fill_n(word_.get(), words_, IdWord{});
   } else {
     listed_ = scratch<int64_t>(most);
   }
@@ -90,7 +91,7 @@ Tensor DistinctIds::from_list(const cw_ext::Device& device) {
   int shift = 0;
   while ((num_items_ - 1) >> shift > total) ++shift;
   const int64_t bins = ((num_items_ - 1) >> shift) + 1;
-  bins_.reset(new int64_t[size_t(bins + 1)]);
+  bins_ = scratch<int64_t>(bins + 1);
   int64_t place = 0;
   for (int64_t bin = 0; bin <= bins; ++bin) {
     while (place < total && listed_[place] >> shift < bin) ++place;

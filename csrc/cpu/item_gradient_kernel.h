@@ -100,14 +100,11 @@ template <typename In, typename T>
 CW_NOINLINE void write_gradient(const T* sum, const In* item, int64_t dim, bool normalized, In* target) {
   T squared = 0, along = 0, inverse = 1;  // `along`: the component along the item
   if (normalized) {
-#pragma omp simd reduction(+ : squared, along)
-    for (int64_t d = 0; d < dim; ++d) {
-      const T x = T(load(item[d]));
-      squared += x * x;
-      along += x * sum[d];
-    }
+#pragma omp simd reduction(+ : squared)
+    for (int64_t d = 0; d < dim; ++d) squared += T(load(item[d])) * T(load(item[d]));
     inverse = inverse_norm(squared);
-    along *= inverse;
+#pragma omp simd reduction(+ : along)
+    for (int64_t d = 0; d < dim; ++d) along += T(load(item[d])) * inverse * sum[d];
 #pragma omp simd
     for (int64_t d = 0; d < dim; ++d) store(inverse * (sum[d] - along * (T(load(item[d])) * inverse)), target[d]);
     return;

@@ -7,7 +7,7 @@ namespace cw_cpu {
 namespace {
 
 // x [depth, dim] times factor, packed as ProductTask's b, with 0 instead of NaN and ±∞: if such a row counts, its coefficients
-// are NaN themselves; if not, their 0 would not be enough, as 0 · NaN is NaN.
+// are NaN (spoilt()); if not, their 0 would not be enough, as 0 · NaN is NaN.
 template <typename T>
 void pack(const T* x, int64_t depth, int64_t dim, T factor, T* out) {
   constexpr int64_t kPanel = ProductTask<T>::kPanel;
@@ -26,6 +26,23 @@ void pack(const T* x, int64_t depth, int64_t dim, T factor, T* out) {
   });
 }
 
+// The coefficients [rows, n] in `room`, those of rows of x that are not finite NaN unless they are 0; or as they are if there
+// is no such row. One that is not finite is a query, whose coefficients are NaN anyway, or was multiplied by such a gradient.
+template <typename T>
+const T* spoilt(const T* coefficients, int64_t rows, int64_t n, const T* x, int64_t dim, Scratch<T>& room) {
+  for (int64_t b = 0; b < rows; ++b) {
+    T differences = 0;
+    for (int64_t i = 0; i < dim; ++i) differences += x[b * dim + i] - x[b * dim + i];
+    if (differences == T(0)) continue;
+    if (!room) {
+      room = scratch<T>(rows * n);
+      std::copy_n(coefficients, rows * n, room.get());
+    }
+    for (T* c = room.get() + b * n; c != room.get() + (b + 1) * n; ++c) *c = *c == T(0) ? T(0) : *c + differences;
+  }
+  return room ? room.get() : coefficients;
+}
+
 }  // namespace
 
 template <typename T>
@@ -34,6 +51,8 @@ void weighted_sums(const T* coefficients, int64_t rows, int64_t n, const T* x, i
   constexpr int64_t kPanel = ProductTask<T>::kPanel;
   const int64_t panels = (dim + kPanel - 1) / kPanel;
   const auto packed = scratch<T>(panels * rows * kPanel);
+  Scratch<T> room;
+  coefficients = spoilt(coefficients, rows, n, x, dim, room);
   pack(x, rows, dim, factor, packed.get());
   const ProductTask<T> task{coefficients, 1, n, rows, packed.get(), panels, out, stride, accumulate};
   const int64_t steps = (n + kRowStep - 1) / kRowStep;

@@ -21,6 +21,14 @@ CW_INLINE void put(Pair* panel, int64_t k, int64_t i, float value) {
   bits = k % 2 == 0 ? rounded.bits : bits | uint32_t(rounded.bits) << 16;
 }
 
+// The number that put() writes into a pair; one near the largest becomes infinite.
+template <typename T>
+CW_INLINE T rounded(T value) {
+  BFloat16 narrow;
+  store(float(value), narrow);
+  return T(load(narrow));
+}
+
 // Chunks [begin, end) of the negatives. scratch: pack_chunks_scratch(dim).
 template <typename In, typename Operand>
 void pack_chunks(const ChunkTask<In, Operand>& task, int64_t begin, int64_t end, typename Compute<In>::type* scratch) {
@@ -59,7 +67,7 @@ void pack_chunks(const ChunkTask<In, Operand>& task, int64_t begin, int64_t end,
         for (int64_t l = 0; l < kPanel; ++l) {
           const int64_t i = q * kPanel + l;
           const T value = i < dim && j < count ? values[j * dim + i] * inverse[j] : T(0);
-          put(panel, j, l, is_finite(value) ? value : T(0));
+          put(panel, j, l, is_finite(kPairs ? rounded(value) : value) ? value : T(0));
         }
       }
     }

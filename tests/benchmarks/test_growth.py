@@ -96,7 +96,7 @@ def test_a_dense_gradient_is_in_the_peak(kernels):
     dense, sparse = (costs[name]["peak_extra_bytes"] for name in ("shared, dense", "shared, sparse"))
     if dense is None:
         pytest.skip("this system does not tell peaks")
-    assert sizes.table_bytes <= dense < 1.5 * sizes.table_bytes
+    assert 0.9 * sizes.table_bytes <= dense < 1.5 * sizes.table_bytes  # some pages were there before
     assert sparse < 0.2 * sizes.table_bytes
 
 
