@@ -269,6 +269,20 @@ def test_long_rows_sum_well(backend: str) -> None:
     assert_near(loss, expected, torch.float32)
 
 
+def test_the_denominators_gradient_sums_well(backend: str) -> None:
+    """As many terms of one sign, where the weights have a gradient and divide: against the same in fp64."""
+    pos, neg = torch.rand(4, generator=generator(5)) - 0.5, 0.8 * (torch.rand(4, 50_000, generator=generator(6)) - 0.5)
+
+    def of(dtype: torch.dtype) -> Tensor:
+        scores = pos.to(dtype, copy=True).requires_grad_()
+        arguments: dict[str, Any] = {"weighting": "linear", "detach_weights": False, "normalize_weights": True}
+        cw_loss(scores, neg.to(dtype), temperature=0.2, backend=backend, **arguments).backward()
+        return scores.grad.double()
+
+    exact = of(torch.float64)
+    assert (of(torch.float32) - exact).abs().max() < tolerance(torch.float32) * exact.abs().max()
+
+
 @pytest.mark.parametrize("rest", [2.0**-25, 1e-9, 2.0**-50])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_float_prior_near_one(backend: str, device: torch.device, dtype: torch.dtype, rest: float) -> None:

@@ -402,12 +402,14 @@ RowResult<T> row_kernel(Row<T>& row, const Parameters<T>& p, RowGradients<T>& gr
       row.neg, row.n, row.pos, result.by_log_a, sums.negatives.sum, p, gradients.neg);
   if (p.normalize_weights && !p.detach_weights) {
     const T unit = result.by_log_a / sums.denominator.sum;
+    double through_denominator = 0;  // many terms of one sign, which a running sum in fp32 would lose digits of
     for (int64_t j = 0; j < row.n; ++j) {
       if (denominator_terms[j] == T(0) || row.neg[j] == -infinity<T>()) continue;
       const T value = denominator_terms[j] * unit * weight_slope(row.neg[j] - row.pos, W, p);
       gradients.neg[j] -= value;
-      total -= value;
+      through_denominator += value;
     }
+    total -= T(through_denominator);
   }
   total += positives_gradient<T, W, S>(row, p, sums, result, gradients.extra);
   gradients.pos = result.by_pos - total;
