@@ -75,7 +75,11 @@ def loss(pos: Tensor, neg: Tensor, arguments: LossArguments) -> Tensor | None:
         unwrap = torch._C._functorch.unwrap_if_dead
         with_graph: Tensor = _apply(plain, unwrap(pos), unwrap(neg))
         return with_graph
-    except (TypeError, *op_errors.RAISED):
+    except (TypeError, ValueError, IndexError):
+        return None
+    except RuntimeError as error:
+        if type(op_errors.restored(error)) is RuntimeError:  # no refusal: memory ran out, for example
+            raise
         return None
 
 

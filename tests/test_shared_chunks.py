@@ -51,7 +51,7 @@ def _weights(rows: int) -> Tensor:
 
 
 @each_dtype
-@pytest.mark.parametrize("num_items", [1023, 1024, 1025, 1279, 1280, 1281, 2048, 2049, 4097])
+@pytest.mark.parametrize("num_items", [1023, 1024, 1025, 1281, 2047, 2048, 2049, 2303, 2304, 2305, 4097])
 def test_ends_of_chunks(kernels: None, dtype: torch.dtype, num_items: int) -> None:
     against_truth(_full(num_items, padding=True), dtype, CPU, _weights(9))
     against_truth(_full(num_items, row_weights=True), dtype, CPU)
@@ -61,24 +61,24 @@ def test_ends_of_chunks(kernels: None, dtype: torch.dtype, num_items: int) -> No
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_blocks_of_rows(kernels: None, dtype: torch.dtype, rows: int) -> None:
     """400 rows are more than are kept at a time."""
-    against_truth(_full(8200 if rows == 400 else 1100, rows, dim=5), dtype, CPU, cancelled=2)
+    against_truth(_full(8200 if rows == 400 else 2100, rows, dim=5), dtype, CPU, cancelled=2)
 
 
 @pytest.mark.parametrize("dim", [1, 31, 33, 64, 130])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=["fp64", "fp32", "bf16"])
 def test_dimensions(kernels: None, dtype: torch.dtype, dim: int) -> None:
     for similarity in ("half_cosine", "dot"):
-        against_truth(_full(1300, dim=dim, scale=0.5), dtype, CPU, similarity=similarity, temperature=0.5, cancelled=2)
+        against_truth(_full(2300, dim=dim, scale=0.5), dtype, CPU, similarity=similarity, temperature=0.5, cancelled=2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_parameter(kernels: None, variant: str, dtype: torch.dtype) -> None:
-    case = _full(1300, padding=True, row_weights=True)
+    case = _full(2300, padding=True, row_weights=True)
     against_truth(case, dtype, CPU, _weights(9), cancelled=2, **VARIANTS[variant])
 
 
-def _shared(n: int = 1300, rows: int = 7, **more: Any) -> Embeddings:
+def _shared(n: int = 2300, rows: int = 7, **more: Any) -> Embeddings:
     return make_embeddings(rows, n, 8, 900, 2, shared=True, **more)
 
 
@@ -94,7 +94,7 @@ def test_shared_ids(kernels: None, dtype: torch.dtype, log_q: bool, padding: boo
 @each_dtype
 def test_in_batch(kernels: None, dtype: torch.dtype) -> None:
     """Log weights that all rows have in common, and rows that leave columns out."""
-    case = make_drawn("in_batch", 1100, 6, interactions=make_interactions(num_items=700, pairs=5000))
+    case = make_drawn("in_batch", 2100, 6, interactions=make_interactions(num_items=700, pairs=5000))
     against_truth(case, dtype, CPU, cancelled=2)
 
 
@@ -145,7 +145,7 @@ def test_extreme_scores(kernels: None, order: str, scale: float, weighting: str)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_items_that_are_no_numbers(kernels: None, dtype: torch.dtype, value: float) -> None:
     """They do not reach rows that leave them out, and make all others NaN or, with a score of −inf, not."""
-    case = _full(1300, rows=4, m=0).to(dtype)
+    case = _full(2300, rows=4, m=0).to(dtype)
     known = case.interactions
     queries = torch.ones(4, dtype=torch.long)  # query 1 knows all items but the last two
     items = case.items.clone()
@@ -181,7 +181,7 @@ def test_same_bits_on_any_number_of_threads(kernels: None, dtype: torch.dtype, r
 
 def test_medium_precision(kernels: None, medium: None) -> None:
     """No further from the truth than torch's own products of numbers rounded to bf16."""
-    case = _full(1500, rows=60, dim=32, m=0)
+    case = _full(2500, rows=60, dim=32, m=0)
     exact, single = case, case.to(torch.float32)
     truth = evaluate(exact, backend="reference")
     found = evaluate(single, backend="fused")
@@ -200,7 +200,7 @@ def _rounded(x: Tensor) -> Tensor:
 
 def test_medium_precision_compiled(kernels: None, medium: None) -> None:
     """What is compiled under one precision is compiled again under the other."""
-    case = _full(1500, rows=20, m=0).to(torch.float32)
+    case = _full(2500, rows=20, m=0).to(torch.float32)
 
     def loss(queries: Tensor, items: Tensor) -> Tensor:
         return cw_loss_full(queries, items, case.pos_ids, backend="fused")
@@ -212,12 +212,12 @@ def test_medium_precision_compiled(kernels: None, medium: None) -> None:
 
 
 def test_medium_precision_leaves_fp64_alone(kernels: None, medium: None) -> None:
-    against_truth(_full(1500, m=0), torch.float64, CPU)
+    against_truth(_full(2500, m=0), torch.float64, CPU)
 
 
 @pytest.mark.parametrize("threshold", [-0.2, 0.1])
 def test_counts_above(kernels: None, threshold: float) -> None:
-    case = _full(1500, padding=True)
+    case = _full(2500, padding=True)
     arguments: dict[str, Any] = {"return_above": True, "confidence_threshold": threshold, "reduction": "none"}
     arguments |= {"query_ids": case.query_ids, "interactions": case.interactions}
     _, found = cw_loss_full(case.queries, case.items, case.pos_ids, backend="fused", **arguments)

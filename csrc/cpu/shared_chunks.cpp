@@ -12,8 +12,8 @@ namespace cw_cpu {
 
 namespace {
 
-// From how many negatives on the chunks are faster.
-constexpr int64_t kFewestNegatives = 1024;
+// From how many negatives on the chunks are faster, by products in the compute type and in bf16.
+constexpr int64_t kFewestNegatives = 2048, kFewestOfPairs = 1024;
 
 // How many terms are kept at a time, if not all of their gradients: those of a few rows more than kRowsOfChunks where they stay
 // in L3, 8 MB in fp32; of fewer where they would take more than 256 MB.
@@ -128,7 +128,8 @@ void run(const cw_ext::SharedNegativesCall& call) {
 
 bool goes_in_chunks(const cw_ext::SharedNegativesCall& call) {
   const cw_ext::LossArguments& loss = call.loss.arguments;
-  return call.neg_ids.size(0) >= kFewestNegatives &&
+  const bool of_pairs = has_bf16_products() && (call.queries.scalar_type() == kBFloat16 || call.bf16_products);
+  return call.neg_ids.size(0) >= (of_pairs ? kFewestOfPairs : kFewestNegatives) &&
          cw::slope_is_constant(cw::Weighting(loss.weighting), cw::Surrogate(loss.surrogate),
                                cw::make_parameters<double>(loss, 1)) &&
          !call.loss.values.temperature.rows.defined() && !call.loss.curve.log_weights.defined() &&
