@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from cw_ext import checks
+from cw_ext.candidate_scores import candidate_scores
 from cw_ext.embedding_batch import Similarity, check_similarity
 from cw_ext.interactions import Interactions
 from cw_ext.reference_sampling import is_among, pair_keys
 from cw_ext.samplers.base import NUMBERS, Batch, SamplerBase, fractions, random_numbers
 from cw_ext.samplers.protocol import Negatives
 from cw_ext.samplers.query_state import first_of_each, state_rows, uniform_items
-from cw_ext.samplers.scores import candidate_scores
 
 
 class Chain(SamplerBase):

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from cw_ext import checks
+from cw_ext.candidate_scores import candidate_scores
 from cw_ext.embedding_batch import Similarity, check_similarity
 from cw_ext.interactions import Interactions
 from cw_ext.samplers.base import Batch, SamplerBase, fractions, gumbel, random_numbers
 from cw_ext.samplers.catalogue import BLOCK, unknown_items
 from cw_ext.samplers.log_weights import LogWeight
 from cw_ext.samplers.protocol import Negatives
-from cw_ext.samplers.scores import candidate_scores
 
 # The highest weight of a row is this power of two. Random numbers have fewer bits, so that finer ones would not show.
 _WEIGHT_BITS = 40
