@@ -1,7 +1,9 @@
 """cw_ext: the CW ("Correct and Weight") ranking loss for implicit feedback, with fused kernels for PyTorch."""
 
-from cw_ext import presets, prior
+from cw_ext import presets, prior, samplers
+from cw_ext.candidate_scores import candidate_scores
 from cw_ext.extension import build_config
+from cw_ext.false_negatives import FalseNegatives
 from cw_ext.functional import cw_loss, cw_loss_from_embeddings
 from cw_ext.interactions import Candidates, Interactions
 from cw_ext.modules import CWEmbeddingLoss, CWFullLoss, CWInBatchLoss, CWLoss, CWSampledLoss
@@ -18,11 +20,13 @@ __all__ = [
     "CWLoss",
     "CWSampledLoss",
     "Candidates",
+    "FalseNegatives",
     "Interactions",
     "ScoreCurve",
     "TopKThreshold",
     "__version__",
     "build_config",
+    "candidate_scores",
     "cw_loss",
     "cw_loss_from_embeddings",
     "cw_loss_full",
@@ -31,4 +35,5 @@ __all__ = [
     "presets",
     "prior",
     "sampled_cw_loss",
+    "samplers",
 ]
