@@ -231,6 +231,19 @@ def make_trained(blocks: InteractionData) -> Trainer:
     return run
 
 
+@pytest.mark.parametrize("candidates", [None, 4])
+def test_weights_are_estimated_where_training_runs(blocks, device, candidates):
+    config = replace(CONFIG, device=device.type, false_negatives=0.2)
+    estimate = {"false_negative_prior": "auto", "false_negative_family": "isotonic", "adapter_candidates": candidates}
+    run = make_trainer(blocks, config=config, **estimate)
+    batches = record_batches(run)
+    assert run.train(show_progress=False) == "epochs"
+    batch = batches[-1][1]
+    weights = batch.score_curve.log_weights if candidates is None else batch.neg_log_weights
+    assert weights.device.type == device.type and (weights <= 0).all()
+    assert 0 < run.curve[-1]["ndcg"] <= 1 and run.test().keys() >= {"test"}
+
+
 # --- held-out positives ---
 
 
