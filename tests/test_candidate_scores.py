@@ -277,6 +277,21 @@ def test_every_instruction_set(kernels: None, tmp_path: Path) -> None:
             _assert_scores(scores, _truth(queries, table, ids, similarity))
 
 
+@pytest.mark.cpu_kernels
+def test_a_table_of_more_than_31_bits(kernels: None, tmp_path: Path) -> None:
+    """In a file of zeros, of which the rows that are written or read take memory alone."""
+    queries, items = _tables(2, 64, 3)
+    count = 2**31 // 64 + 7
+    file = str(tmp_path / "table")
+    table = torch.from_file(file, shared=True, size=count * 64, dtype=torch.bfloat16).view(count, 64)
+    ids = torch.tensor([[5, count - 1, 2**31 // 64], [2**30 // 64 - 1, count - 1, -1]])
+    table[ids[0]] = items.bfloat16()
+    found = candidate_scores(queries.bfloat16(), table, ids, backend="fused")
+    few = torch.tensor([[0, 1, 2], [3, 1, -1]])
+    truth = _truth(queries.bfloat16(), torch.cat((items.bfloat16(), torch.zeros(1, 64))), few, "half_cosine")
+    _assert_scores(found, truth)
+
+
 @pytest.mark.parametrize("items", [90, 3000])
 def test_nothing_of_size_b_k_d(kernels: None, device: torch.device, items: int) -> None:
     """Beside the scores, a norm per item at most."""
