@@ -123,7 +123,10 @@ class Trainer:
     """Trains one model with one loss, keeping the embeddings of the epoch that validates best.
 
     Attributes:
-        interactions: the training pairs, which a user's negatives must not be among.
+        interactions: the training pairs, which a user's negatives must not be among: those of the rows, and those that
+            the loss has held out.
+        held_out: these; None where the loss holds none out.
+        weights: of the negatives, where the loss has them estimated.
         curve: validation results so far, each ``{"epoch", "recall", "ndcg", "training_loss"}``, with the ``"prior"``
             that the loss had from then on where it is estimated, or the ``"false_negative_prior"`` behind the weights
             of the epoch before.

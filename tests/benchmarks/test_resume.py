@@ -31,6 +31,10 @@ LOSSES: dict[str, tuple[str, dict[str, Any]]] = {
     "cw with an estimated prior": ("cw", {"prior": "auto"}),
     "advinfonce": ("advinfonce", {"adversary_every": 2}),
     "llpauc": ("llpauc", {}),
+    "sl, weighed by scores": ("sl", {"false_negative_prior": "auto", "false_negative_family": "isotonic"}),
+    "slk, weighed by scores": ("slk", {"false_negative_prior": 0.1, "confidence_top_k": 5, "refresh_epochs": 3}),
+    "sl, weighed by an adapter": ("sl", {"false_negative_prior": 0.1, "adapter_candidates": 4}),
+    "cw with held-out positives": ("cw", {"held_out_positives": True}),
 }
 
 

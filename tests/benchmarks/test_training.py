@@ -16,8 +16,7 @@ from training_cases import FLAGS, p_value, record_batches, write_blocks
 from benchmarks.common import data, reporting
 from benchmarks.demo import step_cost
 from benchmarks.training import __main__ as training
-from benchmarks.training import compare, plots
-from benchmarks.training import trainer as trainer_module
+from benchmarks.training import compare, estimates, plots
 from benchmarks.training.losses import LOSSES, BatchLoss, LossOptions, build_loss
 from benchmarks.training.metrics import ranking_metrics
 from benchmarks.training.negatives import Batch, Negatives
@@ -803,7 +802,7 @@ def test_the_prior_is_0_at_first_and_then_that_of_the_validation_before(blocks, 
 
 
 def test_the_prior_is_estimated_from_validation_items_and_negatives(blocks, monkeypatch):
-    monkeypatch.setattr(trainer_module, "_ROWS_PER_BLOCK", 7)
+    monkeypatch.setattr(estimates, "_ROWS_PER_BLOCK", 7)
     trainer = estimating_trainer(blocks)
     for _ in range(4):
         generator = trainer.generator.clone_state()
