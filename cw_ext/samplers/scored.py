@@ -126,8 +126,8 @@ class Scored(SamplerBase):
         return Negatives(ids, torch.where(ids < 0, -torch.inf, -(log_weights.gather(1, places) + highest)))
 
     def _log_weights(self, batch: Batch, candidates: Tensor) -> tuple[Tensor, Tensor]:
-        """A new tensor [B, K] of log weights less the highest of their row, or −inf where it has none; and that highest,
-        [B, 1]."""
+        """A new tensor [B, K] of log weights less the highest of their row, or −inf where it has none; and that
+        highest, [B, 1]."""
         scores = candidate_scores(batch.queries, batch.items, candidates, similarity=self.similarity)
         pos_ids = batch.pos_ids.unsqueeze(1)
         pos_scores = candidate_scores(batch.queries, batch.items, pos_ids, similarity=self.similarity)[:, 0]
