@@ -190,6 +190,11 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="temperature of the softmax that scored negatives and chains follow; the loss's if not given",
     )
     parser.add_argument(
+        "--scored-corrected",
+        action="store_true",
+        help="weigh scored negatives by one over the weight that they were drawn by (softmax losses)",
+    )
+    parser.add_argument(
         "--memory-pool",
         type=positive_int,
         default=loss_defaults.memory_pool,
@@ -269,6 +274,7 @@ def _run(arguments: argparse.Namespace) -> int:
         adapter_candidates=arguments.adapter_candidates,
         negatives=arguments.negatives,
         sampler_temperature=arguments.sampler_tau,
+        scored_corrected=arguments.scored_corrected,
         memory_pool=arguments.memory_pool,
         stage_prior=arguments.stage_prior,
         backend=arguments.backend,

@@ -77,6 +77,7 @@ _SYMBOLS = {
     "false_negative_strength": "γ",
     "adapter_candidates": "adapter",
     "sampler_temperature": "τ_s",
+    "scored_corrected": "corrected",
     "memory_pool": "pool",
     "stage_prior": "π_N",
 }

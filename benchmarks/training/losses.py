@@ -52,6 +52,8 @@ class LossOptions:
             the negatives get; no prior for no such weights (the softmax family; cw and dcl without a prior).
         negatives: which negatives a row has; bpr takes one of those drawn for it.
         sampler_temperature: τ of the softmax by which scored negatives and chains are drawn; None for `temperature`.
+        scored_corrected: whether scored negatives are weighed by one over the weight that they were drawn by, so that
+            the loss has its uniform target again (the softmax family).
         memory_pool: items in a user's pool, of which a memory of negatives is drawn.
         stage_prior: share of the negatives that are positives, from which the number of "auto" ones is found for each
             epoch, or "auto": estimated too.
@@ -81,6 +83,7 @@ class LossOptions:
     adapter_candidates: int | None = None
     negatives: Negatives = Negatives()
     sampler_temperature: float | None = None
+    scored_corrected: bool = False
     memory_pool: int = 128
     stage_prior: float | Literal["auto"] = 0.001
     backend: str = "auto"
@@ -115,7 +118,7 @@ class RankingLoss:
         estimate: where its negatives' weights come from, ``Batch.score_curve`` or, with an adapter,
             ``Batch.neg_log_weights``; None if it has none.
         sampler: how its negatives are chosen by their scores; None where they are not. It takes what that draws as
-            ``Batch.neg_ids``.
+            ``Batch.neg_ids``, and their weights as ``Batch.neg_log_weights``.
         holds_out: whether a tenth of each user's training items must be in no row: it has its extra positives from
             these, or an adapter learns them.
         initial_std: standard deviation of the embeddings that training starts from, given a table's rows and columns.
@@ -159,7 +162,8 @@ def _sampler(
     if negatives.kind not in BY_SCORE:
         return None
     temperature = options.temperature if options.sampler_temperature is None else options.sampler_temperature
-    return SamplerOptions(negatives, similarity, temperature, options.memory_pool)
+    corrected = options.scored_corrected and similarity == "half_cosine"  # bpr has no weights
+    return SamplerOptions(negatives, similarity, temperature, options.memory_pool, corrected)
 
 
 def _bpr(options: LossOptions) -> RankingLoss:

@@ -20,12 +20,14 @@ class SamplerOptions:
         similarity: of the loss, "half_cosine" or "dot".
         temperature: τ of the softmax that scored ones and chains follow.
         pool: items in a user's pool, of a memory.
+        corrected: whether scored ones are weighed by one over the weight that they were drawn by.
     """
 
     negatives: Negatives
     similarity: Literal["half_cosine", "dot"]
     temperature: float
     pool: int
+    corrected: bool
 
     def __post_init__(self) -> None:
         if not 0 < self.temperature < math.inf:
@@ -37,8 +39,14 @@ class SamplerOptions:
         number = self.negatives.number
         match self.negatives.kind:
             case "scored":
-                arguments = {"num_candidates": self.negatives.candidates, "log_weight": softmax(self.temperature)}
-                return Scored(interactions, number, similarity=self.similarity, **arguments)
+                return Scored(
+                    interactions,
+                    number,
+                    log_weight=softmax(self.temperature),
+                    num_candidates=self.negatives.candidates,
+                    log_q_correction=self.corrected,
+                    similarity=self.similarity,
+                )
             case "memory":
                 return Memory(interactions, number, pool=self.pool, similarity=self.similarity, seed=seed)
             case _:
@@ -47,6 +55,10 @@ class SamplerOptions:
     @property
     def settings(self) -> dict[str, Any]:
         """What tells such a run from others, besides its negatives."""
-        return (
-            {"memory_pool": self.pool} if self.negatives.kind == "memory" else {"sampler_temperature": self.temperature}
-        )
+        match self.negatives.kind:
+            case "memory":
+                return {"memory_pool": self.pool}
+            case "scored":
+                return {"sampler_temperature": self.temperature, "scored_corrected": self.corrected}
+            case _:
+                return {"sampler_temperature": self.temperature}

@@ -375,16 +375,20 @@ class Trainer:
         with self.stopwatch.time("queries"):
             user_table, item_table = self.model()
             queries = F.embedding(users, user_table)
+        log_weights = None
         if self.negative_sampler:
             with self.stopwatch.time("sampling"):
-                neg_ids = self.negative_sampler.draw(queries, item_table, users, pos_ids, seed=seed).ids
+                neg_ids, log_weights = self.negative_sampler.draw(queries, item_table, users, pos_ids, seed=seed)
         with self.stopwatch.time("loss_forward"):
             thresholds = None if self._thresholds is None else self._thresholds[users]
             known = (self.interactions, seed, neg_ids, thresholds, self._prior)
             if self.weights:
                 known += self.weights.of_batch(queries, item_table, neg_ids)
             given = Batch(queries, item_table, users, pos_ids, extra_pos_ids, *known)
-            loss = self._function(given._replace(num_negatives=self._number))
+            given = given._replace(num_negatives=self._number)
+            if log_weights is not None:
+                given = given._replace(neg_log_weights=log_weights)
+            loss = self._function(given)
             auxiliary = self.model.auxiliary_loss(users, pos_ids)
             if auxiliary is not None:
                 loss = loss + auxiliary

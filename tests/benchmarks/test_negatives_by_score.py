@@ -28,8 +28,10 @@ def make_trainer(tmp_path, spec, loss="sl", config=CONFIG, **options) -> Trainer
 
 @pytest.mark.parametrize(("loss", "similarity", "number"), [("sl", "half_cosine", 4), ("bpr", "dot", 1)])
 @pytest.mark.parametrize("temperature", [None, 0.03])
-def test_scored_ones_are_drawn_by_the_scores_of_the_step(tmp_path, loss, similarity, number, temperature):
-    trainer = make_trainer(tmp_path, "scored:4/20", loss, temperature=0.2, sampler_temperature=temperature)
+@pytest.mark.parametrize("corrected", [False, True])
+def test_scored_ones_are_drawn_by_the_scores_of_the_step(tmp_path, loss, similarity, number, temperature, corrected):
+    options = {"temperature": 0.2, "sampler_temperature": temperature, "scored_corrected": corrected}
+    trainer = make_trainer(tmp_path, "scored:4/20", loss, **options)
     steps = record_batches(trainer)
     # The tables are written in place by the step after the batch is noted.
     draw, drawn = trainer.negative_sampler.draw, []
@@ -41,16 +43,21 @@ def test_scored_ones_are_drawn_by_the_scores_of_the_step(tmp_path, loss, similar
             num_candidates=20,
             log_weight=softmax(temperature or 0.2),
             similarity=similarity,
+            log_q_correction=corrected,
         )
-        drawn.append(own.draw(queries.clone(), items.clone(), *ids, seed=seed).ids)
+        drawn.append(own.draw(queries.clone(), items.clone(), *ids, seed=seed))
         return draw(queries, items, *ids, seed=seed)
 
     trainer.negative_sampler.draw = draw_and_copy
     trainer.train(show_progress=False)
     assert len(steps) == len(drawn) > 10
     for (_, batch), expected in zip(steps, drawn, strict=True):
-        assert torch.equal(batch.neg_ids, expected)
-    assert len({tuple(ids.flatten().tolist()) for ids in drawn}) == len(drawn)
+        assert torch.equal(batch.neg_ids, expected.ids)
+        if corrected and loss == "sl":
+            assert torch.equal(batch.neg_log_weights, expected.log_weights)
+        else:
+            assert batch.neg_log_weights is None
+    assert len({tuple(ids.flatten().tolist()) for ids, _ in drawn}) == len(drawn)
 
 
 @pytest.mark.parametrize("spec", ["memory:2", "chain:2"])
@@ -89,6 +96,7 @@ def test_the_options_of_a_kind_tell_its_runs_apart():
     for name, value, specs in (
         ("sampler_temperature", 0.3, ("scored:2/9", "chain")),
         ("memory_pool", 200, ("memory",)),
+        ("scored_corrected", True, ("scored:2/9",)),
         ("stage_prior", 0.01, ("auto",)),
     ):
         for spec in ("uniform:9", "auto", "scored:2/9", "memory", "chain"):
