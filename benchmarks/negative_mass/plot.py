@@ -112,8 +112,7 @@ def plot_estimated(report: Mapping[str, Any], weighting: str, path: Path) -> Non
             axes.grid(alpha=0.3)
             axes.set_axisbelow(True)
         bias.axhline(0, color="#777777", linewidth=0.8)
-        above = f"{shift:g} deviations above" if shift else "as"
-        bias.set_title(f"known positives score {above} hidden ones")
+        bias.set_title(f"known positives score {f'{shift:g} deviations higher' if shift else 'as hidden ones do'}")
         std.set_xlabel(_SWEEPS["prior"])
     figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     reporting.save_figure(figure, path)
