@@ -87,7 +87,7 @@ STEP_PARTS = ("sampling", "queries", "loss_forward", "backward", "optimizer")
 # What is timed before an epoch, for the losses that need it.
 _PASSES = ("thresholds", "estimates")
 # What points of the curve have for the losses that estimate it.
-_ESTIMATED = ("prior", "false_negative_prior")
+_ESTIMATED = ("prior", "false_negative_prior", "num_negatives")
 
 
 class _Stopwatch:
