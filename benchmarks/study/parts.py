@@ -369,6 +369,42 @@ def priors(store: Store) -> list[Run]:
     return [run for prior in PRIORS for run in prior_runs(store, prior)]
 
 
+# --- negatives chosen by their scores ---
+
+# A loss with its own settings on Health: which negatives it has, and what else changes. At the loss's own temperature
+# scored negatives are those that its softmax weighs most; corrected, the mean gradient is that of all K.
+SAMPLED: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "SL, 10 uniform": ("sl", "uniform:10", {}),
+    "SL, 100 uniform": ("sl", "uniform:100", {}),
+    "SL, 10 of 100 by score": ("sl", "scored:10/100", {}),
+    "SL, 10 of 1000 by score": ("sl", "scored:10/1000", {}),
+    "SL, 10 of 100 by score, corrected": ("sl", "scored:10/100", {"scored_corrected": True}),
+    "SL, 10 of 1000 by score, corrected": ("sl", "scored:10/1000", {"scored_corrected": True}),
+    "SL, 10 by chains": ("sl", "chain:10", {}),
+    "SL, as many as each epoch's scores suggest": ("sl", "auto:1000", {}),
+    "BPR, 1 uniform": ("bpr", "uniform:1", {}),
+    "BPR, 1 from a memory": ("bpr", "memory:1", {}),
+}
+_SAMPLED_SEEDS = (0, 1, 2)
+
+
+def sampled_runs(store: Store, name: str) -> list[Run]:
+    """Return the runs, one per seed, of one of :data:`SAMPLED`; none until the loss's hyper-parameters are known."""
+    loss, negatives, changes = SAMPLED[name]
+    best = chosen(store, HEALTH, loss)
+    if best is None:
+        return []
+    run = grids.with_negatives(best, Negatives.parse(negatives))
+    run = replace(run, options=replace(run.options, **changes))
+    return [run.with_seed(seed) for seed in _SAMPLED_SEEDS]
+
+
+def sampled(store: Store) -> list[Run]:
+    """Every choice of negatives, seed by seed."""
+    runs = [of_seeds for name in SAMPLED if (of_seeds := sampled_runs(store, name))]
+    return [of_seeds[index] for index in range(len(_SAMPLED_SEEDS)) for of_seeds in runs]
+
+
 PARTS: dict[str, Callable[[Store], Iterable[Run]]] = {
     "comparison": comparison,
     "stages": stages,
@@ -377,4 +413,5 @@ PARTS: dict[str, Callable[[Store], Iterable[Run]]] = {
     "estimated": estimated,
     "numbers": numbers,
     "priors": priors,
+    "samplers": sampled,
 }

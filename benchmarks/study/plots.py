@@ -13,10 +13,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from benchmarks.common import reporting
-from benchmarks.study import effectiveness, parts, step_times
+from benchmarks.study import parts, step_times
 from benchmarks.study.published import HEALTH, LOSS_NAMES, SHORT_NAMES, published
 from benchmarks.study.runs import Store
 from benchmarks.study.summary import RERANKED, Summary, summarise
+from benchmarks.training import effectiveness
 
 # Okabe and Ito's palette, as in training/plots.py; markers distinguish what colour does not.
 _BLUE, _ORANGE, _GREEN, _RED, _PINK, _SKY, _BLACK = (

@@ -23,7 +23,7 @@ def write_report(store: Store, directory: Path) -> list[Path]:
         directory: an existing, writable directory.
     """
     parts_of_report = (_comparison, _search, _models, _stages, _mechanisms, _sweeps, _combinations)
-    parts_of_report += (_noise, _estimated, _contestants, _numbers, _priors)
+    parts_of_report += (_noise, _estimated, _contestants, _numbers, _priors, _sampled)
     sections = [section(store) for section in parts_of_report]
     text = "# Results of the study\n\n" + "\n".join(section for section in sections if section)
     tables = directory / TABLES_FILE
@@ -275,3 +275,16 @@ def _priors(store: Store) -> str:
             rows.append([str(prior), shown, summary.text("recall"), summary.text("ndcg")])
     header = ["π", "estimated at the end, by seed", "Recall@20", "NDCG@20"]
     return _section("The prior", "CW on Health, MF.", header, rows)
+
+
+def _sampled(store: Store) -> str:
+    rows = []
+    for name in parts.SAMPLED:
+        summary = summarise(store, parts.sampled_runs(store, name))
+        if summary:
+            last = [result["final_num_negatives"] for result in summary.results if "final_num_negatives" in result]
+            shown = [summary.text("recall"), summary.text("ndcg"), f"{summary.seconds_per_epoch:.2f}"]
+            settings = describe_settings(summary.results[0]["loss_settings"])
+            rows.append([name, *shown, ", ".join(map(str, last)), settings])
+    header = ["", "Recall@20", "NDCG@20", "s/epoch", "number at the end, by seed", "settings"]
+    return _section("Negatives chosen by their scores", "Test, Health, MF.", header, rows)

@@ -132,7 +132,7 @@ def test_every_model_goes_on_as_if_not_interrupted(blocks, tmp_path, model, name
     check_resumption(blocks, tmp_path / "checkpoint.pt", loss, replace(CONFIG, model=model), **options)
 
 
-@pytest.mark.parametrize("spec", ["popularity:8", "mixed:8", "full"])
+@pytest.mark.parametrize("spec", ["popularity:8", "mixed:8", "full", "auto:30", "scored:3/20", "memory:2", "chain:3"])
 def test_every_kind_of_negatives_goes_on_as_if_not_interrupted(blocks, tmp_path, spec):
     check_resumption(blocks, tmp_path / "checkpoint.pt", "cw", negatives=Negatives.parse(spec))
 

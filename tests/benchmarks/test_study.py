@@ -297,6 +297,24 @@ def test_a_search_in_which_all_diverged_says_so(tmp_path):
         grids.chosen(store, HEALTH, "sl")
 
 
+def test_negatives_by_score_are_tried_with_the_losss_own_settings(tmp_path):
+    store = Store(tmp_path)
+    assert parts.sampled(store) == []
+    fill(store, parts.searches(store))
+    keys = [run.key for run in parts.sampled(store)]
+    assert len(keys) == len(set(keys)) == 3 * len(parts.SAMPLED)
+    plain = {run.key for number in (10, 100) for run in parts.number_runs(store, HEALTH, "sl", number)}
+    assert plain <= set(keys), "what is done already is not done again"
+    for name, (loss, negatives, _) in parts.SAMPLED.items():
+        for seed, run in enumerate(parts.sampled_runs(store, name)):
+            base = grids.with_negatives(grids.chosen(store, HEALTH, loss), Negatives.parse(negatives)).with_seed(seed)
+            assert run.config == base.config and run.loss == loss
+            corrected = run.ranking_loss.settings.pop("scored_corrected", False)
+            assert corrected == name.endswith("corrected")
+            if not corrected:
+                assert run.key == base.key
+
+
 def test_one_seed_has_no_deviation_and_a_diverged_run_no_mean(tmp_path):
     store, run = Store(tmp_path), Run(HEALTH, "sl")
     assert summarise(store, [run]) is None
@@ -314,7 +332,7 @@ def test_all_plots_and_tables_of_a_whole_study(tmp_path):
     assert written == {"tables.md", "comparison.png", "stages.png", "noise.png", "estimated.png", "numbers.png"}
     assert {path.name for path in tmp_path.iterdir()} == {*written, "runs"}
     sections = [line for line in (tmp_path / "tables.md").read_text(encoding="utf-8").splitlines() if line[:2] == "##"]
-    assert len(sections) == len(parts.COMPARED) + 11
+    assert len(sections) == len(parts.COMPARED) + 12
 
 
 def test_published_numbers_are_found_by_data_model_and_loss():
