@@ -2,6 +2,7 @@
 
 from cw_ext import presets, prior
 from cw_ext.extension import build_config
+from cw_ext.false_negatives import FalseNegatives
 from cw_ext.functional import cw_loss, cw_loss_from_embeddings
 from cw_ext.interactions import Candidates, Interactions
 from cw_ext.modules import CWEmbeddingLoss, CWFullLoss, CWInBatchLoss, CWLoss, CWSampledLoss
@@ -18,6 +19,7 @@ __all__ = [
     "CWLoss",
     "CWSampledLoss",
     "Candidates",
+    "FalseNegatives",
     "Interactions",
     "ScoreCurve",
     "TopKThreshold",

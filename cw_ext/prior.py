@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from cw_ext import checks
+from cw_ext.score_samples import Scores, sorted_scores
 
 # By how much the paper's selection overstates the sampling error, its γ.
 _MARGIN = 0.01
-
-Scores = Tensor | np.ndarray | Sequence[float]
 
 
 @dataclass(frozen=True)
@@ -83,8 +79,8 @@ def estimate_prior(positive_scores: Scores, unlabeled_scores: Scores, *, confide
         raise TypeError(f"confidence must be a number in (0, 1), got {type(confidence).__name__}")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be in (0, 1), got {confidence}")
-    positives = _sorted("positive_scores", positive_scores)
-    unlabeled = _sorted("unlabeled_scores", unlabeled_scores).to(positives.device)
+    positives = sorted_scores("positive_scores", positive_scores)
+    unlabeled = sorted_scores("unlabeled_scores", unlabeled_scores).to(positives.device)
 
     # No thresholds between two positive scores are needed: up to the higher one q_p stays, and q_u can only fall.
     q_p = _shares_from(positives, positives)
@@ -101,32 +97,6 @@ def estimate_prior(positive_scores: Scores, unlabeled_scores: Scores, *, confide
         high=min(1.0, (u + error_u) / (p - error_p)) if p > error_p else 1.0,
         threshold=threshold,
     )
-
-
-def _sorted(name: str, scores: Scores) -> Tensor:
-    """All scores in increasing order, fp64, in which every narrower dtype keeps its order and its ties."""
-    if isinstance(scores, Tensor):
-        checks.is_tensor(name, scores)
-        checks.has_values(name, scores)
-    else:
-        try:
-            scores = np.asarray(scores)
-        except ValueError:  # numpy's error for lists of different lengths
-            raise ValueError(f"{name} must be an array of scores, got sequences of different lengths") from None
-    floating = scores.is_floating_point() if isinstance(scores, Tensor) else scores.dtype.kind == "f"
-    if not floating:
-        raise TypeError(f"{name} must hold floating-point scores, got {str(scores.dtype).removeprefix('torch.')}")
-    if isinstance(scores, Tensor):
-        values = scores.detach().double().flatten()
-    else:
-        # A copy: the array may be read-only, or have strides or a byte order that torch does not support.
-        values = torch.from_numpy(scores.astype(np.float64).reshape(-1))
-    if values.numel() == 0:
-        raise ValueError(f"{name} must hold at least one score, got shape {tuple(scores.shape)}")
-    nan = values.isnan()
-    if nan.any():
-        raise ValueError(f"{name} must hold no NaN, got {int(nan.sum())} among {values.numel()} scores")
-    return values.sort().values
 
 
 def _shares_from(scores: Tensor, thresholds: Tensor) -> Tensor:
