@@ -1,4 +1,4 @@
-"""Contrastive learning on images with a known share of false negatives: InfoNCE, SL, DCL, PUCL, CW, CVIR, (TED)ⁿ, FNE.
+"""Contrastive learning on images with a known share of false negatives: fixed losses, and weights that are estimated.
 
 Two augmented views of the same handwritten digit (scikit-learn's 1,797 images of 8x8 pixels) are a pair; the second
 views of other images in the batch are its negatives. Those that show the same digit are false ones, and how many they
@@ -6,13 +6,15 @@ are is planted: a batch has as many images of each digit, and each row leaves ou
 many of other digits that it has 20 negatives with the share π. Besides, the batch as it is: 109 negatives, of which 10
 are false. The labels serve for this and to measure: training sees pairs alone.
 
-All losses that correct are told the true π, except for (TED)ⁿ, which estimates it from pairs of validation images; once
-with the two views of an image as the positives of the estimate, and once with views of two images of a digit, for which
-it sees these images' labels. All train with the same images, views and first weights. Each has the
-same temperatures to choose from, by the mean validation accuracy of the first two seeds. Measured is what a nearest
-neighbour makes of the embeddings of images that training has not seen: with five labelled images per digit (1
-neighbour, mean of several choices of the five), by which the temperature is chosen, and with the labels of all training
-images (5 neighbours).
+InfoNCE, SL, DCL, PUCL and CW are arguments of the loss. CVIR, (TED)ⁿ, 1 − p_FN and FNE are InfoNCE with weights that
+change as training goes. All that correct are told the true π, but for FNE, which takes its authors' number, and (TED)ⁿ,
+which estimates it before each epoch from pairs of validation images: once with the two views of an image as positives,
+and once with views of two images of a digit, for which it sees the labels of these images. So does 1 − p_FN.
+
+All train with the same images, views and first weights. Each has the same temperatures to choose from, by the mean
+validation accuracy of the first two seeds. Measured is what a nearest neighbour makes of the embeddings of images that
+training has not seen: with five labelled images per digit (1 neighbour, mean of several choices of the five), by which
+the temperature is chosen, and with the labels of all training images (5 neighbours).
 """
 
 from __future__ import annotations

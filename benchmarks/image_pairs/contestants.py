@@ -8,6 +8,7 @@ from typing import NamedTuple
 from benchmarks.image_pairs.cvir import CVIR, TEDn
 from benchmarks.image_pairs.fne import FNE
 from benchmarks.image_pairs.methods import InBatch, Method, Setting
+from benchmarks.image_pairs.posterior import Posterior
 from cw_ext import presets
 from cw_ext.parameters import LossArguments
 
@@ -50,6 +51,8 @@ ESTIMATED = {
     "cvir": Contestant("CVIR", CVIR),
     "tedn": Contestant("(TED)ⁿ", lambda setting: TEDn(setting, same_digit=False)),
     "tedn-same-digit": Contestant("(TED)ⁿ, pairs of a digit", lambda setting: TEDn(setting, same_digit=True)),
+    "posterior": Contestant("1 − p_FN", lambda setting: Posterior(setting, strength=1.0)),
+    "posterior-6": Contestant("(1 − p_FN)⁶", lambda setting: Posterior(setting, strength=6.0)),
     "fne": Contestant("FNE's weights", FNE),
 }
 CONTESTANTS = LOSSES | ESTIMATED

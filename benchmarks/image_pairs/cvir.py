@@ -9,13 +9,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from benchmarks.image_pairs.methods import Method, Setting
+from benchmarks.image_pairs.methods import WARM_UP, Method, Setting
 from cw_ext import cw_loss, presets
 from cw_ext.false_negatives import cvir_log_weights
 from cw_ext.prior import estimate_prior
 
-# Epochs that train on all negatives alike, before the first estimate.
-WARM_UP = 12
 # Of an estimate, so that each row keeps a negative.
 HIGHEST_PRIOR = 0.95
 

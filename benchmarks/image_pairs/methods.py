@@ -15,6 +15,8 @@ from cw_ext.parameters import LossArguments
 LEARNING_RATE = 3e-3
 # Batches; so many show each training image about once.
 EPOCH = 8
+# Epochs that train on all negatives alike, before a first estimate from held-out pairs.
+WARM_UP = 4
 
 
 class Scores(NamedTuple):

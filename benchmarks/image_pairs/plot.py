@@ -24,10 +24,12 @@ _STYLES = {
     "cvir": ("#E69F00", "D"),
     "tedn": ("#56B4E9", "v"),
     "tedn-same-digit": ("#0072B2", "o"),
+    "posterior": ("#009E73", "^"),
+    "posterior-6": ("#F0E442", "s"),
     "fne": ("#CC79A7", "P"),
 }
 _BY_ARGUMENTS = ("infonce", "sl", "dcl", "pucl", "cw-weights", "cw")
-_ESTIMATED = ("infonce", "dcl", "cvir", "tedn", "tedn-same-digit", "fne")
+_ESTIMATED = ("infonce", "dcl", "cvir", "tedn", "tedn-same-digit", "posterior", "posterior-6", "fne")
 _REFERENCES = {"pixels": ("pixels", ":"), "untrained": ("untrained encoder", "--")}
 # Where the batch as it is stands, left of the planted shares: it has more negatives, and no line leads to it.
 _AS_IT_IS = -0.1
@@ -134,5 +136,5 @@ def _draw_estimates(axes: Axes, report: Mapping[str, Any]) -> None:
             _draw(axes, estimates, name, report["labels"][name], 0.0)
     ends = [0, max(result["prior"] for result in report["results"])]
     axes.plot(ends, ends, color="#777777", linestyle="--", linewidth=1)
-    axes.set(title="π as estimated in the last epoch (dashed: the true one)", xlabel="π, as planted")
+    axes.set(title="π, estimated in the last epoch", xlabel="π, as planted (dashed: the same)")
     axes.grid(alpha=0.3)
