@@ -93,6 +93,6 @@ class FNE(Method):
     def _log_weights(self, positives: Tensor, negatives: Tensor) -> Tensor:
         # FNE's constants are for cosines; the loss sees half of them.
         pos_cosines, cosines = 2 * positives, 2 * negatives
-        whole = torch.full((BATCH, BATCH), -math.inf).scatter_(1, self.setting.negatives, cosines)
+        whole = cosines.new_full((BATCH, BATCH), -math.inf).scatter_(1, self.setting.negatives, cosines)
         self.moments.add(whole.diagonal_scatter(pos_cosines))
         return log_weights(cosines, pos_cosines, self.moments)
