@@ -1,6 +1,6 @@
 """cw_ext: the CW ("Correct and Weight") ranking loss for implicit feedback, with fused kernels for PyTorch."""
 
-from cw_ext import presets, prior
+from cw_ext import presets, prior, samplers
 from cw_ext.extension import build_config
 from cw_ext.false_negatives import FalseNegatives
 from cw_ext.functional import cw_loss, cw_loss_from_embeddings
@@ -33,4 +33,5 @@ __all__ = [
     "presets",
     "prior",
     "sampled_cw_loss",
+    "samplers",
 ]

@@ -25,6 +25,8 @@ _TOLERANCE, _MOST_STEPS = 1e-6, 1000
 _LEAST_DEVIATION = 0.01
 # As many deviations away from the middle a score is as good as infinite, and its square is still finite in fp32.
 _FURTHEST = 1e12
+# fp32, in which the loss sees most scores, tells no more places apart.
+_MOST_KNOTS = 2**24
 
 
 class DelayedKind(IntEnum):
@@ -148,7 +150,7 @@ class FalseNegatives:
         """The same weights as a curve, for `score_curve`: the kernels apply it, without a look-up of their own.
 
         Args:
-            knots: K ≥ 2 places, equally far apart from the lowest fitted score to the highest. Between them the log
+            knots: K places, 2 ≤ K ≤ 2**24, equally far apart from the lowest fitted score to the highest. Between them the log
                 weight is a straight line, and beyond them it stays as it is at the ends. Where p_FN is 1 at a knot,
                 the weights are 0 up to the next one.
             strength: γ ≥ 0.
@@ -156,7 +158,7 @@ class FalseNegatives:
         Returns:
             The curve, on the scores, with log weights in fp32 on the device of the fitted scores.
         """
-        checks.whole_number("knots", knots, 2)
+        checks.whole_number("knots", knots, 2, _MOST_KNOTS)
         strength = checks.non_negative_number("strength", strength)
         # A curve has to have a length, also where all scores are alike.
         half = max((self.high - self.low) / 2, 1e-6 * max(1.0, abs(self.high)))
@@ -241,7 +243,7 @@ def delayed_weights(kinds: Tensor, f_dp: Tensor) -> Tensor:
     checks.matches("f_dp", f_dp, "kinds", kinds, dtype=False)
     if kinds.dim() != 1:
         raise ValueError(f"kinds must have shape [B], got {tuple(kinds.shape)}")
-    checks.has_shape("f_dp", f_dp, tuple(kinds.shape), "one probability per row")
+    checks.has_shape("f_dp", f_dp, tuple(kinds.shape), "one probability per row of kinds")
     checks.ids_in_range("kinds", kinds, len(DelayedKind))
     probability = torch.where(kinds < 0, 0.0, _computed(f_dp))
     checks.in_range("f_dp", probability, probability.dtype, "in [0, 1]", lambda p: (p >= 0) & (p <= 1))

@@ -154,16 +154,24 @@ def _high_product(a_high: Tensor, a_low: Tensor, b: Tensor) -> Tensor:
 
 def is_known(history: History | None, num_items: int) -> Callable[[Tensor, Tensor], Tensor]:
     """A function of rows and items, int64 of the same shape, that tells which are known positives."""
-    if history is None or history.known.numel() == 0:
+    if history is None:
         return lambda b, items: torch.zeros_like(items, dtype=torch.bool)
     query_ids, starts, known = history
+    keys = pair_keys(starts, known, num_items)
+    return lambda b, items: is_among(keys, query_ids[b], items, num_items)
+
+
+def pair_keys(starts: Tensor, known: Tensor, num_items: int) -> Tensor:
+    """int64 [P], a number for each pair of a query and an item that it knows, increasing."""
+    # Increasing, since the pairs are in the order of the queries and, within a query, of the items.
     counts = starts.diff()
-    # Sorted, since the pairs are in the order of the queries and, within a query, of the items.
-    keys = torch.repeat_interleave(torch.arange(len(counts), device=known.device), counts) * num_items + known
+    return torch.repeat_interleave(torch.arange(len(counts), device=known.device), counts) * num_items + known
 
-    def look_up(b: Tensor, items: Tensor) -> Tensor:
-        wanted = query_ids[b].long() * num_items + items
-        place = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
-        return keys[place] == wanted
 
-    return look_up
+def is_among(keys: Tensor, query_ids: Tensor, items: Tensor, num_items: int) -> Tensor:
+    """Whether the pairs of query_ids and items, of shapes that broadcast, are among these numbers."""
+    wanted = query_ids.long() * num_items + items
+    if keys.numel() == 0:
+        return torch.zeros_like(wanted, dtype=torch.bool)
+    place = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
+    return keys[place] == wanted

@@ -37,7 +37,8 @@ from cases import make_embeddings, make_scores  # noqa: E402
 from drawing import make_interactions  # noqa: E402
 
 import cw_ext  # noqa: E402
-from cw_ext import Interactions, ScoreCurve, presets  # noqa: E402
+from cw_ext import FalseNegatives, Interactions, ScoreCurve, presets  # noqa: E402
+from cw_ext.false_negatives import cvir_log_weights, delayed_weights  # noqa: E402
 from cw_ext.parameters import DEFAULTS, LossArguments  # noqa: E402
 
 warnings.simplefilter("ignore")  # torch's: some of the layouts are prototypes
@@ -723,7 +724,48 @@ def curves(rng: random.Random) -> Made:
     return Call("ScoreCurve", ScoreCurve, arguments), wrong
 
 
-MAKERS = [functions] * 8 + [modules_called] * 3 + [modules_made, draws, interactions, presets_made, prior, curves] * 2
+def false_negatives(rng: random.Random) -> Made:
+    """What estimates false negatives: fits, what a fit is asked for, and the weights that need none."""
+    dtype, prior = rng.choice([torch.float32, torch.float64]), rng.choice([0, 0.1, 0.9])
+    scores = {f"{n}_scores": torch.rand(9, dtype=dtype) for n in ("positive", "unlabeled")}
+    family = rng.choice(["normal", "isotonic"])
+    fitted = FalseNegatives.fit(**scores, prior=prior, family=family)
+    strength = _some(rng, {"strength": [0, 0.5, 1]}, 0.8)
+    no_prior, no_strength = NO_PRIOR + NO_NUMBER_BUT_TENSOR, [*NO_FINITE, *NO_NUMBERS, *values(-0.1, -1)]
+    no_scores = [*NO_SCORES, *with_value(INF), *values([-INF, -INF])]
+    no_tensor = [m for m in of_tensors(NO_FLOATS) if m.what != "meta"]
+    row = torch.rand(2, dtype=dtype)
+    return rng.choice(
+        [
+            (
+                Call("fit", FalseNegatives.fit, scores | {"prior": prior, "family": family}),
+                {"positive_scores": no_scores, "unlabeled_scores": no_scores, "prior": no_prior, "family": NO_CHOICES},
+            ),
+            (
+                Call("log_weights", fitted.log_weights, {"scores": torch.rand(2, 3, dtype=dtype)} | strength),
+                {"scores": no_tensor, "strength": no_strength},
+            ),
+            (
+                Call("curve", fitted.curve, {"knots": 5} | strength),
+                {"knots": [*NO_COUNTS, *values(0, 1)], "strength": no_strength},
+            ),
+            (
+                Call("cvir_log_weights", cvir_log_weights, {"neg_scores": torch.rand(2, 3), "prior": prior}),
+                {"neg_scores": of_tensors(NO_FLOATS, NO_SHAPE), "prior": no_prior},
+            ),
+            (
+                Call("delayed_weights", delayed_weights, {"kinds": torch.tensor([0, 3]), "f_dp": row}),
+                {
+                    "kinds": of_tensors(NO_IDS, ROWS_OFF, AXIS_MORE, with_ids(lambda c: 4, padding=True)),
+                    "f_dp": of_tensors(NO_FLOATS, ROWS_OFF, AXIS_MORE, with_value(NAN, -0.1, 1.1, INF)),
+                },
+            ),
+        ]
+    )
+
+
+SMALL = [modules_made, draws, interactions, presets_made, prior, curves, false_negatives]
+MAKERS = [functions] * 8 + [modules_called] * 3 + SMALL * 2
 
 
 # ---- wrong calls -------------------------------------------------------------------------------------------
@@ -818,6 +860,8 @@ def _plain(result: Any) -> Any:
         return result.starts.tolist(), result.items.tolist()
     if isinstance(result, ScoreCurve):
         return repr(result), _plain(result.log_weights)
+    if isinstance(result, FalseNegatives):
+        return repr(result), _plain(result.curve())
     if isinstance(result, torch.nn.Module):
         return repr(result)
     return [_plain(r) for r in result] if isinstance(result, tuple) else result

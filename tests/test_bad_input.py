@@ -26,6 +26,7 @@ from cw_ext import (
     CWInBatchLoss,
     CWLoss,
     CWSampledLoss,
+    FalseNegatives,
     Interactions,
     ScoreCurve,
     cw_loss,
@@ -37,12 +38,14 @@ from cw_ext import (
     sampled_cw_loss,
 )
 from cw_ext.alias_table import popularity_table
+from cw_ext.false_negatives import cvir_log_weights, delayed_weights
 from cw_ext.prior import estimate_prior
 
 INF, NAN = math.inf, math.nan
 POS, NEG = torch.zeros(3), torch.zeros(3, 4)
 QUERIES, ITEMS = torch.ones(3, 2), torch.ones(5, 2)
 POS_IDS, NEG_IDS = torch.zeros(3, dtype=torch.int64), torch.zeros(3, 4, dtype=torch.int64)
+TWO = torch.tensor([0.1, 0.2])
 META = torch.device("meta")
 
 
@@ -349,6 +352,11 @@ GOOD: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     ),
     "check_has_negatives": (KNOWN.check_has_negatives, {"query_ids": QUERY_IDS, "distribution": "uniform"}),
     "estimate_prior": (estimate_prior, {"positive_scores": POS, "unlabeled_scores": POS}),
+    "FalseNegatives.fit": (FalseNegatives.fit, {"positive_scores": TWO, "unlabeled_scores": TWO, "prior": 0.1}),
+    "probability": (FalseNegatives.fit(TWO, TWO, 0.1).probability, {"scores": NEG}),
+    "log_weights": (FalseNegatives.fit(TWO, TWO, 0.1, family="isotonic").log_weights, {"scores": NEG}),
+    "cvir_log_weights": (cvir_log_weights, {"neg_scores": NEG, "prior": 0.1}),
+    "delayed_weights": (delayed_weights, {"kinds": POS_IDS, "f_dp": POS}),
     "popularity_table": (popularity_table, {"weights": torch.ones(3, dtype=torch.float64)}),
 }
 TENSORS = [(call, name) for call, (_, given) in GOOD.items() for name, v in given.items() if isinstance(v, Tensor)]

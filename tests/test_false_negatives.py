@@ -456,7 +456,7 @@ KINDS, F_DP = torch.tensor([0, 3]), torch.tensor([0.1, 0.2])
         (lambda e: e.probability(SCORES.long()), TypeError, "scores must have dtype .* got int64"),
         (lambda e: e.probability([0.1]), TypeError, "scores must be a torch.Tensor, got list"),
         (lambda e: e.log_weights(SCORES, strength=-1), ValueError, "strength must be a number ≥ 0, got -1"),
-        (lambda e: e.curve(1), ValueError, "knots must be an integer ≥ 2, got 1"),
+        (lambda e: e.curve(1), ValueError, r"knots must be an integer in \[2, 16777216\], got 1"),
         (lambda e: e.curve(strength=INF), ValueError, "strength must be a number ≥ 0, got inf"),
         (lambda e: cvir_log_weights(SCORES[0, 0], 0.1), ValueError, r"neg_scores must have shape \[..., N\], got \(\)"),
         (lambda e: cvir_log_weights(SCORES.int(), 0.1), TypeError, "neg_scores must have dtype .* got int32"),

@@ -11,6 +11,7 @@ from pathlib import Path
 from benchmarks.common import command, data, data_arguments, gpu, reporting
 from benchmarks.common.arguments import add_out, non_negative_float, non_negative_int, positive_int, prior, share
 from benchmarks.training.compare import Case, check_saved, compare, describe_runs
+from benchmarks.training.estimates import FAMILIES
 from benchmarks.training.losses import LOSSES, LossOptions, build_loss
 from benchmarks.training.models import MODELS
 from benchmarks.training.negatives import negatives_argument
@@ -87,6 +88,11 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         default=loss_defaults.extra_positives,
         help="extra positives per row that the correction averages over (cw, dcl)",
     )
+    parser.add_argument(
+        "--held-out-positives",
+        action="store_true",
+        help="take the extra positives from a tenth of each user's training items, which is in no row (cw, dcl)",
+    )
     parser.add_argument("--weighting", choices=WEIGHTINGS, default=loss_defaults.weighting, help="of negatives (cw)")
     parser.add_argument("--weight-tau", type=float, help="temperature of the weights; the loss's if not given (cw)")
     parser.add_argument(
@@ -123,6 +129,34 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         type=positive_int,
         default=loss_defaults.adversary_every,
         help="of this many epochs the adversary learns in the last, the model in the others (advinfonce)",
+    )
+    parser.add_argument(
+        "--false-negative-prior",
+        type=prior,
+        metavar="PRIOR|auto",
+        help="weigh negatives by 1 - p, p the probability of a false one, which is estimated for each epoch from the "
+        "scores of validation items and of negatives with this share of positives, in [0, 1), or one that is estimated "
+        "too (softmax losses; cw and dcl need --prior 0); no such weights if not given",
+    )
+    parser.add_argument(
+        "--false-negative-family",
+        choices=FAMILIES,
+        default=loss_defaults.false_negative_family,
+        help="of the densities behind p",
+    )
+    parser.add_argument(
+        "--false-negative-strength",
+        type=non_negative_float,
+        default=loss_defaults.false_negative_strength,
+        help="the exponent of 1 - p, above 0",
+    )
+    parser.add_argument(
+        "--adapter-candidates",
+        type=positive_int,
+        metavar="K",
+        help="a network tells the false negatives among the K hardest of each row, at most 64, rather than their "
+        "scores do; it learns from a tenth of each user's training items, which is in no row, and ranks the test's "
+        "first items again",
     )
     parser.add_argument(
         "--false-negatives",
@@ -198,6 +232,7 @@ def _run(arguments: argparse.Namespace) -> int:
         positive_temperature=arguments.positive_tau,
         prior=arguments.prior,
         extra_positives=arguments.extra_positives,
+        held_out_positives=arguments.held_out_positives,
         weighting=arguments.weighting,
         weight_temperature=arguments.weight_tau,
         floor=arguments.floor,
@@ -208,6 +243,10 @@ def _run(arguments: argparse.Namespace) -> int:
         top_positives=arguments.top_positives,
         top_negatives=arguments.top_negatives,
         adversary_every=arguments.adversary_every,
+        false_negative_prior=arguments.false_negative_prior,
+        false_negative_family=arguments.false_negative_family,
+        false_negative_strength=arguments.false_negative_strength,
+        adapter_candidates=arguments.adapter_candidates,
         negatives=arguments.negatives,
         backend=arguments.backend,
     )

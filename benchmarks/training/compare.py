@@ -60,6 +60,7 @@ _SYMBOLS = {
     "temperature": "τ",
     "prior": "π",
     "extra_positives": "M",
+    "held_out_positives": "held out",
     "weighting": "ω",
     "weight_temperature": "ρ",
     "floor": "ε",
@@ -71,6 +72,10 @@ _SYMBOLS = {
     "refresh_epochs": "T",
     "top_positives": "α",
     "top_negatives": "β",
+    "false_negative_prior": "π_FN",
+    "false_negative_family": "f",
+    "false_negative_strength": "γ",
+    "adapter_candidates": "adapter",
 }
 
 

@@ -8,10 +8,27 @@ import torch
 from torch import Tensor
 
 from benchmarks.common.data import DataError, InteractionData, split_validation
+from benchmarks.training.positives import HeldOutPositives
 
 HELD_OUT = 0.1
-# So that the held-out items are drawn independently of the validation items, which come from the run's seed.
+# So that what is held out is drawn independently of the validation items, which come from the run's seed.
 _SEED_OFFSET = 1_000_003
+
+
+def hold_out(data: InteractionData, seed: int) -> tuple[InteractionData, InteractionData]:
+    """Hold out a tenth of each user's training items, at least one and never the only one.
+
+    Returns:
+        ``(held_out, fit)``: the data with the held-out pairs to train on, and with the others.
+
+    Raises:
+        DataError: no user has an item to hold out.
+    """
+    device = str(data.train_users.device)
+    fit, users, items = split_validation(data.to("cpu"), HELD_OUT, seed + _SEED_OFFSET)
+    if len(users) == 0:
+        raise DataError(f"{data.name}: expected a user with at least 2 items to train on, to hold one out")
+    return replace(fit, train_users=users, train_items=items).to(device), fit.to(device)
 
 
 class FalseNegatives:
@@ -26,33 +43,20 @@ class FalseNegatives:
     def __init__(self, data: InteractionData, share: float) -> None:
         if not 0 <= share <= 1:
             raise ValueError(f"false_negatives must be in [0, 1], got {share}")
-        self.share, self._items = share, data.train_items
-        self._counts = torch.bincount(data.train_users, minlength=data.num_users)
-        self._starts = self._counts.cumsum(0) - self._counts
+        self.share, self._held_out = share, HeldOutPositives(data)
 
     @classmethod
     def hold_out(cls, data: InteractionData, share: float, seed: int) -> tuple[FalseNegatives, InteractionData]:
-        """Hold out a tenth of each user's training items, at least one and never the only one.
+        """Hold out a tenth of each user's training items, as :func:`hold_out`.
 
         Returns:
             ``(false_negatives, fit)``: the held-out items as false negatives, and the data without them.
-
-        Raises:
-            DataError: no user has an item to hold out.
         """
-        device = data.train_users.device
-        fit, users, items = split_validation(data.to("cpu"), HELD_OUT, seed + _SEED_OFFSET)
-        if len(users) == 0:
-            raise DataError(f"{data.name}: expected a user with at least 2 items to train on, to hold one out")
-        held_out = replace(fit, train_users=users, train_items=items).to(str(device))
-        return cls(held_out, share), fit.to(str(device))
+        held_out, fit = hold_out(data, seed)
+        return cls(held_out, share), fit
 
     def put_among(self, neg_ids: Tensor, users: Tensor, generator: torch.Generator) -> Tensor:
         """Return the negatives [B, N] with held-out items of the users [B] in the place of some."""
-        counts, starts = self._counts[users].unsqueeze(1), self._starts[users].unsqueeze(1)
-        uniform = {"generator": generator, "device": neg_ids.device}
-        is_false = (torch.rand(neg_ids.shape, **uniform) < self.share) & (counts > 0)
-        which = (torch.rand(neg_ids.shape, dtype=torch.float64, **uniform) * counts).long()  # below counts
-        # Without the clamp a user without any at the very end would be read past the end.
-        items = self._items[(starts + which).clamp(max=len(self._items) - 1)]
-        return torch.where(is_false, items, neg_ids)
+        chance = torch.rand(neg_ids.shape, generator=generator, device=neg_ids.device)
+        items = self._held_out.draw(users, neg_ids.shape[1], generator)
+        return torch.where((chance < self.share) & (items >= 0), items, neg_ids)

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 
+from benchmarks.training.estimates import Estimate, Family
 from benchmarks.training.learnable_losses import AdvInfoNCE, LowerLeftPartialAUC
 from benchmarks.training.negatives import PER_ROW, Batch, Negatives
 from benchmarks.training.topk_thresholds import LearnedThresholds
@@ -18,6 +19,8 @@ from cw_ext import Interactions, presets
 DEFAULT_TOP_K = 20
 # Kinds of negatives that are a uniform sample of all items, or all of them.
 COUNTED = ("uniform", "shared", "full")
+# Losses with the correction by further positives.
+CORRECTED = ("cw", "dcl")
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class LossOptions:
         prior: share π of sampled negatives that are positives, or "auto": estimated at each validation, and 0 until
             the first (cw, dcl).
         extra_positives: extra positives per row for the correction (cw, dcl).
+        held_out_positives: whether these come from a tenth of each user's training items, which is in no row, so that
+            training has not pushed them up (cw, dcl).
         weighting, weight_temperature, floor: of the weights and the correction, as of :func:`cw_ext.cw_loss` (cw).
         confidence_temperature: τ_c of the confidence in the positive, on the half cosine; None for none (cw; slk's
             τ_w, which is required).
@@ -41,6 +46,9 @@ class LossOptions:
             learn them from the negatives of each step, without a pass (cw, slk).
         top_positives, top_negatives: α and β of the lower-left partial AUC (llpauc).
         adversary_every: the adversary learns in epochs that this divides, the model in the others (advinfonce).
+        false_negative_prior, false_negative_family, false_negative_strength, adapter_candidates: the fields of an
+            :class:`~benchmarks.training.estimates.Estimate`, made anew for each epoch from the second on, whose weights
+            the negatives get; no prior for no such weights (the softmax family; cw and dcl without a prior).
         negatives: which negatives a row has; bpr takes one of those drawn for it.
         backend: "auto", "fused" or "reference", for every loss of the softmax family. With the reference, negatives of
             each row's own are drawn before the loss (by the kernels, where there are any), as a user of plain PyTorch
@@ -51,6 +59,7 @@ class LossOptions:
     positive_temperature: float = 0.1
     prior: float | Literal["auto"] = 0.05
     extra_positives: int = 5
+    held_out_positives: bool = False
     weighting: str = "sigmoid"
     weight_temperature: float | None = None
     floor: float = 0.3
@@ -61,6 +70,10 @@ class LossOptions:
     top_positives: float = 0.7
     top_negatives: float = 0.1
     adversary_every: int = 5
+    false_negative_prior: float | Literal["auto"] | None = None
+    false_negative_family: Family = "normal"
+    false_negative_strength: float = 1.0
+    adapter_candidates: int | None = None
     negatives: Negatives = Negatives()
     backend: str = "auto"
 
@@ -91,6 +104,10 @@ class RankingLoss:
         extra_positives: how many extra positives per row it needs.
         thresholds: what ``Batch.thresholds`` must be; None if it needs none.
         estimates_prior: whether it needs ``Batch.prior``.
+        estimate: where its negatives' weights come from, ``Batch.score_curve`` or, with an adapter,
+            ``Batch.neg_log_weights``; None if it has none.
+        holds_out: whether a tenth of each user's training items must be in no row: it has its extra positives from
+            these, or an adapter learns them.
         initial_std: standard deviation of the embeddings that training starts from, given a table's rows and columns.
     """
 
@@ -103,6 +120,8 @@ class RankingLoss:
     extra_positives: int = 0
     thresholds: Thresholds | None = None
     estimates_prior: bool = False
+    estimate: Estimate | None = None
+    holds_out: bool = False
     initial_std: Callable[[int, int], float] = lambda rows, columns: 1.0
 
 
@@ -182,6 +201,14 @@ def _softmax_family(
     negatives, backend = options.negatives, options.backend
     estimates_prior = arguments.get("prior") == "auto"
     thresholds = _thresholds(top_k, options)
+    estimate = _estimate(name, arguments, options)
+    has_adapter = estimate is not None and estimate.candidates is not None
+    held_out_positives = options.held_out_positives and name in CORRECTED
+    if held_out_positives and not (extra_positives and arguments["prior"]):
+        raise ValueError(
+            f"held_out_positives of {name} need extra_positives and a prior, got {extra_positives} and "
+            f"{arguments['prior']}"
+        )
 
     def with_given(batch: Batch, **given: Any) -> Any:
         if estimates_prior:
@@ -204,16 +231,44 @@ def _softmax_family(
         settings |= {"confidence_top_k": top_k}
     if thresholds is not None:
         settings |= {"refresh_epochs": thresholds.refresh_epochs}
+    if held_out_positives:
+        settings |= {"held_out_positives": True}
+    if estimate is not None:
+        settings |= {
+            "false_negative_prior": estimate.prior,
+            "false_negative_family": estimate.family,
+            "false_negative_strength": estimate.strength,
+            "adapter_candidates": estimate.candidates,
+        }
     return RankingLoss(
         name,
         build,
         "cosine",
         settings,
         negatives,
-        takes_ids=backend == "reference" and negatives.kind in PER_ROW,
+        takes_ids=has_adapter or (backend == "reference" and negatives.kind in PER_ROW),
         extra_positives=extra_positives,
         thresholds=thresholds,
         estimates_prior=estimates_prior,
+        estimate=estimate,
+        holds_out=held_out_positives or has_adapter,
+    )
+
+
+def _estimate(name: str, arguments: dict[str, Any], options: LossOptions) -> Estimate | None:
+    if options.false_negative_prior is None:
+        if options.adapter_candidates is not None:
+            raise ValueError("adapter_candidates need a false_negative_prior, got None")
+        return None
+    if arguments.get("prior"):  # false negatives would be taken out twice
+        raise ValueError(f"prior of {name} must be 0 with a false_negative_prior, got {arguments['prior']}")
+    if options.adapter_candidates is not None:
+        _per_row(f"{name} with an adapter", options)
+    return Estimate(
+        options.false_negative_prior,
+        options.false_negative_family,
+        options.false_negative_strength,
+        options.adapter_candidates,
     )
 
 

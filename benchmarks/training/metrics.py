@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 # Scores of one block of users: 2**22 floats are 16 MiB.
@@ -16,6 +18,7 @@ def ranking_metrics(
     masked_users: torch.Tensor,
     masked_items: torch.Tensor,
     k: int = 20,
+    rerank: tuple[int, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]] | None = None,
 ) -> dict[str, float]:
     """Rank all items for each user by inner product and compare the first k with the user's targets.
 
@@ -28,6 +31,8 @@ def ranking_metrics(
         target_users, target_items: int64 pairs to be found, each [num_targets], no pair twice.
         masked_users, masked_items: int64 pairs left out of the ranking, each [num_masked].
         k: length of the ranking.
+        rerank: None, or how many of the first items are ranked again, and by what: called with users [B], their first
+            items' scores and ids [B, C], in order; returns other scores [B, C], −inf where the score is.
 
     Returns:
         ``{"recall": ..., "ndcg": ...}``, both in [0, 1].
@@ -56,7 +61,13 @@ def ranking_metrics(
         rows, items = _pairs_of_block(block, target_users, target_items)
         is_target[rows, items] = True
 
-        top_scores, top_items = scores.topk(k)
+        if rerank is None:
+            top_scores, top_items = scores.topk(k)
+        else:
+            number, other_scores = rerank
+            first_scores, first_items = scores.topk(min(max(k, number), num_items))
+            top_scores, places = other_scores(block, first_scores, first_items).topk(k)
+            top_items = first_items.gather(1, places)
         # A user with fewer than k unmasked items gets masked ones at the end of the list, which are no hits.
         hits = is_target.gather(1, top_items) & (top_scores > -torch.inf)
         counts = num_targets[torch.searchsorted(users, block)]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cw_ext import (
     Interactions,
+    ScoreCurve,
     cw_loss_from_embeddings,
     cw_loss_full,
     cw_loss_in_batch,
@@ -41,6 +42,9 @@ class Batch(NamedTuple):
     neg_ids: Tensor | None = None  # int64 [B, N], where the negatives were drawn before the loss
     thresholds: Tensor | None = None  # [B], the score of the user's K-th item, where the loss needs it
     prior: float | None = None  # the share of positives among the negatives, where it is estimated
+    # Estimated weights of negatives against false ones: by score, or of each drawn one; None until the first estimate.
+    score_curve: ScoreCurve | None = None
+    neg_log_weights: Tensor | None = None  # [B, N]
 
 
 @dataclass(frozen=True)
@@ -113,12 +117,13 @@ class Negatives:
             **loss: keyword arguments that all of cw_ext's losses have.
         """
         tables = (batch.queries, batch.items)
-        loss |= {"extra_pos_ids": batch.extra_pos_ids}
+        loss |= {"extra_pos_ids": batch.extra_pos_ids, "score_curve": batch.score_curve}
         if batch.neg_ids is not None:
-            log_weights = None
+            log_weights = batch.neg_log_weights
             if self.kind == "popularity":
                 table = batch.interactions.popularity(POPULARITY_EXPONENT)
-                log_weights = table.log_weights.to(batch.queries.dtype)[batch.neg_ids]
+                log_q = table.log_weights.to(batch.queries.dtype)[batch.neg_ids]
+                log_weights = log_q if log_weights is None else log_q + log_weights
             return cw_loss_from_embeddings(*tables, batch.pos_ids, batch.neg_ids, neg_log_weights=log_weights, **loss)
         match self.kind:
             case "full":

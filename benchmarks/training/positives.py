@@ -1,9 +1,10 @@
-"""Training interactions by index, and extra positives of their users."""
+"""Training interactions by index, and further positives of their users."""
 
 from __future__ import annotations
 
 import torch
 
+from benchmarks.common.data import InteractionData
 from cw_ext import Interactions
 
 
@@ -44,3 +45,29 @@ class InteractionSampler:
         # Without the clamp a lone positive at the very end would be read past the end.
         items = self.items[(starts + draws).clamp(max=len(self.items) - 1)]
         return items.masked_fill(others == 0, -1)
+
+
+class HeldOutPositives:
+    """Samples further positives of users from items that are in no row of a batch.
+
+    Args:
+        data: its training pairs are the held-out ones, sorted by user.
+    """
+
+    def __init__(self, data: InteractionData) -> None:
+        self.users, self.items = data.train_users, data.train_items
+        self._counts = torch.bincount(self.users, minlength=data.num_users)
+        self._starts = self._counts.cumsum(0) - self._counts
+
+    def draw(self, users: torch.Tensor, number: int, generator: torch.Generator) -> torch.Tensor:
+        """Draw uniformly, with replacement.
+
+        Returns:
+            int64 item ids [B, number] of the users [B]; a row whose user has none is all -1.
+        """
+        counts, starts = self._counts[users].unsqueeze(1), self._starts[users].unsqueeze(1)
+        shape, on_device = (len(users), number), {"generator": generator, "device": users.device}
+        which = (torch.rand(shape, dtype=torch.float64, **on_device) * counts).long()  # below counts
+        # Without the clamp a user without any at the very end would be read past the end.
+        items = self.items[(starts + which).clamp(max=len(self.items) - 1)]
+        return items.masked_fill(counts == 0, -1)

@@ -17,13 +17,15 @@ from tqdm import tqdm
 
 from benchmarks.common import data, gpu
 from benchmarks.training import checkpoints
-from benchmarks.training.false_negatives import FalseNegatives
+from benchmarks.training.estimates import LARGEST_PRIOR, EstimatedWeights, Unseen, inner_products
+from benchmarks.training.false_negatives import FalseNegatives, hold_out
 from benchmarks.training.learnable_losses import LearningLoss
 from benchmarks.training.losses import RankingLoss
 from benchmarks.training.metrics import ranking_metrics, shares_below
 from benchmarks.training.models import MODELS, ModelOptions
 from benchmarks.training.negatives import PER_ROW, Batch
-from benchmarks.training.positives import InteractionSampler
+from benchmarks.training.positives import HeldOutPositives, InteractionSampler
+from benchmarks.training.reranking import reranked
 from benchmarks.training.topk_thresholds import LearnedThresholds, top_k_thresholds
 from cw_ext import Interactions, draw_negatives
 from cw_ext.prior import estimate_prior
@@ -75,14 +77,16 @@ class TrainingConfig:
 _SHARE_GROUPS = 50
 # Seeds of draws are below this.
 _SEEDS = 2**63 - 1
-# The estimated prior: negatives scored for each validation item, and its upper limit, as 1 would leave no negative.
-_UNLABELED_PER_POSITIVE = 50
-_LARGEST_PRIOR = 0.9
-_ROWS_PER_BLOCK = 4096  # of such scores, to bound what they gather
+# So that these positives are other draws than the false negatives and the validation items.
+_HELD_OUT_SEED = 1_000_003
 
 # The parts of a training step that are timed, in their order; "sampling" is the extra positives, and the negatives
 # where the loss does not draw them itself; "queries" is the model and the look-up of the users.
 STEP_PARTS = ("sampling", "queries", "loss_forward", "backward", "optimizer")
+# What is timed before an epoch, for the losses that need it.
+_PASSES = ("thresholds", "estimates")
+# What points of the curve have for the losses that estimate it.
+_ESTIMATED = ("prior", "false_negative_prior")
 
 
 class _Stopwatch:
@@ -103,6 +107,12 @@ class _Stopwatch:
         self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
 
 
+def _interactions(dataset: data.InteractionData) -> Interactions:
+    return Interactions(
+        dataset.train_users, dataset.train_items, num_queries=dataset.num_users, num_items=dataset.num_items
+    )
+
+
 def identity(dataset: data.InteractionData, loss: RankingLoss, config: TrainingConfig) -> dict[str, Any]:
     """What tells a run from others: data, loss and configuration."""
     settings = {name: value for name, value in loss.settings.items() if name != "backend"}
@@ -115,10 +125,11 @@ class Trainer:
     Attributes:
         interactions: the training pairs, which a user's negatives must not be among.
         curve: validation results so far, each ``{"epoch", "recall", "ndcg", "training_loss"}``, with the ``"prior"``
-            that the loss had from then on where it is estimated.
+            that the loss had from then on where it is estimated, or the ``"false_negative_prior"`` behind the weights
+            of the epoch before.
         epoch: epochs completed.
         stopwatch: seconds so far for each of :data:`STEP_PARTS`, for ``"evaluation"``, and for ``"thresholds"`` where
-            passes over the catalogue estimate them.
+            passes over the catalogue estimate them, and ``"estimates"`` where negatives are weighed by them.
     """
 
     def __init__(self, dataset: data.InteractionData, loss: RankingLoss, config: TrainingConfig) -> None:
@@ -137,12 +148,14 @@ class Trainer:
             if loss.negatives.kind not in PER_ROW:
                 raise ValueError(f"false negatives take those of each row's own, got {loss.negatives}")
             self.false_negatives, fit = FalseNegatives.hold_out(fit, config.false_negatives, config.seed)
+        self.interactions = _interactions(fit)
+        self.held_out = None
+        if loss.holds_out:
+            held_out, fit = hold_out(fit, config.seed + _HELD_OUT_SEED)
+            self.held_out = HeldOutPositives(held_out)
         self.fit = fit
-        self.interactions = Interactions(
-            self.fit.train_users, self.fit.train_items, num_queries=dataset.num_users, num_items=dataset.num_items
-        )
         loss.negatives.check_drawable(self.interactions)
-        self.sampler = InteractionSampler(self.interactions)
+        self.sampler = InteractionSampler(_interactions(fit))
         generator = torch.Generator().manual_seed(config.seed)
         options = ModelOptions(num_layers=config.num_layers, contrastive_weight=config.contrastive_weight)
         self.model = MODELS[config.model](self.fit, config.dim, generator, options).to(config.device)
@@ -161,6 +174,10 @@ class Trainer:
         if config.device != "cpu":  # with draws of its own, since a generator belongs to one device
             generator = torch.Generator(config.device).manual_seed(config.seed)
         self.generator = generator
+        self._unseen = Unseen(self.validation_users, self.validation_items, self._drawn)
+        self.weights = None
+        if loss.estimate is not None:
+            self.weights = EstimatedWeights(loss.estimate, self._unseen, self.held_out, config.dim, generator)
         self.stopwatch = _Stopwatch(config.device)
         self.curve: list[dict[str, float]] = []
         self.epoch = 0
@@ -201,6 +218,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "loss": self._function.state_dict() if isinstance(self._function, nn.Module) else None,
             "loss_optimizer": self._loss_optimizer.state_dict() if self._loss_optimizer else None,
+            "weights": self.weights.state_dict() if self.weights else None,
             "thresholds": self._thresholds,
             "prior": self._prior,
             "generator": self.generator.get_state(),
@@ -216,6 +234,8 @@ class Trainer:
             self._function.load_state_dict(state["loss"])
         if self._loss_optimizer:
             self._loss_optimizer.load_state_dict(state["loss_optimizer"])
+        if self.weights:
+            self.weights.load_state_dict(state["weights"])
         self._thresholds, self._prior = state["thresholds"], state["prior"]
         self.generator.set_state(state["generator"].cpu())
         self.stopwatch.seconds = state["seconds"]
@@ -269,7 +289,8 @@ class Trainer:
         Returns:
             Recall@K and NDCG@K under ``"test"`` with the items trained on left out of the ranking (the
             protocol of published results, where validation items stay in it), and under
-            ``"test_validation_masked"`` with the validation items left out as well.
+            ``"test_validation_masked"`` with the validation items left out as well. With an adapter also
+            ``"test_reranked"``, as :func:`benchmarks.training.reranking.reranked`.
         """
         with self.stopwatch.time("evaluation"):
             targets = (self.dataset.test_users, self.dataset.test_items)
@@ -277,7 +298,18 @@ class Trainer:
             return {
                 "test": ranking_metrics(*self._best_tables, *targets, *self.seen, k=self.config.k),
                 "test_validation_masked": ranking_metrics(*self._best_tables, *targets, *all_training, k=self.config.k),
+                **({"test_reranked": self._reranked()} if self.held_out is not None and self.weights else {}),
             }
+
+    def _reranked(self) -> dict[str, float]:
+        validation = (self.validation_users, self.validation_items)
+        test = (self.dataset.test_users, self.dataset.test_items)
+        generator = torch.Generator(self.config.device).manual_seed(self.config.seed)
+        temperature = 2 * self.loss.settings["temperature"]  # the tables' scores are cosines, the loss's half of them
+        return reranked(
+            self._best_tables, temperature, (self.held_out, self._drawn, generator), validation, test, self.seen,
+            k=self.config.k,
+        )  # fmt: skip
 
     def shares_below(self) -> list[float]:
         """How many of the other items a positive that was not trained on scores above, with the best epoch's
@@ -297,6 +329,9 @@ class Trainer:
         if self._thresholds is not None and self.epoch and self.epoch % self.loss.thresholds.refresh_epochs == 0:
             with self.stopwatch.time("thresholds"):
                 self.refresh_thresholds()
+        if self.weights and self.epoch:
+            with self.stopwatch.time("estimates"):
+                self.weights.refresh(self.tables(), self.generator)
         self.model.train()
         if isinstance(self._function, LearningLoss):
             self._function.requires_grad_(self._function.learners(self.epoch + 1)[1])  # gradients only where needed
@@ -319,14 +354,18 @@ class Trainer:
                 neg_ids = self.loss.negatives.draw(users, self.interactions, seed)
             if self.false_negatives is not None:
                 neg_ids = self.false_negatives.put_among(neg_ids, users, self.generator)
-            if self.loss.extra_positives:
+            if self.loss.extra_positives and self.held_out is None:
                 extra_pos_ids = self.sampler.extra_positives(batch, self.loss.extra_positives, self.generator)
+            elif self.loss.extra_positives:
+                extra_pos_ids = self.held_out.draw(users, self.loss.extra_positives, self.generator)
         with self.stopwatch.time("queries"):
             user_table, item_table = self.model()
             queries = F.embedding(users, user_table)
         with self.stopwatch.time("loss_forward"):
             thresholds = None if self._thresholds is None else self._thresholds[users]
             known = (self.interactions, seed, neg_ids, thresholds, self._prior)
+            if self.weights:
+                known += self.weights.of_batch(queries, item_table, neg_ids)
             loss = self._function(Batch(queries, item_table, users, pos_ids, extra_pos_ids, *known))
             auxiliary = self.model.auxiliary_loss(users, pos_ids)
             if auxiliary is not None:
@@ -368,17 +407,16 @@ class Trainer:
         number = self.loss.negatives.number or self.interactions.num_items
         self._thresholds = top_k_thresholds(users, items / 2, self.interactions, self.loss.thresholds.k, number, seed)
 
+    def _drawn(self, users: torch.Tensor, number: int, generator: torch.Generator) -> torch.Tensor:
+        """Items [B, number] drawn uniformly for the users [B], among them the run's false negatives."""
+        seed = torch.randint(_SEEDS, (), generator=generator, device=self.config.device)
+        ids = draw_negatives(users, self.interactions, number, seed=seed)
+        return ids if self.false_negatives is None else self.false_negatives.put_among(ids, users, generator)
+
     def _refresh_prior(self, tables: tuple[torch.Tensor, torch.Tensor]) -> None:
-        """Estimate the share of positives among a user's negatives from the validation items, which are positives that
-        training has not seen, and as many negatives for each as make a smooth sample; without false negatives."""
-        users, items = tables
-        seed = torch.randint(_SEEDS, (), generator=self.generator, device=self.config.device)
-        drawn = draw_negatives(self.validation_users, self.interactions, _UNLABELED_PER_POSITIVE, seed=seed)
-        queries = users[self.validation_users]  # [num_validation, D]
-        positive = (queries * items[self.validation_items]).sum(1)
-        blocks = zip(queries.split(_ROWS_PER_BLOCK), drawn.split(_ROWS_PER_BLOCK), strict=True)
-        unlabeled = torch.cat([torch.einsum("bd,bnd->bn", q, F.embedding(ids, items)) for q, ids in blocks]).flatten()
-        self._prior = min(estimate_prior(positive, unlabeled).prior, _LARGEST_PRIOR)
+        """Estimate the share of positives among a user's negatives."""
+        scores = self._unseen.scores(inner_products(tables), self.generator)
+        self._prior = min(estimate_prior(*scores).prior, LARGEST_PRIOR)
 
     @torch.no_grad()
     def _validate(self, training_loss: float) -> None:
@@ -390,6 +428,8 @@ class Trainer:
             if self.loss.estimates_prior:
                 self._refresh_prior(tables)
                 point["prior"] = self._prior
+            if self.weights:
+                point["false_negative_prior"] = self.weights.prior
         if not self.curve or metrics["ndcg"] > self.best["ndcg"]:
             best_tables = tables
         else:
@@ -436,7 +476,7 @@ def train(
     ended_by = trainer.train(show_progress, checkpoint)
     metrics = trainer.test()
     seconds = trainer.stopwatch.seconds
-    training = sum(seconds[part] for part in STEP_PARTS) + seconds.get("thresholds", 0.0)
+    training = sum(seconds.get(part, 0.0) for part in (*STEP_PARTS, *_PASSES))
     run = {
         "loss": loss.name,
         "loss_settings": loss.settings,
@@ -450,14 +490,14 @@ def train(
         **metrics,
         "shares_below": trainer.shares_below(),
         "validation": trainer.curve,
-        **({"final_prior": trainer.curve[-1]["prior"]} if loss.estimates_prior else {}),
+        **{f"final_{name}": trainer.curve[-1][name] for name in _ESTIMATED if name in trainer.curve[-1]},
         "seconds": {
             "total": training + seconds["evaluation"],
             "per_epoch": training / max(trainer.epoch, 1),
             "sampling": seconds["sampling"],
             "loss": seconds["queries"] + seconds["loss_forward"] + seconds["backward"],
             "optimizer": seconds["optimizer"],
-            **({"thresholds": seconds["thresholds"]} if "thresholds" in seconds else {}),
+            **{part: seconds[part] for part in _PASSES if part in seconds},
             "evaluation": seconds["evaluation"],
         },
     }

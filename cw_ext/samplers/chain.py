@@ -1,0 +1,187 @@
+"""Negatives from Markov chains that go on over the batches: MCNS."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from cw_ext import checks
+from cw_ext.embedding_batch import Similarity, check_similarity
+from cw_ext.interactions import Interactions
+from cw_ext.reference_sampling import is_among, pair_keys
+from cw_ext.samplers.base import NUMBERS, Batch, SamplerBase, fractions, random_numbers
+from cw_ext.samplers.protocol import Negatives
+from cw_ext.samplers.query_state import first_of_each, state_rows, uniform_items
+from cw_ext.samplers.scores import candidate_scores
+
+
+class Chain(SamplerBase):
+    """Negatives with probability ∝ p^α, where p is the model's softmax over the items that the query does not know:
+    MCNS (arXiv 2005.09863; THUDM/MCNS), without a pass over these.
+
+    Each query has N chains, at unknown items. A step of a chain proposes another item, uniform among the unknown ones,
+    or by a coin one of the present one's `neighbours`; it moves there with the probability of Metropolis and Hastings.
+    So that neighbours leave the distribution exact, a move is refused where the item has no way back, by a neighbour to
+    where it came from; MCNS' program takes a uniform density for the way back.
+
+    `draw` gives where the chains are after `steps` steps, without moving them; `update` moves them there, or, after a
+    draw for another batch, by as many steps of its own.
+
+    Args:
+        interactions: the known positives, which are never drawn.
+        num_negatives: N ≥ 1, chains per query.
+        temperature: τ > 0 of the model's softmax.
+        exponent: α ≥ 0. With 0, all unknown items are equally likely. The target is that of `Scored` with
+            softmax(τ/α) among all items.
+        steps: ≥ 1 for each draw. After few of them a chain still tells of older scores.
+        neighbours: int32 or int64 [I, K], items that are like each item, in any order; −1 is padding, and proposes
+            nothing. On the device of the interactions. It moves by to(device), but is not in the state_dict.
+        similarity: the score, as for :func:`cw_ext.cw_loss_from_embeddings`.
+        seed: of the chains' start, as for :func:`cw_ext.draw_negatives`.
+
+    A chain never moves to an item whose score is NaN or −inf, and leaves it at the first proposal of another.
+
+    Buffers, saved in the state_dict, with a row per query, and one more for padding:
+        states: int32 [Q + 1, N], where the chains are; −1 for a query that knows all items.
+
+    Raises:
+        TypeError, ValueError, IndexError: the message contains the argument, what was expected and what came.
+
+    >>> sampler = Chain(interactions, 10, temperature=0.1)
+    >>> ids, _ = sampler.draw(queries, items, query_ids, pos_ids, seed=step)
+    >>> ...  # a step
+    >>> sampler.update(queries, items, query_ids, pos_ids, epoch=epoch, seed=step)
+    """
+
+    states: Tensor
+    neighbours: Tensor | None
+    _known: Tensor | None
+
+    def __init__(
+        self,
+        interactions: Interactions,
+        num_negatives: int,
+        *,
+        temperature: float,
+        exponent: float = 0.25,
+        steps: int = 10,
+        neighbours: Tensor | None = None,
+        similarity: Similarity = "half_cosine",
+        seed: int | Tensor | None = None,
+    ) -> None:
+        super().__init__(interactions, num_negatives)
+        self.temperature = checks.positive_number("temperature", temperature)
+        self.exponent = checks.non_negative_number("exponent", exponent)
+        checks.whole_number("steps", steps, 1, checks.MOST_DRAWS // int(num_negatives))
+        check_similarity(similarity)
+        self.steps, self.similarity = steps, similarity
+        known = None
+        if neighbours is not None:
+            _check_neighbours(neighbours, interactions)
+            known = pair_keys(interactions.starts, interactions.items, interactions.num_items)
+        self.register_buffer("neighbours", None if neighbours is None else neighbours.int(), persistent=False)
+        self.register_buffer("_known", known, persistent=False)  # what neighbours must not be
+        self.register_buffer("states", uniform_items(interactions, num_negatives, seed))
+        self._walked: tuple[Tensor, Tensor] | None = None  # query_ids of a draw, and where its chains went
+
+    def extra_repr(self) -> str:
+        return f"{self.num_negatives}, temperature={self.temperature}, exponent={self.exponent}, steps={self.steps}"
+
+    @torch.no_grad()
+    def draw(
+        self,
+        queries: Tensor,
+        items: Tensor | nn.Embedding,
+        query_ids: Tensor,
+        pos_ids: Tensor,
+        *,
+        seed: int | Tensor | None = None,
+    ) -> Negatives:
+        """See :meth:`Sampler.draw`.
+
+        Raises:
+            TypeError, ValueError: the message contains the argument, what was expected and what came; also for a query
+                that knows all items.
+            IndexError: an id out of range, on the CPU.
+        """
+        batch = self._batch(queries, items, query_ids, pos_ids, seed)
+        states = self._walk(batch)
+        self._walked = query_ids, states
+        return Negatives(states.long(), None)
+
+    @torch.no_grad()
+    def update(
+        self,
+        queries: Tensor,
+        items: Tensor | nn.Embedding,
+        query_ids: Tensor,
+        pos_ids: Tensor,
+        *,
+        epoch: int = 0,
+        seed: int | Tensor | None = None,
+    ) -> None:
+        """See :meth:`Sampler.update`. Of a query's rows, the chains of the first count.
+
+        Raises:
+            As `draw`.
+        """
+        batch = self._batch(queries, items, query_ids, pos_ids, seed)
+        walked, self._walked = self._walked, None
+        states = walked[1] if walked is not None and walked[0] is query_ids else self._walk(batch)
+        rows = state_rows(batch.query_ids, self.interactions.num_queries)
+        self.states[rows] = states[first_of_each(rows)]
+
+    def _walk(self, batch: Batch) -> Tensor:
+        """int32 [B, N], where the chains are after their steps."""
+        n, steps = self.num_negatives, self.steps
+        at = self.states[state_rows(batch.query_ids, self.interactions.num_queries)]
+        log_p = self._log_target(batch, at)
+        uniform = self._uniform_ids(batch, steps * n).view(-1, steps, n)
+        numbers = random_numbers(batch.seed, batch.rows, 3 * steps * n).view(-1, 3, steps, n)
+        log_u = fractions(numbers[:, 0]).log()
+        for step in range(steps):
+            to, log_ways = uniform[:, step], torch.zeros_like(log_p)
+            if self.neighbours is not None:
+                slot = (numbers[:, 1, step].long() * self.neighbours.shape[1]) // NUMBERS
+                near, log_ways_near = self._neighbour(batch, at, slot)
+                by_neighbour = numbers[:, 2, step] > NUMBERS // 2
+                to = torch.where(by_neighbour, near, to)
+                log_ways = torch.where(by_neighbour, log_ways_near, log_ways)
+            log_p_to = self._log_target(batch, to)
+            # Not less than: a comparison with NaN, from −inf to −inf, must refuse.
+            moves = (to >= 0) & (at >= 0) & (log_u[:, step] < log_p_to - log_p + log_ways)
+            at, log_p = torch.where(moves, to, at), torch.where(moves, log_p_to, log_p)
+        return at
+
+    def _log_target(self, batch: Batch, ids: Tensor) -> Tensor:
+        """log p^α up to a constant of the row, [B, N]; −inf for a score that is no number."""
+        scores = candidate_scores(batch.queries, batch.items, ids, similarity=self.similarity)
+        scaled = scores * (self.exponent / self.temperature)
+        return torch.where(scores.isfinite(), scaled, -torch.inf)
+
+    def _neighbour(self, batch: Batch, at: Tensor, slot: Tensor) -> tuple[Tensor, Tensor]:
+        """The neighbours of items at [B, N], −1 where the query knows them, and the log ratio of the ways back from
+        there to the ways there: −inf without a way back."""
+        assert self.neighbours is not None
+        around = self.neighbours[at.clamp(min=0)]  # [B, N, K]
+        to = around.gather(-1, slot.unsqueeze(-1))[..., 0]
+        ways = (around == to.unsqueeze(-1)).sum(-1)
+        ways_back = (self.neighbours[to.clamp(min=0)] == at.unsqueeze(-1)).sum(-1)
+        to = torch.where(self._is_known(batch, to), -1, to)
+        return to, (ways_back / ways).log()
+
+    def _is_known(self, batch: Batch, ids: Tensor) -> Tensor:
+        """Whether ids [B, N] are known positives of their row's query."""
+        assert self._known is not None
+        return is_among(self._known, batch.query_ids.unsqueeze(1), ids, self.interactions.num_items)
+
+
+def _check_neighbours(neighbours: Tensor, interactions: Interactions) -> None:
+    checks.has_dtype("neighbours", neighbours, checks.INTEGER)
+    checks.matches("neighbours", neighbours, "interactions", interactions.starts, dtype=False)
+    if neighbours.dim() != 2 or neighbours.shape[0] != interactions.num_items or neighbours.shape[1] == 0:
+        raise ValueError(
+            f"neighbours must have shape [{interactions.num_items}, K], a row per item with K ≥ 1, "
+            f"got {tuple(neighbours.shape)}"
+        )
+    checks.ids_in_range("neighbours", neighbours, interactions.num_items)

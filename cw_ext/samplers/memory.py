@@ -1,0 +1,216 @@
+"""Negatives from a memory of hard ones, of which those whose score varies are preferred: SRNS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from cw_ext import checks
+from cw_ext.embedding_batch import Similarity, check_similarity
+from cw_ext.interactions import Interactions
+from cw_ext.samplers.base import Batch, SamplerBase, gumbel, random_numbers
+from cw_ext.samplers.protocol import Negatives
+from cw_ext.samplers.query_state import distinct_items, first_of_each, state_rows
+from cw_ext.samplers.scores import candidate_scores
+
+# Keys of places that a memory is not extended by, above those of the random numbers.
+_PADDING, _TAKEN = 2**31, 2**32
+
+
+class Memory(SamplerBase):
+    """Hard negatives whose scores vary from epoch to epoch, as those of false negatives do less: SRNS
+    (arXiv 2009.03376; dingjingtao/SRNS).
+
+    Each query has a pool of unknown items, and a memory of some of them. `draw` takes those of the memory with the
+    highest σ(s_j − s⁺) + α_t·std, where std is the deviation of σ(s_j − s⁺) over the epochs. `update` extends the
+    memory by others of the pool, at random, and keeps as many as before: one by one without replacement, each with
+    probability ∝ exp(s/temperature) among those left.
+
+    SRNS has another pool in every epoch, and the scores of five epochs for each, which takes 40 times the memory at its
+    size. Here the pool stays, with running moments: the mean and the variance of all epochs so far, from the epoch
+    `window` on with 1/window for the newest. An epoch counts once for a query, by its first row in the first batch
+    that has it.
+
+    Args:
+        interactions: the known positives, which are never drawn.
+        num_negatives: N in [1, size].
+        size: items in a query's memory.
+        extension: items that are added to it before it is drawn anew.
+        temperature: > 0. Towards 0 the hardest stay.
+        deviation: α ≥ 0 once it is warm; α_t = α·min(1, epoch / warm_up).
+        warm_up: epochs, ≥ 1.
+        window: epochs, ≥ 1.
+        pool: items in a query's pool, each once, ≥ size + extension. 12 bytes each for each query. A query with fewer
+            unknown items has these.
+        similarity: the score, as for :func:`cw_ext.cw_loss_from_embeddings`. SRNS' scores are not cosines: "dot".
+        seed: of the pool, as for :func:`cw_ext.draw_negatives`.
+
+    Scores that are NaN are left out of the moments, and such items are neither kept nor drawn. A row with fewer items
+    than it should draw ends with −1.
+
+    Buffers, saved in the state_dict, with a row per query, and one more for padding:
+        items: the pool, int32 [Q + 1, pool]; −1 is padding.
+        kept: the memory, int32 [Q + 1, size], as places in the pool, in the order in which they were drawn.
+        mean, variance: of σ(s_j − s⁺), fp32 [Q + 1, pool].
+        counts, last_epoch: int32 [Q + 1], how many epochs are in the moments, and the latest of them (−1: none).
+        epoch: int64 [], that of the latest update.
+
+    Raises:
+        TypeError, ValueError: the message contains the argument, what was expected and what came.
+
+    >>> sampler = Memory(interactions, 1, similarity="dot")
+    >>> ids, _ = sampler.draw(queries, items, query_ids, pos_ids)
+    >>> ...  # a step
+    >>> sampler.update(queries, items, query_ids, pos_ids, epoch=epoch, seed=step)
+    """
+
+    items: Tensor
+    kept: Tensor
+    mean: Tensor
+    variance: Tensor
+    counts: Tensor
+    last_epoch: Tensor
+    epoch: Tensor
+
+    def __init__(
+        self,
+        interactions: Interactions,
+        num_negatives: int = 1,
+        *,
+        size: int = 8,
+        extension: int = 64,
+        temperature: float = 10.0,
+        deviation: float = 5.0,
+        warm_up: int = 50,
+        window: int = 5,
+        pool: int = 128,
+        similarity: Similarity = "half_cosine",
+        seed: int | Tensor | None = None,
+    ) -> None:
+        super().__init__(interactions, num_negatives)
+        for name, value in (("size", size), ("extension", extension), ("warm_up", warm_up), ("window", window)):
+            checks.whole_number(name, value, 1)
+        checks.whole_number("pool", pool, size + extension)
+        checks.whole_number("num_negatives", num_negatives, 1, size)
+        check_similarity(similarity)
+        self.size, self.extension, self.warm_up, self.window = size, extension, warm_up, window
+        self.temperature = checks.positive_number("temperature", temperature)
+        self.deviation = checks.non_negative_number("deviation", deviation)
+        self.similarity = similarity
+        items = distinct_items(interactions, pool, seed)
+        rows, device = len(items), items.device
+        self.register_buffer("items", items)
+        self.register_buffer("kept", torch.arange(size, dtype=torch.int32, device=device).repeat(rows, 1))
+        self.register_buffer("mean", torch.zeros(rows, pool, device=device))
+        self.register_buffer("variance", torch.zeros(rows, pool, device=device))
+        self.register_buffer("counts", torch.zeros(rows, dtype=torch.int32, device=device))
+        self.register_buffer("last_epoch", torch.full((rows,), -1, dtype=torch.int32, device=device))
+        self.register_buffer("epoch", torch.zeros((), dtype=torch.int64, device=device))
+
+    def _apply(self, fn: Callable[..., Tensor], recurse: bool = True) -> Self:
+        """Whatever dtype a model is cast to, moments stay in fp32."""
+        super()._apply(fn, recurse)
+        self.mean, self.variance = self.mean.float(), self.variance.float()
+        return self
+
+    def extra_repr(self) -> str:
+        return f"{self.num_negatives}, size={self.size}, extension={self.extension}, pool={self.items.shape[1]}"
+
+    @torch.no_grad()
+    def draw(
+        self,
+        queries: Tensor,
+        items: Tensor | nn.Embedding,
+        query_ids: Tensor,
+        pos_ids: Tensor,
+        *,
+        seed: int | Tensor | None = None,
+    ) -> Negatives:
+        """See :meth:`Sampler.draw`. Nothing of it is random: the state is, by the seeds of `update`.
+
+        Raises:
+            TypeError, ValueError: the message contains the argument, what was expected and what came; also for a query
+                that knows all items.
+            IndexError: an id out of range, on the CPU.
+        """
+        batch = self._batch(queries, items, query_ids, pos_ids, seed)
+        rows = state_rows(batch.query_ids, self.interactions.num_queries)
+        places = self.kept[rows].long()
+        ids = self.items[rows].gather(1, places)
+        _, value = self._scores(batch, ids)
+        alpha = self.deviation * (self.epoch / self.warm_up).clamp(max=1.0)
+        value = value + alpha * self.variance[rows].gather(1, places).sqrt()
+        value, order = _lowest_if(ids < 0, value).topk(self.num_negatives, dim=1)
+        return Negatives(torch.where(value == -torch.inf, -1, ids.gather(1, order)).long(), None)
+
+    @torch.no_grad()
+    def update(
+        self,
+        queries: Tensor,
+        items: Tensor | nn.Embedding,
+        query_ids: Tensor,
+        pos_ids: Tensor,
+        *,
+        epoch: int = 0,
+        seed: int | Tensor | None = None,
+    ) -> None:
+        """See :meth:`Sampler.update`. Of a query's rows, the first counts.
+
+        Raises:
+            As `draw`, and for an epoch that is not a whole number ≥ 0.
+        """
+        checks.whole_number("epoch", epoch, 0, 2**31 - 1)
+        batch = self._batch(queries, items, query_ids, pos_ids, seed)
+        if batch.rows == 0:
+            return
+        rows = state_rows(batch.query_ids, self.interactions.num_queries)
+        ids = self.items[rows]  # [B, pool]
+        scores, value = self._scores(batch, ids)
+        kept = self._drawn_anew(self.kept[rows].long(), scores, ids, batch.seed)
+        is_new = self.last_epoch[rows] < epoch
+        mean, variance = self._moments(rows, torch.where(is_new.unsqueeze(1), value, torch.nan))
+
+        # Nothing is written before all of it is known.
+        first = first_of_each(rows)
+        self.kept[rows] = kept[first].int()
+        self.mean[rows], self.variance[rows] = mean[first], variance[first]
+        self.counts[rows] = (self.counts[rows] + is_new).int()
+        self.last_epoch[rows] = self.last_epoch[rows].clamp(min=epoch)
+        self.epoch.fill_(epoch)
+
+    def _drawn_anew(self, kept: Tensor, scores: Tensor, ids: Tensor, seed: Tensor) -> Tensor:
+        """Places [B, size] of the memory that follows on the one at `kept`, from scores and ids [B, pool]."""
+        pool, candidates = ids.shape[1], self.size + self.extension
+        numbers = random_numbers(seed, len(ids), pool + candidates)
+        order = numbers[:, :pool].long().masked_fill_(ids < 0, _PADDING).scatter_(1, kept, _TAKEN)
+        added = order.topk(self.extension, dim=1, largest=False).indices
+        places = torch.cat([kept, added], 1)
+        scores = _lowest_if(ids.gather(1, places) < 0, scores.gather(1, places))
+        # From the highest down, so that low temperatures leave the differences finite.
+        highest = scores.amax(1, keepdim=True).clamp(min=torch.finfo(scores.dtype).min)
+        keys = (scores - highest) / self.temperature + gumbel(numbers[:, pool:], scores.dtype)
+        return places.gather(1, keys.topk(self.size, dim=1).indices)
+
+    def _moments(self, rows: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean and the variance that follow on those of `rows` by a value [B, pool]; by NaN the same."""
+        rate = 1 / (self.counts[rows] + 1).clamp(max=self.window).double().unsqueeze(1)
+        mean, variance = self.mean[rows], self.variance[rows]
+        change = value - mean
+        new_mean, new_variance = mean + rate * change, (1 - rate) * (variance + rate * change**2)
+        nothing = value.isnan()
+        return torch.where(nothing, mean, new_mean.float()), torch.where(nothing, variance, new_variance.float())
+
+    def _scores(self, batch: Batch, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """s_j [B, K], and σ(s_j − s⁺), in fp64, where scores that are not cosines round to 1 much later."""
+        scores = candidate_scores(batch.queries, batch.items, ids, similarity=self.similarity)
+        pos_ids = batch.pos_ids.unsqueeze(1)
+        pos_scores = candidate_scores(batch.queries, batch.items, pos_ids, similarity=self.similarity)
+        return scores, (scores.double() - pos_scores.double()).sigmoid()
+
+
+def _lowest_if(absent: Tensor, values: Tensor) -> Tensor:
+    """−inf where an item is absent, and for NaN."""
+    return torch.where(absent | values.isnan(), -torch.inf, values)

@@ -1,0 +1,66 @@
+"""State that a sampler keeps for each query: which rows of a batch may write, and the items it starts with."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cw_ext.interactions import Interactions
+from cw_ext.negative_sampling import check_seed, draw, seed_tensor, uniform_draws
+from cw_ext.samplers.base import fused, random_numbers
+from cw_ext.samplers.catalogue import BLOCK, unknown_items
+
+
+def state_rows(query_ids: Tensor, num_queries: int) -> Tensor:
+    """int64 [B], the rows of a state [num_queries + 1, …]. Padding has the last one, which nobody reads."""
+    return torch.where(query_ids < 0, num_queries, query_ids).long()
+
+
+def first_of_each(rows: Tensor) -> Tensor:
+    """int64 [B]: the first place in the batch that has the same row of the state.
+
+    What is written from there, for all places, does not depend on the order of the writes.
+    """
+    ids, order = rows.sort(stable=True)
+    is_first = torch.ones_like(ids, dtype=torch.bool)
+    is_first[1:] = ids[1:] != ids[:-1]
+    first = torch.where(is_first, torch.arange(len(ids), device=ids.device), 0).cummax(0).values
+    return torch.empty_like(order).scatter_(0, order, order[first])
+
+
+def uniform_items(interactions: Interactions, count: int, seed: int | Tensor | None) -> Tensor:
+    """int32 [num_queries + 1, count]: unknown items of each query, with replacement; −1 where it knows all of them,
+    and in the last row."""
+    check_seed(seed, interactions.device)
+    queries = _every_query(interactions)
+    draws = uniform_draws(count, seed, interactions.device, None)
+    draws = draws._replace(query_ids=queries, starts=interactions.starts, known=interactions.items)
+    return draw(draws, len(queries), interactions.num_items, fused(interactions.starts))
+
+
+def distinct_items(interactions: Interactions, count: int, seed: int | Tensor | None) -> Tensor:
+    """int32 [num_queries + 1, count]: unknown items of each query, each once and in random order, then −1."""
+    check_seed(seed, interactions.device)
+    seed = seed_tensor(seed, interactions.device)
+    drawn = uniform_items(interactions, 2 * count, seed)
+    ids, order = drawn.sort(dim=1, stable=True)
+    repeated = torch.zeros_like(ids, dtype=torch.bool)
+    repeated[:, 1:] = ids[:, 1:] == ids[:, :-1]
+    repeated = torch.empty_like(repeated).scatter_(1, order, repeated | (ids < 0))
+    firsts, places = repeated.to(torch.uint8).sort(dim=1, stable=True)
+    found = drawn.gather(1, places).masked_fill_(firsts > 0, -1)[:, :count].contiguous()
+    # Where few items are unknown, draws repeat them; so all of these are shuffled.
+    queries = _every_query(interactions)
+    short = queries[(found < 0).any(1) & (queries >= 0)]
+    kept, block = min(count, interactions.num_items), max(1, BLOCK // interactions.num_items)
+    for first in range(0, len(short), block):
+        some = short[first : first + block]
+        unknown = unknown_items(some, interactions)
+        noise = random_numbers(seed, len(some), interactions.num_items, first).masked_fill_(unknown < 0, -1)
+        found[some, :kept] = unknown.gather(1, noise.topk(kept, dim=1).indices)
+    return found
+
+
+def _every_query(interactions: Interactions) -> Tensor:
+    ids = torch.arange(interactions.num_queries + 1, device=interactions.device)
+    return torch.where(ids < interactions.num_queries, ids, -1)

@@ -1,0 +1,163 @@
+"""Negatives drawn by a weight that depends on their scores."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from cw_ext import checks
+from cw_ext.embedding_batch import Similarity, check_similarity
+from cw_ext.interactions import Interactions
+from cw_ext.samplers.base import Batch, SamplerBase, fractions, gumbel, random_numbers
+from cw_ext.samplers.catalogue import BLOCK, unknown_items
+from cw_ext.samplers.log_weights import LogWeight
+from cw_ext.samplers.protocol import Negatives
+from cw_ext.samplers.scores import candidate_scores
+
+# The highest weight of a row is this power of two. Random numbers have fewer bits, so that finer ones would not show.
+_WEIGHT_BITS = 40
+
+
+class Scored(SamplerBase):
+    """Draws each row's negatives from uniform candidates, with probability ∝ a weight of their scores.
+
+    It is dynamic negative sampling where the weight is steep, sampling by the model's own preferences with `softmax`
+    (the abstract of GenNi, arXiv 2208.03645), FNE's draw with `fne`, or whatever you write. Trained on these negatives
+    a loss has the target of hard negative sampling: the mean of A over the draws is that of weighting="exponential",
+    weight_temperature=−τ_s, normalize_weights=True on all candidates, for `softmax(τ_s)`.
+
+    Args:
+        interactions: the known positives, which are never drawn.
+        num_negatives: N ≥ 1.
+        log_weight: a function of the scores [B, K] and of the positives' scores [B] that returns log weights [B, K];
+            −inf or NaN is never drawn, +inf before all others. Padding has a score of −inf, and is not drawn either.
+            See :func:`softmax` and :func:`fne`.
+        num_candidates: K ≥ 1 uniform candidates, drawn with replacement; or None for all items that the query does not
+            know, each once, whose scores are computed for some rows at a time.
+        replacement: draw with replacement. Otherwise one by one, each with probability ∝ weight among those candidates
+            that are left, in this order; N ≤ K. An item that is two candidates can then be drawn twice.
+        log_q_correction: return −log weight as the negatives' log weights, so that the loss has its uniform target
+            again. Only with replacement.
+        similarity: the score, as for :func:`cw_ext.cw_loss_from_embeddings`.
+
+    A row where fewer candidates have a weight than are to be drawn without replacement ends with −1; with replacement
+    it has −1 only where none has a weight.
+
+    Raises:
+        TypeError, ValueError: the message contains the argument, what was expected and what came.
+
+    >>> sampler = Scored(interactions, 10, num_candidates=100, log_weight=softmax(0.1))
+    >>> ids, log_weights = sampler.draw(queries, items, query_ids, pos_ids, seed=step)
+    """
+
+    def __init__(
+        self,
+        interactions: Interactions,
+        num_negatives: int,
+        *,
+        log_weight: LogWeight,
+        num_candidates: int | None = 1000,
+        replacement: bool = True,
+        log_q_correction: bool = False,
+        similarity: Similarity = "half_cosine",
+    ) -> None:
+        super().__init__(interactions, num_negatives)
+        if not callable(log_weight):
+            raise TypeError(f"log_weight must be a function of scores and pos_scores, got {type(log_weight).__name__}")
+        checks.flags(replacement=replacement, log_q_correction=log_q_correction)
+        if num_candidates is not None:
+            checks.whole_number("num_candidates", num_candidates, 1, checks.MOST_DRAWS)
+        most = interactions.num_items if num_candidates is None else num_candidates
+        if not replacement and num_negatives > most:
+            raise ValueError(
+                f"num_negatives must be at most the number of candidates, {most}, without replacement, "
+                f"got {num_negatives}"
+            )
+        if log_q_correction and not replacement:
+            raise ValueError("log_q_correction must be False without replacement, got True")
+        check_similarity(similarity)
+        self.log_weight, self.num_candidates, self.replacement = log_weight, num_candidates, replacement
+        self.log_q_correction, self.similarity = log_q_correction, similarity
+
+    @torch.no_grad()
+    def draw(
+        self,
+        queries: Tensor,
+        items: Tensor | nn.Embedding,
+        query_ids: Tensor,
+        pos_ids: Tensor,
+        *,
+        seed: int | Tensor | None = None,
+    ) -> Negatives:
+        """See :meth:`Sampler.draw`.
+
+        Raises:
+            TypeError, ValueError: the message contains the argument, what was expected and what came; also for a query
+                that knows all items.
+            IndexError: an id out of range, on the CPU.
+        """
+        batch = self._batch(queries, items, query_ids, pos_ids, seed)
+        if self.num_candidates is not None:
+            return self._from(batch, self._uniform_ids(batch, self.num_candidates), 0)
+        # Their scores, and what is made of them, are as large as the catalogue for each row.
+        rows = max(1, BLOCK // self.interactions.num_items)
+        parts = []
+        for first in range(0, max(1, batch.rows), rows):
+            some = slice(first, first + rows)
+            part = Batch(batch.queries[some], batch.items, batch.query_ids[some], batch.pos_ids[some], batch.seed)
+            parts.append(self._from(part, unknown_items(part.query_ids, self.interactions), first))
+        ids = torch.cat([part.ids for part in parts])
+        log_weights = [part.log_weights for part in parts if part.log_weights is not None]
+        return Negatives(ids, torch.cat(log_weights) if log_weights else None)
+
+    def _from(self, batch: Batch, candidates: Tensor, first_row: int) -> Negatives:
+        """Drawn from candidates [B, K], in rows from first_row on."""
+        scores = candidate_scores(batch.queries, batch.items, candidates, similarity=self.similarity)
+        pos_ids = batch.pos_ids.unsqueeze(1)
+        pos_scores = candidate_scores(batch.queries, batch.items, pos_ids, similarity=self.similarity)[:, 0]
+        log_weights = self._log_weights(scores, pos_scores)
+        if self.num_candidates is None:  # uniform candidates are padding in whole rows only
+            log_weights = log_weights.masked_fill(candidates < 0, -torch.inf)
+        if self.replacement:
+            places, found = _with_replacement(log_weights, self.num_negatives, batch.seed, first_row)
+        else:
+            places, found = _without_replacement(log_weights, self.num_negatives, batch.seed, first_row)
+        ids = torch.where(found, candidates.gather(1, places), -1).long()
+        if not self.log_q_correction:
+            return Negatives(ids, None)
+        return Negatives(ids, torch.where(ids < 0, -torch.inf, -log_weights.gather(1, places)))
+
+    def _log_weights(self, scores: Tensor, pos_scores: Tensor) -> Tensor:
+        log_weights = self.log_weight(scores, pos_scores)
+        name = "log_weight(scores, pos_scores)"
+        checks.has_dtype(name, log_weights, checks.FLOATING)
+        checks.matches(name, log_weights, "scores", scores, dtype=False)
+        checks.has_shape(name, log_weights, tuple(scores.shape), "one log weight per score")
+        most = torch.finfo(scores.dtype).max
+        return log_weights.to(scores.dtype).nan_to_num(nan=-torch.inf, posinf=most, neginf=-torch.inf)
+
+
+def _with_replacement(log_weights: Tensor, n: int, seed: Tensor, first_row: int) -> tuple[Tensor, Tensor]:
+    """Places [B, N] drawn with probability ∝ exp(log_weights [B, K]), and where there was one to draw, [B, 1]."""
+    # In whole numbers, whose sums are the same in any order of adding them; so that 2⁶³ is not reached.
+    count = log_weights.shape[1]
+    highest = 2.0 ** min(_WEIGHT_BITS, 62 - count.bit_length())
+    sums = _relative(log_weights).exp_().mul_(highest).long().cumsum(1)
+    total = sums[:, -1:].contiguous()
+    target = (fractions(random_numbers(seed, log_weights.shape[0], n, first_row)) * total).long()
+    # The first sum above the target: that of a place with a weight. Without any, there is no such sum.
+    places = torch.searchsorted(sums, target, right=True).clamp_(max=count - 1)
+    return places, total > 0
+
+
+def _without_replacement(log_weights: Tensor, n: int, seed: Tensor, first_row: int) -> tuple[Tensor, Tensor]:
+    """Places [B, N], drawn one by one, and where there was one left to draw, [B, N]."""
+    rows, count = log_weights.shape
+    noise = gumbel(random_numbers(seed, rows, count, first_row), log_weights.dtype)
+    keys, places = (_relative(log_weights) + noise).topk(n, dim=1)
+    return places, keys > -torch.inf
+
+
+def _relative(log_weights: Tensor) -> Tensor:
+    """Log weights with 0 as the highest of each row, and −inf throughout a row that has no weight."""
+    return log_weights - log_weights.amax(1, keepdim=True).clamp(min=torch.finfo(log_weights.dtype).min)
