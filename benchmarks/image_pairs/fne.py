@@ -10,20 +10,15 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Normal
 
 from benchmarks.image_pairs.methods import Method, Setting
 from benchmarks.image_pairs.pairs import BATCH
 from cw_ext import cw_loss, presets
+from cw_ext.samplers import fne
 
-# The authors' values. One candidate in so many is taken to be a match.
-CANDIDATES = 10_000
-# A negative that scores so far below the mean match is left out.
-MARGIN = 0.2
-# The densities count once they are of more matches than this.
-ENOUGH = 200
-# From this probability on a negative is taken for a possible match.
-POSSIBLE = 0.001
+# The authors' values: a negative that scores so far below the mean match is left out, and the densities count once they
+# are of more matches than this.
+MARGIN, ENOUGH = 0.2, 200
 
 
 class Moments:
@@ -46,28 +41,16 @@ class Moments:
         self.matches = torch.cat([self.matches, cosines.diagonal()[sure]])
         self.hardest = torch.cat([self.hardest, hardest[hardest.isfinite()]])
 
-    def probability(self, cosines: Tensor) -> Tensor:
-        """Of a match: f⁺/(f⁺ + (m − 1)·f⁻); 0 until there are enough matches."""
-        if len(self.matches) <= ENOUGH:
-            return torch.zeros_like(cosines)
-        log_match, log_other = (
-            Normal(values.mean(), values.std()).log_prob(cosines) for values in (self.matches, self.hardest)
-        )
-        return torch.sigmoid(log_match - log_other - math.log(CANDIDATES - 1))
-
-
-def log_weights(cosines: Tensor, pos_cosines: Tensor, moments: Moments) -> Tensor:
-    """Log weights of negatives [B, N] whose rows have the positives [B].
-
-    exp(−p/2) for a possible match, with p its probability, else exp(−(s − s⁺)²/2); 0 for s ≤ μ⁺ − margin. A row of
-    which nothing would be left keeps its hardest.
-    """
-    probability = moments.probability(cosines)
-    distance = cosines - pos_cosines.unsqueeze(1)
-    log_weights = torch.where(probability > POSSIBLE, -probability / 2, -(distance**2) / 2)
-    easy = cosines <= moments.matches.mean() - MARGIN
-    kept = ~easy | (easy.all(1, keepdim=True) & (cosines == cosines.amax(1, keepdim=True)))
-    return log_weights.masked_fill(~kept, -math.inf)
+    def log_weights(self, cosines: Tensor, pos_cosines: Tensor) -> Tensor | None:
+        """FNE's log weights of negatives [B, N] whose rows have the positives [B]; None while there is no match."""
+        if len(self.matches) == 0:
+            return None
+        mean = self.matches.mean().item()
+        if len(self.matches) > ENOUGH:
+            densities = (mean, self.matches.std().item(), self.hardest.mean().item(), self.hardest.std().item())
+        else:
+            densities = (mean, 1.0, mean, 1.0)  # equal: no negative is a possible match
+        return fne(densities, MARGIN)(cosines, pos_cosines)
 
 
 class FNE(Method):
@@ -90,9 +73,9 @@ class FNE(Method):
         arguments = presets.infonce(self.setting.temperature)
         return cw_loss(scores.positives, scores.negatives, neg_log_weights=weights, **arguments)
 
-    def _log_weights(self, positives: Tensor, negatives: Tensor) -> Tensor:
+    def _log_weights(self, positives: Tensor, negatives: Tensor) -> Tensor | None:
         # FNE's constants are for cosines; the loss sees half of them.
         pos_cosines, cosines = 2 * positives, 2 * negatives
         whole = cosines.new_full((BATCH, BATCH), -math.inf).scatter_(1, self.setting.negatives, cosines)
         self.moments.add(whole.diagonal_scatter(pos_cosines))
-        return log_weights(cosines, pos_cosines, self.moments)
+        return self.moments.log_weights(cosines, pos_cosines)
