@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.common import reporting
 
-# Okabe and Ito's palette, as in training/plots.py.
+# Okabe and Ito's palette, as in training/plots.py; their yellow is too faint for lines, and is a brown here.
 _STYLES = {
     "infonce": ("#000000", "X"),
     "sl": ("#E69F00", "D"),
@@ -25,7 +25,7 @@ _STYLES = {
     "tedn": ("#56B4E9", "v"),
     "tedn-same-digit": ("#0072B2", "o"),
     "posterior": ("#009E73", "^"),
-    "posterior-6": ("#F0E442", "s"),
+    "posterior-6": ("#994F00", "s"),
     "fne": ("#CC79A7", "P"),
 }
 _BY_ARGUMENTS = ("infonce", "sl", "dcl", "pucl", "cw-weights", "cw")
@@ -92,7 +92,7 @@ def _draw_accuracies(report: Mapping[str, Any], names: Sequence[str]) -> tuple[F
         axes.set_xlabel("π, share of the negatives that show the same digit; left: the batch as it is")
         axes.grid(alpha=0.3)
         axes.set_axisbelow(True)
-    figure.legend(*absolute.get_legend_handles_labels(), loc="outside lower center", ncols=8, frameon=False)
+    figure.legend(*absolute.get_legend_handles_labels(), loc="outside lower center", ncols=10, frameon=False)
     return figure, right
 
 
