@@ -119,6 +119,16 @@ struct SampledCall {
   Draws draws;          // undefined if they are not kept
 };
 
+// Scores without a loss. All contiguous.
+struct CandidateScoresCall {
+  MaybeTensor queries;  // [B, D]
+  MaybeTensor items;    // [I, D]
+  MaybeTensor ids;      // [B, K] int32 or int64
+  double scale;     // of the similarity
+  bool normalized;  // cosine
+  MaybeTensor out;  // [B, K] T
+};
+
 // How CUDA sums per item: as it chooses, by atomic additions, or over sorted pairs.
 enum class ItemSums : int { chosen, atomic, sorted };
 
@@ -163,6 +173,7 @@ struct SampledItemGradientCall {
 namespace CW_BACKEND {
 void scores(const cw_ext::ScoresCall& call);
 void embeddings(const cw_ext::EmbeddingsCall& call);
+void candidate_scores(const cw_ext::CandidateScoresCall& call);
 void item_gradient(const cw_ext::ItemGradientCall& call);
 // out [rows, N] int32, uninitialised
 void draw(const cw_ext::Draws& draws, const Tensor& out);

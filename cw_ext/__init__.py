@@ -1,6 +1,7 @@
 """cw_ext: the CW ("Correct and Weight") ranking loss for implicit feedback, with fused kernels for PyTorch."""
 
 from cw_ext import presets, prior, samplers
+from cw_ext.candidate_scores import candidate_scores
 from cw_ext.extension import build_config
 from cw_ext.false_negatives import FalseNegatives
 from cw_ext.functional import cw_loss, cw_loss_from_embeddings
@@ -25,6 +26,7 @@ __all__ = [
     "TopKThreshold",
     "__version__",
     "build_config",
+    "candidate_scores",
     "cw_loss",
     "cw_loss_from_embeddings",
     "cw_loss_full",

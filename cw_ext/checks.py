@@ -222,9 +222,9 @@ def not_vmapped(*tensors: Tensor | None) -> None:
             tensor = torch._C._functorch.get_unwrapped(tensor)
 
 
-def embeddings(queries: Tensor, items: Tensor, pos_ids: Tensor, extra_ids: Tensor | None) -> None:
-    """The tensors of a batch, except its negatives."""
-    not_vmapped(queries, items, pos_ids, extra_ids)
+def tables(queries: Tensor, items: Tensor) -> None:
+    """Rows of the same length, and an item at least where there are queries."""
+    not_vmapped(queries, items)
     has_dtype("queries", queries, FLOATING)
     is_tensor("items", items)
     matches("items", items, "queries", queries)
@@ -237,6 +237,13 @@ def embeddings(queries: Tensor, items: Tensor, pos_ids: Tensor, extra_ids: Tenso
         raise ValueError(f"items must have shape [I, D] with queries' D = {dim}, got {tuple(items.shape)}")
     if rows and items.shape[0] == 0:
         raise ValueError(f"items must have at least one row (I ≥ 1), got shape {tuple(items.shape)}")
+
+
+def embeddings(queries: Tensor, items: Tensor, pos_ids: Tensor, extra_ids: Tensor | None) -> None:
+    """The tensors of a batch, except its negatives."""
+    tables(queries, items)
+    not_vmapped(pos_ids, extra_ids)
+    rows = queries.shape[0]
     has_dtype("pos_ids", pos_ids, INTEGER)
     matches("pos_ids", pos_ids, "queries", queries, dtype=False)
     has_shape("pos_ids", pos_ids, (rows,), "one id per row of queries")
@@ -261,6 +268,16 @@ def negative_ids(neg_ids: Tensor, queries: Tensor) -> None:
         )
     if neg_ids.shape[-1] == 0:
         raise ValueError(f"neg_ids must hold at least one negative per row (N ≥ 1), got shape {tuple(neg_ids.shape)}")
+
+
+def candidate_ids(ids: Tensor, queries: Tensor) -> None:
+    """[B, K]."""
+    not_vmapped(ids)
+    has_dtype("ids", ids, INTEGER)
+    matches("ids", ids, "queries", queries, dtype=False)
+    rows = queries.shape[0]
+    if ids.dim() != 2 or ids.shape[0] != rows:
+        raise ValueError(f"ids must have shape [B, K] with queries' B = {rows}, got {tuple(ids.shape)}")
 
 
 def ids_in_range(

@@ -138,6 +138,11 @@ def _embeddings_forward(*arguments: Any) -> tuple[Tensor | None, ...]:
     return (*new.losses(inputs.reduction, inputs.parameters.return_above), *results)
 
 
+@torch.library.register_fake("cw_ext::candidate_scores")
+def _candidate_scores(queries: Tensor, items: Tensor, ids: Tensor, similarity: str) -> Tensor:
+    return queries.new_empty(ids.shape, dtype=compute_dtype(queries.dtype))
+
+
 @torch.library.register_fake("cw_ext::draw_negatives")
 def _draw_negatives(rows: int, num_items: int, *arguments: Any) -> Tensor:
     draws = DRAWS.rebuilt(arguments)

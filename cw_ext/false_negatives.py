@@ -150,9 +150,9 @@ class FalseNegatives:
         """The same weights as a curve, for `score_curve`: the kernels apply it, without a look-up of their own.
 
         Args:
-            knots: K places, 2 ≤ K ≤ 2**24, equally far apart from the lowest fitted score to the highest. Between them the log
-                weight is a straight line, and beyond them it stays as it is at the ends. Where p_FN is 1 at a knot,
-                the weights are 0 up to the next one.
+            knots: K places, 2 ≤ K ≤ 2**24, equally far apart from the lowest fitted score to the highest. Between
+                them the log weight is a straight line, and beyond them it stays as it is at the ends. Where p_FN is 1
+                at a knot, the weights are 0 up to its neighbours.
             strength: γ ≥ 0.
 
         Returns:

@@ -250,6 +250,14 @@ def scores_from_embeddings(
     return pos, neg, extra, log_q
 
 
+def candidate_scores(queries: Tensor, items: Tensor, ids: Tensor, similarity: str) -> Tensor:
+    """The scores of items ids [B, K], −inf where an id is −1. Allocates [B, K, D]."""
+    dtype = compute_dtype(queries.dtype)
+    rows = items.index_select(0, ids.clamp(min=0).flatten()).reshape(*ids.shape, items.shape[1]).to(dtype)
+    units = unit_rows(queries.to(dtype), similarity).unsqueeze(1) * unit_rows(rows, similarity)
+    return torch.where(ids < 0, -math.inf, SCORE_SCALE[similarity] * units.sum(-1))
+
+
 def leave_out(
     log_q: Tensor | None,
     pos_ids: Tensor,

@@ -650,6 +650,16 @@ def draws(rng: random.Random) -> Made:
     return Call("draw_negatives", cw_ext.draw_negatives, arguments), wrong
 
 
+def scores_of_candidates(rng: random.Random) -> Made:
+    case = make_embeddings(5, 4, 3, NUM_ITEMS, seed=rng.randrange(99), padding=rng.random() < 0.5)
+    arguments = tensors_of(case, rng, {"queries": "queries", "items": "items", "neg_ids": "ids"})
+    arguments["ids"] = arguments["ids"].to(rng.choice([torch.int32, torch.int64]))
+    arguments |= _some(rng, {"similarity": ["half_cosine", "cosine", "dot"], "backend": ["auto", "reference"]}, 0.7)
+    wrong = dict(NO_BATCH)
+    wrong["ids"] = _no_ids(NO_SHAPE, AXIS_MORE, ROWS_OFF, changes(row=lambda v: v[0]))
+    return Call("candidate_scores", cw_ext.candidate_scores, arguments), wrong
+
+
 def interactions(rng: random.Random) -> Made:
     made = INTERACTIONS
     full = make_interactions(NUM_QUERIES, NUM_ITEMS, full=True)
@@ -764,7 +774,7 @@ def false_negatives(rng: random.Random) -> Made:
     )
 
 
-SMALL = [modules_made, draws, interactions, presets_made, prior, curves, false_negatives]
+SMALL = [modules_made, draws, scores_of_candidates, interactions, presets_made, prior, curves, false_negatives]
 MAKERS = [functions] * 8 + [modules_called] * 3 + SMALL * 2
 
 

@@ -358,6 +358,13 @@ def test_opcheck(kernels: None, device: torch.device, dtype: torch.dtype) -> Non
     assert checked == {f"cw_ext::{op}" for op in ops}
 
 
+def test_opcheck_of_candidate_scores(kernels: None, device: torch.device) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        case = _embeddings().to(dtype, device)
+        for ids in (case.neg_ids, case.neg_ids.int()[:, :0]):
+            torch.library.opcheck(torch.ops.cw_ext.candidate_scores, (case.queries, case.items, ids, "cosine"))
+
+
 def test_opcheck_without_gradients(kernels: None, device: torch.device) -> None:
     for case, arguments in ((_scores(), {}), (_embeddings(), {}), (_embeddings(), {"return_above": True})):
         with OpCalls() as mode, torch.no_grad():

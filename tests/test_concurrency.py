@@ -22,7 +22,15 @@ from drawing import Drawn, make_drawn, make_interactions
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from cw_ext import CWSampledLoss, Interactions, ScoreCurve, cw_loss_from_embeddings, draw_negatives, extension
+from cw_ext import (
+    CWSampledLoss,
+    Interactions,
+    ScoreCurve,
+    candidate_scores,
+    cw_loss_from_embeddings,
+    draw_negatives,
+    extension,
+)
 
 # In one process, so that these do not take the cores from one another.
 pytestmark = pytest.mark.xdist_group("concurrency")
@@ -58,6 +66,8 @@ def _steps() -> dict[str, Call]:
     in_batch = make_drawn("in_batch", ROWS, 24, seed=6, interactions=known).to(torch.float32)
     full = make_drawn("full", ROWS, 24, seed=7, interactions=known).to(torch.float32)
     shared = make_embeddings(ROWS, 150, 24, 90, 3, seed=8, shared=True).to(torch.float32)
+    few = make_embeddings(160, 150, 24, 90, seed=14).to(torch.float32)
+    picked = (few.queries, few.items, few.neg_ids)
     return {
         "scores fp64": _step(scores, prior=0.1),
         "scores fp32": _step(scores.to(torch.float32), normalize_weights=True),
@@ -75,6 +85,8 @@ def _steps() -> dict[str, Call]:
         "in-batch": _step(in_batch),
         "mixed": _step(in_batch, seed=13, num_negatives=60),
         "full": _step(full),
+        "candidate scores": lambda: [candidate_scores(ids.queries, ids.items, ids.neg_ids, backend="fused")],
+        "picked candidate scores": lambda: [candidate_scores(*picked, backend="fused")],
     }
 
 

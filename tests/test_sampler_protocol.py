@@ -135,7 +135,9 @@ def test_kernels_and_reference_draw_the_same(kind: str, monkeypatch: pytest.Monk
     batch = _batch(tables, padding=True)
     found = _run(MAKE[kind](tables.interactions), batch)
     monkeypatch.setattr("cw_ext.extension.use_kernels", lambda backend, device: False)
-    _assert_same(_run(MAKE[kind](tables.interactions), batch), found)
+    for a, b in zip(_run(MAKE[kind](tables.interactions), batch), found, strict=True):
+        assert torch.equal(a.ids, b.ids)
+        torch.testing.assert_close(a.log_weights, b.log_weights, rtol=1e-5, atol=1e-5)
 
 
 def test_padding(kind: str) -> None:

@@ -4,6 +4,8 @@ Every row draws N margins from the mixture π·p⁺ + (1 − π)·p⁻ and M fro
 ω(d)·exp(d/τ) over p⁻: G = exp(loss)/N. Bias (± its standard error) and standard deviation (in brackets) are over the
 rows, in percent of the truth, which a closed form or a quadrature gives; a second table has those of the loss itself,
 against log(N·truth). The uncorrected loss, the true π, wrong ones and the floors see the same draws. All in fp64.
+A third table has weights 1 − p_FN, estimated from scores, beside the correction, also where known positives score
+higher than hidden ones.
 """
 
 from __future__ import annotations
@@ -15,44 +17,30 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.common import command, reporting
 from benchmarks.common.arguments import add_out, non_negative_int, positive_int
-from benchmarks.negative_mass.plot import plot_mass
+from benchmarks.negative_mass import estimated
+from benchmarks.negative_mass.margins import (
+    NEGATIVE_MEAN,
+    POSITIVE_MEAN,
+    SPREAD,
+    TEMPERATURE,
+    WEIGHTINGS,
+    Setting,
+    draw,
+    truth,
+)
+from benchmarks.negative_mass.plot import plot_estimated, plot_mass
 from cw_ext import cw_loss
 from cw_ext.parameters import DEFAULTS
-
-TEMPERATURE = 0.1
-# Margins of p⁺ and p⁻ are normal, on the scale of the half cosine (margins in [−1, 1], which these leave once in 1e15).
-# The row's positive stands where positives stand on average, so that p⁺ has mean 0; a negative is above it once in 44
-# times. exp(d/τ) is log-normal with a deviation of 1 in its logarithm, with moments in closed form; a wider one would
-# have such tails that standard errors of 20,000 rows could not be trusted.
-SPREAD = 0.1
-POSITIVE_MEAN = 0.0
-NEGATIVE_MEAN = -0.2
-WEIGHTINGS = ("sigmoid", "none")
 
 ROWS = 20_000
 # Margins drawn at a time.
 BLOCK = 2**18
-# Exact to the last digits for both weightings.
-_QUADRATURE_NODES = 96
-
-
-class Setting(NamedTuple):
-    """What a row draws: N from the mixture with share π of positives, M extra positives.
-
-    With none C = ω(0), which need not be μ⁺; with the sigmoid it is, by the symmetry of these margins.
-    """
-
-    prior: float = 0.1
-    negatives: int = 1000
-    positives: int = 10
-
 
 SWEEPS: dict[str, tuple[Setting, ...]] = {
     "prior": tuple(Setting(prior=prior) for prior in (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)),
@@ -82,35 +70,12 @@ ESTIMATORS = {
 }
 
 
-def truth(weighting: str, mean: float) -> tuple[float, float]:
-    """Mean and variance of ω(d)·exp(d/τ) for margins d ~ N(mean, SPREAD²), not by the code under test.
-
-    Args:
-        weighting: "none", by the moments of the log-normal; or "sigmoid" with ρ = τ, by Gauss-Hermite quadrature.
-        mean: of the margins.
-
-    Raises:
-        ValueError: another weighting.
-    """
-    if weighting not in WEIGHTINGS:
-        raise ValueError(f"weighting must be one of {', '.join(WEIGHTINGS)}, got {weighting}")
-    if weighting == "none":
-        deviation = SPREAD / TEMPERATURE
-        value = math.exp(mean / TEMPERATURE + deviation**2 / 2)
-        return value, value**2 * math.expm1(deviation**2)
-    nodes, weights = np.polynomial.hermite_e.hermegauss(_QUADRATURE_NODES)
-    scaled = (mean + SPREAD * nodes) / TEMPERATURE
-    values = np.exp(scaled) / (1 + np.exp(scaled))  # σ(−d/τ)·exp(d/τ)
-    weights = weights / weights.sum()
-    value = float(weights @ values)
-    return value, float(weights @ (values - value) ** 2)
-
-
 def expected(setting: Setting, weighting: str, prior: float) -> tuple[float, float]:
     """Bias and standard deviation of (A − πC)/(1 − π), without any floor, both divided by the true mass μ⁻.
 
-    With E C = μ⁺ and π' the share of positives that is drawn, the bias is (π' − π)·(μ⁺ − μ⁻)/((1 − π)·μ⁻): none for
-    the true π, π'·(μ⁺ − μ⁻)/μ⁻ for no correction. The variance is (Var A + π²·Var C)/(1 − π)².
+    With E C = μ⁺ (no shift) and π' the share of positives that is drawn, the bias is
+    (π' − π)·(μ⁺ − μ⁻)/((1 − π)·μ⁻): none for the true π, π'·(μ⁺ − μ⁻)/μ⁻ for no correction. The variance is
+    (Var A + π²·Var C)/(1 − π)².
 
     Args:
         setting: what is drawn.
@@ -124,7 +89,8 @@ def expected(setting: Setting, weighting: str, prior: float) -> tuple[float, flo
     a_variance = share * (positive_variance + positive**2) + (1 - share) * (negative_variance + negative**2) - a**2
     c, c_variance = (0.5 if weighting == "sigmoid" else 1.0), 0.0
     if setting.positives:
-        c, c_variance = positive, positive_variance / setting.positives
+        c, c_variance = truth(weighting, setting.known_mean)
+        c_variance /= setting.positives
     mass = (a - prior * c) / (1 - prior)
     variance = (a_variance / setting.negatives + prior**2 * c_variance) / (1 - prior) ** 2
     return mass / negative - 1, math.sqrt(variance) / negative
@@ -134,15 +100,6 @@ def estimators_of(setting: Setting) -> dict[str, tuple[Estimator, float]]:
     """The estimators and the π of each; without those whose π is not below 1."""
     priors = {name: estimator.prior_factor * setting.prior for name, estimator in ESTIMATORS.items()}
     return {name: (estimator, priors[name]) for name, estimator in ESTIMATORS.items() if priors[name] < 1}
-
-
-def draw(setting: Setting, rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Margins of the negatives [rows, N] and of the extra positives [rows, M], fp64."""
-    negatives, positives = (rows, setting.negatives), (rows, setting.positives)
-    is_positive = torch.rand(negatives, generator=generator, dtype=torch.float64) < setting.prior
-    mean = torch.where(is_positive, POSITIVE_MEAN, NEGATIVE_MEAN)
-    margins = torch.randn(negatives, generator=generator, dtype=torch.float64) * SPREAD + mean
-    return margins, torch.randn(positives, generator=generator, dtype=torch.float64) * SPREAD + POSITIVE_MEAN
 
 
 def summarize(losses: Tensor, uncorrected: Tensor, setting: Setting, weighting: str, name: str) -> dict[str, float]:
@@ -233,13 +190,15 @@ def measure(
 
 
 def run(rows: int, seed: int) -> dict[str, Any]:
-    """Measure all settings of :data:`SWEEPS`, each once, and return the content of results.json."""
+    """Measure all settings of :data:`SWEEPS`, each once, and of `estimated`; return the content of results.json."""
     generator = torch.Generator().manual_seed(seed)
     settings = list(dict.fromkeys(setting for sweep in SWEEPS.values() for setting in sweep))
     points = {}
-    with tqdm(settings, unit="setting") as progress:
-        for setting in progress:
+    with tqdm(total=len(settings) + len(estimated.SETTINGS), unit="setting") as progress:
+        for setting in settings:
             points[setting] = {**setting._asdict(), "estimates": measure(setting, WEIGHTINGS, rows, generator)}
+            progress.update()
+        weighed = estimated.run(rows, generator, progress.update)
     return {
         "environment": reporting.environment(),
         "settings": {"rows": rows, "seed": seed},
@@ -258,6 +217,8 @@ def run(rows: int, seed: int) -> dict[str, Any]:
             for weighting in WEIGHTINGS
         },
         "sweeps": {name: [points[setting] for setting in sweep] for name, sweep in SWEEPS.items()},
+        "estimated_labels": estimated.LABELS,
+        "estimated": weighed,
     }
 
 
@@ -323,8 +284,10 @@ def _run(rows: int, seed: int, directory: Path) -> None:
     reporting.write_json(written[0], report)
     for weighting in WEIGHTINGS:
         print(describe(report, weighting), end="\n\n")
-        written.append(directory / f"{weighting}.png")
-        plot_mass(report, weighting, written[-1])
+        print(estimated.describe(report, weighting), end="\n\n")
+        for name, plot in ((weighting, plot_mass), (f"{weighting}-estimated", plot_estimated)):
+            written.append(directory / f"{name}.png")
+            plot(report, weighting, written[-1])
     print(f"results: {', '.join(map(str, written))}")
 
 

@@ -22,6 +22,14 @@ _STYLES = {
     "floored": ("#009E73", "^", 10),
     "corrected": ("#0072B2", "o", 5),
 }
+_ESTIMATED_STYLES = {
+    "none": ("#000000", "X", 6),
+    "cvir": ("#D55E00", "D", 5),
+    "floored": ("#009E73", "^", 10),
+    "corrected": ("#0072B2", "o", 5),
+    "isotonic": ("#E69F00", "s", 5),
+    "normal": ("#CC79A7", "v", 5),
+}
 _SWEEPS = {
     "prior": "π, share of positives among the negatives",
     "negatives": "N, negatives per row",
@@ -67,6 +75,46 @@ def plot_mass(report: Mapping[str, Any], weighting: str, path: Path) -> None:
     figure.legend(
         *grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(_STYLES), frameon=False
     )
+    reporting.save_figure(figure, path)
+
+
+def plot_estimated(report: Mapping[str, Any], weighting: str, path: Path) -> None:
+    """Draw bias and deviation of the weights 1 − p_FN beside the correction's against π into a PNG.
+
+    Args:
+        report: of :func:`benchmarks.negative_mass.run`.
+        weighting: which of the report's.
+        path: where the PNG goes.
+    """
+    figure = Figure(figsize=(10, 7.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(f"Mass of the true negatives, weighting {weighting}; bars: ±{_STANDARD_ERRORS} standard errors")
+    shifts = list(dict.fromkeys(point["shift"] for point in report["estimated"]))
+    grid = figure.subplots(2, len(shifts), sharex=True, sharey="row")
+    grid[0, 0].set(ylabel="bias, % of the truth")
+    grid[0, 0].set_yscale("symlog", linthresh=1, linscale=0.7)
+    grid[1, 0].set(ylabel="standard deviation, % of the truth", yscale="log")
+    grid[1, 0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    grid[1, 0].yaxis.set_minor_formatter(NullFormatter())
+    for axes in grid[:, 0]:
+        axes.yaxis.set_major_formatter(_PLAIN)
+    for shift, (bias, std) in zip(shifts, grid.T, strict=True):
+        points = [point for point in report["estimated"] if point["shift"] == shift]
+        for order, (name, (colour, marker, size)) in enumerate(_ESTIMATED_STYLES.items()):
+            found = [point["estimates"][weighting][name] for point in points]
+            x = [point["prior"] for point in points]
+            style = {"color": colour, "marker": marker, "markersize": size, "zorder": 3 + order}
+            y, error = ([100 * estimate[key] for estimate in found] for key in ("bias", "bias_se"))
+            error = [_STANDARD_ERRORS * e for e in error]
+            bias.errorbar(x, y, error, capsize=3, label=report["estimated_labels"][name], **style)
+            std.plot(x, [100 * estimate["std"] for estimate in found], **style)
+        for axes in (bias, std):
+            axes.grid(alpha=0.3)
+            axes.set_axisbelow(True)
+        bias.axhline(0, color="#777777", linewidth=0.8)
+        bias.set_title(f"known positives score {f'{shift:g} deviations higher' if shift else 'as hidden ones do'}")
+        std.set_xlabel(_SWEEPS["prior"])
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     reporting.save_figure(figure, path)
 
 

@@ -1,7 +1,8 @@
 """How many times as long a step takes: with an argument as without it, or here as with another checkout's build.
 
 Without --against: a step at level 2, forward and backward, with each of several arguments, each in turns with the step
-that has none, in one process. With it: steps of every level by this build and by the other, a process each, in turns,
+that has none, in one process; with --steps candidates, scores of given items in turns with level 2's forward pass of
+the same ids. With --against: steps of every level by this build and by the other, a process each, in turns,
 with several pairs of processes.
 Ratios are of processor time, which other work on the machine disturbs less than the time that passes, but for
 --clock wall; medians and quartiles over the rounds.
@@ -20,7 +21,7 @@ import torch
 import cw_ext
 from benchmarks.common import command, reporting
 from benchmarks.common.arguments import add_out, positive_int
-from benchmarks.step_ratios import argument_costs, checkouts, floors, grid, inputs
+from benchmarks.step_ratios import argument_costs, candidates, checkouts, floors, grid, inputs
 from benchmarks.step_ratios.ratios import CLOCKS
 
 ROUNDS = 30
@@ -39,9 +40,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--rounds", type=positive_int, default=ROUNDS, help="samples of each step, with --against in each pair"
     )
     parser.add_argument(
-        "--steps", choices=("levels", "grid"), default="levels", help="with --against: a few of each level, or many"
+        "--steps",
+        choices=("levels", "grid", "candidates"),
+        default="levels",
+        help="with --against: a few of each level, or many; without it: candidates in place of arguments",
     )
-    parser.add_argument("--clock", choices=tuple(CLOCKS), default="processor", help="with --against: what is compared")
+    parser.add_argument(
+        "--clock",
+        choices=tuple(CLOCKS),
+        default="processor",
+        help="what is compared, with --against or --steps candidates",
+    )
     parser.add_argument("--floors", action="store_true", help="with --steps grid: the least time that a step can take")
     parser.add_argument("--threads", type=positive_int, default=1, help="of torch")
     parser.add_argument("--quick", action="store_true", help="tiny steps")
@@ -49,6 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.floors and (arguments.against is None or arguments.steps != "grid"):
         parser.error("--floors needs --against and --steps grid")
+    needs_other = {"grid": True, "candidates": False}.get(arguments.steps)
+    if needs_other is not None and needs_other != (arguments.against is not None):
+        parser.error("--steps grid needs --against, and --steps candidates goes without it")
     return command.run(lambda: _run(arguments))
 
 
@@ -61,8 +73,13 @@ def _run(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(arguments.threads)
     try:
         about = {"environment": reporting.environment(), "rounds": arguments.rounds}
-        if arguments.against is None:
-            sizes = inputs.QUICK if arguments.quick else inputs.FULL
+        sizes = inputs.QUICK if arguments.quick else inputs.FULL
+        if arguments.steps == "candidates":
+            catalogues = (sizes.few_items, sizes.many_items) if arguments.quick else candidates.ITEMS
+            found = candidates.measure(sizes, catalogues, arguments.rounds, CLOCKS[arguments.clock])
+            results = {"clock": arguments.clock, **found}
+            name, table = "candidates.json", candidates.describe(results)
+        elif arguments.against is None:
             results, name = argument_costs.measure(sizes, arguments.rounds), "arguments.json"
             table = argument_costs.describe(results)
         else:

@@ -48,7 +48,8 @@ def _run(arguments: argparse.Namespace) -> None:
     store = Store(arguments.out)
 
     def wanted() -> Iterator[Run]:
-        searches = {run.key for run in parts.searches(store)}  # whatever is asked for may wait for them
+        # Whatever is asked for may wait for them.
+        searches = {run.key for run in (*parts.searches(store), *parts.contestant_searches(store))}
         for part in arguments.parts:
             for run in PARTS[part](store):
                 is_asked_for = (arguments.models is None or run.config.model in arguments.models) and (

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmarks.study import grids
 from benchmarks.study.grids import chosen, config, search_runs
-from benchmarks.study.published import ELECTRONIC, GOWALLA, HEALTH
+from benchmarks.study.published import ELECTRONIC, GOWALLA, HEALTH, LOSS_NAMES
 from benchmarks.study.runs import Run, Store
 from benchmarks.training.losses import DEFAULT_TOP_K, LossOptions
 from benchmarks.training.negatives import Negatives
@@ -215,6 +215,109 @@ def noise(store: Store) -> list[Run]:
     return [of_seeds[index] for index in range(len(_NOISE_SEEDS)) for of_seeds in runs if of_seeds]
 
 
+# --- false negatives, estimated ---
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A loss with its own settings on Health, and what it does about false negatives.
+
+    Attributes:
+        loss: the loss.
+        tries: changes of its options, of which those of the best validation NDCG@20 are taken.
+        searched_with: the negatives of these tries.
+    """
+
+    loss: str
+    tries: tuple[dict[str, Any], ...]
+    searched_with: Negatives = Negatives("full", None)
+
+
+def _estimated(prior: Any, strength: float = 1.0, **more: Any) -> dict[str, Any]:
+    estimate = {"false_negative_family": "isotonic", "false_negative_strength": strength}
+    return {"false_negative_prior": prior, **estimate, **more}
+
+
+_BY_SCORE = (_estimated(0.003), _estimated(0.01), _estimated(0.03), _estimated(0.03, 0.5))
+# The adapter needs negatives that are drawn for each row.
+CONTESTANTS: dict[str, Contestant] = {
+    "SL, 1 − p_FN": Contestant("sl", _BY_SCORE),
+    "SL@20, 1 − p_FN": Contestant("slk", _BY_SCORE),
+    "SL, adapter": Contestant(
+        "sl",
+        tuple(
+            _estimated(prior, adapter_candidates=candidates)
+            for prior, candidates in ((0.01, 16), (0.01, 64), (0.03, 64), (0.1, 64))
+        ),
+        grids.NEGATIVES,
+    ),
+    "CW, held-out positives": Contestant(
+        "cw",
+        tuple(
+            {"prior": prior, "extra_positives": number, "held_out_positives": True}
+            for prior, number in ((0.01, 5), (0.05, 5), (0.1, 5), (0.05, 20))
+        ),
+    ),
+    "SL, 1 − p_FN, π estimated": Contestant("sl", (_estimated("auto"),)),
+}
+ESTIMATED_SHARES = (0.0, 0.1, 0.3, 0.5)
+ESTIMATED_BESIDE = ("sl", "psl-tanh", "slk", "cw")
+
+
+def contestant_tries(store: Store, name: str) -> list[Run]:
+    """Return the runs, on the data as they are, that a contestant's settings are chosen from, as a loss's are; none
+    until the loss's own are known."""
+    contestant = CONTESTANTS[name]
+    best = chosen(store, HEALTH, contestant.loss)
+    if best is None:
+        return []
+    best = grids.with_negatives(best, contestant.searched_with)
+    return [replace(best, options=replace(best.options, **changes)) for changes in contestant.tries]
+
+
+def contestant_choice(store: Store, name: str) -> Run | None:
+    """Return the run that was chosen; None until all are done. One without others need not be done."""
+    tries = contestant_tries(store, name)
+    if len(tries) < 2:
+        return tries[0] if tries else None
+    return grids.best_of(store, tries) if all(run in store for run in tries) else None
+
+
+def contestant_runs(store: Store, name: str, share: float) -> list[Run]:
+    """Return a contestant's runs with a share of false negatives, one per seed; none until its settings are known."""
+    best = contestant_choice(store, name)
+    if best is None:
+        return []
+    best = grids.with_negatives(best, grids.NEGATIVES)
+    return [
+        replace(best, config=replace(best.config, false_negatives=share, seed=seed)) for seed in _NOISE_SEEDS
+    ]  # fmt: skip
+
+
+def contestant_searches(store: Store) -> list[Run]:
+    """Return the runs that the contestants' settings are chosen from."""
+    every = [contestant_tries(store, name) for name in CONTESTANTS]
+    return [run for tries in every if len(tries) > 1 for run in tries]
+
+
+def estimated_runs(store: Store) -> dict[str, list[list[Run]]]:
+    """Return the runs, one per seed, for each of :data:`ESTIMATED_SHARES`, by what a table calls the losses and the
+    contestants."""
+    losses = {
+        LOSS_NAMES[loss]: [noise_runs(store, loss, share) for share in ESTIMATED_SHARES] for loss in ESTIMATED_BESIDE
+    }
+    contestants = {
+        name: [contestant_runs(store, name, share) for share in ESTIMATED_SHARES] for name in CONTESTANTS
+    }  # fmt: skip
+    return losses | contestants
+
+
+def estimated(store: Store) -> list[Run]:
+    """The searches, then every contestant and the losses beside them with every share, seed by seed."""
+    runs = [of_seeds for of_shares in estimated_runs(store).values() for of_seeds in of_shares if of_seeds]
+    return contestant_searches(store) + [of_seeds[index] for index in range(len(_NOISE_SEEDS)) for of_seeds in runs]
+
+
 # --- how many negatives ---
 
 NUMBERS = (10, 30, 100, 300, 1000, 4000)
@@ -271,6 +374,7 @@ PARTS: dict[str, Callable[[Store], Iterable[Run]]] = {
     "stages": stages,
     "combinations": combinations,
     "noise": noise,
+    "estimated": estimated,
     "numbers": numbers,
     "priors": priors,
 }

@@ -13,10 +13,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from benchmarks.common import reporting
-from benchmarks.study import effectiveness, parts, step_times
+from benchmarks.study import parts, step_times
 from benchmarks.study.published import HEALTH, LOSS_NAMES, SHORT_NAMES, published
 from benchmarks.study.runs import Store
-from benchmarks.study.summary import Summary, summarise
+from benchmarks.study.summary import RERANKED, Summary, summarise
+from benchmarks.training import effectiveness
 
 # Okabe and Ito's palette, as in training/plots.py; markers distinguish what colour does not.
 _BLUE, _ORANGE, _GREEN, _RED, _PINK, _SKY, _BLACK = (
@@ -28,6 +29,18 @@ _LOSS_STYLES = {
     "slk": (_RED, "D", LOSS_NAMES["slk"]),
     "cw": (_BLUE, "o", LOSS_NAMES["cw"]),
     "cw-known-prior": (_SKY, "P", "CW, π = the share"),
+}
+# What is not a loss alone has its loss's colour and another line.
+_ESTIMATED_STYLES = {
+    LOSS_NAMES["sl"]: (_ORANGE, "s", "-"),
+    LOSS_NAMES["psl-tanh"]: (_GREEN, "^", "-"),
+    LOSS_NAMES["slk"]: (_RED, "D", "-"),
+    LOSS_NAMES["cw"]: (_BLUE, "o", "-"),
+    "SL, 1 − p_FN": (_ORANGE, "v", "--"),
+    "SL@20, 1 − p_FN": (_RED, "v", "--"),
+    "SL, adapter": (_PINK, "X", "--"),
+    "CW, held-out positives": (_BLUE, "P", "--"),
+    "SL, 1 − p_FN, π estimated": (_ORANGE, "*", "-."),
 }
 _MODEL_STYLES = {"mf": (_BLUE, "o", "MF"), "lightgcn": (_ORANGE, "s", "LightGCN"), "xsimgcl": (_GREEN, "^", "XSimGCL")}
 
@@ -53,14 +66,20 @@ def _save(figure: Figure, path: Path) -> bool:
 
 
 def _line(
-    axes: Axes, xs: Sequence[float], summaries: Sequence[Summary | None], colour: str, marker: str, **more: Any
+    axes: Axes,
+    xs: Sequence[float],
+    summaries: Sequence[Summary | None],
+    colour: str,
+    marker: str,
+    part: str = "test",
+    **more: Any,
 ) -> bool:
     """Draw means with deviations where there are any."""
     known = [(x, summary) for x, summary in zip(xs, summaries, strict=True) if summary is not None]
     if not known:
         return False
-    means = [summary.mean("ndcg") for _, summary in known]
-    deviations = [summary.deviation("ndcg") for _, summary in known]
+    means = [summary.mean("ndcg", part) for _, summary in known]
+    deviations = [summary.deviation("ndcg", part) for _, summary in known]
     axes.errorbar([x for x, _ in known], means, deviations, color=colour, marker=marker, capsize=2, **more)
     return True
 
@@ -149,6 +168,30 @@ def plot_stages(store: Store, path: Path) -> bool:
             axes.set_xticks(values, [f"{value:g}" for value in values])
         axes.set(xlabel=name, ylabel="test NDCG@20")
         _finish(axes)
+    return _save(figure, path)
+
+
+def plot_estimated(store: Store, path: Path) -> bool:
+    """Draw test NDCG@20 of what is done about false negatives against their share into a PNG."""
+    figure = _figure(7.5, 5)
+    axes = figure.subplots()
+    drawn = False
+    for name, of_shares in parts.estimated_runs(store).items():
+        summaries = [summarise(store, runs) for runs in of_shares]
+        colour, marker, line = _ESTIMATED_STYLES[name]
+        drawn |= _line(axes, parts.ESTIMATED_SHARES, summaries, colour, marker, linestyle=line, label=name)
+        known = [summary if summary and summary.has(RERANKED) else None for summary in summaries]
+        label = f"{name}, reranked"
+        _line(axes, parts.ESTIMATED_SHARES, known, colour, marker, RERANKED, linestyle=":", mfc="none", label=label)
+    axes.set(
+        xlabel="share of the negatives that are held-out positives of their users",
+        ylabel="test NDCG@20, mean ± deviation over seeds",
+        title=f"False negatives, estimated: {SHORT_NAMES[HEALTH]}, MF",
+    )
+    _finish(axes)
+    if not drawn:
+        return False
+    axes.legend(frameon=False, fontsize=8)
     return _save(figure, path)
 
 
@@ -251,5 +294,6 @@ PLOTS: dict[str, Callable[[Store, Path], bool]] = {
     "comparison": plot_comparison,
     "stages": plot_stages,
     "noise": plot_noise,
+    "estimated": plot_estimated,
     "numbers": plot_numbers,
 }

@@ -9,7 +9,7 @@ from benchmarks.common import reporting
 from benchmarks.study import grids, parts, plots, step_times
 from benchmarks.study.published import SHORT_NAMES, published
 from benchmarks.study.runs import Store
-from benchmarks.study.summary import Summary, difference, diverged, summarise
+from benchmarks.study.summary import RERANKED, Summary, difference, diverged, summarise
 from benchmarks.training.compare import describe_settings
 
 TABLES_FILE = "tables.md"
@@ -23,7 +23,7 @@ def write_report(store: Store, directory: Path) -> list[Path]:
         directory: an existing, writable directory.
     """
     parts_of_report = (_comparison, _search, _models, _stages, _mechanisms, _sweeps, _combinations)
-    parts_of_report += (_noise, _numbers, _priors)
+    parts_of_report += (_noise, _estimated, _contestants, _numbers, _priors)
     sections = [section(store) for section in parts_of_report]
     text = "# Results of the study\n\n" + "\n".join(section for section in sections if section)
     tables = directory / TABLES_FILE
@@ -198,6 +198,50 @@ def _noise(store: Store) -> str:
         "scores of the 20th items are estimated from negatives without them."
     )
     return _section("False negatives", text, ["loss", *(f"{share:g}" for share in parts.SHARES)], rows)
+
+
+def _estimated(store: Store) -> str:
+    rows = []
+    for name, of_shares in parts.estimated_runs(store).items():
+        summaries = [summarise(store, runs) for runs in of_shares]
+        known = {
+            name: [_part(summary, "test") for summary in summaries],
+            f"{name}, reranked": [_part(summary, RERANKED) for summary in summaries],
+            f"{name}: π": [_estimated_priors(summary) for summary in summaries],
+        }
+        rows += [[row, *cells] for row, cells in known.items() if any(cells)]
+    text = (
+        "Test NDCG@20 on Health, MF, by the share of the negatives that are held-out positives of their users, which "
+        "no loss is told of; an estimated π is that at the end of training, by seed. A further tenth of each user's "
+        "training items, from which the adapter learns and the further positives are drawn, is in no row."
+    )
+    header = ["", *(f"{share:g}" for share in parts.ESTIMATED_SHARES)]
+    return _section("False negatives, estimated", text, header, rows)
+
+
+def _part(summary: Summary | None, part: str) -> str:
+    return summary.text("ndcg", part) if summary and summary.has(part) else ""
+
+
+def _estimated_priors(summary: Summary | None) -> str:
+    if summary is None or summary.results[0]["loss_settings"].get("false_negative_prior") != "auto":
+        return ""
+    return ", ".join(f"{result['final_false_negative_prior']:.3f}" for result in summary.results)
+
+
+def _contestants(store: Store) -> str:
+    rows = []
+    for name in parts.CONTESTANTS:
+        best, tries = parts.contestant_choice(store, name), parts.contestant_tries(store, name)
+        for run in tries if len(tries) > 1 else []:
+            if run in store:
+                result = store[run]
+                found = "diverged" if "diverged" in result else f"{result['best_validation']['ndcg']:.4f}"
+                settings = describe_settings(result["loss_settings"])
+                rows.append([name, settings, str(run.options.negatives), f"**{found}**" if run == best else found])
+    text = f"On the data as they are, as for the losses; seed {grids.SEARCH_SEED}; bold is what was taken."
+    header = ["", "settings", "negatives", "validation NDCG@20"]
+    return _section("The search against false negatives", text, header, rows)
 
 
 def _numbers(store: Store) -> str:

@@ -8,6 +8,9 @@ from typing import Any, NamedTuple
 
 from benchmarks.study.runs import Run, Store
 
+# The part of the results of a ranking that an adapter changed.
+RERANKED = "test_reranked"
+
 
 class Summary(NamedTuple):
     """Runs that differ in their seeds only.
@@ -21,6 +24,10 @@ class Summary(NamedTuple):
     def values(self, metric: str, part: str = "test") -> list[float]:
         """One value per seed of a metric, ``"recall"`` or ``"ndcg"``, of a part of the results."""
         return [result[part][metric] for result in self.results]
+
+    def has(self, part: str) -> bool:
+        """Whether all results have this part."""
+        return all(part in result for result in self.results)
 
     def mean(self, metric: str, part: str = "test") -> float:
         """The mean over the seeds."""

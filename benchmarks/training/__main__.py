@@ -179,8 +179,33 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         default=loss_defaults.negatives,
         help="N or uniform:N, N per positive drawn inside the op; popularity:N, the same by popularity^0.75, corrected "
         "by log Q; shared:N, one set for the batch; in-batch, the batch's other positives, corrected; mixed:N, these "
-        "and N uniform ones; full, all items. Items that the user is known to like are left out (bpr: uniform:1 or "
-        "popularity:1)",
+        "and N uniform ones; full, all items; auto[:N], uniform, as many as each epoch's scores suggest, at most N. "
+        "Chosen by score: scored:N/K, N of K uniform ones by a softmax; memory[:N], hard ones whose scores vary, as in "
+        "SRNS; chain[:N], by a softmax through Markov chains, as in MCNS. Items that the user is known to like are "
+        "left out (bpr: one negative, uniform, popularity or by score)",
+    )
+    parser.add_argument(
+        "--sampler-tau",
+        type=float,
+        help="temperature of the softmax that scored negatives and chains follow; the loss's if not given",
+    )
+    parser.add_argument(
+        "--scored-corrected",
+        action="store_true",
+        help="weigh scored negatives by one over the weight that they were drawn by (softmax losses)",
+    )
+    parser.add_argument(
+        "--memory-pool",
+        type=positive_int,
+        default=loss_defaults.memory_pool,
+        help="items in the pool that a user's memory of negatives is drawn from",
+    )
+    parser.add_argument(
+        "--stage-prior",
+        type=prior,
+        metavar="PRIOR|auto",
+        default=loss_defaults.stage_prior,
+        help="share of positives among the negatives, in [0, 1), from which auto:N finds the number; auto: estimated",
     )
     parser.add_argument("--k", type=positive_int, default=defaults.k, help="length of the ranking that is judged")
     parser.add_argument(
@@ -248,6 +273,10 @@ def _run(arguments: argparse.Namespace) -> int:
         false_negative_strength=arguments.false_negative_strength,
         adapter_candidates=arguments.adapter_candidates,
         negatives=arguments.negatives,
+        sampler_temperature=arguments.sampler_tau,
+        scored_corrected=arguments.scored_corrected,
+        memory_pool=arguments.memory_pool,
+        stage_prior=arguments.stage_prior,
         backend=arguments.backend,
     )
     config = TrainingConfig(

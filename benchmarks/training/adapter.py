@@ -32,13 +32,13 @@ class Adapter(nn.Module):
 
     def __init__(self, dim: int, generator: torch.Generator) -> None:
         super().__init__()
-        self.hidden, self.out = nn.Linear(3 * dim, _HIDDEN), nn.Linear(_HIDDEN, 1)
+        self.hidden = nn.Linear(3 * dim, _HIDDEN, device=generator.device)
+        self.out = nn.Linear(_HIDDEN, 1, device=generator.device)
         with torch.no_grad():
             self.hidden.weight.normal_(std=(3 * dim) ** -0.5, generator=generator)
             self.hidden.bias.zero_()
             for parameter in self.out.parameters():  # all odds start even
                 parameter.zero_()
-        self.to(generator.device)
         self.optimizer = torch.optim.Adam(self.parameters(), lr=_LR, fused=True)
 
     def forward(self, queries: Tensor, items: Tensor, ids: Tensor) -> Tensor:

@@ -76,6 +76,10 @@ _SYMBOLS = {
     "false_negative_family": "f",
     "false_negative_strength": "γ",
     "adapter_candidates": "adapter",
+    "sampler_temperature": "τ_s",
+    "scored_corrected": "corrected",
+    "memory_pool": "pool",
+    "stage_prior": "π_N",
 }
 
 

@@ -59,4 +59,6 @@ class FalseNegatives:
         """Return the negatives [B, N] with held-out items of the users [B] in the place of some."""
         chance = torch.rand(neg_ids.shape, generator=generator, device=neg_ids.device)
         items = self._held_out.draw(users, neg_ids.shape[1], generator)
-        return torch.where((chance < self.share) & (items >= 0), items, neg_ids)
+        is_false = (chance < self.share) & (items >= 0)
+        # In place of torch.where, which takes several times as long where its condition is random.
+        return items.sub_(neg_ids).mul_(is_false).add_(neg_ids)

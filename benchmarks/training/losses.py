@@ -12,7 +12,8 @@ import torch.nn.functional as F
 
 from benchmarks.training.estimates import Estimate, Family
 from benchmarks.training.learnable_losses import AdvInfoNCE, LowerLeftPartialAUC
-from benchmarks.training.negatives import PER_ROW, Batch, Negatives
+from benchmarks.training.negatives import BY_SCORE, PER_ROW, Batch, Negatives
+from benchmarks.training.samplers import SamplerOptions
 from benchmarks.training.topk_thresholds import LearnedThresholds
 from cw_ext import Interactions, presets
 
@@ -50,6 +51,12 @@ class LossOptions:
             :class:`~benchmarks.training.estimates.Estimate`, made anew for each epoch from the second on, whose weights
             the negatives get; no prior for no such weights (the softmax family; cw and dcl without a prior).
         negatives: which negatives a row has; bpr takes one of those drawn for it.
+        sampler_temperature: τ of the softmax by which scored negatives and chains are drawn; None for `temperature`.
+        scored_corrected: whether scored negatives are weighed by one over the weight that they were drawn by, so that
+            the loss has its uniform target again (the softmax family).
+        memory_pool: items in a user's pool, of which a memory of negatives is drawn.
+        stage_prior: share of the negatives that are positives, from which the number of "auto" ones is found for each
+            epoch, or "auto": estimated too.
         backend: "auto", "fused" or "reference", for every loss of the softmax family. With the reference, negatives of
             each row's own are drawn before the loss (by the kernels, where there are any), as a user of plain PyTorch
             does; they are those that the fused loss draws.
@@ -75,6 +82,10 @@ class LossOptions:
     false_negative_strength: float = 1.0
     adapter_candidates: int | None = None
     negatives: Negatives = Negatives()
+    sampler_temperature: float | None = None
+    scored_corrected: bool = False
+    memory_pool: int = 128
+    stage_prior: float | Literal["auto"] = 0.001
     backend: str = "auto"
 
 
@@ -106,6 +117,8 @@ class RankingLoss:
         estimates_prior: whether it needs ``Batch.prior``.
         estimate: where its negatives' weights come from, ``Batch.score_curve`` or, with an adapter,
             ``Batch.neg_log_weights``; None if it has none.
+        sampler: how its negatives are chosen by their scores; None where they are not. It takes what that draws as
+            ``Batch.neg_ids``, and their weights as ``Batch.neg_log_weights``.
         holds_out: whether a tenth of each user's training items must be in no row: it has its extra positives from
             these, or an adapter learns them.
         initial_std: standard deviation of the embeddings that training starts from, given a table's rows and columns.
@@ -121,6 +134,7 @@ class RankingLoss:
     thresholds: Thresholds | None = None
     estimates_prior: bool = False
     estimate: Estimate | None = None
+    sampler: SamplerOptions | None = None
     holds_out: bool = False
     initial_std: Callable[[int, int], float] = lambda rows, columns: 1.0
 
@@ -142,15 +156,28 @@ def _per_row(name: str, options: LossOptions) -> Negatives:
     return options.negatives
 
 
+def _sampler(
+    negatives: Negatives, similarity: Literal["half_cosine", "dot"], options: LossOptions
+) -> SamplerOptions | None:
+    if negatives.kind not in BY_SCORE:
+        return None
+    temperature = options.temperature if options.sampler_temperature is None else options.sampler_temperature
+    corrected = options.scored_corrected and similarity == "half_cosine"  # bpr has no weights
+    return SamplerOptions(negatives, similarity, temperature, options.memory_pool, corrected)
+
+
 def _bpr(options: LossOptions) -> RankingLoss:
-    one = Negatives(_per_row("bpr", options).kind, 1)
+    given = options.negatives if options.negatives.kind in BY_SCORE else _per_row("bpr", options)
+    one = replace(given, number=1)
+    sampler = _sampler(one, "dot", options)
     return RankingLoss(
         "bpr",
         lambda *sizes: bpr_loss,
         "dot",
-        {"negatives": str(one)},
+        {"negatives": str(one), **(sampler.settings if sampler else {})},
         one,
-        takes_ids=True,
+        takes_ids=sampler is None,
+        sampler=sampler,
         initial_std=lambda rows, columns: math.sqrt(2 / (rows + columns)),  # Glorot's, as for published numbers
     )
 
@@ -233,6 +260,11 @@ def _softmax_family(
         settings |= {"refresh_epochs": thresholds.refresh_epochs}
     if held_out_positives:
         settings |= {"held_out_positives": True}
+    sampler = _sampler(negatives, "half_cosine", options)
+    if sampler is not None:
+        settings |= sampler.settings
+    if negatives.kind == "auto":
+        settings |= {"stage_prior": _stage_prior(options)}
     if estimate is not None:
         settings |= {
             "false_negative_prior": estimate.prior,
@@ -251,8 +283,15 @@ def _softmax_family(
         thresholds=thresholds,
         estimates_prior=estimates_prior,
         estimate=estimate,
+        sampler=sampler,
         holds_out=held_out_positives or has_adapter,
     )
+
+
+def _stage_prior(options: LossOptions) -> float | str:
+    if options.stage_prior != "auto" and not 0 <= options.stage_prior < 1:
+        raise ValueError(f"stage_prior must be in [0, 1) or 'auto', got {options.stage_prior}")
+    return options.stage_prior
 
 
 def _estimate(name: str, arguments: dict[str, Any], options: LossOptions) -> Estimate | None:
@@ -411,5 +450,7 @@ def _trial_batch(loss: RankingLoss) -> Batch:
     ids, seed = torch.arange(2), torch.tensor(0)
     interactions = Interactions(ids, ids, num_queries=2, num_items=2)
     neg_ids = loss.negatives.draw(ids[:1], interactions, seed) if loss.takes_ids else None
+    if loss.sampler is not None:
+        neg_ids = ids[:1].unsqueeze(1)
     known = (interactions, seed, neg_ids, torch.zeros(1), 0.0)
     return Batch(torch.ones(1, 1), torch.ones(2, 1), ids[:1], ids[:1], None, *known)

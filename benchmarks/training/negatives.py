@@ -20,12 +20,16 @@ from cw_ext import (
     sampled_cw_loss,
 )
 
-Kind = Literal["uniform", "popularity", "shared", "in-batch", "mixed", "full"]
+Kind = Literal["uniform", "popularity", "shared", "in-batch", "mixed", "full", "auto", "scored", "memory", "chain"]
 # Each row has its own negatives, which can be drawn before the loss.
 PER_ROW = ("uniform", "popularity")
+# A sampler of :mod:`benchmarks.training.samplers` draws them before the loss, by their scores.
+BY_SCORE = ("scored", "memory", "chain")
 # Their number can be chosen: the others take what the batch or the catalogue has.
-NUMBERED = (*PER_ROW, "shared", "mixed")
-SYNTAX = "N, uniform:N, popularity:N, shared:N, in-batch, mixed:N or full"
+NUMBERED = (*PER_ROW, "shared", "mixed", "auto", *BY_SCORE)
+# What the number is where it can be left out.
+_DEFAULT_NUMBERS = {"auto": 1000, "memory": 1, "chain": 1}
+SYNTAX = "N, uniform:N, popularity:N, shared:N, in-batch, mixed:N, full, auto[:N], scored:N/K, memory[:N] or chain[:N]"
 POPULARITY_EXPONENT = 0.75
 
 
@@ -45,6 +49,7 @@ class Batch(NamedTuple):
     # Estimated weights of negatives against false ones: by score, or of each drawn one; None until the first estimate.
     score_curve: ScoreCurve | None = None
     neg_log_weights: Tensor | None = None  # [B, N]
+    num_negatives: int | None = None  # how many to draw, where each epoch has a number of its own
 
 
 @dataclass(frozen=True)
@@ -54,15 +59,21 @@ class Negatives:
     Attributes:
         kind: "uniform" and "popularity" are drawn for each row, "shared" once for all rows; "in-batch" are the other
             rows' positives, "mixed" these and some drawn for all rows; "full" is the whole catalogue. Known positives
-            of a row's user are left out of all of them, and popular ones weighted down by log Q.
-        number: N, how many are drawn, at least 1; None for the kinds that draw none.
+            of a row's user are left out of all of them, and popular ones weighted down by log Q. "auto" are uniform,
+            as many as each epoch's scores suggest; "scored", "memory" and "chain" are chosen by their scores, as
+            :class:`cw_ext.samplers.Scored`, ``Memory`` and ``Chain`` do.
+        number: N, how many are drawn, at least 1 ("auto": at most); None for the kinds that draw none.
+        candidates: K, how many uniform ones the scored are drawn from, at least 1; None for the other kinds.
     """
 
     kind: Kind = "uniform"
     number: int | None = 1000
+    candidates: int | None = None
 
     def __post_init__(self) -> None:
         numbered = self.kind in NUMBERED
+        if (self.candidates is not None) != (self.kind == "scored") or (self.kind == "scored" and self.candidates < 1):
+            raise ValueError(f"negatives must be {SYNTAX}, got kind {self.kind!r} with K={self.candidates}")
         if not (numbered or self.kind in ("in-batch", "full")) or (self.number is not None) != numbered:
             raise ValueError(f"negatives must be {SYNTAX}, got kind {self.kind!r} with number {self.number}")
         if numbered and self.number < 1:
@@ -75,17 +86,20 @@ class Negatives:
         Raises:
             ValueError: the text is not of :data:`SYNTAX`.
         """
-        match = re.fullmatch(r"(?:([a-z-]+):)?([0-9]+)|([a-z-]+)", spec)
+        match = re.fullmatch(r"(?:([a-z-]+):)?([0-9]+)(?:/([0-9]+))?|([a-z-]+)", spec)
         try:
             if match is None:
                 raise ValueError
-            kind, number, alone = match.groups()
-            return cls(alone, None) if alone else cls(kind or "uniform", int(number))
+            kind, number, candidates, alone = match.groups()
+            if alone:
+                return cls(alone, _DEFAULT_NUMBERS.get(alone))
+            return cls(kind or "uniform", int(number), None if candidates is None else int(candidates))
         except ValueError:
-            raise ValueError(f"expected {SYNTAX}, N a whole number of at least 1, got {spec!r}") from None
+            raise ValueError(f"expected {SYNTAX}, N and K whole numbers of at least 1, got {spec!r}") from None
 
     def __str__(self) -> str:
-        return self.kind if self.number is None else f"{self.kind}:{self.number}"
+        number = "" if self.number is None else f":{self.number}"
+        return self.kind + number + ("" if self.candidates is None else f"/{self.candidates}")
 
     def check_drawable(self, interactions: Interactions) -> None:
         """Refuse, before training, users for whom nothing can be drawn.
@@ -93,10 +107,9 @@ class Negatives:
         Raises:
             ValueError: there is such a user; the message has the first.
         """
-        if self.kind in PER_ROW:
-            interactions.check_has_negatives(
-                torch.arange(interactions.num_queries, device=interactions.device), self.kind
-            )
+        if self.kind in (*PER_ROW, "auto", *BY_SCORE):
+            users = torch.arange(interactions.num_queries, device=interactions.device)
+            interactions.check_has_negatives(users, "popularity" if self.kind == "popularity" else "uniform")
 
     def draw(self, query_ids: Tensor, interactions: Interactions, seed: Tensor) -> Tensor:
         """The ids, int64 [B, N], that the loss draws with the same seed (:data:`PER_ROW` only)."""
@@ -135,10 +148,10 @@ class Negatives:
                 return cw_loss_in_batch(*tables, batch.pos_ids, **known, **drawn, **loss)
             case _:
                 known = (batch.query_ids, batch.pos_ids, batch.interactions)
-                shared = self.kind == "shared"
-                drawn = {"distribution": "uniform" if shared else self.kind, "seed": batch.seed, "shared": shared}
-                exponent = {"popularity_exponent": POPULARITY_EXPONENT}
-                return sampled_cw_loss(*tables, *known, self.number, **drawn, **exponent, **loss)
+                popular = {"distribution": "popularity", "popularity_exponent": POPULARITY_EXPONENT}
+                drawn = {"seed": batch.seed, "shared": self.kind == "shared"}
+                drawn |= popular if self.kind == "popularity" else {}
+                return sampled_cw_loss(*tables, *known, batch.num_negatives or self.number, **drawn, **loss)
 
 
 def negatives_argument(text: str) -> Negatives:

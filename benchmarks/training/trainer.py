@@ -26,6 +26,7 @@ from benchmarks.training.models import MODELS, ModelOptions
 from benchmarks.training.negatives import PER_ROW, Batch
 from benchmarks.training.positives import HeldOutPositives, InteractionSampler
 from benchmarks.training.reranking import reranked
+from benchmarks.training.stage_numbers import stage_number
 from benchmarks.training.topk_thresholds import LearnedThresholds, top_k_thresholds
 from cw_ext import Interactions, draw_negatives
 from cw_ext.prior import estimate_prior
@@ -123,10 +124,14 @@ class Trainer:
     """Trains one model with one loss, keeping the embeddings of the epoch that validates best.
 
     Attributes:
-        interactions: the training pairs, which a user's negatives must not be among.
+        negative_sampler: chooses the negatives by their scores; None where none does.
+        interactions: the training pairs, which a user's negatives must not be among: those of the rows, and those that
+            the loss has held out.
+        held_out: these; None where the loss holds none out.
+        weights: of the negatives, where the loss has them estimated.
         curve: validation results so far, each ``{"epoch", "recall", "ndcg", "training_loss"}``, with the ``"prior"``
             that the loss had from then on where it is estimated, or the ``"false_negative_prior"`` behind the weights
-            of the epoch before.
+            of the epoch before, or its ``"num_negatives"`` where each epoch has its own.
         epoch: epochs completed.
         stopwatch: seconds so far for each of :data:`STEP_PARTS`, for ``"evaluation"``, and for ``"thresholds"`` where
             passes over the catalogue estimate them, and ``"estimates"`` where negatives are weighed by them.
@@ -178,7 +183,9 @@ class Trainer:
         self.weights = None
         if loss.estimate is not None:
             self.weights = EstimatedWeights(loss.estimate, self._unseen, self.held_out, config.dim, generator)
+        self.negative_sampler = loss.sampler.build(self.interactions, config.seed) if loss.sampler else None
         self.stopwatch = _Stopwatch(config.device)
+        self._number = None
         self.curve: list[dict[str, float]] = []
         self.epoch = 0
         self._thresholds = torch.zeros(dataset.num_users, device=config.device) if loss.thresholds else None
@@ -219,6 +226,7 @@ class Trainer:
             "loss": self._function.state_dict() if isinstance(self._function, nn.Module) else None,
             "loss_optimizer": self._loss_optimizer.state_dict() if self._loss_optimizer else None,
             "weights": self.weights.state_dict() if self.weights else None,
+            "negative_sampler": self.negative_sampler.state_dict() if self.negative_sampler else None,
             "thresholds": self._thresholds,
             "prior": self._prior,
             "generator": self.generator.get_state(),
@@ -236,6 +244,8 @@ class Trainer:
             self._loss_optimizer.load_state_dict(state["loss_optimizer"])
         if self.weights:
             self.weights.load_state_dict(state["weights"])
+        if self.negative_sampler:
+            self.negative_sampler.load_state_dict(state["negative_sampler"])
         self._thresholds, self._prior = state["thresholds"], state["prior"]
         self.generator.set_state(state["generator"].cpu())
         self.stopwatch.seconds = state["seconds"]
@@ -332,6 +342,10 @@ class Trainer:
         if self.weights and self.epoch:
             with self.stopwatch.time("estimates"):
                 self.weights.refresh(self.tables(), self.generator)
+        if self.loss.negatives.kind == "auto":
+            with self.stopwatch.time("estimates"):
+                known = (self.loss.settings["stage_prior"], self.loss.negatives.number)
+                self._number = stage_number(self._unseen, self.tables(), *known, self.generator)
         self.model.train()
         if isinstance(self._function, LearningLoss):
             self._function.requires_grad_(self._function.learners(self.epoch + 1)[1])  # gradients only where needed
@@ -361,12 +375,20 @@ class Trainer:
         with self.stopwatch.time("queries"):
             user_table, item_table = self.model()
             queries = F.embedding(users, user_table)
+        log_weights = None
+        if self.negative_sampler:
+            with self.stopwatch.time("sampling"):
+                neg_ids, log_weights = self.negative_sampler.draw(queries, item_table, users, pos_ids, seed=seed)
         with self.stopwatch.time("loss_forward"):
             thresholds = None if self._thresholds is None else self._thresholds[users]
             known = (self.interactions, seed, neg_ids, thresholds, self._prior)
             if self.weights:
                 known += self.weights.of_batch(queries, item_table, neg_ids)
-            loss = self._function(Batch(queries, item_table, users, pos_ids, extra_pos_ids, *known))
+            given = Batch(queries, item_table, users, pos_ids, extra_pos_ids, *known)
+            given = given._replace(num_negatives=self._number)
+            if log_weights is not None:
+                given = given._replace(neg_log_weights=log_weights)
+            loss = self._function(given)
             auxiliary = self.model.auxiliary_loss(users, pos_ids)
             if auxiliary is not None:
                 loss = loss + auxiliary
@@ -378,6 +400,9 @@ class Trainer:
             loss.backward()
         with self.stopwatch.time("optimizer"):
             self._update()
+        if self.negative_sampler:
+            with self.stopwatch.time("sampling"):
+                self.negative_sampler.update(queries, item_table, users, pos_ids, epoch=self.epoch, seed=seed)
         return loss.item()
 
     def _update(self) -> None:
@@ -430,6 +455,8 @@ class Trainer:
                 point["prior"] = self._prior
             if self.weights:
                 point["false_negative_prior"] = self.weights.prior
+            if self._number is not None:
+                point["num_negatives"] = self._number
         if not self.curve or metrics["ndcg"] > self.best["ndcg"]:
             best_tables = tables
         else:

@@ -6,32 +6,11 @@
 
 #include "../allocate.h"
 #include "embedding_tasks.h"
+#include "packed_items.h"
 
 namespace cw_cpu {
 
 namespace {
-
-template <typename T>
-int64_t panels_of(int64_t width) {
-  return (width + ProductTask<T>::kPanel - 1) / ProductTask<T>::kPanel;
-}
-
-// The table, packed for the scores and, if wanted, for the gradients of the queries.
-template <typename T>
-struct PackedItems {
-  Scratch<T> columns, rows;
-
-  template <typename In>
-  PackedItems(const QueryTask<In>& task, int64_t items) {
-    constexpr int64_t kPanel = ProductTask<T>::kPanel;
-    const int64_t dim = task.items.dim, panels = panels_of<T>(items);
-    columns = scratch<T>(panels * kPanel * dim);
-    if (task.d_queries) rows = scratch<T>(panels_of<T>(dim) * kPanel * items);
-    parallel_for(0, panels, grain(kPanel * dim), [&](int64_t begin, int64_t end) {
-      CW_WITH_ISA(pack_items<In>(task.items, items, task.normalized, task.scale, begin, end, columns.get(), rows.get()));
-    });
-  }
-};
 
 // Everything but the coefficients.
 template <typename In, typename Id>
@@ -87,7 +66,7 @@ void forward(const cw_ext::EmbeddingsCall& call, const cw_ext::Draws* draws) {
     if (draws) give_draws(*draws, task);
   }
   task.coefficients = pointer<T>(call.coefficients);
-  const PackedItems<T> packed(task, task.n);
+  const PackedItems<T> packed(task.items, task.n, task.normalized, task.scale, task.d_queries != nullptr);
   task.columns = packed.columns.get();
   task.rows = packed.rows.get();
   run_rows(task, 0, call.queries.size(0));
@@ -128,7 +107,7 @@ void backward_again(const cw_ext::SampledItemGradientCall& call) {
   DenseTask<In, int32_t> task;
   fill_dense_task(call.rows, room, task);
   give_draws(call.draws, task);
-  const PackedItems<T> packed(task, items);
+  const PackedItems<T> packed(task.items, items, task.normalized, task.scale, task.d_queries != nullptr);
   task.columns = packed.columns.get();
   task.rows = packed.rows.get();
   const int64_t at_once = std::min(rows, std::max<int64_t>(1, kPairsAtOnce / items / kDepth) * kDepth);

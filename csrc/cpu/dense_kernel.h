@@ -151,7 +151,7 @@ bool dense(const DenseTask<In, Id>& task, int64_t begin, int64_t end, typename C
     for (int64_t e = 0; e < m; ++e) {
       if (is_bad(task.ids.extra[(begin + k) * m + e])) return false;
     }
-    query_inverse[k] = unit_query(task, begin + k, units + k * room);
+    query_inverse[k] = unit_query(task.queries + (begin + k) * dim, dim, task.normalized, units + k * room);
   }
   if (task.ids.neg) prefetch_elements(task.ids.neg + begin * draws, draws);
   product(ProductTask<T>{units, room, 1, dim, task.columns, panels, scores, panels * kPanel, false}, 0, rows);

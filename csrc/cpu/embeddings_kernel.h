@@ -47,7 +47,7 @@ void embeddings(const EmbeddingsTask<In, Id>& task, int64_t begin, int64_t end, 
     const int64_t* const extra_ids = task.ids.extra + b * m;
     const Id* const neg_ids = task.ids.negatives_of(b);
 
-    const T query_inverse = unit_query(task, b, unit);
+    const T query_inverse = unit_query(task.queries + b * dim, dim, task.normalized, unit);
     if (*pos_id < 0) {  // everything is masked: the table is not read
       write_row(task.out, b, RowResult<T>{});
       if (task.out.d_log_q) fill(task.out.d_log_q + b * n, n, T(0));

@@ -183,6 +183,32 @@ struct DenseTask : QueryTask<In> {
   int64_t first_row;  // of the coefficients
 };
 
+// Scores of given items, without a loss. −∞ for an id of −1.
+template <typename In, typename Id>
+struct CandidateScoresTask {
+  using T = typename Compute<In>::type;
+  const In* queries;  // [B, D]
+  Table<In> items;
+  int64_t num_items;
+  const Id* ids;   // [B, K]
+  int64_t count;   // B·K
+  int64_t k;
+  T scale;          // of the similarity
+  bool normalized;  // cosine
+  const T* inverse_norms;  // [I], or null: computed with the scores
+  const T* columns;        // the table as SharedTask has it, filled by pack_items(): dense_candidate_scores() only
+  T* out;  // [B, K]
+};
+
+// Rows and columns of the ids, handled at a time: one row or part of it, or several whole rows.
+struct CandidateBlock {
+  int64_t first_row;
+  int64_t rows;
+  int64_t first_column;
+  int64_t columns;
+  __attribute__((always_inline)) int64_t count() const { return rows * columns; }
+};
+
 // The gradient of the item table from its sums.
 template <typename In>
 struct FinishItemsTask {
@@ -294,6 +320,23 @@ static inline int64_t dense_step(int64_t items) { return kRowStep * (items < 250
 static inline int64_t dense_scratch(int64_t items, int64_t m, int64_t dim) {
   return dense_step(items) * (items + 64 + items + 2 * round_up_dim(dim) + 1) + 8 * items + 2 * (1 + m) + 8;
 }
+// Where candidate_scores() works, on a block of at most kCandidates.
+template <typename In>
+struct CandidatesScratch {
+  const In** item_rows;                 // kCandidateRows
+  typename Compute<In>::type* numbers;  // candidates_scratch(dim)
+};
+constexpr int64_t kCandidates = 2048;
+constexpr int64_t kCandidateRows = kCandidates + kMostRowsAhead + kScoresPast;
+static inline int64_t candidates_scratch(int64_t dim) {
+  return 2 * (kCandidates + kScoresPast) + 2 * round_up_dim(dim);
+}
+// Rows of dense candidates' scores handled at a time, with the place of an id of −1 before each.
+constexpr int64_t kBeforeScores = 16;
+static inline int64_t dense_candidates_step(int64_t items) { return kRowStep * (items < 2500 ? 4 : 1); }
+static inline int64_t dense_candidates_scratch(int64_t items, int64_t dim) {
+  return dense_candidates_step(items) * (kBeforeScores + items + 64 + round_up_dim(dim));
+}
 // Integers that a thread needs as scratch.
 static inline int64_t dense_integers(int64_t items, int64_t draws) { return items + 2 + draws + kFilterWords; }
 static inline int64_t item_gradient_scratch(int64_t dim) { return 3 * kItemsPerBucket * round_up_dim(dim); }
@@ -336,6 +379,12 @@ static inline int64_t item_gradient_scratch(int64_t dim) { return 3 * kItemsPerB
   template <typename In, typename Id>                                                                                \
   bool dense(const DenseTask<In, Id>& task, int64_t begin, int64_t end, typename Compute<In>::type* scratch,         \
              int32_t* integers);                                                                                     \
+  template <typename In, typename Id>                                                                                \
+  int64_t candidate_scores(const CandidateScoresTask<In, Id>& task, const CandidateBlock& block,                     \
+                           const CandidatesScratch<In>& scratch);                                                    \
+  template <typename In, typename Id>                                                                                \
+  int64_t dense_candidate_scores(const CandidateScoresTask<In, Id>& task, int64_t begin, int64_t end,                \
+                                 typename Compute<In>::type* scratch);                                               \
   template <typename In>                                                                                             \
   void finish_items(const FinishItemsTask<In>& task, int64_t begin, int64_t end,                                     \
                     typename Compute<In>::type* unit);                                                               \

@@ -2,6 +2,7 @@
 // one instruction set the linker could hand to another.
 //
 // Included by kernels_*.cpp with CW_ISA set to the namespace to define, and CW_VECTOR_BYTES to the width of a register.
+#include "candidate_scores_kernel.h"
 #include "dense_kernel.h"
 #include "distinct_ids_kernel.h"
 #include "draw_kernel.h"
@@ -20,6 +21,11 @@ namespace CW_ISA {
   template void shared_chunks<In, Operand>(const ChunkTask<In, Operand>&, int64_t, int64_t, Compute<In>::type*);     \
   template void add_chunk_sums<In, Operand>(                                                                         \
       const ChunkTask<In, Operand>&, const ChunkSums<Compute<In>::type>&, int64_t, int64_t, Operand*);
+#define CW_INSTANTIATE_CANDIDATES(In, Id)                                                                            \
+  template int64_t candidate_scores<In, Id>(                                                                         \
+      const CandidateScoresTask<In, Id>&, const CandidateBlock&, const CandidatesScratch<In>&);                      \
+  template int64_t dense_candidate_scores<In, Id>(                                                                   \
+      const CandidateScoresTask<In, Id>&, int64_t, int64_t, Compute<In>::type*);
 #define CW_INSTANTIATE(In)                                                                                           \
   template void scores<In>(const ScoresTask<In>&, int64_t, int64_t, Compute<In>::type*);                             \
   template void scale_rows<In>(const ScaleRowsTask<In>&, int64_t, int64_t);                                          \
@@ -31,6 +37,8 @@ namespace CW_ISA {
       const DenseTask<In, int32_t>&, int64_t, int64_t, Compute<In>::type*, int32_t*);                                \
   template bool dense<In, int64_t>(                                                                                  \
       const DenseTask<In, int64_t>&, int64_t, int64_t, Compute<In>::type*, int32_t*);                                \
+  CW_INSTANTIATE_CANDIDATES(In, int32_t)                                                                             \
+  CW_INSTANTIATE_CANDIDATES(In, int64_t)                                                                             \
   template void pack_items<In>(const Table<In>&, int64_t, bool, Compute<In>::type, int64_t, int64_t,                 \
                                Compute<In>::type*, Compute<In>::type*);                                              \
   template void finish_items<In>(const FinishItemsTask<In>&, int64_t, int64_t, Compute<In>::type*);                  \

@@ -16,12 +16,10 @@ CW_INLINE const T* masked_log_q(bool any, const T* given, int64_t n, T* room, Ab
   return room;
 }
 
-// The query of row b divided by its norm (for dot: unchanged), in `unit` [dim]. Returns the factor.
+// A query divided by its norm (for dot: unchanged), in `unit` [dim]. Returns the factor.
 template <typename In, typename T>
-CW_INLINE T unit_query(const QueryTask<In>& task, int64_t b, T* unit) {
-  const int64_t dim = task.items.dim;
-  const In* const query = task.queries + b * dim;
-  const T inverse = task.normalized ? inverse_norm(squared_norm<In, T>(query, dim)) : T(1);
+CW_INLINE T unit_query(const In* query, int64_t dim, bool normalized, T* unit) {
+  const T inverse = normalized ? inverse_norm(squared_norm<In, T>(query, dim)) : T(1);
 #pragma omp simd
   for (int64_t i = 0; i < dim; ++i) unit[i] = load(query[i]) * inverse;
   return inverse;

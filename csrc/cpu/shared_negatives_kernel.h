@@ -38,8 +38,9 @@ void pack_shared(const SharedTask<In>& task, int64_t begin, int64_t end) {
 template <typename In, typename T>
 CW_INLINE T positive_scores(const SharedTask<In>& task, const Gather<In, T>& items, int64_t b, T* unit, T* query, T* scores,
                             T* inverse) {
-  const T query_inverse = unit_query(task, b, unit);
-  to_chunks(unit, items.table.dim, items.chunks, query);
+  const int64_t dim = items.table.dim;
+  const T query_inverse = unit_query(task.queries + b * dim, dim, task.normalized, unit);
+  to_chunks(unit, dim, items.chunks, query);
   items.score(query, task.pos_ids[b], task.scale, scores, inverse);
   for (int64_t k = 0; k < task.m; ++k) {
     const int64_t id = task.extra_ids[b * task.m + k];

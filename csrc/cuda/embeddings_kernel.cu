@@ -3,74 +3,11 @@
 // scores are kept in the place of its coefficients, and the inverse norms of its items in scratch of the size of the rows in
 // flight.
 #include "embedding_row.cuh"
+#include "looked_up_scores.cuh"
 
 namespace cw_cuda {
 
 namespace {
-
-constexpr int kWarps = 8;
-constexpr int kThreads = kWarps * kWarp;
-
-// Blocks that a multiprocessor's registers must hold: as many as go without spilling.
-template <typename In>
-constexpr int kResident = sizeof(In) == 4 ? 3 : sizeof(In) == 2 ? 2 : 1;
-
-// scores[c] = scale · q·x_c / |x_c| for the row's pairs c in [0, width), and 1/|x_c| to `inverse` unless it is null.
-// A padded extra positive gets −∞; the other padded pairs' scores are masked by walk_row's caller.
-template <int V, typename In, typename T>
-__device__ __forceinline__ void score_pairs(const EmbeddingsTask<In>& task, int64_t b, const Lanes& lanes,
-                                            const T* unit_query, int64_t width, T* scores, T* inverse) {
-  const int warp = int(threadIdx.x) / kWarp;
-  const int lane = int(threadIdx.x) % kWarp;
-  const int64_t chunks = task.dim / V;
-  for (int64_t first = int64_t(warp) * kWarp; first < width; first += kThreads) {
-    // Each lane looks up one id; the groups then take the items in turn.
-    const int64_t looked_up = first + lane < width ? pair_id(task.pairs, b, first + lane) : -1;
-    for (int done = 0; done < kWarp; done += kInFlight * lanes.count) {
-      int64_t id[kInFlight];
-      T dot[kInFlight] = {};
-      T squared[kInFlight] = {};
-#pragma unroll
-      for (int r = 0; r < kInFlight; ++r) {
-        const int from = done + r * lanes.count + lanes.group;
-        const int64_t shuffled = __shfl_sync(kAllLanes, looked_up, from % kWarp);
-        id[r] = from < kWarp ? shuffled : -1;
-      }
-      for (int64_t chunk = lanes.rank; chunk < chunks; chunk += lanes.size) {
-        Chunk<In, V> x[kInFlight];
-#pragma unroll
-        for (int r = 0; r < kInFlight; ++r) {
-          // Padding reads row 0. Without a condition, which would make each load wait for the one before.
-          x[r] = load_chunk<V>(task.items + (id[r] >= 0 ? id[r] : 0) * task.dim + chunk * V);
-        }
-        T q[V];
-        load<V>(unit_query + chunk * V, q);
-#pragma unroll
-        for (int r = 0; r < kInFlight; ++r) {
-#pragma unroll
-          for (int v = 0; v < V; ++v) {
-            const T value = to_compute(x[r].x[v]);
-            dot[r] += q[v] * value;
-            squared[r] += value * value;
-          }
-        }
-      }
-#pragma unroll
-      for (int r = 0; r < kInFlight; ++r) {
-        const T product = lanes.sum_in_group(dot[r]);
-        const T norm = lanes.sum_in_group(squared[r]);
-        const int from = done + r * lanes.count + lanes.group;
-        const int64_t c = first + from;
-        if (lanes.rank == 0 && from < kWarp && c < width) {
-          const T unit = task.normalized ? inverse_norm(norm) : T(1);
-          const bool absent = id[r] < 0 && c > 0 && c <= task.pairs.m;
-          scores[c] = absent ? -infinity<T>() : task.scale * product * unit;
-          if (inverse) inverse[c] = unit;
-        }
-      }
-    }
-  }
-}
 
 // Dynamic shared memory: the query over its norm and its gradient, both [D].
 template <typename In>
@@ -94,26 +31,20 @@ __global__ void __launch_bounds__(kThreads, kResident<In>)
   T* const own_scratch = task.scratch + int64_t(blockIdx.x) * width;
 
   for (int64_t b = blockIdx.x; b < task.rows; b += gridDim.x) {
-    const In* const query = task.queries + b * dim;
-    T squared = T(0);
-#pragma unroll 1
-    for (int64_t d = threadIdx.x; d < dim; d += kThreads) {
-      const T value = to_compute(query[d]);
-      unit_query[d] = value;
-      squared += value * value;
-    }
-    squared = Team<kWarps>::sum(squared, scratch.sums);
-    const T query_inverse = task.normalized ? inverse_norm(squared) : T(1);
-#pragma unroll 1
-    for (int64_t d = threadIdx.x; d < dim; d += kThreads) {
-      unit_query[d] *= query_inverse;
-      if (task.with_gradients) task.unit_queries[b * dim + d] = unit_query[d];
-    }
-    __syncthreads();
+    const T query_inverse = load_unit_query(task.queries + b * dim, dim, task.normalized, unit_query,
+                                            task.with_gradients ? task.unit_queries + b * dim : nullptr, scratch.sums);
 
     T* const scores = task.with_gradients ? task.coefficients + b * width : own_scratch;
     T* const inverse = task.with_gradients ? own_scratch : nullptr;
-    score_pairs<V>(task, b, lanes, unit_query, width, scores, inverse);
+    // A padded extra positive gets −∞; walk_row masks the other padded pairs' scores.
+    score_items<V>(
+        task.items, dim, task.normalized, lanes, unit_query, width,
+        [&](int64_t c) { return pair_id(pairs, b, c); },
+        [&](int64_t c, int64_t id, T dot, T unit) {
+          const bool absent = id < 0 && c > 0 && c <= pairs.m;
+          scores[c] = absent ? -infinity<T>() : task.scale * dot * unit;
+          if (inverse) inverse[c] = unit;
+        });
     __syncthreads();
 
     const EmbeddingRow<T> row = embedding_row(task, b, scores[0], scores);

@@ -310,6 +310,28 @@ cudaError_t embeddings_blocks(const EmbeddingsTask<In>& task, int* blocks);
 template <typename In>
 cudaError_t launch_embeddings(const EmbeddingsTask<In>& task, cudaStream_t stream);
 
+// ---- scores of given items, without a loss: candidate_scores_kernel.cu ---------------------------------------------
+
+template <typename In>
+struct CandidateScoresTask {
+  using T = typename Compute<In>::type;
+  const In* queries;  // [B, D]
+  const In* items;    // [I, D]
+  int64_t num_items;
+  const void* ids;  // [B, K]
+  bool wide_ids;    // int64, else int32
+  int64_t rows;
+  int64_t k;
+  int64_t dim;
+  T scale;          // of the similarity
+  bool normalized;  // cosine
+  T* out;           // [B, K]; −∞ for an id of −1
+};
+
+// cudaErrorInvalidConfiguration where D is too large for the current device.
+template <typename In>
+cudaError_t launch_candidate_scores(const CandidateScoresTask<In>& task, cudaStream_t stream);
+
 // ---- the gradient of the item table: item_gradient_kernel.cu, sorted_sum_kernel.cu ----------------------------------
 
 // sum[id(b, c)] += coefficient[b, c]·source[b], over the pairs c of all rows b.

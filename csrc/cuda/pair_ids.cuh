@@ -9,23 +9,25 @@
 namespace cw_cuda {
 
 // −1 is padding. An id out of range stops the kernel with a message; should it run on, the id counts as padding.
-#define CW_CHECKED_ID(name, value)                                                                            \
-  do {                                                                                                        \
-    const int64_t checked = (value);                                                                          \
-    assert(checked >= -1 && checked < pairs.num_items && name " must be in [0, items), or -1 for padding");   \
-    id = checked < pairs.num_items ? checked : -1;                                                            \
+#define CW_CHECKED_ID(name, value, num_items)                                                         \
+  do {                                                                                                \
+    const int64_t checked = (value);                                                                  \
+    assert(checked >= -1 && checked < num_items && name " must be in [0, items), or -1 for padding"); \
+    id = checked < num_items ? checked : -1;                                                          \
   } while (false)
+
+__device__ __forceinline__ int64_t id_at(const void* ids, bool wide, int64_t place) {
+  return wide ? static_cast<const int64_t*>(ids)[place] : static_cast<const int32_t*>(ids)[place];
+}
 
 // The id as it is in the tensor. It is checked separately, so that it can be read ahead: a check waits for its operand.
 __device__ __forceinline__ int64_t unchecked_negative_id(const Pairs& pairs, int64_t b, int64_t j) {
-  const int64_t place = b * pairs.n + j;
-  return pairs.wide_neg_ids ? static_cast<const int64_t*>(pairs.neg_ids)[place]
-                            : static_cast<const int32_t*>(pairs.neg_ids)[place];
+  return id_at(pairs.neg_ids, pairs.wide_neg_ids, b * pairs.n + j);
 }
 
 __device__ __forceinline__ int64_t checked_negative_id(const Pairs& pairs, int64_t unchecked) {
   int64_t id;
-  CW_CHECKED_ID("neg_ids", unchecked);
+  CW_CHECKED_ID("neg_ids", unchecked, pairs.num_items);
   return id;
 }
 
@@ -38,10 +40,17 @@ __device__ __forceinline__ int64_t pair_id(const Pairs& pairs, int64_t b, int64_
   if (c > pairs.m) return negative_id(pairs, b, c - 1 - pairs.m);
   int64_t id;
   if (c == 0) {
-    CW_CHECKED_ID("pos_ids", pairs.pos_ids[b]);
+    CW_CHECKED_ID("pos_ids", pairs.pos_ids[b], pairs.num_items);
   } else {
-    CW_CHECKED_ID("extra_pos_ids", pairs.extra_ids[b * pairs.m + c - 1]);
+    CW_CHECKED_ID("extra_pos_ids", pairs.extra_ids[b * pairs.m + c - 1], pairs.num_items);
   }
+  return id;
+}
+
+template <typename In>
+__device__ __forceinline__ int64_t candidate_id(const CandidateScoresTask<In>& task, int64_t place) {
+  int64_t id;
+  CW_CHECKED_ID("ids", id_at(task.ids, task.wide_ids, place), task.num_items);
   return id;
 }
 

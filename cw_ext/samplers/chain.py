@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from cw_ext import checks
+from cw_ext.candidate_scores import candidate_scores
 from cw_ext.embedding_batch import Similarity, check_similarity
 from cw_ext.interactions import Interactions
 from cw_ext.reference_sampling import is_among, pair_keys
-from cw_ext.samplers.base import NUMBERS, Batch, SamplerBase, fractions, random_numbers
+from cw_ext.samplers.base import NUMBERS, Batch, SamplerBase, few_random_numbers, fractions
 from cw_ext.samplers.protocol import Negatives
 from cw_ext.samplers.query_state import first_of_each, state_rows, uniform_items
-from cw_ext.samplers.scores import candidate_scores
 
 
 class Chain(SamplerBase):
@@ -137,7 +137,7 @@ class Chain(SamplerBase):
         at = self.states[state_rows(batch.query_ids, self.interactions.num_queries)]
         log_p = self._log_target(batch, at)
         uniform = self._uniform_ids(batch, steps * n).view(-1, steps, n)
-        numbers = random_numbers(batch.seed, batch.rows, 3 * steps * n).view(-1, 3, steps, n)
+        numbers = few_random_numbers(batch.seed, batch.rows, 3 * steps * n).view(-1, 3, steps, n)
         log_u = fractions(numbers[:, 0]).log()
         for step in range(steps):
             to, log_ways = uniform[:, step], torch.zeros_like(log_p)

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from cw_ext import checks
+from cw_ext.candidate_scores import candidate_scores
 from cw_ext.embedding_batch import Similarity, check_similarity
 from cw_ext.interactions import Interactions
 from cw_ext.samplers.base import Batch, SamplerBase, gumbel, random_numbers
 from cw_ext.samplers.protocol import Negatives
 from cw_ext.samplers.query_state import distinct_items, first_of_each, state_rows
-from cw_ext.samplers.scores import candidate_scores
 
 # Keys of places that a memory is not extended by, above those of the random numbers.
 _PADDING, _TAKEN = 2**31, 2**32
@@ -183,16 +183,15 @@ class Memory(SamplerBase):
 
     def _drawn_anew(self, kept: Tensor, scores: Tensor, ids: Tensor, seed: Tensor) -> Tensor:
         """Places [B, size] of the memory that follows on the one at `kept`, from scores and ids [B, pool]."""
-        pool, candidates = ids.shape[1], self.size + self.extension
-        numbers = random_numbers(seed, len(ids), pool + candidates)
-        order = numbers[:, :pool].long().masked_fill_(ids < 0, _PADDING).scatter_(1, kept, _TAKEN)
-        added = order.topk(self.extension, dim=1, largest=False).indices
-        places = torch.cat([kept, added], 1)
-        scores = _lowest_if(ids.gather(1, places) < 0, scores.gather(1, places))
+        numbers = random_numbers(seed, ids.shape[0], 2 * ids.shape[1]).view(-1, 2, ids.shape[1])
+        # The lowest random numbers extend it.
+        order = numbers[:, 0].long().masked_fill_(ids < 0, _PADDING).scatter_(1, kept, _TAKEN)
+        candidate = (order <= _lowest(order, self.extension)) | (order == _TAKEN)
+        scores = _lowest_if(~candidate | (ids < 0), scores)
         # From the highest down, so that low temperatures leave the differences finite.
         highest = scores.amax(1, keepdim=True).clamp(min=torch.finfo(scores.dtype).min)
-        keys = (scores - highest) / self.temperature + gumbel(numbers[:, pool:], scores.dtype)
-        return places.gather(1, keys.topk(self.size, dim=1).indices)
+        keys = (scores - highest) / self.temperature + gumbel(numbers[:, 1], scores.dtype)
+        return keys.topk(self.size, dim=1).indices
 
     def _moments(self, rows: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """The mean and the variance that follow on those of `rows` by a value [B, pool]; by NaN the same."""
@@ -214,3 +213,10 @@ class Memory(SamplerBase):
 def _lowest_if(absent: Tensor, values: Tensor) -> Tensor:
     """−inf where an item is absent, and for NaN."""
     return torch.where(absent | values.isnan(), -torch.inf, values)
+
+
+def _lowest(order: Tensor, count: int) -> Tensor:
+    """The highest of the `count` lowest values of each row, [B, 1]."""
+    if order.device.type == "cpu":  # much quicker than topk, but refused by CUDA's deterministic algorithms
+        return order.kthvalue(count, dim=1, keepdim=True).values
+    return order.topk(count, dim=1, largest=False).values.amax(1, keepdim=True)

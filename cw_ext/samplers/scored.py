@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from cw_ext import checks
+from cw_ext.candidate_scores import candidate_scores
 from cw_ext.embedding_batch import Similarity, check_similarity
 from cw_ext.interactions import Interactions
-from cw_ext.samplers.base import Batch, SamplerBase, fractions, gumbel, random_numbers
+from cw_ext.samplers.base import Batch, SamplerBase, few_random_numbers, fractions, gumbel, random_numbers
 from cw_ext.samplers.catalogue import BLOCK, unknown_items
 from cw_ext.samplers.log_weights import LogWeight
 from cw_ext.samplers.protocol import Negatives
-from cw_ext.samplers.scores import candidate_scores
 
 # The highest weight of a row is this power of two. Random numbers have fewer bits, so that finer ones would not show.
 _WEIGHT_BITS = 40
@@ -97,67 +97,68 @@ class Scored(SamplerBase):
             IndexError: an id out of range, on the CPU.
         """
         batch = self._batch(queries, items, query_ids, pos_ids, seed)
+        numbers = few_random_numbers(batch.seed, batch.rows, self.num_negatives) if self.replacement else None
         if self.num_candidates is not None:
-            return self._from(batch, self._uniform_ids(batch, self.num_candidates), 0)
+            return self._from(batch, self._uniform_ids(batch, self.num_candidates), numbers, 0)
         # Their scores, and what is made of them, are as large as the catalogue for each row.
         rows = max(1, BLOCK // self.interactions.num_items)
         parts = []
         for first in range(0, max(1, batch.rows), rows):
             some = slice(first, first + rows)
             part = Batch(batch.queries[some], batch.items, batch.query_ids[some], batch.pos_ids[some], batch.seed)
-            parts.append(self._from(part, unknown_items(part.query_ids, self.interactions), first))
+            unknown = unknown_items(part.query_ids, self.interactions)
+            parts.append(self._from(part, unknown, None if numbers is None else numbers[some], first))
         ids = torch.cat([part.ids for part in parts])
         log_weights = [part.log_weights for part in parts if part.log_weights is not None]
         return Negatives(ids, torch.cat(log_weights) if log_weights else None)
 
-    def _from(self, batch: Batch, candidates: Tensor, first_row: int) -> Negatives:
-        """Drawn from candidates [B, K], in rows from first_row on."""
-        scores = candidate_scores(batch.queries, batch.items, candidates, similarity=self.similarity)
-        pos_ids = batch.pos_ids.unsqueeze(1)
-        pos_scores = candidate_scores(batch.queries, batch.items, pos_ids, similarity=self.similarity)[:, 0]
-        log_weights = self._log_weights(scores, pos_scores)
-        if self.num_candidates is None:  # uniform candidates are padding in whole rows only
-            log_weights = log_weights.masked_fill(candidates < 0, -torch.inf)
-        if self.replacement:
-            places, found = _with_replacement(log_weights, self.num_negatives, batch.seed, first_row)
+    def _from(self, batch: Batch, candidates: Tensor, numbers: Tensor | None, first_row: int) -> Negatives:
+        """Drawn from candidates [B, K]: by random numbers [B, N] with replacement, or as rows from first_row on."""
+        log_weights, highest = self._log_weights(batch, candidates)
+        if numbers is not None:
+            places, found = _with_replacement(log_weights.clone() if self.log_q_correction else log_weights, numbers)
         else:
-            places, found = _without_replacement(log_weights, self.num_negatives, batch.seed, first_row)
+            noise = random_numbers(batch.seed, batch.rows, candidates.shape[1], first_row)
+            places, found = _without_replacement(log_weights, self.num_negatives, noise)
         ids = torch.where(found, candidates.gather(1, places), -1).long()
         if not self.log_q_correction:
             return Negatives(ids, None)
-        return Negatives(ids, torch.where(ids < 0, -torch.inf, -log_weights.gather(1, places)))
+        return Negatives(ids, torch.where(ids < 0, -torch.inf, -(log_weights.gather(1, places) + highest)))
 
-    def _log_weights(self, scores: Tensor, pos_scores: Tensor) -> Tensor:
-        log_weights = self.log_weight(scores, pos_scores)
+    def _log_weights(self, batch: Batch, candidates: Tensor) -> tuple[Tensor, Tensor]:
+        """A new tensor [B, K] of log weights less the highest of their row, or −inf where it has none; and that
+        highest, [B, 1]."""
+        scores = candidate_scores(batch.queries, batch.items, candidates, similarity=self.similarity)
+        pos_ids = batch.pos_ids.unsqueeze(1)
+        pos_scores = candidate_scores(batch.queries, batch.items, pos_ids, similarity=self.similarity)[:, 0]
+        given = self.log_weight(scores, pos_scores)
         name = "log_weight(scores, pos_scores)"
-        checks.has_dtype(name, log_weights, checks.FLOATING)
-        checks.matches(name, log_weights, "scores", scores, dtype=False)
-        checks.has_shape(name, log_weights, tuple(scores.shape), "one log weight per score")
-        most = torch.finfo(scores.dtype).max
-        return log_weights.to(scores.dtype).nan_to_num(nan=-torch.inf, posinf=most, neginf=-torch.inf)
+        checks.has_dtype(name, given, checks.FLOATING)
+        checks.matches(name, given, "scores", scores, dtype=False)
+        checks.has_shape(name, given, tuple(scores.shape), "one log weight per score")
+        finite = torch.finfo(scores.dtype)
+        log_weights = given.to(scores.dtype).nan_to_num(nan=-torch.inf, posinf=finite.max, neginf=-torch.inf)
+        if self.num_candidates is None:  # uniform candidates are padding in whole rows only
+            log_weights.masked_fill_(candidates < 0, -torch.inf)
+        highest = log_weights.amax(1, keepdim=True).clamp_(min=finite.min)
+        return log_weights.sub_(highest), highest
 
 
-def _with_replacement(log_weights: Tensor, n: int, seed: Tensor, first_row: int) -> tuple[Tensor, Tensor]:
-    """Places [B, N] drawn with probability ∝ exp(log_weights [B, K]), and where there was one to draw, [B, 1]."""
+def _with_replacement(log_weights: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """Places [B, N] drawn with probability ∝ exp(log_weights [B, K]) by random numbers [B, N], and where there was one
+    to draw, [B, 1]. The log weights are overwritten: few large tensors at a time take less time."""
     # In whole numbers, whose sums are the same in any order of adding them; so that 2⁶³ is not reached.
     count = log_weights.shape[1]
     highest = 2.0 ** min(_WEIGHT_BITS, 62 - count.bit_length())
-    sums = _relative(log_weights).exp_().mul_(highest).long().cumsum(1)
+    sums = log_weights.exp_().mul_(highest).long().cumsum_(1)
     total = sums[:, -1:].contiguous()
-    target = (fractions(random_numbers(seed, log_weights.shape[0], n, first_row)) * total).long()
+    target = (fractions(numbers) * total).long()
     # The first sum above the target: that of a place with a weight. Without any, there is no such sum.
     places = torch.searchsorted(sums, target, right=True).clamp_(max=count - 1)
     return places, total > 0
 
 
-def _without_replacement(log_weights: Tensor, n: int, seed: Tensor, first_row: int) -> tuple[Tensor, Tensor]:
-    """Places [B, N], drawn one by one, and where there was one left to draw, [B, N]."""
-    rows, count = log_weights.shape
-    noise = gumbel(random_numbers(seed, rows, count, first_row), log_weights.dtype)
-    keys, places = (_relative(log_weights) + noise).topk(n, dim=1)
+def _without_replacement(log_weights: Tensor, n: int, numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """Places [B, N], drawn one by one by random numbers [B, K], and where there was one left to draw, [B, N]."""
+    keys, places = (log_weights + gumbel(numbers, log_weights.dtype)).topk(n, dim=1)
     return places, keys > -torch.inf
-
-
-def _relative(log_weights: Tensor) -> Tensor:
-    """Log weights with 0 as the highest of each row, and −inf throughout a row that has no weight."""
-    return log_weights - log_weights.amax(1, keepdim=True).clamp(min=torch.finfo(log_weights.dtype).min)

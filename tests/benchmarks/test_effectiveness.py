@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from benchmarks.study.effectiveness import Inputs, best_number, effectiveness, estimate_inputs, informativeness
+from benchmarks.training.effectiveness import Inputs, best_number, effectiveness, estimate_inputs, informativeness
 
 KINDS = ("good", "easy", "bad")
 # Relevant items score N(GAP, 1), others N(0, 1).

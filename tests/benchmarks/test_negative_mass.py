@@ -13,6 +13,7 @@ from scipy.integrate import quad
 from scipy.stats import norm
 
 from benchmarks.negative_mass import __main__ as negative_mass
+from benchmarks.negative_mass import estimated
 from benchmarks.negative_mass.__main__ import ESTIMATORS, SWEEPS, Setting
 
 ROWS = 4000
@@ -181,22 +182,74 @@ def test_rows_of_all_blocks_count(monkeypatch):
     assert found["std"] / found["bias_se"] == pytest.approx(math.sqrt(11))
 
 
+# --- estimated weights beside the correction ---
+
+# Bias and deviation in percent at π = .1 and .5, without a shift and with one of half a deviation: by quadrature for no
+# weights, CVIR, and min(1, π f⁺/f_u) with the f⁺ of the known positives, which is isotonic's limit.
+LIMITS = {
+    (0.1, 0.0): {"none": (22.2, 3.5), "cvir": (-6.8, 2.9), "isotonic": (0.0, 2.2)},
+    (0.5, 0.0): {"none": (110.8, 4.9), "cvir": (-20.3, 3.6), "isotonic": (0.0, 2.4)},
+    (0.1, 0.5): {"none": (22.2, 3.5), "cvir": (-6.8, 2.9), "isotonic": (-0.1, 2.3)},
+    (0.5, 0.5): {"none": (110.8, 4.9), "cvir": (-20.3, 3.6), "isotonic": (11.0, 2.6)},
+}
+
+
+@pytest.mark.parametrize(("prior", "shift"), LIMITS)
+def test_estimated_weights_are_as_far_off_as_they_should_be(prior, shift):
+    generator = torch.Generator().manual_seed(3)
+    found = estimated.measure(Setting(prior, shift=shift), ("sigmoid",), 800, generator)["sigmoid"]
+    for name, (bias, std) in LIMITS[prior, shift].items():
+        # What a fit to 10,000 positives adds of its own is about 1 at π = .5.
+        slack = 1.5 if name == "isotonic" else 0.1
+        assert abs(100 * found[name]["bias"] - bias) < slack + 400 * found[name]["bias_se"], name
+        assert 100 * found[name]["std"] == pytest.approx(std, rel=0.25 if name == "isotonic" else 0.12), name
+    normal = found["normal"]
+    assert abs(normal["bias"]) < {(0.1, 0.0): 0.005, (0.5, 0.0): 0.015, (0.1, 0.5): 0.02, (0.5, 0.5): 0.1}[prior, shift]
+    assert 0.02 < normal["std"] < 0.03
+    # The correction is as good without a shift and without its floor, but for the spread; a shift is its end.
+    corrected = found["corrected"]
+    assert corrected["std"] > 2 * normal["std"]
+    if shift:
+        assert corrected["bias"] < -0.05
+    else:
+        assert abs(corrected["bias"]) < 4 * corrected["bias_se"]
+
+
+def test_without_positives_there_are_no_weights():
+    found = estimated.measure(Setting(0.0), ("none",), 40, torch.Generator().manual_seed(0))["none"]
+    assert found == dict.fromkeys(estimated.LABELS, found["none"])
+
+
+def test_known_positives_score_higher_by_the_shift():
+    setting = Setting(0.3, 400, 2000, shift=0.5)
+    negatives, known = negative_mass.draw(setting, 50, torch.Generator().manual_seed(0))
+    assert known.mean() == pytest.approx(0.05, abs=0.002) and negatives.mean() == pytest.approx(-0.14, abs=0.005)
+
+
 # --- the command line ---
 
 
+@pytest.fixture
+def small_fits(monkeypatch):
+    monkeypatch.setattr(estimated, "FITS", 2)
+    monkeypatch.setattr(estimated, "KNOWN", 50)
+    monkeypatch.setattr(estimated, "UNLABELED", 500)
+
+
 def results_of(directory: Path) -> dict:
-    for name in ("sigmoid.png", "none.png"):
+    for name in ("sigmoid.png", "none.png", "sigmoid-estimated.png", "none-estimated.png"):
         assert (directory / name).read_bytes().startswith(b"\x89PNG")
     return json.loads((directory / "results.json").read_text(encoding="utf-8"))
 
 
-def test_all_sweeps_are_written_and_printed(tmp_path, capsys):
+def test_all_sweeps_are_written_and_printed(tmp_path, capsys, small_fits):
     out = tmp_path / "new" / "out"
     assert negative_mass.main(["--rows", "3", "--seed", "7", "--out", str(out)]) == 0
     report = results_of(out)
     assert report["settings"] == {"rows": 3, "seed": 7}
     assert report["environment"]["torch"] == torch.__version__
-    assert [path.name for path in sorted(out.iterdir())] == ["none.png", "results.json", "sigmoid.png"]
+    pictures = [f"{weighting}{kind}.png" for weighting in ("none", "sigmoid") for kind in ("", "-estimated")]
+    assert sorted(path.name for path in out.iterdir()) == sorted([*pictures, "results.json"])
     printed = capsys.readouterr().out
     base = []
     for name, sweep in SWEEPS.items():
@@ -212,12 +265,23 @@ def test_all_sweeps_are_written_and_printed(tmp_path, capsys):
                     assert f"{bias:+z.2f} ± {error:.2f} ({std:.1f})" in printed
                     assert f"{estimate['loss_bias']:+z.4f} ± {estimate['loss_bias_se']:.4f}" in printed
     assert base == [base[0]] * 3  # measured once
+    assert [(point["shift"], point["prior"]) for point in report["estimated"]] == [
+        (shift, prior) for shift in (0.0, 0.5) for prior in (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
+    ]
+    for point in report["estimated"]:
+        for weighting in ("sigmoid", "none"):
+            assert point["estimates"][weighting].keys() == report["estimated_labels"].keys()
+            for estimate in point["estimates"][weighting].values():
+                bias, error, std = (100 * estimate[key] for key in ("bias", "bias_se", "std"))
+                assert f"{bias:+z.2f} ± {error:.2f} ({std:.1f})" in printed
 
 
-def test_the_seed_decides_the_draws(monkeypatch):
+def test_the_seed_decides_the_draws(monkeypatch, small_fits):
     monkeypatch.setattr(negative_mass, "SWEEPS", {"negatives": (Setting(0.1, 6, 2), Setting(0.1, 7, 2))})
-    found = [negative_mass.run(4, seed)["sweeps"] for seed in (0, 0, 1)]
-    assert found[0] == found[1] != found[2]
+    reports = [negative_mass.run(4, seed) for seed in (0, 0, 1)]
+    for part in ("sweeps", "estimated"):
+        found = [report[part] for report in reports]
+        assert found[0] == found[1] != found[2]
 
 
 @pytest.mark.parametrize(

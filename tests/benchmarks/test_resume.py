@@ -31,6 +31,10 @@ LOSSES: dict[str, tuple[str, dict[str, Any]]] = {
     "cw with an estimated prior": ("cw", {"prior": "auto"}),
     "advinfonce": ("advinfonce", {"adversary_every": 2}),
     "llpauc": ("llpauc", {}),
+    "sl, weighed by scores": ("sl", {"false_negative_prior": "auto", "false_negative_family": "isotonic"}),
+    "slk, weighed by scores": ("slk", {"false_negative_prior": 0.1, "confidence_top_k": 5, "refresh_epochs": 3}),
+    "sl, weighed by an adapter": ("sl", {"false_negative_prior": 0.1, "adapter_candidates": 4}),
+    "cw with held-out positives": ("cw", {"held_out_positives": True}),
 }
 
 
@@ -128,7 +132,7 @@ def test_every_model_goes_on_as_if_not_interrupted(blocks, tmp_path, model, name
     check_resumption(blocks, tmp_path / "checkpoint.pt", loss, replace(CONFIG, model=model), **options)
 
 
-@pytest.mark.parametrize("spec", ["popularity:8", "mixed:8", "full"])
+@pytest.mark.parametrize("spec", ["popularity:8", "mixed:8", "full", "auto:30", "scored:3/20", "memory:2", "chain:3"])
 def test_every_kind_of_negatives_goes_on_as_if_not_interrupted(blocks, tmp_path, spec):
     check_resumption(blocks, tmp_path / "checkpoint.pt", "cw", negatives=Negatives.parse(spec))
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 
+import pytest
+
 from benchmarks.common import reporting
 from benchmarks.step_ratios import __main__ as step_ratios
-from benchmarks.step_ratios import checkouts, grid, ratios
+from benchmarks.step_ratios import candidates, checkouts, grid, ratios
 
 FLAGS = ["--quick", "--rounds", "2"]
 
@@ -62,6 +64,33 @@ def test_the_cost_of_arguments_is_written(kernels, tmp_path, capsys):
             assert name in printed
             assert "{median:.2f} ({q25:.2f}-{q75:.2f})".format(**step["ratio"]) in printed
     assert report["environment"]["threads"] == 1
+
+
+def test_scores_of_candidates_are_compared(kernels, tmp_path, capsys):
+    assert step_ratios.main(["--steps", "candidates", "--clock", "wall", "--out", str(tmp_path), *FLAGS]) == 0
+    report = json.loads((tmp_path / "candidates.json").read_text(encoding="utf-8"))
+    printed = capsys.readouterr().out
+    assert (report["clock"], report["candidates"]) == ("wall", 6)
+    assert [catalogue["items"] for catalogue in report["catalogues"]] == [20, 50]
+    for catalogue in report["catalogues"]:
+        assert [*catalogue["beside"]] == ["forward, with gradients", "forward, without"]
+        for name, step in catalogue["beside"].items():
+            check(step)
+            assert name in printed
+
+
+def test_what_the_candidates_are_compared_with():
+    """The forward passes of the same ids; only the first is followed by gradients."""
+    scores, others = candidates.make_steps(candidates.Sizes(8, 4, 20, 50, 3, 6, 4), 50)
+    assert scores().shape == (8, 6)
+    assert [step().requires_grad for step in others.values()] == [True, False]
+
+
+@pytest.mark.parametrize("flags", [["--steps", "grid"], ["--steps", "candidates", "--against", "elsewhere"]])
+def test_steps_that_need_another_checkout_or_none(flags, capsys):
+    with pytest.raises(SystemExit):
+        step_ratios.main(flags)
+    assert "--steps grid needs --against, and --steps candidates goes without it" in capsys.readouterr().err
 
 
 def test_a_checkout_is_compared_with_itself(kernels, checkout, tmp_path, monkeypatch, capsys):

@@ -25,9 +25,14 @@ from benchmarks.training.trainer import Trainer, TrainingConfig
 
 def result_of(run: Run, validation: float = 0.1, test: float = 0.2) -> dict:
     """What training would have returned, with these values of NDCG."""
+    settings = run.ranking_loss.settings
+    estimate = {"final_false_negative_prior": 0.125} if "false_negative_prior" in settings else {}
+    reranked = {"test_reranked": {"recall": 0.4, "ndcg": test + 0.4}} if settings.get("adapter_candidates") else {}
     return {
+        **estimate,
+        **reranked,
         "loss": run.loss,
-        "loss_settings": run.ranking_loss.settings,
+        "loss_settings": settings,
         "config": {"seed": run.config.seed, "lr": run.config.lr, "weight_decay": run.config.weight_decay},
         "ended_by": "patience",
         "best_validation": {"recall": 0.5, "ndcg": validation},
@@ -211,6 +216,36 @@ def test_combinations_differ_from_sl_at_20_in_what_they_say(tmp_path):
             assert {key: settings[key] for key in changes} == changes
 
 
+def test_contestants_take_the_settings_that_validate_best_without_added_noise(tmp_path):
+    store, name = Store(tmp_path), "SL, 1 − p_FN"
+    assert parts.contestant_tries(store, name) == parts.contestant_runs(store, name, 0.3) == []
+    for index, run in enumerate(grids.search_runs(HEALTH, "sl")):
+        store.add(run, result_of(run, validation=0.3 if index == 2 else 0.1))
+    tries, base = parts.contestant_tries(store, name), grids.chosen(store, HEALTH, "sl")
+    assert len(tries) == len({run.key for run in tries}) == len(parts.CONTESTANTS[name].tries)
+    assert {run.key for run in tries} <= {run.key for run in parts.contestant_searches(store)}
+    for run in tries:
+        assert parts.contestant_runs(store, name, 0.3) == []
+        assert (run.config, run.options.temperature) == (base.config, base.options.temperature)
+        store.add(run, result_of(run, validation=0.3 if run == tries[1] else 0.1))
+    for share in parts.ESTIMATED_SHARES:
+        runs = parts.contestant_runs(store, name, share)
+        assert [run.config for run in runs] == [
+            replace(base.config, false_negatives=share, seed=seed) for seed in (0, 1, 2)
+        ]
+        assert {run.options for run in runs} == {replace(tries[1].options, negatives=grids.NEGATIVES)}
+
+
+def test_a_contestant_that_estimates_its_prior_needs_no_search(tmp_path):
+    store, name = Store(tmp_path), "SL, 1 − p_FN, π estimated"
+    fill(store, grids.search_runs(HEALTH, "sl"))
+    runs = parts.contestant_runs(store, name, 0.5)
+    assert {run.ranking_loss.settings["false_negative_prior"] for run in runs} == {"auto"}
+    assert not {run.key for run in parts.contestant_tries(store, name)} & {
+        run.key for run in parts.contestant_searches(store)
+    }
+
+
 # --- tables ---
 
 
@@ -238,6 +273,22 @@ def test_tables_say_what_was_found(tmp_path):
     assert ".1719 / 0.1261" in line and difference(means["sl"], 0.1261) in line
 
 
+def test_the_table_of_contestants_has_what_was_found_at_each_share(tmp_path):
+    store = Store(tmp_path)
+    fill(store, parts.searches(store))
+    fill(store, parts.contestant_searches(store))
+    runs = {share: parts.contestant_runs(store, "SL, adapter", share) for share in (0.0, 0.3)}
+    found = fill(store, [run for of_share in runs.values() for run in of_share])
+    fill(store, parts.contestant_runs(store, "SL, 1 − p_FN, π estimated", 0.1)[:2])
+    text = report._estimated(store)
+    means = {share: statistics.mean(found[run.key] for run in of_share) for share, of_share in runs.items()}
+    cells = [f"{means[0.0] + more:.4f} ± 0.0010 |  | {means[0.3] + more:.4f} ± 0.0010 |  |" for more in (0, 0.4)]
+    assert f"| SL, adapter | {cells[0]}" in text
+    assert f"| SL, adapter, reranked | {cells[1]}" in text
+    assert "| SL, 1 − p_FN, π estimated: π |  | 0.125, 0.125 |  |  |" in text
+    assert "SL@20 |" not in text and "CW" not in text  # nothing is known of them
+
+
 def test_a_search_in_which_all_diverged_says_so(tmp_path):
     store = Store(tmp_path)
     for run in grids.search_runs(HEALTH, "sl"):
@@ -260,10 +311,10 @@ def test_all_plots_and_tables_of_a_whole_study(tmp_path):
     while runs := [run for part in parts.PARTS.values() for run in part(store) if run not in store]:
         fill(store, dict.fromkeys(runs))
     written = {path.name for path in report.write_report(store, tmp_path)}
-    assert written == {"tables.md", "comparison.png", "stages.png", "noise.png", "numbers.png"}
+    assert written == {"tables.md", "comparison.png", "stages.png", "noise.png", "estimated.png", "numbers.png"}
     assert {path.name for path in tmp_path.iterdir()} == {*written, "runs"}
     sections = [line for line in (tmp_path / "tables.md").read_text(encoding="utf-8").splitlines() if line[:2] == "##"]
-    assert len(sections) == len(parts.COMPARED) + 9
+    assert len(sections) == len(parts.COMPARED) + 11
 
 
 def test_published_numbers_are_found_by_data_model_and_loss():

@@ -16,8 +16,7 @@ from training_cases import FLAGS, p_value, record_batches, write_blocks
 from benchmarks.common import data, reporting
 from benchmarks.demo import step_cost
 from benchmarks.training import __main__ as training
-from benchmarks.training import compare, plots
-from benchmarks.training import trainer as trainer_module
+from benchmarks.training import compare, estimates, plots
 from benchmarks.training.losses import LOSSES, BatchLoss, LossOptions, build_loss
 from benchmarks.training.metrics import ranking_metrics
 from benchmarks.training.negatives import Batch, Negatives
@@ -73,6 +72,12 @@ def test_extra_positives_are_uniform_on_the_users_others(device):
         ("in-batch", "in-batch", None, "in-batch"),
         ("mixed:1", "mixed", 1, "mixed:1"),
         ("full", "full", None, "full"),
+        ("auto", "auto", 1000, "auto:1000"),
+        ("auto:50", "auto", 50, "auto:50"),
+        ("memory", "memory", 1, "memory:1"),
+        ("memory:3", "memory", 3, "memory:3"),
+        ("chain", "chain", 1, "chain:1"),
+        ("scored:10/100", "scored", 10, "scored:10/100"),
     ],
 )
 def test_negatives_are_parsed_and_named(spec, kind, number, name):
@@ -83,14 +88,15 @@ def test_negatives_are_parsed_and_named(spec, kind, number, name):
 
 @pytest.mark.parametrize(
     "spec",
-    ["", "0", "-5", "1.5", "uniform", "uniform:", "uniform:0", "full:3", "in-batch:2", "hard:9", "shared:x", " 7"],
+    ["", "0", "-5", "1.5", "uniform", "uniform:", "uniform:0", "full:3", "in-batch:2", "hard:9", "shared:x", " 7"]
+    + ["scored", "scored:10", "scored:0/10", "scored:10/0", "uniform:1/2", "full:1/2", "1/2", "memory:0", "auto:0"],
 )
 def test_what_names_no_negatives_is_refused(spec):
     with pytest.raises(ValueError) as caught:
         Negatives.parse(spec)
     assert str(caught.value) == (
-        "expected N, uniform:N, popularity:N, shared:N, in-batch, mixed:N or full, N a whole number of at least 1, "
-        f"got {spec!r}"
+        "expected N, uniform:N, popularity:N, shared:N, in-batch, mixed:N, full, auto[:N], scored:N/K, memory[:N] or "
+        f"chain[:N], N and K whole numbers of at least 1, got {spec!r}"
     )
 
 
@@ -803,7 +809,7 @@ def test_the_prior_is_0_at_first_and_then_that_of_the_validation_before(blocks, 
 
 
 def test_the_prior_is_estimated_from_validation_items_and_negatives(blocks, monkeypatch):
-    monkeypatch.setattr(trainer_module, "_ROWS_PER_BLOCK", 7)
+    monkeypatch.setattr(estimates, "_ROWS_PER_BLOCK", 7)
     trainer = estimating_trainer(blocks)
     for _ in range(4):
         generator = trainer.generator.clone_state()

@@ -43,12 +43,21 @@ ARGUMENT_FILES = "temperature positive_temperature score_curve above"
 ARGUMENTS = "not compil and not full_graph and not export and not bad"
 
 RUNS = {
-    "values": Run("plain", "scores embeddings numerics properties presets sparse pairs execution", 1000),
+    "values": Run(
+        "plain", "scores candidate_scores embeddings numerics properties presets sparse pairs execution", 1000
+    ),
     "deterministic": Run("plain", "embeddings sparse pairs item_sums gradients", 500, seed=2, deterministic=True),
     "arguments": Run("plain", ARGUMENT_FILES, 500, ARGUMENTS, seed=2, deterministic=True),
     "another order": Run("plain", "scores embeddings item_sums", 200, "not every_parameter", seed=3),
-    "bounds": Run("address", "scores embeddings pairs item_sums", 200, "not every_parameter or everything"),
-    "races": Run("thread", "scores embeddings item_sums", 200, "(not every_parameter or everything) and not many_rows"),
+    "bounds": Run(
+        "address", "scores candidate_scores embeddings pairs item_sums", 200, "not every_parameter or everything"
+    ),
+    "races": Run(
+        "thread",
+        "scores candidate_scores embeddings item_sums",
+        200,
+        "(not every_parameter or everything) and not many_rows",
+    ),
     "drawn": Run("plain", "sampled sampling shared_negatives candidates", 550, DRAWN),
     "drawn, deterministic": Run("plain", "sampled shared_negatives", 450, DRAWN, seed=2, deterministic=True),
     "drawn, bounds": Run("address", "sampled sampling shared_negatives candidates", 60, DRAWN_CORE),
@@ -151,6 +160,12 @@ from cases import make_embeddings
 case = make_embeddings(40, 9, 4, 11)
 case.neg_ids[3, 4] = 11
 case.loss(backend="fused")
+""",
+    "[^_]ids must be in": """
+import conftest
+import torch
+import cw_ext
+cw_ext.candidate_scores(torch.ones(3, 4), torch.ones(11, 4), torch.tensor([[0], [11], [3]]), backend="fused")
 """,
     "extra_pos_ids.* must be in": """
 import conftest

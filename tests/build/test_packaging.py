@@ -413,8 +413,8 @@ from torch import Tensor
 import cw_ext
 from cw_ext import (
     Candidates, CWEmbeddingLoss, CWFullLoss, CWInBatchLoss, CWLoss, CWSampledLoss, Interactions, ScoreCurve,
-    TopKThreshold, build_config, cw_loss, cw_loss_from_embeddings, cw_loss_full, cw_loss_in_batch, draw_negatives,
-    presets, prior, sampled_cw_loss,
+    TopKThreshold, build_config, candidate_scores, cw_loss, cw_loss_from_embeddings, cw_loss_full, cw_loss_in_batch,
+    draw_negatives, presets, prior, sampled_cw_loss,
 )
 
 version: str = cw_ext.__version__
@@ -464,6 +464,7 @@ def on_ids(seed: Tensor) -> list[Tensor]:
         sampled_cw_loss(*draws, seed=1, first_row=4, popularity_smoothing=1, candidates=in_stock),
         cw_loss_in_batch(queries, items, ids, query_ids=ids, interactions=known, num_negatives=3),
         cw_loss_full(queries, items, ids, extra_pos_ids=None, weighting="none", include_positive=True),
+        candidate_scores(queries, torch.nn.Embedding(9, 3), drawn, similarity="dot", backend="fused"),
     ]
 
 
@@ -486,7 +487,8 @@ loss = cw_loss(pos, neg, prior=min(estimate.prior, 0.99))
 # Each line is one mistake.
 WRONG_START = """
 import torch
-from cw_ext import CWLoss, CWSampledLoss, Interactions, cw_loss, cw_loss_from_embeddings, draw_negatives, presets
+from cw_ext import CWLoss, CWSampledLoss, Interactions, candidate_scores, cw_loss, cw_loss_from_embeddings
+from cw_ext import draw_negatives, presets
 x, ids = torch.randn(4), torch.arange(4)
 known = Interactions(ids, ids, num_queries=4, num_items=9)
 """
@@ -500,6 +502,7 @@ cw_loss(x, [0.1])
 cw_loss(x, x, **presets.sl(0.1), temperature=0.2)
 cw_loss(x, x, **presets.dcl(prior="0.1"))
 cw_loss_from_embeddings(x, x, ids, ids, similarity="euclidean")
+candidate_scores(x, x, ids, similarity="euclidean")
 draw_negatives(ids, known, 5, distribution="zipf")
 CWLoss(detach_weights="no")
 CWLoss()(x, x, priors=0.1)

@@ -1,0 +1,188 @@
+"""Training on negatives that are chosen by their scores, and on as many as each epoch's scores suggest."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from training_cases import load_blocks, record_batches
+
+from benchmarks.training.effectiveness import Inputs, effectiveness
+from benchmarks.training.estimates import Unseen
+from benchmarks.training.losses import LossOptions, build_loss
+from benchmarks.training.negatives import Negatives
+from benchmarks.training.stage_numbers import stage_number
+from benchmarks.training.trainer import Trainer, TrainingConfig
+from cw_ext import Interactions, draw_negatives, sampled_cw_loss
+from cw_ext.samplers import Scored, softmax
+
+CONFIG = TrainingConfig(dim=8, epochs=3, batch_size=64, eval_every=1)
+
+
+def make_trainer(tmp_path, spec, loss="sl", config=CONFIG, **options) -> Trainer:
+    given = LossOptions(negatives=Negatives.parse(spec), **options)
+    return Trainer(load_blocks(tmp_path), build_loss(loss, given), config)
+
+
+@pytest.mark.parametrize(("loss", "similarity", "number"), [("sl", "half_cosine", 4), ("bpr", "dot", 1)])
+@pytest.mark.parametrize("temperature", [None, 0.03])
+@pytest.mark.parametrize("corrected", [False, True])
+def test_scored_ones_are_drawn_by_the_scores_of_the_step(tmp_path, loss, similarity, number, temperature, corrected):
+    options = {"temperature": 0.2, "sampler_temperature": temperature, "scored_corrected": corrected}
+    trainer = make_trainer(tmp_path, "scored:4/20", loss, **options)
+    steps = record_batches(trainer)
+    # The tables are written in place by the step after the batch is noted.
+    draw, drawn = trainer.negative_sampler.draw, []
+
+    def draw_and_copy(queries, items, *ids, seed):
+        own = Scored(
+            trainer.interactions,
+            number,
+            num_candidates=20,
+            log_weight=softmax(temperature or 0.2),
+            similarity=similarity,
+            log_q_correction=corrected,
+        )
+        drawn.append(own.draw(queries.clone(), items.clone(), *ids, seed=seed))
+        return draw(queries, items, *ids, seed=seed)
+
+    trainer.negative_sampler.draw = draw_and_copy
+    trainer.train(show_progress=False)
+    assert len(steps) == len(drawn) > 10
+    for (_, batch), expected in zip(steps, drawn, strict=True):
+        assert torch.equal(batch.neg_ids, expected.ids)
+        if corrected and loss == "sl":
+            assert torch.equal(batch.neg_log_weights, expected.log_weights)
+        else:
+            assert batch.neg_log_weights is None
+    assert len({tuple(ids.flatten().tolist()) for ids, _ in drawn}) == len(drawn)
+
+
+@pytest.mark.parametrize("spec", ["memory:2", "chain:2"])
+@pytest.mark.parametrize("loss", ["sl", "bpr", "cw"])
+def test_a_sampler_with_a_state_is_kept_up_to_date(tmp_path, spec, loss):
+    trainer = make_trainer(tmp_path, spec, loss)
+    before = {name: tensor.clone() for name, tensor in trainer.negative_sampler.state_dict().items()}
+    steps = record_batches(trainer)
+    assert trainer.train(show_progress=False) == "epochs"
+    after = trainer.negative_sampler.state_dict()
+    name = "kept" if spec == "memory:2" else "states"
+    assert (after[name] != before[name]).float().mean() > 0.3
+    if spec == "memory:2":
+        assert after["epoch"] == 2 and (after["counts"][:-1] == 3).all(), "every user is in a row of each epoch"
+    for _, batch in steps:
+        assert batch.neg_ids.shape == (len(batch.pos_ids), 1 if loss == "bpr" else 2)
+        known = batch.interactions
+        pairs = set(
+            zip(torch.arange(known.num_queries).repeat_interleave(known.starts.diff()).tolist(), known.items.tolist())
+        )
+        for user, ids in zip(batch.query_ids.tolist(), batch.neg_ids.tolist(), strict=True):
+            assert not any((user, item) in pairs for item in ids)
+
+
+def test_the_same_pool_whatever_else_is_drawn(tmp_path):
+    first, again = (make_trainer(tmp_path, "memory", loss) for loss in ("bpr", "sl"))
+    other = make_trainer(tmp_path, "memory", "bpr", replace(CONFIG, seed=1))
+    assert torch.equal(first.negative_sampler.items, again.negative_sampler.items)
+    assert not torch.equal(first.negative_sampler.items, other.negative_sampler.items)
+
+
+def test_the_options_of_a_kind_tell_its_runs_apart():
+    def settings(spec, **options):
+        return build_loss("sl", LossOptions(negatives=Negatives.parse(spec), **options)).settings
+
+    for name, value, specs in (
+        ("sampler_temperature", 0.3, ("scored:2/9", "chain")),
+        ("memory_pool", 200, ("memory",)),
+        ("scored_corrected", True, ("scored:2/9",)),
+        ("stage_prior", 0.01, ("auto",)),
+    ):
+        for spec in ("uniform:9", "auto", "scored:2/9", "memory", "chain"):
+            assert (settings(spec) != settings(spec, **{name: value})) == (spec in specs), (name, spec)
+
+
+@pytest.mark.parametrize(
+    ("spec", "loss", "options", "message"),
+    [
+        ("scored:2/9", "advinfonce", {}, "negatives of advinfonce must be drawn for each row"),
+        ("auto", "bpr", {}, "negatives of bpr must be drawn for each row"),
+        ("scored:2/9", "slk", {}, "refresh_epochs must be given with scored:2/9 negatives"),
+        ("scored:2/9", "sl", {"sampler_temperature": 0.0}, "sampler_temperature must be finite and > 0, got 0.0"),
+        ("memory", "sl", {"memory_pool": 71}, "pool must be an integer ≥ 72, got 71"),
+        ("memory:9", "sl", {}, r"num_negatives must be an integer in \[1, 8\], got 9"),
+        ("auto", "sl", {"stage_prior": 1.0}, r"stage_prior must be in \[0, 1\) or 'auto', got 1.0"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_training(spec, loss, options, message):
+    with pytest.raises(ValueError, match=message):
+        build_loss(loss, LossOptions(negatives=Negatives.parse(spec), **options))
+
+
+@pytest.mark.parametrize("spec", ["memory", "auto"])
+def test_false_negatives_are_put_among_uniform_ones_only(tmp_path, spec):
+    with pytest.raises(ValueError, match=f"^false negatives take those of each row's own, got {spec}:"):
+        make_trainer(tmp_path, spec, config=replace(CONFIG, false_negatives=0.1))
+
+
+# --- as many as the scores suggest ---
+
+
+def _tables(spread: float) -> tuple[Unseen, tuple[torch.Tensor, torch.Tensor]]:
+    """50 users with 8 unseen positives each, that score N(spread, 1) where the others score N(0, 1)."""
+    g = torch.Generator().manual_seed(3)
+    users = torch.arange(50).repeat_interleave(8)
+    items = torch.arange(400)
+    others = Interactions(torch.arange(50), torch.arange(50), num_queries=50, num_items=3000)
+    scores = torch.randn(50, 3000, generator=g)
+    scores[users, items] += spread
+    unseen = Unseen(users, items, lambda u, n, generator: draw_negatives(u, others, n, seed=8))
+    return unseen, (scores, torch.eye(3000))
+
+
+@pytest.mark.parametrize("spread", [0.5, 2.0])
+@pytest.mark.parametrize("prior", [0.001, 0.02])
+def test_the_number_is_the_most_effective_one(spread, prior):
+    """Of all numbers one by one; accuracies counted score by score."""
+    unseen, tables = _tables(spread)
+    found = stage_number(unseen, tables, prior, 500, torch.Generator().manual_seed(0))
+    order = torch.randperm(400, generator=torch.Generator().manual_seed(0))
+    users, items = unseen.users[order], unseen.items[order]
+    drawn = unseen.draw(users, 1000, None)
+    positives = tables[0][users, items].double().numpy()
+    negatives = tables[0][users.unsqueeze(1), drawn].double().numpy()
+    below = ((negatives < positives[:, None]) + 0.5 * (negatives == positives[:, None])).mean(1)
+    others = np.array([(np.delete(positives, k) < positives[k]).mean() for k in range(len(positives))])
+    inputs = Inputs(1 - prior, np.clip((below - prior * others) / (1 - prior), 0, 1))
+    numbers = np.arange(1, 501)
+    assert found == numbers[np.argmax(effectiveness(numbers, inputs))]
+
+
+def test_each_epoch_has_its_number(tmp_path):
+    trainer = make_trainer(tmp_path, "auto:30")
+    steps = record_batches(trainer)
+    trainer.train(show_progress=False)
+    by_epoch = {}
+    for epoch, batch in steps:
+        by_epoch.setdefault(epoch, set()).add(batch.num_negatives)
+    assert all(len(numbers) == 1 for numbers in by_epoch.values())
+    numbers = [numbers.pop() for numbers in by_epoch.values()]
+    assert [point["num_negatives"] for point in trainer.curve] == numbers
+    assert len(set(numbers)) > 1 and all(1 <= number <= 30 for number in numbers)
+
+
+def test_the_loss_draws_as_many(tmp_path):
+    trainer = make_trainer(tmp_path, "auto:30")
+    steps = record_batches(trainer)
+    trainer.train_step(torch.arange(20))
+    batch = steps[0][1]
+    for number in (1, 7):
+        found = build_loss("sl", LossOptions(negatives=Negatives.parse("auto:30"))).build(1, 1, 1, None)(
+            batch._replace(num_negatives=number)
+        )
+        expected = sampled_cw_loss(
+            batch.queries, batch.items, batch.query_ids, batch.pos_ids, batch.interactions, number, seed=batch.seed,
+            weighting="none", temperature=0.1,
+        )  # fmt: skip
+        assert found == expected
