@@ -1,4 +1,4 @@
-"""Accuracy against the planted share of false negatives."""
+"""Accuracy against the planted share of false negatives, and the share as it is estimated."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.common import reporting
 
-# Okabe and Ito's palette, as in training/plots.py.
+# Okabe and Ito's palette, as in training/plots.py; their yellow is too faint for lines, and is a brown here.
 _STYLES = {
     "infonce": ("#000000", "X"),
     "sl": ("#E69F00", "D"),
@@ -21,7 +21,15 @@ _STYLES = {
     "pucl": ("#009E73", "^"),
     "cw-weights": ("#56B4E9", "v"),
     "cw": ("#0072B2", "o"),
+    "cvir": ("#E69F00", "D"),
+    "tedn": ("#56B4E9", "v"),
+    "tedn-same-digit": ("#0072B2", "o"),
+    "posterior": ("#009E73", "^"),
+    "posterior-6": ("#994F00", "s"),
+    "fne": ("#CC79A7", "P"),
 }
+_BY_ARGUMENTS = ("infonce", "sl", "dcl", "pucl", "cw-weights", "cw")
+_ESTIMATED = ("infonce", "dcl", "cvir", "tedn", "tedn-same-digit", "posterior", "posterior-6", "fne")
 _REFERENCES = {"pixels": ("pixels", ":"), "untrained": ("untrained encoder", "--")}
 # Where the batch as it is stands, left of the planted shares: it has more negatives, and no line leads to it.
 _AS_IT_IS = -0.1
@@ -29,13 +37,27 @@ _AS_IT_IS = -0.1
 _DODGE = 0.008
 
 
-def plot_accuracy(report: Mapping[str, Any], path: Path) -> None:
-    """Draw test accuracy and its difference from the baseline's, and what the temperature changes, into a PNG.
+def plot_all(report: Mapping[str, Any], out: Path) -> None:
+    """Draw two PNGs into the folder `out`.
+
+    results.png has the losses that are arguments of this one: test accuracy, its difference from the baseline's, and
+    what the temperature changes. estimated.png has those whose weights are estimated, beside InfoNCE and DCL, and at
+    last the estimated share.
 
     Args:
         report: of :mod:`benchmarks.image_pairs`.
-        path: where the PNG goes.
+        out: a folder that exists.
     """
+    figure, right = _draw_accuracies(report, _BY_ARGUMENTS)
+    _draw_search(right, report, _BY_ARGUMENTS)
+    reporting.save_figure(figure, out / "results.png")
+    figure, right = _draw_accuracies(report, _ESTIMATED)
+    _draw_estimates(right, report)
+    reporting.save_figure(figure, out / "estimated.png")
+
+
+def _draw_accuracies(report: Mapping[str, Any], names: Sequence[str]) -> tuple[Figure, Axes]:
+    """A figure with accuracies and differences, and axes on the right that are still empty."""
     figure = Figure(figsize=(16, 5.4), layout="constrained")
     FigureCanvasAgg(figure)
     settings, labels, baseline = (report[name] for name in ("settings", "labels", "baseline"))
@@ -43,10 +65,10 @@ def plot_accuracy(report: Mapping[str, Any], path: Path) -> None:
         f"Pairs of views of digits: 1 nearest neighbour, {settings['labelled_per_digit']} labelled images per digit; "
         f"mean ± standard deviation of {settings['seeds']} seeds"
     )
-    absolute, relative, search = figure.subplots(1, 3, width_ratios=(1.2, 1.2, 0.9))
+    absolute, relative, right = figure.subplots(1, 3, width_ratios=(1.2, 1.2, 0.9))
     base = {result["share"]: result["few"] for result in report["results"] if result["loss"] == baseline}
-    for order, name in enumerate(_STYLES):
-        shift = _DODGE * (order - (len(_STYLES) - 1) / 2)
+    for order, name in enumerate(names):
+        shift = _DODGE * (order - (len(names) - 1) / 2)
         accuracies = {result["share"]: result["few"] for result in report["results"] if result["loss"] == name}
         _draw(absolute, accuracies, name, labels[name], shift)
         if name != baseline:
@@ -70,9 +92,8 @@ def plot_accuracy(report: Mapping[str, Any], path: Path) -> None:
         axes.set_xlabel("π, share of the negatives that show the same digit; left: the batch as it is")
         axes.grid(alpha=0.3)
         axes.set_axisbelow(True)
-    _draw_search(search, report, max(planted))
-    figure.legend(*absolute.get_legend_handles_labels(), loc="outside lower center", ncols=8, frameon=False)
-    reporting.save_figure(figure, path)
+    figure.legend(*absolute.get_legend_handles_labels(), loc="outside lower center", ncols=10, frameon=False)
+    return figure, right
 
 
 def _draw(axes: Axes, values: Mapping[float | None, Sequence[float]], name: str, label: str, shift: float) -> None:
@@ -91,13 +112,29 @@ def _draw(axes: Axes, values: Mapping[float | None, Sequence[float]], name: str,
         )
 
 
-def _draw_search(axes: Axes, report: Mapping[str, Any], share: float) -> None:
+def _draw_search(axes: Axes, report: Mapping[str, Any], names: Sequence[str]) -> None:
+    share = max(result["share"] for result in report["results"] if result["share"] is not None)
     for result in report["results"]:
-        if result["share"] == share:
+        if result["share"] == share and result["loss"] in names:
             colour, marker = _STYLES[result["loss"]]
             temperatures, accuracies = zip(*result["validation"], strict=True)
             axes.semilogx(temperatures, accuracies, color=colour, marker=marker)
     axes.set_xticks(temperatures, [f"{temperature:g}" for temperature in temperatures])
     axes.minorticks_off()
     axes.set(title=f"validation accuracy at π = {share:g}", xlabel="τ, on the half cosine")
+    axes.grid(alpha=0.3)
+
+
+def _draw_estimates(axes: Axes, report: Mapping[str, Any]) -> None:
+    for name in _ESTIMATED:
+        estimates = {
+            result["share"]: result["estimated_prior"]
+            for result in report["results"]
+            if result["loss"] == name and result["share"] is not None and None not in result["estimated_prior"]
+        }
+        if estimates:
+            _draw(axes, estimates, name, report["labels"][name], 0.0)
+    ends = [0, max(result["prior"] for result in report["results"])]
+    axes.plot(ends, ends, color="#777777", linestyle="--", linewidth=1)
+    axes.set(title="π, estimated in the last epoch", xlabel="π, as planted (dashed: the same)")
     axes.grid(alpha=0.3)

@@ -13,29 +13,31 @@ import torch.nn.functional as F
 pytest.importorskip("sklearn", reason="the images come with scikit-learn")
 
 from benchmarks.image_pairs import __main__ as image_pairs  # noqa: E402
-from benchmarks.image_pairs.__main__ import BATCH, DIM, LOSSES, NEGATIVES, SHARES  # noqa: E402
-from cw_ext import cw_loss_in_batch, presets  # noqa: E402
+from benchmarks.image_pairs import methods, pairs  # noqa: E402
+from benchmarks.image_pairs.__main__ import SHARES, Data, train_with  # noqa: E402
+from benchmarks.image_pairs.contestants import CONTESTANTS, LOSSES  # noqa: E402
+from benchmarks.image_pairs.methods import InBatch, Method, Setting  # noqa: E402
+from benchmarks.image_pairs.pairs import BATCH, DIM, NEGATIVES, PER_DIGIT  # noqa: E402
+from cw_ext import presets  # noqa: E402
 
 PLANTED = [share for share in SHARES if share is not None]
 
 
+HELD_OUT = torch.zeros(0, 2 * BATCH, 8, 8)  # of methods that do not look at it
+
+
 @pytest.fixture(scope="module")
-def split() -> image_pairs.Split:
-    return image_pairs.load_split(0)
+def data() -> Data:
+    return image_pairs.make_data(0, 100)
+
+
+@pytest.fixture(scope="module")
+def split(data) -> pairs.Split:
+    return data.split
 
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-def negatives_of(share: float | None) -> list[list[int]]:
-    """Which positions of a batch are the negatives of each, as lists."""
-    if share is None:
-        return [[j for j in range(BATCH) if j != i] for i in range(BATCH)]
-    known = image_pairs.left_out(share, generator())
-    starts, items = known.starts.tolist(), known.items.tolist()
-    out = [set(items[starts[i] : starts[i + 1]]) | {i} for i in range(BATCH)]
-    return [[j for j in range(BATCH) if j not in out[i]] for i in range(BATCH)]
 
 
 # --- the data ---
@@ -49,61 +51,74 @@ def test_every_image_has_one_use(split):
     for part, share in ((split.train, 1 / 2), (split.validation, 1 / 4), (split.test, 1 / 4)):
         counts = torch.bincount(split.labels[part])
         assert (counts - share * torch.bincount(split.labels)).abs().max() <= 1
-    other = image_pairs.load_split(1)
+    other = pairs.load_split(1)
     assert sorted(other.train.tolist()) != sorted(split.train.tolist())
 
 
 @pytest.mark.parametrize("share", SHARES)
 def test_false_negatives_have_the_share_that_is_said(split, share):
-    prior, number = image_pairs.rate(share)
-    negatives = negatives_of(share)
-    for ids in image_pairs.draw_batches(split, 3, generator()).tolist():
+    prior, number = pairs.rate(share)
+    negatives = pairs.plant_negatives(share, generator()).tolist()
+    for ids in pairs.draw_batches(split, split.train, 3, generator()).tolist():
         labels = split.labels[ids].tolist()
         for row, chosen in enumerate(negatives):
-            assert len(chosen) == number
+            assert row not in chosen
+            assert len(set(chosen)) == len(chosen) == number
             false = sum(labels[position] == labels[row] for position in chosen)
             assert false == pytest.approx(prior * number)
     if share is not None:
         assert (prior, number) == (share, NEGATIVES)
 
 
-def test_batches_are_of_different_training_images(split):
-    batches = image_pairs.draw_batches(split, 20, generator())
+@pytest.mark.parametrize("part", ["train", "validation"])
+def test_batches_are_of_different_images_of_one_part(split, part):
+    images = getattr(split, part)
+    batches = pairs.draw_batches(split, images, 20, generator())
     assert batches.shape == (20, BATCH)
-    assert set(batches.flatten().tolist()) <= set(split.train.tolist())
+    assert set(batches.flatten().tolist()) <= set(images.tolist())
     assert all(len(set(batch)) == BATCH for batch in batches.tolist())
     first = split.labels[batches[:, 0]].tolist()  # the order of the digits changes
     assert len(set(first)) > 2
 
 
 @pytest.mark.parametrize("share", [-0.1, 0.12, 0.55, 1.0, math.nan])
-def test_a_share_that_cannot_be_planted_is_named(split, share):
-    views = torch.zeros(1, 2 * BATCH, 8, 8)
+def test_a_share_that_cannot_be_planted_is_named(share):
     with pytest.raises(ValueError, match=f"share must be one of 0, 1/20, … 10/20, got {share}"):
-        image_pairs.train(views, share, presets.infonce(0.1), 0)
+        pairs.plant_negatives(share, generator())
 
 
 @pytest.mark.parametrize("share", [None, 0.2])
 def test_the_loss_sees_these_negatives_and_no_others(share):
     views = torch.randn(2, BATCH, DIM, generator=generator(1), dtype=torch.float64)
-    positions = torch.arange(BATCH)
-    known = {}
-    if share is not None:
-        known = {"query_ids": positions, "interactions": image_pairs.left_out(share, generator())}
-    loss = presets.infonce(0.1)
-    found = cw_loss_in_batch(*views, positions, log_q_correction=False, reduction="none", **known, **loss)
+    negatives = pairs.plant_negatives(share, generator())
+    setting = Setting(0.1, 0.0, negatives, HELD_OUT)
     queries, items = F.normalize(views, dim=-1)
     logits = queries @ items.T / 2 / 0.1
-    expected = [
-        F.cross_entropy(logits[row, [row, *chosen]], torch.tensor(0)) for row, chosen in enumerate(negatives_of(share))
+    rows = [
+        F.cross_entropy(logits[row, [row, *chosen]], torch.tensor(0)) for row, chosen in enumerate(negatives.tolist())
     ]
-    torch.testing.assert_close(found, torch.stack(expected))
+    expected = torch.stack(rows).mean()
+    torch.testing.assert_close(InBatch(setting, presets.infonce(0.1)).loss(*views), expected)
+
+
+def test_scores_are_half_cosines_of_the_right_pairs(split):
+    views = torch.randn(2, BATCH, DIM, generator=generator(1), dtype=torch.float64)
+    negatives = pairs.plant_negatives(0.3, generator())
+    scores = Setting(0.1, 0.3, negatives, HELD_OUT).scores(*views)
+    labels = split.labels[pairs.draw_batches(split, split.train, 1, generator())[0]].tolist()
+    for row in (0, 57, BATCH - 1):
+        cosines = F.cosine_similarity(views[0, row], views[1], dim=-1) / 2
+        torch.testing.assert_close(scores.positives[row], cosines[row])
+        torch.testing.assert_close(scores.negatives[row], cosines[negatives[row]])
+        same = [position for position in range(BATCH) if labels[position] == labels[row] and position != row]
+        assert len(same) == PER_DIGIT - 1
+        torch.testing.assert_close(scores.same_digit[row], cosines[same])
 
 
 def test_views_are_two_of_one_image_each(split, monkeypatch):
     mark = torch.arange(2 * BATCH).view(-1, 1, 1)  # whole numbers, exact on top of sixteenths
-    monkeypatch.setattr(image_pairs, "augment", lambda images, generator: images + mark)
-    views = image_pairs.make_views(split, 2, 0)
+    monkeypatch.setattr(pairs, "augment", lambda images, generator: images + mark)
+    views = pairs.make_views(split, split.train, 2, 0)
     assert views.shape == (2, 2 * BATCH, 8, 8)
     first, second = (views - mark).split(BATCH, dim=1)
     assert torch.equal(first, second)
@@ -112,65 +127,88 @@ def test_views_are_two_of_one_image_each(split, monkeypatch):
 
 
 def test_views_differ_and_the_seed_decides_them(split):
-    views = image_pairs.make_views(split, 2, 0)
+    views = pairs.make_views(split, split.train, 2, 0)
     first, second = views.split(BATCH, dim=1)
     assert (first - second).abs().amax((2, 3)).min() > 0.05
-    assert torch.equal(views, image_pairs.make_views(split, 2, 0))
-    assert not torch.equal(views, image_pairs.make_views(split, 2, 1))
+    assert torch.equal(views, pairs.make_views(split, split.train, 2, 0))
+    assert not torch.equal(views, pairs.make_views(split, split.train, 2, 1))
 
 
 def test_no_augmentation_leaves_images_alone(split, monkeypatch):
     for name in ("ROTATION", "SHIFT", "SCALE", "NOISE"):
-        monkeypatch.setattr(image_pairs, name, 0.0)
-    torch.testing.assert_close(image_pairs.augment(split.images[:9], generator()), split.images[:9])
+        monkeypatch.setattr(pairs, name, 0.0)
+    torch.testing.assert_close(pairs.augment(split.images[:9], generator()), split.images[:9])
 
 
 # --- training ---
 
 
-@pytest.mark.parametrize("name", LOSSES)
-def test_training_beats_an_untrained_encoder(split, name):
-    before = image_pairs.accuracy(image_pairs.make_encoder(0), split, split.test)
-    loss = LOSSES[name].arguments(0.1, 0.0, NEGATIVES)
-    encoder = image_pairs.train(image_pairs.make_views(split, 100, 0), 0.0, loss, 0)
-    after = image_pairs.accuracy(encoder, split, split.test)
+@pytest.mark.parametrize("name", CONTESTANTS)
+def test_training_beats_an_untrained_encoder(data, name):
+    split = data.split
+    before = pairs.accuracy(pairs.make_encoder(0), split, split.test)
+    encoder, _ = train_with(name, 0.1, 0.0, data, 0)
+    after = pairs.accuracy(encoder, split, split.test)
     assert before.few + 0.05 < after.few < 1
 
 
-def test_training_is_reproducible(split):
-    views = image_pairs.make_views(split, 3, 0)
-    loss = LOSSES["cw"].arguments(0.1, 0.2, NEGATIVES)
-    weights = [image_pairs.train(views, 0.2, loss, seed)[1].weight for seed in (0, 0, 1)]
+@pytest.mark.parametrize("name", ["cw", "tedn", "fne"])
+def test_training_is_reproducible(data, name, monkeypatch):
+    monkeypatch.setattr(methods, "EPOCH", 1)
+    short = data._replace(views=data.views[:14])
+    weights = [train_with(name, 0.1, 0.2, short, seed)[0][1].weight for seed in (0, 0, 1)]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
 
 
-@pytest.mark.parametrize("prior", [0.0, 0.1, 0.5])
-def test_pucls_share_of_the_unlabelled_is_the_planted_one(prior):
-    assert LOSSES["pucl"].arguments(0.1, prior, NEGATIVES)["prior"] == pytest.approx(prior)
+def test_epochs_are_counted_and_see_the_encoder_as_it_is_then(data):
+    seen = []
+
+    class Recorder(InBatch):
+        def start_epoch(self, epoch, encoder):
+            seen.append((epoch, encoder[1].weight.detach().clone()))
+
+    negatives = pairs.plant_negatives(0.2, generator())
+    method = Recorder(Setting(0.1, 0.2, negatives, HELD_OUT), presets.infonce(0.1))
+    encoder = methods.train(data.views[: 2 * methods.EPOCH], method, 0)
+    assert [epoch for epoch, _ in seen] == [0, 1]
+    assert torch.equal(seen[0][1], pairs.make_encoder(0)[1].weight)
+    assert not torch.equal(seen[1][1], seen[0][1])
+    assert not torch.equal(seen[1][1], encoder[1].weight)
 
 
-def test_the_temperature_is_that_of_the_best_validation(split, monkeypatch):
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5])
+def test_pucls_share_of_the_unlabelled_is_the_planted_one(share):
+    negatives = pairs.plant_negatives(share, generator())
+    method = LOSSES["pucl"].method(Setting(0.1, share, negatives, HELD_OUT))
+    assert method.arguments["prior"] == pytest.approx(share)
+
+
+def test_the_temperature_is_that_of_the_best_validation(data, monkeypatch):
     """Two seeds are searched; the third only tests."""
     used = []
+    split = data.split
 
-    def train(views, share, loss, seed):
-        used.append((seed, loss["temperature"]))
-        return loss["temperature"], seed
+    def train(name, temperature, share, data, seed):
+        used.append((seed, temperature))
+        method = Method(Setting(temperature, share, torch.zeros(0), HELD_OUT))
+        method.estimated_prior = temperature + seed
+        return (temperature, seed), method
 
     def accuracy(encoder, split, ids):
         temperature, seed = encoder
         if ids is split.validation:
-            return image_pairs.Accuracy({0.05: (0.6, 0.6), 0.1: (0.8, 0.3), 0.2: (0.5, 0.9)}[temperature][seed], 0.0)
-        return image_pairs.Accuracy(0.1 * seed, temperature)
+            return pairs.Accuracy({0.05: (0.6, 0.6), 0.1: (0.8, 0.3), 0.2: (0.5, 0.9)}[temperature][seed], 0.0)
+        return pairs.Accuracy(0.1 * seed, temperature)
 
     monkeypatch.setattr(image_pairs, "TEMPERATURES", (0.05, 0.1, 0.2))
-    monkeypatch.setattr(image_pairs, "train", train)
+    monkeypatch.setattr(image_pairs, "train_with", train)
     monkeypatch.setattr(image_pairs, "accuracy", accuracy)
-    found = image_pairs.measure([split] * 3, [torch.empty(0)] * 3, "dcl", 0.3)
+    found = image_pairs.measure([Data(split, torch.empty(0), HELD_OUT)] * 3, "dcl", 0.3)
     assert found["temperature"] == 0.2
     assert found["validation"] == [[0.05, 0.6], [0.1, pytest.approx(0.55)], [0.2, pytest.approx(0.7)]]
     assert (found["few"], found["all"]) == ([0.0, 0.1, 0.2], [0.2] * 3)
+    assert found["estimated_prior"] == [0.2, 1.2, 2.2]
     assert used == [(seed, t) for t in (0.05, 0.1, 0.2) for seed in (0, 1)] + [(2, 0.2)]
 
 
@@ -180,13 +218,14 @@ def test_the_temperature_is_that_of_the_best_validation(split, monkeypatch):
 def test_a_comparison_is_written_whole(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(image_pairs, "SHARES", (None, 0.0, 0.5))
     monkeypatch.setattr(image_pairs, "TEMPERATURES", (0.1,))
-    monkeypatch.setattr(image_pairs, "LABELLED_DRAWS", 1)
+    monkeypatch.setattr(pairs, "LABELLED_DRAWS", 1)
     out = tmp_path / "new" / "out"
     assert image_pairs.main(["--seeds", "2", "--steps", "2", "--out", str(out)]) == 0
-    assert (out / "results.png").read_bytes().startswith(b"\x89PNG")
+    for figure in ("results.png", "estimated.png"):
+        assert (out / figure).read_bytes().startswith(b"\x89PNG")
     report = json.loads((out / "results.json").read_text(encoding="utf-8"))
     assert [(result["share"], result["loss"]) for result in report["results"]] == [
-        (share, name) for share in (None, 0.0, 0.5) for name in LOSSES
+        (share, name) for share in (None, 0.0, 0.5) for name in CONTESTANTS
     ]
     printed = capsys.readouterr().out
     for result in report["results"]:
@@ -215,7 +254,7 @@ def test_bad_arguments_are_named(tmp_path, capsys, flags, complaint):
 
 
 def test_missing_images_are_said_to_be_missing(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(image_pairs.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(pairs.importlib.util, "find_spec", lambda name: None)
     monkeypatch.delitem(sys.modules, "sklearn.datasets", raising=False)
     assert image_pairs.main(["--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err.endswith("which is not installed: pip install scikit-learn\n")
