@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Literal, get_args
 
@@ -20,6 +20,8 @@ Family = Literal["normal", "isotonic"]
 
 # Steps of the normal family's search end when none moves it by more than this part of the scores' deviation.
 _TOLERANCE, _MOST_STEPS = 1e-6, 1000
+# By how much log odds may be lowered, and how often that is halved.
+_MOST_LOWERED, _HALVINGS = 50.0, 40
 # The negatives' deviation is at least this part of the unlabeled scores': one around a single score would be the
 # likeliest of all.
 _LEAST_DEVIATION = 0.01
@@ -55,7 +57,9 @@ class FalseNegatives:
       normal density that makes the unlabeled scores likeliest (by expectation maximisation). Smooth, and p_FN < 1 for
       every finite score. Where the deviations differ, the ratio f⁺/f⁻ has a turning point; p_FN rises on the side of
       it that holds both means, and keeps its value at the turning point on the other side. If f⁻ comes out with a
-      mean that is not below that of f⁺, the scores tell nothing and p_FN is π for all.
+      mean that is not below that of f⁺, the scores tell nothing and p_FN is π for all. Where the mean of p_FN over the
+      unlabeled scores would be above π, which it is not for scores that are normal, its log odds are lowered by a
+      constant until it is π.
     - ``"isotonic"``: the non-decreasing f⁺/f_u that makes both samples likeliest, without a shape given: isotonic
       regression of "is a positive" on the pooled samples, each sample weighing as much as the other (by pooling of
       adjacent violators), turned from odds into the quotient. Piecewise linear between the samples' scores. Needs
@@ -265,15 +269,15 @@ class _Normal:
     rising: tuple[float, float]  # where it does, in t
     device: torch.device
 
-    def _logit(self, s: Tensor) -> Tensor:
+    def logit(self, s: Tensor) -> Tensor:
         t = ((s - self.middle) / self.scale).clamp(*self.rising)
         return self.constant + t * (self.slope + t * self.bend)
 
     def probability(self, s: Tensor) -> Tensor:
-        return torch.sigmoid(self._logit(s))
+        return torch.sigmoid(self.logit(s))
 
     def log_rest(self, s: Tensor) -> Tensor:
-        return F.logsigmoid(-self._logit(s))
+        return F.logsigmoid(-self.logit(s))
 
 
 @dataclass(frozen=True, eq=False)
@@ -333,7 +337,26 @@ def _fit_normal(positives: Tensor, unlabeled: Tensor, prior: float) -> _Normal:
     constant = log_odds + math.log(neg_deviation / deviation) + half**2 * bend
     turn = -slope / (2 * bend) if bend else math.inf
     rising = (max(-_FURTHEST, turn), _FURTHEST) if bend > 0 else (-_FURTHEST, min(_FURTHEST, turn))
-    return _Normal((mean + neg_mean) / 2, deviation, constant, slope, bend, rising, positives.device)
+    model = _Normal((mean + neg_mean) / 2, deviation, constant, slope, bend, rising, positives.device)
+    return _lowered(model, unlabeled, prior)
+
+
+def _lowered(model: _Normal, unlabeled: Tensor, prior: float) -> _Normal:
+    """With the log odds lowered by a constant, by bisection, where p is above π in the mean over the unlabeled scores.
+
+    Otherwise more would be taken for positives than there are: where scores are not normal, and past the turning point.
+    """
+    logit = model.logit(unlabeled)
+    if not torch.sigmoid(logit).mean() > prior:
+        return model
+    by, most = 0.0, _MOST_LOWERED
+    for _ in range(_HALVINGS):
+        middle = (by + most) / 2
+        if torch.sigmoid(logit - middle).mean() > prior:
+            by = middle
+        else:
+            most = middle
+    return replace(model, constant=model.constant - most)
 
 
 def _moments(name: str, scores: Tensor) -> tuple[float, float]:

@@ -117,6 +117,32 @@ def test_its_mean_over_the_unlabeled_is_the_prior(family: str) -> None:
         assert estimate.probability(torch.from_numpy(unlabeled)).mean().item() == pytest.approx(share, abs=0.01)
 
 
+SKEWED = {
+    "two betas": (stats.beta(5, 2, loc=-0.5), stats.beta(2, 5, loc=-0.5)),
+    "long tail": (stats.norm(0.2, 0.1), stats.gamma(2, scale=0.05, loc=-0.2)),
+    "heavy tails": (stats.norm(0.0, 0.1), stats.t(4, loc=-0.2, scale=0.08)),
+}
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+@pytest.mark.parametrize("name", SKEWED)
+def test_scores_that_are_not_normal(name: str, share: float) -> None:
+    """Isotonic finds the true negatives' mass; normal takes no more for positives than there are, and is nearer to it
+    than no weights by far."""
+    positives, unlabeled = _draw(SKEWED[name], share, 20_000, 300_000, seed=4)
+    scores = torch.from_numpy(unlabeled)
+    f = torch.sigmoid(-scores / 0.1) * (scores / 0.1).exp()
+    negatives = SKEWED[name][1].rvs(500_000, random_state=5)
+    truth = (np.exp(negatives / 0.1) / (1 + np.exp(negatives / 0.1))).mean()
+    plain = f.mean().item() / truth - 1
+    for family in FAMILIES:
+        estimate = FalseNegatives.fit(positives, unlabeled, share, family=family)
+        weights = estimate.log_weights(scores).exp()
+        assert 1 - weights.mean().item() <= share + 1e-9
+        bias = ((weights * f).sum() / weights.sum()).item() / truth - 1
+        assert abs(bias) < (0.025 if family == "isotonic" else 0.15 * plain), family
+
+
 @each_family
 def test_no_positives_no_weights(family: str) -> None:
     """π = 0 and γ = 0 are the loss without weights, bit for bit."""

@@ -4,12 +4,12 @@ Two augmented views of the same handwritten digit (scikit-learn's 1,797 images o
 views of other images in the batch are its negatives. Those that show the same digit are false ones, and how many they
 are is planted: a batch has as many images of each digit, and each row leaves out all but so many of the same and so
 many of other digits that it has 20 negatives with the share π. Besides, the batch as it is: 109 negatives, of which 10
-are false. The labels serve for this and to measure: training sees pairs alone.
+are false. The labels serve for this and to measure: training sees pairs alone, but where it is said.
 
 InfoNCE, SL, DCL, PUCL and CW are arguments of the loss. CVIR, (TED)ⁿ, 1 − p_FN and FNE are InfoNCE with weights that
 change as training goes. All that correct are told the true π, but for FNE, which takes its authors' number, and (TED)ⁿ,
 which estimates it before each epoch from pairs of validation images: once with the two views of an image as positives,
-and once with views of two images of a digit, for which it sees the labels of these images. So does 1 − p_FN.
+and once with views of two images of a digit, for which it sees the labels of these images, as 1 − p_FN does.
 
 All train with the same images, views and first weights. Each has the same temperatures to choose from, by the mean
 validation accuracy of the first two seeds. Measured is what a nearest neighbour makes of the embeddings of images that
