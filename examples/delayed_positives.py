@@ -18,6 +18,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import benchmarks  # noqa: F401  # first, since it reports a missing package in one line
+
+# isort: split
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
