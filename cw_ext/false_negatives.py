@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Literal, get_args
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from cw_ext import checks
+from cw_ext.posteriors import Isotonic, Normal, fit_isotonic, fit_normal
 from cw_ext.score_curve import ScoreCurve
 from cw_ext.score_samples import Scores, sorted_scores
 
 Family = Literal["normal", "isotonic"]
 
-# Steps of the normal family's search end when none moves it by more than this part of the scores' deviation.
-_TOLERANCE, _MOST_STEPS = 1e-6, 1000
-# By how much log odds may be lowered, and how often that is halved.
-_MOST_LOWERED, _HALVINGS = 50.0, 40
-# The negatives' deviation is at least this part of the unlabeled scores': one around a single score would be the
-# likeliest of all.
-_LEAST_DEVIATION = 0.01
-# As many deviations away from the middle a score is as good as infinite, and its square is still finite in fp32.
-_FURTHEST = 1e12
 # fp32, in which the loss sees most scores, tells no more places apart.
 _MOST_KNOTS = 2**24
 
@@ -81,7 +70,7 @@ class FalseNegatives:
     family: Family
     low: float
     high: float
-    _model: _Normal | _Isotonic
+    _model: Normal | Isotonic
 
     @classmethod
     def fit(
@@ -116,7 +105,7 @@ class FalseNegatives:
         unlabeled = _sample("unlabeled_scores", unlabeled_scores).to(positives.device)
         low = min(positives[0].item(), unlabeled[0].item())
         high = max(positives[-1].item(), unlabeled[-1].item())
-        model = (_fit_normal if family == "normal" else _fit_isotonic)(positives, unlabeled, prior)
+        model = (fit_normal if family == "normal" else fit_isotonic)(positives, unlabeled, prior)
         return cls(prior, family, low, high, model)
 
     def __repr__(self) -> str:
@@ -257,55 +246,6 @@ def delayed_weights(kinds: Tensor, f_dp: Tensor) -> Tensor:
     return torch.where(kinds < 0, 0.0, weights)
 
 
-@dataclass(frozen=True)
-class _Normal:
-    """The posterior of two normal densities: log p/(1 − p) = constant + t·(slope + t·bend), t = (s − middle)/scale."""
-
-    middle: float
-    scale: float
-    constant: float
-    slope: float
-    bend: float
-    rising: tuple[float, float]  # where it does, in t
-    device: torch.device
-
-    def logit(self, s: Tensor) -> Tensor:
-        t = ((s - self.middle) / self.scale).clamp(*self.rising)
-        return self.constant + t * (self.slope + t * self.bend)
-
-    def probability(self, s: Tensor) -> Tensor:
-        return torch.sigmoid(self.logit(s))
-
-    def log_rest(self, s: Tensor) -> Tensor:
-        return F.logsigmoid(-self.logit(s))
-
-
-@dataclass(frozen=True, eq=False)
-class _Isotonic:
-    """p at places [M], M ≥ 2, in increasing order, both fp64; straight lines between them."""
-
-    places: Tensor
-    values: Tensor
-
-    @property
-    def device(self) -> torch.device:
-        return self.places.device
-
-    def _at(self, s: Tensor) -> Tensor:
-        places, values = self.places.to(s.device), self.values.to(s.device)
-        nan = s.isnan()
-        x = torch.where(nan, places[0], s.double().clamp(places[0], places[-1]))
-        k = (torch.searchsorted(places, x, right=True) - 1).clamp(0, len(places) - 2)
-        p = torch.lerp(values[k], values[k + 1], (x - places[k]) / (places[k + 1] - places[k]))
-        return torch.where(nan, torch.nan, p)
-
-    def probability(self, s: Tensor) -> Tensor:
-        return self._at(s).to(s.dtype)
-
-    def log_rest(self, s: Tensor) -> Tensor:
-        return torch.log1p(-self._at(s)).to(s.dtype)
-
-
 def _computed(scores: Tensor) -> Tensor:
     """Without gradient, in the dtype that is computed in."""
     checks.has_dtype("scores", scores, checks.FLOATING)
@@ -321,108 +261,3 @@ def _sample(name: str, scores: Scores) -> Tensor:
     if len(values) == 0:
         raise ValueError(f"{name} must hold at least one score besides padding, got nothing but −inf")
     return values
-
-
-def _fit_normal(positives: Tensor, unlabeled: Tensor, prior: float) -> _Normal:
-    mean, deviation = _moments("positive_scores", positives)
-    neg_mean, neg_deviation = _negatives_moments(mean, deviation, unlabeled, prior)
-    log_odds = math.log(prior) - math.log1p(-prior) if prior > 0 else -math.inf
-    if prior == 0 or neg_mean >= mean:
-        return _Normal(0.0, 1.0, log_odds, 0.0, 0.0, (0.0, 0.0), positives.device)
-    # −(s − μ⁺)²/2σ⁺² + (s − μ⁻)²/2σ⁻², written around the middle of the means, where neither square is large, and in
-    # units of σ⁺.
-    half = (mean - neg_mean) / 2 / deviation
-    narrower = (deviation / neg_deviation) ** 2
-    bend, slope = (narrower - 1) / 2, half * (narrower + 1)
-    constant = log_odds + math.log(neg_deviation / deviation) + half**2 * bend
-    turn = -slope / (2 * bend) if bend else math.inf
-    rising = (max(-_FURTHEST, turn), _FURTHEST) if bend > 0 else (-_FURTHEST, min(_FURTHEST, turn))
-    model = _Normal((mean + neg_mean) / 2, deviation, constant, slope, bend, rising, positives.device)
-    return _lowered(model, unlabeled, prior)
-
-
-def _lowered(model: _Normal, unlabeled: Tensor, prior: float) -> _Normal:
-    """With the log odds lowered by a constant, by bisection, where p is above π in the mean over the unlabeled scores.
-
-    Otherwise more would be taken for positives than there are: where scores are not normal, and past the turning point.
-    """
-    logit = model.logit(unlabeled)
-    if not torch.sigmoid(logit).mean() > prior:
-        return model
-    by, most = 0.0, _MOST_LOWERED
-    for _ in range(_HALVINGS):
-        middle = (by + most) / 2
-        if torch.sigmoid(logit - middle).mean() > prior:
-            by = middle
-        else:
-            most = middle
-    return replace(model, constant=model.constant - most)
-
-
-def _moments(name: str, scores: Tensor) -> tuple[float, float]:
-    mean, deviation = scores.mean().item(), scores.std(correction=0).item()
-    if deviation == 0:
-        raise ValueError(f"{name} must hold at least two different scores for family='normal', got {mean} alone")
-    if deviation == math.inf:
-        raise ValueError(f"{name} must hold scores whose squares fp64 can hold, got {scores[-1].item()}")
-    return mean, deviation
-
-
-def _negatives_moments(mean: float, deviation: float, unlabeled: Tensor, prior: float) -> tuple[float, float]:
-    """Mean and deviation of f⁻, by expectation maximisation with π and f⁺ as they are.
-
-    Not from moments, as μ_u = πμ⁺ + (1 − π)μ⁻ would suggest: where f⁺ or π is a little off, the variance that is left
-    for the negatives may be negative.
-    """
-    neg_mean, neg_deviation = whole_mean, whole_deviation = _moments("unlabeled_scores", unlabeled)
-    if prior == 0:
-        return whole_mean, whole_deviation
-    log_odds = math.log(prior) - math.log1p(-prior)
-    positive = log_odds - math.log(deviation) - ((unlabeled - mean) / deviation).square() / 2
-    for _ in range(_MOST_STEPS):
-        negative = -math.log(neg_deviation) - ((unlabeled - neg_mean) / neg_deviation).square() / 2
-        share = torch.sigmoid(negative - positive)
-        total = share.sum()
-        new_mean = (share * unlabeled).sum() / total
-        new_deviation = ((share * (unlabeled - new_mean).square()).sum() / total).sqrt()
-        before = neg_mean, neg_deviation
-        neg_mean = new_mean.item()
-        neg_deviation = max(new_deviation.item(), _LEAST_DEVIATION * whole_deviation)
-        moved = max(abs(neg_mean - before[0]), abs(neg_deviation - before[1]))
-        if not moved > _TOLERANCE * whole_deviation:
-            break
-    return neg_mean, neg_deviation
-
-
-def _fit_isotonic(positives: Tensor, unlabeled: Tensor, prior: float) -> _Isotonic:
-    samples = [sample.cpu().numpy() for sample in (positives, unlabeled)]
-    places = np.unique(np.concatenate(samples))
-    of_positives, of_unlabeled = (
-        np.bincount(np.searchsorted(places, sample), minlength=len(places)) for sample in samples
-    )
-    starts, of_positives, of_unlabeled = _pool(of_positives, of_unlabeled)
-    with np.errstate(divide="ignore"):  # a block of positives alone
-        quotient = (of_positives / len(positives)) / (of_unlabeled / len(unlabeled))
-    values = np.minimum(1.0, prior * quotient) if prior > 0 else np.zeros(len(starts))
-    # A block has its value from its first score to its last.
-    first, last = places[starts], places[np.append(starts[1:], len(places)) - 1]
-    ends, index = np.unique(np.stack([first, last], 1).ravel(), return_index=True)
-    heights = np.repeat(values, 2)[index]
-    if len(ends) == 1:
-        ends, heights = np.append(ends, np.nextafter(ends, np.inf)), np.repeat(heights, 2)
-    as_tensor = (torch.from_numpy(array).to(positives.device) for array in (ends, heights))
-    return _Isotonic(*as_tensor)
-
-
-def _pool(above: np.ndarray, below: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Neighbours put together until above/below rises from block to block: where each starts, and its two sums.
-
-    Each pass puts together all neighbours that do not rise. The counts are integers, and so exact.
-    """
-    starts = np.arange(len(above))
-    while True:
-        rises = above[:-1] * below[1:] < above[1:] * below[:-1]
-        if rises.all():
-            return starts, above, below
-        kept = np.flatnonzero(np.append(True, rises))
-        starts, above, below = starts[kept], np.add.reduceat(above, kept), np.add.reduceat(below, kept)

@@ -18,6 +18,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import benchmarks  # noqa: F401  # first, since it reports a missing package in one line
+
+# isort: split
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -58,7 +61,7 @@ def show(number: int, generator: torch.Generator) -> Shown:
     """Show items whose features decide how likely they are liked, and how likely late."""
     features = torch.randn(number, FEATURES, generator=generator)
     slopes = torch.linspace(1.0, -0.5, FEATURES)
-    # A product of features, so that a linear model is wrong, and what counts for more is not all the same to it.
+    # A product of features, so that a linear model is wrong: which one is best then depends on how much items count.
     f = torch.sigmoid(features @ slopes + features[:, 0] * features[:, 1] - 1)
     is_late = torch.sigmoid(1.5 * features[:, 0] - 0.5 * features[:, 2])
     f_ip, f_dp = f * (1 - is_late), f * is_late

@@ -17,6 +17,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import benchmarks  # noqa: F401  # first, since it reports a missing package in one line
+
+# isort: split
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

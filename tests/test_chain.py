@@ -139,6 +139,28 @@ def test_update_without_a_draw_walks_by_itself() -> None:
     assert torch.equal(drawn.states, expected.states)
 
 
+def test_a_batch_that_was_written_over_since_the_draw_walks_by_itself() -> None:
+    tables = make_tables()
+    chain, expected = _chain(tables, 6), _chain(tables, 6)
+    query_ids = torch.tensor([0, 1, 2])
+    chain.draw(*tables.batch(query_ids), seed=4)
+    query_ids.copy_(torch.tensor([4, 3, 2]))
+    for each in (chain, expected):
+        each.update(*tables.batch(query_ids), seed=4)
+    assert torch.equal(chain.states, expected.states)
+
+
+def test_in_inference_mode() -> None:
+    tables = make_tables()
+    chain, expected = _chain(tables, 6), _chain(tables, 6)
+    with torch.inference_mode():
+        batch = tables.batch(torch.arange(5))
+        ids = chain.draw(*batch, seed=4).ids
+        chain.update(*batch, seed=4)
+    expected.update(*tables.batch(torch.arange(5)), seed=4)
+    assert torch.equal(chain.states, expected.states) and torch.equal(chain.states[:-1].long(), ids)
+
+
 def test_of_a_query_twice_in_a_batch_the_first_row_writes() -> None:
     tables = make_tables()
     chain = _chain(tables, 6)

@@ -453,7 +453,7 @@ GOOD = [0.1, 0.2]
     [
         ({"positive_scores": []}, ValueError, r"positive_scores must hold at least one score, got shape \(0,\)"),
         ({"positive_scores": [-INF, -INF]}, ValueError, "positive_scores must hold at least one score besides padding"),
-        ({"positive_scores": [0.3, 0.3]}, ValueError, r"positive_scores must hold at least two diff.*got 0\.3 alone"),
+        ({"positive_scores": [0.3] * 3}, ValueError, r"positive_scores must hold at least two diff.*got 0\.3 alone"),
         ({"unlabeled_scores": [0.3]}, ValueError, "unlabeled_scores must hold at least two different .*'normal'"),
         ({"unlabeled_scores": [0.3, INF]}, ValueError, r"unlabeled_scores must hold no \+inf, got 1 among 2 scores"),
         ({"unlabeled_scores": [0.3, NAN]}, ValueError, "unlabeled_scores must hold no NaN, got 1 among 2 scores"),

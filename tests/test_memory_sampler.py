@@ -21,7 +21,7 @@ DOT: dict[str, Any] = {"similarity": "dot", "seed": 0}
 
 def _memory_items(memory: Memory) -> Tensor:
     """[Q, size], the items of each query's memory."""
-    return memory.items.gather(1, memory.kept.long())[:-1]
+    return memory.pool.gather(1, memory.kept.long())[:-1]
 
 
 @pytest.mark.parametrize("temperature", [0.8, 3.0])
@@ -57,7 +57,7 @@ def test_the_coldest_memory_is_the_hardest(device: torch.device) -> None:
     ids = memory.draw(*batch).ids
     for row, query in enumerate((4, 0, 2)):
         scores = tables.scores("dot")[query]
-        in_pool = [item for item in memory.items[query].tolist() if item >= 0]
+        in_pool = [item for item in memory.pool[query].tolist() if item >= 0]
         hardest = sorted(in_pool, key=lambda item: -scores[item])
         assert _memory_items(memory)[query].tolist() == hardest[:6]
         assert ids[row].tolist() == hardest[:3]
@@ -127,7 +127,7 @@ def test_moments_of_more_epochs_than_the_window() -> None:
     g = generator(5)
     tables, values = make_tables(), []
     memory = Memory(tables.interactions, size=2, extension=3, window=3, pool=9, **DOT)
-    items = memory.items[2].long()
+    items = memory.pool[2].long()
     for epoch in range(7):
         tables = _moved(tables, g)
         scores = tables.scores("dot")[2]
@@ -162,16 +162,16 @@ def test_of_a_query_twice_in_a_batch_the_first_row_writes() -> None:
 def test_the_pool_holds_unknown_items_once_each(device: torch.device) -> None:
     tables = make_tables(num_queries=40, num_items=60, device=device)
     memory = Memory(tables.interactions, size=4, extension=8, pool=20, seed=1)
-    for query, items in enumerate(memory.items[:-1].tolist()):
+    for query, items in enumerate(memory.pool[:-1].tolist()):
         assert len(set(items)) == 20 and set(items) <= set(tables.unknown(query))
-    assert (memory.items[-1] == -1).all()
+    assert (memory.pool[-1] == -1).all()
 
 
 def test_the_pool_is_uniform() -> None:
     """In each place, also where many of its items are all that there are."""
     for count, pool in ((8, 6), (30, 6)):
         tables = leaving(count, 20_000)
-        items = Memory(tables.interactions, size=2, extension=3, pool=pool, seed=2).items[:-1]
+        items = Memory(tables.interactions, size=2, extension=3, pool=pool, seed=2).pool[:-1]
         for place in (0, 5):
             assert_distributed(counts_of(items[:, place], count), torch.full((count,), 20_000 / count))
         pairs = items[:, 0].long() * count + items[:, 5]
@@ -183,8 +183,8 @@ def test_a_query_with_few_unknown_items() -> None:
     """All of them are its pool; it draws no padding before them, and nothing that it knows."""
     tables = leaving(3, 50)
     memory = Memory(tables.interactions, 6, size=6, extension=10, pool=20, **DOT)
-    assert memory.items[:-1, :3].sort(1).values.tolist() == [[0, 1, 2]] * 50
-    assert (memory.items[:, 3:] == -1).all()
+    assert memory.pool[:-1, :3].sort(1).values.tolist() == [[0, 1, 2]] * 50
+    assert (memory.pool[:, 3:] == -1).all()
     batch = tables.batch(torch.arange(50), torch.full((50,), 4))
     hardest = (-tables.scores("dot")[0][:3]).argsort().tolist()
     for epoch in range(3):
@@ -216,7 +216,7 @@ def test_scores_that_are_nan() -> None:
     memory.update(*broken.batch(torch.arange(5)), epoch=1, seed=1)
     assert not torch.isin(_memory_items(memory), bad).any()
     assert memory.mean.isfinite().all() and memory.variance.isfinite().all()
-    of_bad = torch.isin(memory.items, bad)
+    of_bad = torch.isin(memory.pool, bad)
     assert torch.equal(memory.mean[of_bad], mean[of_bad])
 
 

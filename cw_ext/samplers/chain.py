@@ -82,7 +82,8 @@ class Chain(SamplerBase):
         self.register_buffer("neighbours", None if neighbours is None else neighbours.int(), persistent=False)
         self.register_buffer("_known", known, persistent=False)  # what neighbours must not be
         self.register_buffer("states", uniform_items(interactions, num_negatives, seed))
-        self._walked: tuple[Tensor, Tensor] | None = None  # query_ids of a draw, and where its chains went
+        # The query_ids of a draw, how often they had been written to, and where its chains went.
+        self._walked: tuple[Tensor, int, Tensor] | None = None
 
     def extra_repr(self) -> str:
         return f"{self.num_negatives}, temperature={self.temperature}, exponent={self.exponent}, steps={self.steps}"
@@ -106,7 +107,8 @@ class Chain(SamplerBase):
         """
         batch = self._batch(queries, items, query_ids, pos_ids, seed)
         states = self._walk(batch)
-        self._walked = query_ids, states
+        # Of tensors made in inference mode it is unknown how often they were written to.
+        self._walked = None if query_ids.is_inference() else (query_ids, query_ids._version, states)
         return Negatives(states.long(), None)
 
     @torch.no_grad()
@@ -127,7 +129,8 @@ class Chain(SamplerBase):
         """
         batch = self._batch(queries, items, query_ids, pos_ids, seed)
         walked, self._walked = self._walked, None
-        states = walked[1] if walked is not None and walked[0] is query_ids else self._walk(batch)
+        is_same = walked is not None and walked[0] is query_ids and walked[1] == query_ids._version
+        states = walked[2] if walked is not None and is_same else self._walk(batch)
         rows = state_rows(batch.query_ids, self.interactions.num_queries)
         self.states[rows] = states[first_of_each(rows)]
 

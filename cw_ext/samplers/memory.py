@@ -52,7 +52,7 @@ class Memory(SamplerBase):
     than it should draw ends with −1.
 
     Buffers, saved in the state_dict, with a row per query, and one more for padding:
-        items: the pool, int32 [Q + 1, pool]; −1 is padding.
+        pool: int32 [Q + 1, pool]; −1 is padding.
         kept: the memory, int32 [Q + 1, size], as places in the pool, in the order in which they were drawn.
         mean, variance: of σ(s_j − s⁺), fp32 [Q + 1, pool].
         counts, last_epoch: int32 [Q + 1], how many epochs are in the moments, and the latest of them (−1: none).
@@ -67,7 +67,7 @@ class Memory(SamplerBase):
     >>> sampler.update(queries, items, query_ids, pos_ids, epoch=epoch, seed=step)
     """
 
-    items: Tensor
+    pool: Tensor
     kept: Tensor
     mean: Tensor
     variance: Tensor
@@ -102,7 +102,7 @@ class Memory(SamplerBase):
         self.similarity = similarity
         items = distinct_items(interactions, pool, seed)
         rows, device = len(items), items.device
-        self.register_buffer("items", items)
+        self.register_buffer("pool", items)
         self.register_buffer("kept", torch.arange(size, dtype=torch.int32, device=device).repeat(rows, 1))
         self.register_buffer("mean", torch.zeros(rows, pool, device=device))
         self.register_buffer("variance", torch.zeros(rows, pool, device=device))
@@ -117,7 +117,7 @@ class Memory(SamplerBase):
         return self
 
     def extra_repr(self) -> str:
-        return f"{self.num_negatives}, size={self.size}, extension={self.extension}, pool={self.items.shape[1]}"
+        return f"{self.num_negatives}, size={self.size}, extension={self.extension}, pool={self.pool.shape[1]}"
 
     @torch.no_grad()
     def draw(
@@ -139,7 +139,7 @@ class Memory(SamplerBase):
         batch = self._batch(queries, items, query_ids, pos_ids, seed)
         rows = state_rows(batch.query_ids, self.interactions.num_queries)
         places = self.kept[rows].long()
-        ids = self.items[rows].gather(1, places)
+        ids = self.pool[rows].gather(1, places)
         _, value = self._scores(batch, ids)
         alpha = self.deviation * (self.epoch / self.warm_up).clamp(max=1.0)
         value = value + alpha * self.variance[rows].gather(1, places).sqrt()
@@ -167,7 +167,7 @@ class Memory(SamplerBase):
         if batch.rows == 0:
             return
         rows = state_rows(batch.query_ids, self.interactions.num_queries)
-        ids = self.items[rows]  # [B, pool]
+        ids = self.pool[rows]  # [B, pool]
         scores, value = self._scores(batch, ids)
         kept = self._drawn_anew(self.kept[rows].long(), scores, ids, batch.seed)
         is_new = self.last_epoch[rows] < epoch

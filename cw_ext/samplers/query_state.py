@@ -32,17 +32,21 @@ def uniform_items(interactions: Interactions, count: int, seed: int | Tensor | N
     """int32 [num_queries + 1, count]: unknown items of each query, with replacement; −1 where it knows all of them,
     and in the last row."""
     check_seed(seed, interactions.device)
-    queries = _every_query(interactions)
-    draws = uniform_draws(count, seed, interactions.device, None)
-    draws = draws._replace(query_ids=queries, starts=interactions.starts, known=interactions.items)
-    return draw(draws, len(queries), interactions.num_items, fused(interactions.starts))
+    return _uniform(_every_query(interactions), interactions, count, seed_tensor(seed, interactions.device), 0)
 
 
 def distinct_items(interactions: Interactions, count: int, seed: int | Tensor | None) -> Tensor:
     """int32 [num_queries + 1, count]: unknown items of each query, each once and in random order, then −1."""
     check_seed(seed, interactions.device)
-    seed = seed_tensor(seed, interactions.device)
-    drawn = uniform_items(interactions, 2 * count, seed)
+    seed, block = seed_tensor(seed, interactions.device), max(1, BLOCK // (2 * count))
+    parts = []
+    for first, queries in enumerate(_every_query(interactions).split(block)):
+        parts.append(_distinct(queries, interactions, count, seed, first * block))
+    return torch.cat(parts)
+
+
+def _distinct(queries: Tensor, interactions: Interactions, count: int, seed: Tensor, first_row: int) -> Tensor:
+    drawn = _uniform(queries, interactions, 2 * count, seed, first_row)
     ids, order = drawn.sort(dim=1, stable=True)
     repeated = torch.zeros_like(ids, dtype=torch.bool)
     repeated[:, 1:] = ids[:, 1:] == ids[:, :-1]
@@ -50,15 +54,24 @@ def distinct_items(interactions: Interactions, count: int, seed: int | Tensor | 
     firsts, places = repeated.to(torch.uint8).sort(dim=1, stable=True)
     found = drawn.gather(1, places).masked_fill_(firsts > 0, -1)[:, :count].contiguous()
     # Where few items are unknown, draws repeat them; so all of these are shuffled.
-    queries = _every_query(interactions)
-    short = queries[(found < 0).any(1) & (queries >= 0)]
-    kept, block = min(count, interactions.num_items), max(1, BLOCK // interactions.num_items)
-    for first in range(0, len(short), block):
-        some = short[first : first + block]
-        unknown = unknown_items(some, interactions)
-        noise = random_numbers(seed, len(some), interactions.num_items, first).masked_fill_(unknown < 0, -1)
-        found[some, :kept] = unknown.gather(1, noise.topk(kept, dim=1).indices)
+    short = ((found < 0).any(1) & (queries >= 0)).nonzero()[:, 0]
+    kept = min(count, interactions.num_items)
+    for rows in short.split(max(1, BLOCK // interactions.num_items)):
+        if not len(rows):
+            break
+        unknown = unknown_items(queries[rows], interactions)
+        noise = random_numbers(seed, len(rows), interactions.num_items, first_row + int(rows[0]))
+        order = noise.masked_fill_(unknown < 0, -1).topk(kept, dim=1).indices
+        found[rows, :kept] = unknown.gather(1, order)
     return found
+
+
+def _uniform(queries: Tensor, interactions: Interactions, count: int, seed: Tensor, first_row: int) -> Tensor:
+    # Whether there is something to draw is checked batch by batch: a query that knows all may never be asked for.
+    draws = uniform_draws(count, seed, interactions.device, None)
+    known = {"query_ids": queries, "starts": interactions.starts, "known": interactions.items}
+    draws = draws._replace(first_row=first_row, **known)  # type: ignore[arg-type]
+    return draw(draws, len(queries), interactions.num_items, fused(interactions.starts))
 
 
 def _every_query(interactions: Interactions) -> Tensor:

@@ -79,6 +79,9 @@ class Scored(SamplerBase):
         self.log_weight, self.num_candidates, self.replacement = log_weight, num_candidates, replacement
         self.log_q_correction, self.similarity = log_q_correction, similarity
 
+    def extra_repr(self) -> str:
+        return f"{self.num_negatives}, num_candidates={self.num_candidates}, replacement={self.replacement}"
+
     @torch.no_grad()
     def draw(
         self,

@@ -85,8 +85,8 @@ def test_a_sampler_with_a_state_is_kept_up_to_date(tmp_path, spec, loss):
 def test_the_same_pool_whatever_else_is_drawn(tmp_path):
     first, again = (make_trainer(tmp_path, "memory", loss) for loss in ("bpr", "sl"))
     other = make_trainer(tmp_path, "memory", "bpr", replace(CONFIG, seed=1))
-    assert torch.equal(first.negative_sampler.items, again.negative_sampler.items)
-    assert not torch.equal(first.negative_sampler.items, other.negative_sampler.items)
+    assert torch.equal(first.negative_sampler.pool, again.negative_sampler.pool)
+    assert not torch.equal(first.negative_sampler.pool, other.negative_sampler.pool)
 
 
 def test_the_options_of_a_kind_tell_its_runs_apart():

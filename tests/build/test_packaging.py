@@ -412,10 +412,12 @@ from torch import Tensor
 
 import cw_ext
 from cw_ext import (
-    Candidates, CWEmbeddingLoss, CWFullLoss, CWInBatchLoss, CWLoss, CWSampledLoss, Interactions, ScoreCurve,
-    TopKThreshold, build_config, candidate_scores, cw_loss, cw_loss_from_embeddings, cw_loss_full, cw_loss_in_batch,
+    Candidates, CWEmbeddingLoss, CWFullLoss, CWInBatchLoss, CWLoss, CWSampledLoss, FalseNegatives, Interactions,
+    ScoreCurve, TopKThreshold, build_config, candidate_scores, cw_loss, cw_loss_from_embeddings, cw_loss_full,
+    cw_loss_in_batch,
     draw_negatives, presets, prior, sampled_cw_loss,
 )
+from cw_ext.false_negatives import cvir_log_weights, delayed_weights
 
 version: str = cw_ext.__version__
 capability = build_config()["available"]
@@ -439,6 +441,9 @@ def on_scores(beta: Tensor) -> list[Tensor]:
         cw_loss(pos, neg, floor=0.5, min_margin=-1.0, confidence_temperature=2.0, confidence_threshold=beta),
         cw_loss(pos, neg, include_positive=True, surrogate="tanh", reduction="sum", backend="auto"),
         cw_loss(pos, neg, temperature=pos, positive_temperature=0.2, score_curve=ScoreCurve(0, 1, pos, on="margin")),
+        cw_loss(pos, neg, score_curve=FalseNegatives.fit(pos, [0.1, 0.2], 0.1, family="isotonic").curve(knots=9)),
+        cw_loss(pos, neg, neg_log_weights=FalseNegatives.fit(pos, neg, 0.1).log_weights(neg, strength=2)),
+        cw_loss(pos, neg, neg_log_weights=cvir_log_weights(neg, 0.1), row_weights=delayed_weights(ids, pos)),
         cw_loss(pos, neg, **presets.sl(0.1)),
         cw_loss(pos, neg, **presets.sl(), reduction="sum", prior=0.1),
         cw_loss(pos, neg, **presets.infonce(temperature=0.1), backend="reference"),
