@@ -20,9 +20,10 @@ the temperature is chosen, and with the labels of all training images (5 neighbo
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,8 +39,9 @@ from benchmarks.image_pairs.methods import EPOCH, LEARNING_RATE, Method, Setting
 from benchmarks.image_pairs.pairs import Accuracy, Split, accuracy
 from benchmarks.image_pairs.plot import plot_all
 
-# None is the batch as it is.
+# None is the batch as it is, which has this name on the command line.
 SHARES: tuple[float | None, ...] = (None, 0.0, 0.1, 0.2, 0.3, 0.5)
+AS_IT_IS = "as-it-is"
 # On the half cosine.
 TEMPERATURES = (0.0125, 0.025, 0.05, 0.1, 0.2)
 STEPS = 300
@@ -116,8 +118,17 @@ def measure(data: Sequence[Data], name: str, share: float | None) -> dict[str, A
     }
 
 
-def run(seeds: int, steps: int) -> dict[str, Any]:
-    """Measure all losses at all shares, and return the content of results.json."""
+def run(seeds: int, steps: int, losses: Sequence[str], shares: Sequence[float | None]) -> dict[str, Any]:
+    """Measure the losses at the shares, and return the content of results.json.
+
+    Args:
+        seeds, steps: numbers of them.
+        losses: keys of :data:`benchmarks.image_pairs.contestants.CONTESTANTS`; the baseline is measured in any case.
+        shares: of false negatives; None for the batch as it is.
+    """
+    # In one order, however they are given.
+    names = [name for name in CONTESTANTS if name == BASELINE or name in losses]
+    shares = sorted(set(shares), key=lambda share: -math.inf if share is None else share)
     data = [make_data(seed, steps) for seed in range(seeds)]
     splits = [seed_data.split for seed_data in data]
     untrained = {
@@ -125,7 +136,7 @@ def run(seeds: int, steps: int) -> dict[str, Any]:
         "untrained": [accuracy(pairs.make_encoder(seed), split, split.test) for seed, split in enumerate(splits)],
     }
     results = []
-    with tqdm([(share, name) for share in SHARES for name in CONTESTANTS], unit="loss") as progress:
+    with tqdm([(share, name) for share in shares for name in names], unit="loss") as progress:
         for share, name in progress:
             results.append(measure(data, name, share))
     return {
@@ -141,7 +152,7 @@ def run(seeds: int, steps: int) -> dict[str, Any]:
             "temperatures": list(TEMPERATURES),
             "labelled_per_digit": pairs.LABELLED,
         },
-        "labels": {name: loss.label for name, loss in CONTESTANTS.items()},
+        "labels": {name: CONTESTANTS[name].label for name in names},
         "baseline": BASELINE,
         "without_training": {
             name: {kind: [getattr(test, kind) for test in tests] for kind in Accuracy._fields}
@@ -191,6 +202,20 @@ def _spread(values: Sequence[float], sign: str = "") -> str:
     return f"{statistics.mean(values):{sign}.4f}{deviation}"
 
 
+def _share(text: str) -> float | None:
+    if text == AS_IT_IS:
+        return None
+    try:
+        pairs.false_negatives(share := float(text))
+    except ValueError:
+        most = (pairs.PER_DIGIT - 1) / pairs.NEGATIVES
+        raise argparse.ArgumentTypeError(
+            f"expected {AS_IT_IS}, or a number from 0 to {most:g} that makes a whole number of {pairs.NEGATIVES} "
+            f"negatives, got {text!r}"
+        ) from None
+    return share
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     parser = argparse.ArgumentParser(
@@ -199,21 +224,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog="Exit status: 0 done, 2 bad arguments or no scikit-learn, 130 ended by Ctrl-C (nothing is written).",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
+    parser.add_argument(
+        "--losses", nargs="+", choices=CONTESTANTS, default=[*CONTESTANTS], metavar="NAME",
+        help=f"which losses, besides {BASELINE}, with which all are compared",
+    )  # fmt: skip
+    parser.add_argument(
+        "--shares", nargs="+", type=_share, default=SHARES, metavar="SHARE",
+        help=f"shares of false negatives, of {pairs.NEGATIVES} in a row; {AS_IT_IS} (None) is the batch as it is",
+    )  # fmt: skip
     parser.add_argument("--seeds", type=positive_int, default=SEEDS, help="how many seeds, from 0")
     parser.add_argument("--steps", type=positive_int, default=STEPS, help="batches that each encoder is trained on")
     add_out(parser)
     arguments = parser.parse_args(argv)
     out = arguments.out or reporting.default_directory("image-pairs")
-    return command.run(lambda: _run(arguments.seeds, arguments.steps, out))
+    grid = (arguments.seeds, arguments.steps, arguments.losses, arguments.shares)
+    return command.run(lambda: _run(lambda: run(*grid), out))
 
 
-def _run(seeds: int, steps: int, out: Path) -> None:
+def _run(measured: Callable[[], dict[str, Any]], out: Path) -> None:
     reporting.make_writable_directory(out)
-    report = run(seeds, steps)
+    report = measured()
     reporting.write_json(out / "results.json", report)
-    plot_all(report, out)
+    figures = plot_all(report, out)
     print(describe(report))
-    print(f"results: {out / 'results.json'}, {out / 'results.png'}, {out / 'estimated.png'}")
+    print(f"results: {', '.join(str(path) for path in (out / 'results.json', *figures))}")
 
 
 if __name__ == "__main__":

@@ -73,12 +73,23 @@ def same_digit() -> Tensor:
     return (digit.unsqueeze(1) == digit) & ~torch.eye(BATCH, dtype=torch.bool)
 
 
+def false_negatives(share: float) -> int:
+    """How many of a row's :data:`NEGATIVES` are false ones.
+
+    Raises:
+        ValueError: it is no whole number, or more than there are others of a row's digit.
+    """
+    false, most = share * NEGATIVES, PER_DIGIT - 1
+    if not 0 <= false <= most or abs(false - round(false)) > 1e-9:
+        raise ValueError(f"share must be one of 0, 1/{NEGATIVES}, … {most}/{NEGATIVES}, got {share}")
+    return round(false)
+
+
 def plant_negatives(share: float | None, generator: torch.Generator) -> Tensor:
     """Choose the negatives of each row of a batch, so that the share of them is false.
 
     Args:
-        share: π; of :data:`NEGATIVES` it must make a whole number, no more than there are others of a row's digit.
-            None for all others of the batch.
+        share: π, as of :func:`false_negatives`. None for all others of the batch.
         generator: of the choice.
 
     Returns:
@@ -91,13 +102,10 @@ def plant_negatives(share: float | None, generator: torch.Generator) -> Tensor:
     own = torch.eye(BATCH, dtype=torch.bool)
     if share is None:
         return torch.nonzero(~own)[:, 1].view(BATCH, -1)
-    false = share * NEGATIVES
-    most = PER_DIGIT - 1
-    if not 0 <= false <= most or abs(false - round(false)) > 1e-9:
-        raise ValueError(f"share must be one of 0, 1/{NEGATIVES}, … {most}/{NEGATIVES}, got {share}")
+    false = false_negatives(share)
     order = torch.rand(BATCH, BATCH, generator=generator)
     chosen = torch.zeros(BATCH, BATCH, dtype=torch.bool)
-    for candidates, number in ((same, round(false)), (~same & ~own, NEGATIVES - round(false))):
+    for candidates, number in ((same, false), (~same & ~own, NEGATIVES - false)):
         first = order.masked_fill(~candidates, math.inf).argsort(1)[:, :number]
         chosen.scatter_(1, first, True)
     return torch.nonzero(chosen)[:, 1].view(BATCH, -1)

@@ -37,23 +37,29 @@ _AS_IT_IS = -0.1
 _DODGE = 0.008
 
 
-def plot_all(report: Mapping[str, Any], out: Path) -> None:
-    """Draw two PNGs into the folder `out`.
+def plot_all(report: Mapping[str, Any], out: Path) -> list[Path]:
+    """Draw PNGs into the folder `out`, and return their paths.
 
     results.png has the losses that are arguments of this one: test accuracy, its difference from the baseline's, and
     what the temperature changes. estimated.png has those whose weights are estimated, beside InfoNCE and DCL, and at
-    last the estimated share.
+    last the estimated share. Each has those that were measured, and is left out where that is the baseline alone.
 
     Args:
         report: of :mod:`benchmarks.image_pairs`.
         out: a folder that exists.
     """
-    figure, right = _draw_accuracies(report, _BY_ARGUMENTS)
-    _draw_search(right, report, _BY_ARGUMENTS)
-    reporting.save_figure(figure, out / "results.png")
-    figure, right = _draw_accuracies(report, _ESTIMATED)
-    _draw_estimates(right, report)
-    reporting.save_figure(figure, out / "estimated.png")
+    drawn = []
+    for file, names, draw_right in (
+        ("results.png", _BY_ARGUMENTS, _draw_search),
+        ("estimated.png", _ESTIMATED, _draw_estimates),
+    ):
+        measured = [name for name in names if name in report["labels"]]
+        if measured != [report["baseline"]]:
+            figure, right = _draw_accuracies(report, measured)
+            draw_right(right, report, measured)
+            reporting.save_figure(figure, out / file)
+            drawn.append(out / file)
+    return drawn
 
 
 def _draw_accuracies(report: Mapping[str, Any], names: Sequence[str]) -> tuple[Figure, Axes]:
@@ -83,13 +89,16 @@ def _draw_accuracies(report: Mapping[str, Any], names: Sequence[str]) -> tuple[F
     absolute.set(title="test accuracy")
     relative.set(title=f"difference from {labels[baseline]} on the same seeds")
     planted = [share for share in base if share is not None]
-    whole = next(result for result in report["results"] if result["share"] is None)
+    ticks = {share: f"{share:g}" for share in planted}
+    label = "π, share of the negatives that show the same digit"
+    for result in report["results"]:
+        if result["share"] is None:
+            ticks[_AS_IT_IS] = f"{result['prior']:.3f}\nof {result['negatives']}"
+    if None in base:
+        label += "; left: the batch as it is"
     for axes in (absolute, relative):
-        axes.set_xticks(
-            [_AS_IT_IS, *planted],
-            [f"{whole['prior']:.3f}\nof {whole['negatives']}", *(f"{share:g}" for share in planted)],
-        )
-        axes.set_xlabel("π, share of the negatives that show the same digit; left: the batch as it is")
+        axes.set_xticks([*ticks], [*ticks.values()])
+        axes.set_xlabel(label)
         axes.grid(alpha=0.3)
         axes.set_axisbelow(True)
     figure.legend(*absolute.get_legend_handles_labels(), loc="outside lower center", ncols=10, frameon=False)
@@ -113,20 +122,20 @@ def _draw(axes: Axes, values: Mapping[float | None, Sequence[float]], name: str,
 
 
 def _draw_search(axes: Axes, report: Mapping[str, Any], names: Sequence[str]) -> None:
-    share = max(result["share"] for result in report["results"] if result["share"] is not None)
+    last = report["results"][-1]  # of the largest share
     for result in report["results"]:
-        if result["share"] == share and result["loss"] in names:
+        if result["share"] == last["share"] and result["loss"] in names:
             colour, marker = _STYLES[result["loss"]]
             temperatures, accuracies = zip(*result["validation"], strict=True)
             axes.semilogx(temperatures, accuracies, color=colour, marker=marker)
     axes.set_xticks(temperatures, [f"{temperature:g}" for temperature in temperatures])
     axes.minorticks_off()
-    axes.set(title=f"validation accuracy at π = {share:g}", xlabel="τ, on the half cosine")
+    axes.set(title=f"validation accuracy at π = {last['prior']:.3g}", xlabel="τ, on the half cosine")
     axes.grid(alpha=0.3)
 
 
-def _draw_estimates(axes: Axes, report: Mapping[str, Any]) -> None:
-    for name in _ESTIMATED:
+def _draw_estimates(axes: Axes, report: Mapping[str, Any], names: Sequence[str]) -> None:
+    for name in names:
         estimates = {
             result["share"]: result["estimated_prior"]
             for result in report["results"]

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 pytest.importorskip("sklearn", reason="the images come with scikit-learn")
 
 from benchmarks.image_pairs import __main__ as image_pairs  # noqa: E402
-from benchmarks.image_pairs import methods, pairs  # noqa: E402
+from benchmarks.image_pairs import methods, pairs, plot  # noqa: E402
 from benchmarks.image_pairs.__main__ import SHARES, Data, train_with  # noqa: E402
 from benchmarks.image_pairs.contestants import CONTESTANTS, LOSSES  # noqa: E402
 from benchmarks.image_pairs.methods import InBatch, Method, Setting  # noqa: E402
@@ -238,9 +238,76 @@ def test_a_comparison_is_written_whole(tmp_path, monkeypatch, capsys):
     assert len({tuple(accuracies[0.5, name]) for name in LOSSES}) > 1
 
 
+@pytest.fixture
+def quick(monkeypatch) -> None:
+    monkeypatch.setattr(image_pairs, "TEMPERATURES", (0.05, 0.1))
+    monkeypatch.setattr(methods, "EPOCH", 1)
+    monkeypatch.setattr(pairs, "LABELLED_DRAWS", 1)
+
+
+def compare(out, *flags: str) -> dict:
+    assert image_pairs.main(["--seeds", "2", "--steps", "7", "--out", str(out), *flags]) == 0
+    return json.loads((out / "results.json").read_text(encoding="utf-8"))
+
+
+def test_a_part_of_the_grid_comes_out_as_in_the_whole(tmp_path, quick, monkeypatch):
+    monkeypatch.setattr(image_pairs, "SHARES", (None, 0.5))
+    whole, part = (
+        compare(tmp_path / name, *flags)
+        for name, flags in (("whole", []), ("part", ["--losses", "tedn-same-digit", "fne", "cw", "--shares", ".5"]))
+    )
+    names = ["infonce", "cw", "tedn-same-digit", "fne"]  # with the baseline, and in the order of the whole
+    assert [(result["share"], result["loss"]) for result in part["results"]] == [(0.5, name) for name in names]
+    of_whole = [result for result in whole["results"] if result["share"] == 0.5 and result["loss"] in names]
+    assert part["results"] == of_whole  # to the last bit
+    assert len({tuple(result["few"]) for result in of_whole}) > 1
+    assert part["without_training"] == whole["without_training"]
+    assert part["labels"] == {name: CONTESTANTS[name].label for name in names}
+
+
+@pytest.mark.parametrize(
+    ("losses", "shares", "expected_shares", "figures"),
+    [
+        (["cw", "tedn"], [".5", "as-it-is", "0.25", "0.50"], [None, 0.25, 0.5], ["results.png", "estimated.png"]),
+        (["tedn"], ["as-it-is"], [None], ["estimated.png"]),
+        (["sl", "infonce"], ["0"], [0.0], ["results.png"]),
+        (["infonce"], ["as-it-is", "0"], [None, 0.0], []),
+    ],
+)
+def test_a_part_of_the_grid_is_drawn_and_printed(
+    tmp_path, quick, monkeypatch, capsys, losses, shares, expected_shares, figures
+):
+    drawn = {}
+    monkeypatch.setattr(
+        plot.reporting, "save_figure", lambda figure, path: drawn.update({path.name: figure}) or path.touch()
+    )
+    report = compare(tmp_path, "--losses", *losses, "--shares", *shares)
+    names = [name for name in CONTESTANTS if name in {"infonce", *losses}]
+    assert [(result["share"], result["loss"]) for result in report["results"]] == [
+        (share, name) for share in expected_shares for name in names
+    ]
+    printed = capsys.readouterr().out
+    assert all(CONTESTANTS[name].label in printed for name in names)
+    assert printed.splitlines()[-1] == "results: " + ", ".join(str(tmp_path / x) for x in ["results.json", *figures])
+    assert sorted(drawn) == sorted(figures)
+    for figure in drawn.values():
+        figure.draw_without_rendering()
+        ticks = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+        assert sorted(ticks) == sorted("0.092\nof 109" if x is None else f"{x:g}" for x in expected_shares)
+
+
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [
+        (["--losses", "ted"], f"--losses: invalid choice: 'ted' (choose from {', '.join(map(repr, CONTESTANTS))})"),
+        *(
+            (
+                ["--shares", "0", share],
+                "--shares: expected as-it-is, or a number from 0 to 0.5 that makes a whole number of 20 negatives, got "
+                f"'{share}'",
+            )
+            for share in ("0.12", "0.55", "-0.1", "nan", "None")
+        ),
         (["--seeds", "0"], "--seeds: expected a whole number of at least 1, got '0'"),
         (["--steps", "many"], "--steps: expected a whole number of at least 1, got 'many'"),
     ],
