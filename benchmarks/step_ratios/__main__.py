@@ -1,9 +1,9 @@
 """How many times as long a step takes: with an argument as without it, or here as with another checkout's build.
 
 Without --against: a step at level 2, forward and backward, with each of several arguments, each in turns with the step
-that has none, in one process; with --steps candidates, scores of given items in turns with level 2's forward pass of
-the same ids. With --against: steps of every level by this build and by the other, a process each, in turns,
-with several pairs of processes.
+that has none, in one process; with --steps candidates, what choosing negatives by their scores costs beside level 2.
+With --against: steps of every level by this build and by the other, a process each, in turns, with several pairs of
+processes.
 Ratios are of processor time, which other work on the machine disturbs less than the time that passes, but for
 --clock wall; medians and quartiles over the rounds.
 """

@@ -11,8 +11,8 @@ namespace CW_ISA {
 
 using namespace CW_NAMESPACE;
 
-// Draws handled at a time.
-constexpr int kDraws = 256;
+// Draws handled at a time, at most; for a few, kFewDraws or kSomeDraws are enough.
+constexpr int kFewDraws = 32, kSomeDraws = 128, kDraws = 256;
 
 // A filter that recognises most items that are not known positives of a query: a bit per item, shared by items with the same
 // last bits. It stays in L1, however many items there are.
@@ -94,15 +94,15 @@ CW_INLINE int items_of(const NegativeSource& source, uint32_t excess, const Filt
   return doubtful;
 }
 
-// The first attempts at draws [first, first + kDraws) of a row.
-template <bool Popular>
+// The first attempts at draws [first, first + Draws) of a row.
+template <bool Popular, int Draws>
 int first_attempts(const NegativeSource& source, uint32_t excess, uint64_t seed, int64_t row, int64_t first,
                    const Filter& filter, int32_t* ids, uint8_t* doubts) {
   constexpr int kPerCounter = Popular ? 2 : 4;
   Words words;
   const uint64_t counter = uint64_t(first / kPerCounter), low = uint32_t(row), high = uint64_t(row) >> 32;
 #pragma omp simd
-  for (int i = 0; i < kDraws / kPerCounter; ++i) {
+  for (int i = 0; i < Draws / kPerCounter; ++i) {
     const Philox<uint64_t> w = philox<uint64_t>(counter + uint64_t(i), 0, low, high, seed);
     if (Popular) {
       words.slots[2 * i] = uint32_t(w.x[0]);
@@ -113,7 +113,7 @@ int first_attempts(const NegativeSource& source, uint32_t excess, uint64_t seed,
       for (int k = 0; k < 4; ++k) words.slots[4 * i + k] = uint32_t(w.x[k]);
     }
   }
-  return items_of<Popular>(source, excess, filter, words, kDraws, ids, doubts);
+  return items_of<Popular>(source, excess, filter, words, Draws, ids, doubts);
 }
 
 // The same attempt at the draws first + open[0, count) of a row.
@@ -138,20 +138,20 @@ int further_attempts(const NegativeSource& source, uint32_t excess, uint64_t see
   return items_of<Popular>(source, excess, filter, words, count, ids, doubts);
 }
 
-// Draws [first, first + count) of a row, count ≤ kDraws; `out` has room for kDraws.
-template <bool Popular>
+// Draws [first, first + count) of a row, count ≤ Draws; `out` has room for Draws.
+template <bool Popular, int Draws>
 void draw_some(const NegativeSource& source, uint32_t excess, uint64_t seed, int64_t row, int64_t first, int count,
                const KnownItems& known, const Filter& filter, int32_t* out) {
-  uint8_t doubts[kDraws];
+  uint8_t doubts[Draws];
   const auto is_rejected = [&](int32_t id, uint8_t doubt) {
     return (doubt & kFavours) || (doubt && (filter.is_exact || known.contains(id)));
   };
-  int32_t open[kDraws];  // what is still rejected
+  int32_t open[Draws];  // what is still rejected
   int left = 0;
-  if (first_attempts<Popular>(source, excess, seed, row, first, filter, out, doubts) > 0) {
+  if (first_attempts<Popular, Draws>(source, excess, seed, row, first, filter, out, doubts) > 0) {
     // First the groups with a doubt, without a branch: about a quarter have one, which is mispredicted as often.
-    int groups[kDraws / kDoubts], some = 0;
-    for (int group = 0; group < kDraws / kDoubts; ++group) {
+    int groups[Draws / kDoubts], some = 0;
+    for (int group = 0; group < Draws / kDoubts; ++group) {
       groups[some] = group * kDoubts;
       some += doubts_at(doubts + group * kDoubts) != 0;
     }
@@ -164,7 +164,7 @@ void draw_some(const NegativeSource& source, uint32_t excess, uint64_t seed, int
     }
   }
   for (uint32_t attempt = 1; left > 0 && attempt < cw_ext::kMaxAttempts; ++attempt) {
-    int32_t ids[kDraws];
+    int32_t ids[Draws];
     // Whole vectors: what is left over would be done one by one.
     const int padded = (left + kWholeVectors - 1) / kWholeVectors * kWholeVectors;
     for (int i = left; i < padded; ++i) open[i] = open[0];
@@ -177,6 +177,14 @@ void draw_some(const NegativeSource& source, uint32_t excess, uint64_t seed, int
     left = still;
   }
   for (int i = 0; i < left; ++i) out[open[i]] = last_resort(source, known, seed, row, first + open[i]);
+}
+
+// draw_some() for so many draws.
+template <bool Popular>
+auto drawing(int count) {
+  return count <= kFewDraws    ? draw_some<Popular, kFewDraws>
+         : count <= kSomeDraws ? draw_some<Popular, kSomeDraws>
+                               : draw_some<Popular, kDraws>;
 }
 
 // out[j] = table[ids[j]], or 0 for an id of −1.
@@ -205,7 +213,7 @@ void draw_rows(const NegativeSource& source, int64_t n, int64_t begin, int64_t e
       int32_t some[kDraws];
       const int count = int(n - first < kDraws ? n - first : kDraws);
       int32_t* const now = count < kDraws ? some : row + first;
-      const auto draw_now = source.thresholds ? draw_some<true> : draw_some<false>;
+      const auto draw_now = source.thresholds ? drawing<true>(count) : drawing<false>(count);
       draw_now(source, excess, seed, source.row_offset + b, first, count, known, filter, now);
       for (int j = 0; now == some && j < count; ++j) row[first + j] = some[j];
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
@@ -9,7 +10,7 @@ import pytest
 
 from benchmarks.common import reporting
 from benchmarks.step_ratios import __main__ as step_ratios
-from benchmarks.step_ratios import candidates, checkouts, grid, ratios
+from benchmarks.step_ratios import candidates, checkouts, grid, inputs, ratios
 
 FLAGS = ["--quick", "--rounds", "2"]
 
@@ -66,24 +67,38 @@ def test_the_cost_of_arguments_is_written(kernels, tmp_path, capsys):
     assert report["environment"]["threads"] == 1
 
 
-def test_scores_of_candidates_are_compared(kernels, tmp_path, capsys):
+def test_choosing_by_scores_is_compared(kernels, tmp_path, capsys):
     assert step_ratios.main(["--steps", "candidates", "--clock", "wall", "--out", str(tmp_path), *FLAGS]) == 0
     report = json.loads((tmp_path / "candidates.json").read_text(encoding="utf-8"))
     printed = capsys.readouterr().out
-    assert (report["clock"], report["candidates"]) == ("wall", 6)
+    assert (report["clock"], report["candidates"]) == ("wall", {"scores": 6, "drawn by score": 3})
     assert [catalogue["items"] for catalogue in report["catalogues"]] == [20, 50]
     for catalogue in report["catalogues"]:
-        assert [*catalogue["beside"]] == ["forward, with gradients", "forward, without"]
-        for name, step in catalogue["beside"].items():
+        assert [*catalogue["scores"]] == ["forward, with gradients", "forward, without"]
+        assert [*catalogue["drawn by score"]] == ["step, ids given", "step, ids drawn"]
+        for name, step in (catalogue["scores"] | catalogue["drawn by score"]).items():
             check(step)
             assert name in printed
 
 
-def test_what_the_candidates_are_compared_with():
+def test_what_the_scores_are_compared_with(kernels):
     """The forward passes of the same ids; only the first is followed by gradients."""
-    scores, others = candidates.make_steps(candidates.Sizes(8, 4, 20, 50, 3, 6, 4), 50)
+    scores, others = candidates.score_steps(inputs.QUICK, 50)
     assert scores().shape == (8, 6)
     assert [step().requires_grad for step in others.values()] == [True, False]
+
+
+def test_the_ids_of_the_training_steps(kernels, monkeypatch):
+    """A tenth of the candidates, and as many as there are candidates."""
+    seen = []
+    loss = candidates.cw_loss_from_embeddings
+    monkeypatch.setattr(
+        candidates, "cw_loss_from_embeddings", lambda *a, **more: (seen.append(a[3].shape), loss(*a, **more))[1]
+    )
+    step, others = candidates.training_steps(dataclasses.replace(inputs.QUICK, few_negatives=20), 150)
+    for one in (step, *others.values()):
+        one()
+    assert seen == [(8, 2), (8, 20), (8, 20)]
 
 
 @pytest.mark.parametrize("flags", [["--steps", "grid"], ["--steps", "candidates", "--against", "elsewhere"]])
