@@ -214,17 +214,13 @@ class Memory(SamplerBase):
 
     def _moments(self, rows: Tensor, counts: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, variance and counts [B, pool] that follow on those of `rows` by a value [B, pool]; by NaN the same."""
+        has_value = ~value.isnan()
         new_counts = counts.clamp(max=self.window - 1) + 1  # so that 8 bits hold it
-        rate = 1 / new_counts.double()
+        rate = has_value / new_counts
         mean, variance = self.mean[rows], self.variance[rows]
-        change = value - mean
-        new_mean, new_variance = mean + rate * change, (1 - rate) * (variance + rate * change**2)
-        nothing = value.isnan()
-        return (
-            torch.where(nothing, mean, new_mean.float()),
-            torch.where(nothing, variance, new_variance.float()),
-            torch.where(nothing, counts, new_counts),
-        )
+        change = torch.where(has_value, value.float() - mean, 0.0)
+        move = rate * change
+        return mean + move, (1 - rate) * (variance + move * change), torch.where(has_value, new_counts, counts)
 
     def _scores(self, batch: Batch, ids: Tensor) -> tuple[Tensor, Tensor]:
         """s_j [B, K], and σ(s_j − s⁺), in fp64, where scores that are not cosines round to 1 much later."""
