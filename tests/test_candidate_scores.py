@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from cw_ext import candidate_scores, cw_loss, cw_loss_from_embeddings
 
 CAPABILITIES = ("default", "avx2", "avx512")
 SIMILARITIES = ("half_cosine", "cosine", "dot")
-# B, K, D, I. On the CPU all items are scored where they are few beside the ids and the rows are many: the second half.
+# B, K, D, I. Of the second, the CPU scores all items, as they are few beside the ids and the rows are many.
 LOOKED_UP = ((1, 1, 1, 1), (5, 7, 3, 11), (3, 2049, 33, 50), (2, 4100, 16, 90), (300, 9, 64, 70), (130, 1, 7, 5))
 PICKED = ((128, 1, 1, 1), (131, 30, 7, 31), (150, 20, 32, 33), (129, 40, 65, 127), (200, 900, 8, 2600))
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
@@ -53,16 +54,31 @@ def _assert_scores(found: Tensor, truth: Tensor) -> None:
     assert_near(found.masked_fill(absent, 0), truth.masked_fill(absent, 0), found.dtype)
 
 
+def _check(
+    sizes: Sequence[tuple[int, ...]], backend: str, like: Tensor, similarity: str, ids_like: torch.dtype
+) -> None:
+    for rows, k, dim, count in sizes:
+        queries, items = (x.to(like) for x in _tables(rows, dim, count))
+        ids = _ids(rows, k, count, ids_like).to(like.device)
+        found = candidate_scores(queries, items, ids, similarity=similarity, backend=backend)
+        assert found.dtype == loss_dtype(like.dtype) and found.device == like.device
+        _assert_scores(found, _truth(queries, items, ids, similarity))
+
+
 @each_dtype
 @each_similarity
 @pytest.mark.parametrize("id_dtype", [torch.int32, torch.int64])
 def test_values(backend: str, device: torch.device, dtype: torch.dtype, similarity: str, id_dtype: torch.dtype) -> None:
-    for rows, k, dim, count in LOOKED_UP + PICKED:
-        queries, items = (x.to(device, dtype) for x in _tables(rows, dim, count))
-        ids = _ids(rows, k, count, id_dtype).to(device)
-        found = candidate_scores(queries, items, ids, similarity=similarity, backend=backend)
-        assert found.dtype == loss_dtype(dtype) and found.device.type == device.type
-        _assert_scores(found, _truth(queries, items, ids, similarity))
+    _check(LOOKED_UP, backend, torch.empty(0, dtype=dtype, device=device), similarity, id_dtype)
+
+
+@each_dtype
+@each_similarity
+@pytest.mark.parametrize("id_dtype", [torch.int32, torch.int64])
+def test_values_of_many_rows(
+    backend: str, device: torch.device, dtype: torch.dtype, similarity: str, id_dtype: torch.dtype
+) -> None:
+    _check(PICKED, backend, torch.empty(0, dtype=dtype, device=device), similarity, id_dtype)
 
 
 @each_similarity

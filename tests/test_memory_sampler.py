@@ -79,17 +79,22 @@ def test_a_memory_only_keeps_what_it_was_extended_by() -> None:
 
 
 class _History:
-    """σ(s_j − s⁺) of every epoch, by numpy."""
+    """σ(s_j − s⁺) of every epoch that an item has been in its place of the pool, by numpy."""
 
     def __init__(self) -> None:
         self.values: dict[tuple[int, int], list[float]] = {}
 
-    def add(self, query: int, scores: np.ndarray, pos: int) -> None:
-        for item, score in enumerate(scores):
-            self.values.setdefault((query, item), []).append(1 / (1 + np.exp(scores[pos] - score)))
+    def add(
+        self, query: int, pool: list[int], kept_before: list[int], scores: np.ndarray, pos: int, epoch: int
+    ) -> None:
+        part = len(pool) // 5  # which is renewed, but for the memory
+        for place, item in enumerate(pool):
+            if place // part == epoch % 5 and place not in kept_before:
+                self.values[query, place] = []
+            self.values.setdefault((query, place), []).append(1 / (1 + np.exp(scores[pos] - scores[item])))
 
-    def deviation(self, query: int, item: int) -> float:
-        return float(np.std(self.values[query, item]))
+    def deviation(self, query: int, place: int) -> float:
+        return float(np.std(self.values[query, place]))
 
 
 def _moved(tables: Tables, g: torch.Generator) -> Tables:
@@ -99,33 +104,35 @@ def _moved(tables: Tables, g: torch.Generator) -> Tables:
 def test_the_draw_is_an_argmax_recomputed() -> None:
     """σ(s_j − s⁺) + α_t·std over the epochs, in which the tables move; over each query's first row of an epoch."""
     g = generator(4)
-    tables, history = make_tables(), _History()
+    tables = make_tables()
     memory = Memory(tables.interactions, 2, size=5, extension=10, temperature=2.0, warm_up=4, pool=30, **DOT)
+    history = _History()
     query_ids, pos_ids = torch.tensor([3, 1, 3, 0]), torch.tensor([7, 14, 21, 28])
     for epoch in range(5):
         tables = _moved(tables, g)
         scores = tables.scores("dot")
-        for query, pos in ((3, 7), (1, 14), (0, 28)):
-            history.add(query, scores[query], pos)
         for step in range(3):  # of which the first counts for the moments
-            batch = _moved(tables, g) if step else tables
+            batch, kept = _moved(tables, g) if step else tables, memory.kept.tolist()
             memory.update(*batch.batch(query_ids, pos_ids), epoch=epoch, seed=10 * epoch + step)
+            if step == 0:
+                for query, pos in ((3, 7), (1, 14), (0, 28)):
+                    history.add(query, memory.pool[query].tolist(), kept[query], scores[query], pos, epoch)
         ids = memory.draw(*tables.batch(query_ids, pos_ids)).ids
         alpha = 5 * min(1, epoch / 4)
         for row, (query, pos) in enumerate(zip(query_ids.tolist(), pos_ids.tolist())):
-            items = _memory_items(memory)[query].tolist()
-            value = {
-                item: 1 / (1 + np.exp(scores[query][pos] - scores[query][item]))
-                + alpha * history.deviation(query, item)
-                for item in items
-            }
-            assert ids[row].tolist() == sorted(items, key=lambda item: -value[item])[:2], (epoch, row)
+            value = {}
+            for place in memory.kept[query].tolist():
+                sigmoid = 1 / (1 + np.exp(scores[query][pos] - scores[query][memory.pool[query, place]]))
+                value[place] = sigmoid + alpha * history.deviation(query, place)
+            best = sorted(value, key=lambda place: -value[place])[:2]
+            assert ids[row].tolist() == memory.pool[query, best].tolist(), (epoch, row)
+    assert max(map(len, history.values.values())) == 5 and min(map(len, history.values.values())) < 5
 
 
 def test_moments_of_more_epochs_than_the_window() -> None:
     """The newest counts 1/window from then on, the others as they did among themselves."""
     g = generator(5)
-    tables, values = make_tables(), []
+    tables, values = leaving(9, 3), []
     memory = Memory(tables.interactions, size=2, extension=3, window=3, pool=9, **DOT)
     items = memory.pool[2].long()
     for epoch in range(7):
@@ -141,6 +148,61 @@ def test_moments_of_more_epochs_than_the_window() -> None:
     variance = weights @ (np.array(values) - mean) ** 2
     np.testing.assert_allclose(memory.mean[2], mean, atol=1e-5)
     np.testing.assert_allclose(memory.variance[2], variance, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [4, 255])
+def test_counts_stop_at_the_window(window: int) -> None:
+    tables = leaving(9, 1)
+    memory = Memory(tables.interactions, size=2, extension=3, window=window, pool=9, **DOT)
+    for epoch in range(260):
+        memory.update(*tables.batch(torch.tensor([0])), epoch=epoch, seed=epoch)
+    assert (memory.counts[0] == window).all()
+
+
+def test_each_epoch_renews_a_part_of_the_pool(device: torch.device) -> None:
+    """Not what the memory holds, not in a query's first epoch, and once per epoch."""
+    tables = make_tables(num_queries=200, device=device)
+    memory = Memory(tables.interactions, size=4, extension=6, pool=20, window=5, **DOT)
+    some, seen = torch.arange(100), torch.zeros(201, dtype=torch.bool)
+    for epoch in (0, 1, 2, 3, 4, 7):
+        before, kept = memory.pool.clone(), memory.kept.long()
+        in_memory = torch.zeros_like(before, dtype=torch.bool).scatter_(1, kept, True)
+        memory.update(*tables.batch(some), epoch=epoch, seed=epoch)
+        changed = (memory.pool != before).cpu()
+        part = torch.zeros(20, dtype=torch.bool)
+        part[4 * (epoch % 5) : 4 * (epoch % 5) + 4] = True
+        may_change = part & ~in_memory.cpu() & seen.unsqueeze(1)
+        assert not (changed & ~may_change).any()
+        # One in 42 is drawn again.
+        assert changed[may_change].float().mean() > 0.9 or not may_change.any()
+        assert ((memory.counts.cpu() == 1) == may_change)[:100].all() or epoch == 0
+        seen[some] = True
+        again = memory.pool.clone()
+        memory.update(*tables.batch(some), epoch=epoch, seed=100 + epoch)
+        assert torch.equal(memory.pool, again)
+    for query in range(100):
+        assert set(memory.pool[query].tolist()) <= set(tables.unknown(query))
+
+
+def test_renewed_items_are_uniform() -> None:
+    tables = leaving(12, 20_000)
+    memory = Memory(tables.interactions, size=1, extension=3, pool=8, window=4, **DOT)
+    batch = tables.batch(torch.arange(20_000))
+    memory.update(*batch, epoch=0, seed=0)
+    free = (memory.kept[:-1, 0] != 2) & (memory.kept[:-1, 0] != 3)
+    memory.update(*batch, epoch=1, seed=1)
+    for place in (2, 3):
+        ids = memory.pool[:-1][free][:, place]
+        assert_distributed(counts_of(ids, 12), torch.full((12,), len(ids) / 12))
+
+
+def test_a_pool_of_all_unknown_items_stays() -> None:
+    tables = leaving(9, 30)
+    memory = Memory(tables.interactions, size=2, extension=3, window=3, pool=9, **DOT)
+    before = memory.pool.clone()
+    for epoch in range(6):
+        memory.update(*tables.batch(torch.arange(30)), epoch=epoch, seed=epoch)
+    assert torch.equal(memory.pool, before)
 
 
 def test_of_a_query_twice_in_a_batch_the_first_row_writes() -> None:
@@ -257,7 +319,7 @@ def test_kept_by_scores_not_by_ids() -> None:
         ({"temperature": 0}, ValueError, "temperature must be > 0, got 0"),
         ({"deviation": -1}, ValueError, "deviation must be a number ≥ 0, got -1"),
         ({"warm_up": 0}, ValueError, "warm_up must be an integer ≥ 1, got 0"),
-        ({"window": 0}, ValueError, "window must be an integer ≥ 1, got 0"),
+        ({"window": 0}, ValueError, r"window must be an integer in \[1, 255\], got 0"),
         ({"similarity": "l2"}, ValueError, "similarity must be one of"),
         ({"seed": -1}, ValueError, "seed must be an integer in"),
     ],

@@ -373,13 +373,21 @@ def priors(store: Store) -> list[Run]:
 
 # A loss with its own settings on Health: which negatives it has, and what else changes. At the loss's own temperature
 # scored negatives are those that its softmax weighs most; corrected, the mean gradient is that of all K.
+_MILD = {"sampler_temperature": 0.375}  # three times SL's own
+_CORRECTED = {"scored_corrected": True}
 SAMPLED: dict[str, tuple[str, str, dict[str, Any]]] = {
     "SL, 10 uniform": ("sl", "uniform:10", {}),
     "SL, 100 uniform": ("sl", "uniform:100", {}),
-    "SL, 10 of 100 by score": ("sl", "scored:10/100", {}),
-    "SL, 10 of 1000 by score": ("sl", "scored:10/1000", {}),
-    "SL, 10 of 100 by score, corrected": ("sl", "scored:10/100", {"scored_corrected": True}),
-    "SL, 10 of 1000 by score, corrected": ("sl", "scored:10/1000", {"scored_corrected": True}),
+    **{
+        f"SL, 10 of {number}{name}": ("sl", f"scored:10/{number}", changes)
+        for number in (100, 1000)
+        for name, changes in (
+            ("", {}),
+            (", mild", _MILD),
+            (", corrected", _CORRECTED),
+            (", mild, corrected", _MILD | _CORRECTED),
+        )
+    },
     "SL, 10 by chains": ("sl", "chain:10", {}),
     "SL, as many as each epoch's scores suggest": ("sl", "auto:1000", {}),
     "BPR, 1 uniform": ("bpr", "uniform:1", {}),

@@ -29,10 +29,11 @@ class Memory(SamplerBase):
     memory by others of the pool, at random, and keeps as many as before: one by one without replacement, each with
     probability ∝ exp(s/temperature) among those left.
 
-    SRNS has another pool in every epoch, and the scores of five epochs for each, which takes 40 times the memory at its
-    size. Here the pool stays, with running moments: the mean and the variance of all epochs so far, from the epoch
-    `window` on with 1/window for the newest. An epoch counts once for a query, by its first row in the first batch
-    that has it.
+    SRNS makes a pool for every epoch five epochs before, and keeps the scores of each from then on, which takes about
+    35 times the memory at its size. Here a query's pool is renewed by one part in `window` each epoch, except for what
+    the memory holds, with moments instead of scores: mean and variance of the epochs that an item has been in the pool,
+    from the epoch `window` on with 1/window for the newest. An epoch counts once for a query, by its first row in the
+    first batch that has it.
 
     Args:
         interactions: the known positives, which are never drawn.
@@ -42,11 +43,11 @@ class Memory(SamplerBase):
         temperature: > 0. Towards 0 the hardest stay.
         deviation: α ≥ 0 once it is warm; α_t = α·min(1, epoch / warm_up).
         warm_up: epochs, ≥ 1.
-        window: epochs, ≥ 1.
-        pool: items in a query's pool, each once, ≥ size + extension. 12 bytes each for each query. A query with fewer
-            unknown items has these.
+        window: epochs, in [1, 255].
+        pool: items in a query's pool, ≥ size + extension; 13 bytes each. They are distinct at first; renewed ones are
+            drawn with replacement. A query with no more unknown items than that has all of them, and keeps them.
         similarity: the score, as for :func:`cw_ext.cw_loss_from_embeddings`. SRNS' scores are not cosines: "dot".
-        seed: of the pool, as for :func:`cw_ext.draw_negatives`.
+        seed: of the first pool, as for :func:`cw_ext.draw_negatives`.
 
     Scores that are NaN are left out of the moments, and such items are neither kept nor drawn. A row with fewer items
     than it should draw ends with −1.
@@ -55,7 +56,8 @@ class Memory(SamplerBase):
         pool: int32 [Q + 1, pool]; −1 is padding.
         kept: the memory, int32 [Q + 1, size], as places in the pool, in the order in which they were drawn.
         mean, variance: of σ(s_j − s⁺), fp32 [Q + 1, pool].
-        counts, last_epoch: int32 [Q + 1], how many epochs are in the moments, and the latest of them (−1: none).
+        counts: how many epochs are in these, at most `window`, uint8 [Q + 1, pool].
+        last_epoch: the latest of them, int32 [Q + 1]; −1: none.
         epoch: int64 [], that of the latest update.
 
     Raises:
@@ -91,8 +93,9 @@ class Memory(SamplerBase):
         seed: int | Tensor | None = None,
     ) -> None:
         super().__init__(interactions, num_negatives)
-        for name, value in (("size", size), ("extension", extension), ("warm_up", warm_up), ("window", window)):
+        for name, value in (("size", size), ("extension", extension), ("warm_up", warm_up)):
             checks.whole_number(name, value, 1)
+        checks.whole_number("window", window, 1, 255)
         checks.whole_number("pool", pool, size + extension)
         checks.whole_number("num_negatives", num_negatives, 1, size)
         check_similarity(similarity)
@@ -106,7 +109,7 @@ class Memory(SamplerBase):
         self.register_buffer("kept", torch.arange(size, dtype=torch.int32, device=device).repeat(rows, 1))
         self.register_buffer("mean", torch.zeros(rows, pool, device=device))
         self.register_buffer("variance", torch.zeros(rows, pool, device=device))
-        self.register_buffer("counts", torch.zeros(rows, dtype=torch.int32, device=device))
+        self.register_buffer("counts", torch.zeros(rows, pool, dtype=torch.uint8, device=device))
         self.register_buffer("last_epoch", torch.full((rows,), -1, dtype=torch.int32, device=device))
         self.register_buffer("epoch", torch.zeros((), dtype=torch.int64, device=device))
 
@@ -167,19 +170,35 @@ class Memory(SamplerBase):
         if batch.rows == 0:
             return
         rows = state_rows(batch.query_ids, self.interactions.num_queries)
-        ids = self.pool[rows]  # [B, pool]
-        scores, value = self._scores(batch, ids)
-        kept = self._drawn_anew(self.kept[rows].long(), scores, ids, batch.seed)
         is_new = self.last_epoch[rows] < epoch
-        mean, variance = self._moments(rows, torch.where(is_new.unsqueeze(1), value, torch.nan))
+        before = self.kept[rows].long()
+        ids, counts = self._renewed(batch, rows, before, is_new, epoch)
+        scores, value = self._scores(batch, ids)
+        kept = self._drawn_anew(before, scores, ids, batch.seed)
+        moments = self._moments(rows, counts, torch.where(is_new.unsqueeze(1), value, torch.nan))
 
         # Nothing is written before all of it is known.
         first = first_of_each(rows)
-        self.kept[rows] = kept[first].int()
-        self.mean[rows], self.variance[rows] = mean[first], variance[first]
-        self.counts[rows] = (self.counts[rows] + is_new).int()
+        self.pool[rows], self.kept[rows] = ids[first], kept[first].int()
+        self.mean[rows], self.variance[rows], self.counts[rows] = (tensor[first] for tensor in moments)
         self.last_epoch[rows] = self.last_epoch[rows].clamp(min=epoch)
         self.epoch.fill_(epoch)
+
+    def _renewed(self, batch: Batch, rows: Tensor, kept: Tensor, is_new: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+        """The pool's items and their counts, both [B, pool], with other items in an epoch's part of it."""
+        ids, counts = self.pool[rows], self.counts[rows]
+        pool, known = ids.shape[1], self.interactions.starts
+        query = batch.query_ids.clamp(min=0).long()
+        has_others = self.interactions.num_items - (known[query + 1] - known[query]) > pool
+        renews = is_new & (self.last_epoch[rows] >= 0) & has_others & (batch.query_ids >= 0)
+        part = slice(pool * (epoch % self.window) // self.window, pool * (epoch % self.window + 1) // self.window)
+        if part.start == part.stop:
+            return ids, counts
+        stays = torch.zeros_like(ids, dtype=torch.bool).scatter_(1, kept, True)[:, part] | ~renews.unsqueeze(1)
+        others = self._uniform_ids(batch, part.stop - part.start)
+        ids[:, part] = torch.where(stays, ids[:, part], others)
+        counts[:, part] = counts[:, part] * stays
+        return ids, counts
 
     def _drawn_anew(self, kept: Tensor, scores: Tensor, ids: Tensor, seed: Tensor) -> Tensor:
         """Places [B, size] of the memory that follows on the one at `kept`, from scores and ids [B, pool]."""
@@ -193,14 +212,15 @@ class Memory(SamplerBase):
         keys = (scores - highest) / self.temperature + gumbel(numbers[:, 1], scores.dtype)
         return keys.topk(self.size, dim=1).indices
 
-    def _moments(self, rows: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean and the variance that follow on those of `rows` by a value [B, pool]; by NaN the same."""
-        rate = 1 / (self.counts[rows] + 1).clamp(max=self.window).double().unsqueeze(1)
+    def _moments(self, rows: Tensor, counts: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, variance and counts [B, pool] that follow on those of `rows` by a value [B, pool]; by NaN the same."""
+        has_value = ~value.isnan()
+        new_counts = counts.clamp(max=self.window - 1) + 1  # so that 8 bits hold it
+        rate = has_value / new_counts
         mean, variance = self.mean[rows], self.variance[rows]
-        change = value - mean
-        new_mean, new_variance = mean + rate * change, (1 - rate) * (variance + rate * change**2)
-        nothing = value.isnan()
-        return torch.where(nothing, mean, new_mean.float()), torch.where(nothing, variance, new_variance.float())
+        change = torch.where(has_value, value.float() - mean, 0.0)
+        move = rate * change
+        return mean + move, (1 - rate) * (variance + move * change), torch.where(has_value, new_counts, counts)
 
     def _scores(self, batch: Batch, ids: Tensor) -> tuple[Tensor, Tensor]:
         """s_j [B, K], and σ(s_j − s⁺), in fp64, where scores that are not cosines round to 1 much later."""
