@@ -34,6 +34,7 @@ int64_t candidate_scores(const CandidateScoresTask<In, Id>& task, const Candidat
   const int64_t next = behind < left ? behind : left;
   const int64_t bad = first_bad_id(ids, count + next, task.num_items);
   if (bad >= 0) return first + bad;
+  prefetch_elements(ids + count, count < left ? count : left);  // the next block's
 
   const Gather<In, T> items(task.items, task.inverse_norms, task.normalized);
   const In** const item_rows = scratch.item_rows;

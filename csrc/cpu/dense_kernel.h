@@ -40,13 +40,6 @@ void pack_items(const Table<In>& table, int64_t count, bool normalized, typename
   }
 }
 
-// Into the cache: `n` elements that are read soon. Rows of ids are too short for the processor to see them coming.
-template <typename X>
-CW_INLINE void prefetch_elements(const X* x, int64_t n) {
-  const char* const bytes = reinterpret_cast<const char*>(x);
-  for (int64_t i = 0; i < n * int64_t(sizeof(X)); i += 64) __builtin_prefetch(bytes + i);
-}
-
 // Ids looked at at a time.
 constexpr int64_t kIds = 256;
 
