@@ -83,8 +83,9 @@ class FalseNegatives:
         Args:
             positive_scores: of positives that training has not used, any shape: a tensor on any device, an array or a
                 sequence, of any floating dtype. Scores that training has pushed up would hide the false negatives,
-                which it has not. On the scale of the scores as the loss sees them (½·cosine by default). −∞ is
-                padding and is left out.
+                which it has not; and false negatives that it has pushed down, such as the same few items drawn for a
+                query again and again, no longer score as positives and cannot be found by their scores. On the scale
+                of the scores as the loss sees them (½·cosine by default). −∞ is padding and is left out.
             unlabeled_scores: of items drawn as the loss draws its negatives, likewise.
             prior: π, the share of positives among the unlabeled, in [0, 1); `cw_ext.prior.estimate_prior` finds it.
             family: "normal" or "isotonic", see above.

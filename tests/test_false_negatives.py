@@ -196,11 +196,11 @@ def test_a_prior_far_too_high_still_gives_a_probability() -> None:
 
 
 def test_a_single_score_does_not_draw_the_negatives_to_it() -> None:
-    """Half of the unlabeled share one score, where the likelihood has no bound."""
-    positives, unlabeled = _draw(APART, 0.5, 2000, 4000)
+    """All negatives share one score, where the likelihood has no bound."""
+    positives, unlabeled = _draw(APART, 1.0, 2000, 4000)
     unlabeled[:2000] = -0.3
-    p = FalseNegatives.fit(positives, unlabeled, 0.5).probability(torch.linspace(-1, 1, 999))
-    assert p.isfinite().all() and (p.diff() >= 0).all()
+    p = FalseNegatives.fit(positives, unlabeled, 0.5).probability(torch.linspace(-0.3, 1, 999))
+    assert p.isfinite().all() and (p.diff() >= 0).all() and p[0] < 0.01 and p[-1] > 0.9
 
 
 # ---- isotonic regression -------------------------------------------------------------------------------------------
@@ -407,6 +407,8 @@ def test_cvir_takes_any_shape_and_dtype(dtype: torch.dtype, device: torch.device
     assert (masked.sum(-1) == 14).all() and not weights[~masked].any()
     lowest_dropped = torch.where(masked, scores, INF).amin(-1)
     assert (lowest_dropped >= torch.where(masked, -INF, scores).amax(-1)).all()
+    tied = torch.zeros(2, 5000, device=device, dtype=dtype)
+    assert (cvir_log_weights(tied, 0.5) == -INF).int().diff().nonzero().tolist() == [[0, 2499], [1, 2499]]
     assert cvir_log_weights(torch.zeros(0, 5, device=device), 0.5).shape == (0, 5)
     assert cvir_log_weights(torch.zeros(3, 0, device=device), 0.5).shape == (3, 0)
 
