@@ -176,7 +176,7 @@ def cvir_log_weights(neg_scores: Tensor, prior: float) -> Tensor:
 
     Args:
         neg_scores: [..., N], fp16, bf16, fp32 or fp64. −∞ is padding: it does not count in N. They get no gradient.
-        prior: π in [0, 1).
+        prior: π in [0, 1). πN is rounded down as fp64 has it: .29 of 100 are 28.
 
     Returns:
         [..., N] for `neg_log_weights`: −∞ for those left out, else 0; fp64 for fp64, else fp32. Of equal scores at

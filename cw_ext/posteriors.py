@@ -17,6 +17,8 @@ _MOST_LOWERED, _HALVINGS = 50.0, 40
 # The negatives' deviation is at least this part of the unlabeled scores': one around a single score would be the
 # likeliest of all.
 _LEAST_DEVIATION = 0.01
+# Passes of the isotonic family's pooling before it goes from left to right.
+_MOST_PASSES = 50
 # As many deviations away from the middle a score is as good as infinite, and its square is still finite in fp32.
 _FURTHEST = 1e12
 
@@ -112,7 +114,7 @@ def _moments(name: str, scores: Tensor) -> tuple[float, float]:
         only = scores[0].item()
         raise ValueError(f"{name} must hold at least two different scores for family='normal', got {only} alone")
     mean, deviation = scores.mean().item(), scores.std(correction=0).item()
-    if deviation == math.inf:
+    if not 0 < deviation < math.inf:
         raise ValueError(f"{name} must hold scores whose squares fp64 can hold, got {scores[-1].item()}")
     return mean, deviation
 
@@ -167,12 +169,27 @@ def fit_isotonic(positives: Tensor, unlabeled: Tensor, prior: float) -> Isotonic
 def _pool(above: np.ndarray, below: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Neighbours put together until above/below rises from block to block: where each starts, and its two sums.
 
-    Each pass puts together all neighbours that do not rise. The counts are integers, and so exact.
+    Each pass puts together all neighbours that do not rise, which takes few passes of most samples. Where one block
+    swallows its neighbours one by one, the rest goes from left to right. The counts are integers, and so exact.
     """
     starts = np.arange(len(above))
-    while True:
+    for _ in range(_MOST_PASSES):
         rises = above[:-1] * below[1:] < above[1:] * below[:-1]
         if rises.all():
             return starts, above, below
         kept = np.flatnonzero(np.append(True, rises))
         starts, above, below = starts[kept], np.add.reduceat(above, kept), np.add.reduceat(below, kept)
+    return _pool_in_order(starts, above, below)
+
+
+def _pool_in_order(
+    starts: np.ndarray, above: np.ndarray, below: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    blocks: list[tuple[int, int, int]] = []
+    for start, a, b in zip(starts.tolist(), above.tolist(), below.tolist(), strict=True):
+        while blocks and blocks[-1][1] * b >= a * blocks[-1][2]:
+            start, left_a, left_b = blocks.pop()
+            a, b = a + left_a, b + left_b
+        blocks.append((start, a, b))
+    columns = np.array(blocks).T
+    return columns[0], columns[1], columns[2]

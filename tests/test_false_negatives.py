@@ -238,6 +238,17 @@ def test_isotonic_is_what_its_definition_says(positives: list[float], unlabeled:
     assert np.allclose(estimate.probability(x).numpy(), between, rtol=1e-12, atol=1e-15)
 
 
+def test_isotonic_where_one_block_swallows_its_neighbours_one_by_one() -> None:
+    # Odds rise from place to place, but for the highest, whose many unlabeled scores take in one more at each pass.
+    number = 80
+    positives = [float(k) for k in range(number) for _ in range(k + 1)]
+    unlabeled = [float(k) for k in range(number)] + [float(number)] * 4000
+    estimate = FalseNegatives.fit(positives, unlabeled, 0.5, family="isotonic")
+    expected = _by_definition(positives, unlabeled, 0.5)
+    places, values = exact(list(expected)), exact(list(expected.values()))
+    assert torch.allclose(estimate.probability(places), values, rtol=1e-12, atol=0)
+
+
 def test_isotonic_against_scikit_learn() -> None:
     isotonic = pytest.importorskip("sklearn.isotonic")
     positives, unlabeled = _draw(APART, 0.3, 700, 3000)
@@ -466,6 +477,7 @@ GOOD = [0.1, 0.2]
         ({"prior": NAN}, ValueError, "prior must be a number ≥ 0, got nan"),
         ({"prior": "auto"}, TypeError, "prior must be a number ≥ 0, got str"),
         ({"family": "gamma"}, ValueError, "family must be one of 'normal', 'isotonic', got 'gamma'"),
+        ({"positive_scores": [1e-200, 2e-200]}, ValueError, "positive_scores must hold scores whose squares fp64 can"),
     ],
 )
 def test_a_wrong_fit(changed: dict[str, Any], error: type[Exception], message: str) -> None:
