@@ -150,6 +150,71 @@ def test_a_batch_that_was_written_over_since_the_draw_walks_by_itself() -> None:
     assert torch.equal(chain.states, expected.states)
 
 
+def test_other_positives_or_another_state_since_the_draw_walk_by_themselves() -> None:
+    tables = make_tables()
+    batch = tables.batch(torch.arange(5))
+    few: dict[str, Any] = {"steps": 1, "temperature": 0.01}  # so that chains with the same draws do not meet
+    masked = torch.tensor([0, 0, -1, 0, 0])
+
+    def in_place(chain: Chain) -> None:
+        pos_ids = masked.clone()
+        chain.draw(*batch[:3], pos_ids, seed=4)
+        pos_ids.copy_(batch[3])
+        chain.update(*batch[:3], pos_ids, seed=4)
+
+    def other_tensor(chain: Chain) -> None:
+        chain.draw(*batch[:3], masked, seed=4)
+        chain.update(*batch, seed=4)
+
+    def loaded(chain: Chain) -> None:
+        state = _chain(tables, 6, **few).state_dict()
+        chain.states.copy_(_chain(tables, 6, **few | {"seed": 8}).states)
+        chain.draw(*batch, seed=4)
+        chain.load_state_dict(state)
+        chain.update(*batch, seed=4)
+
+    expected = _chain(tables, 6, **few)
+    expected.update(*batch, seed=4)
+    for between in (in_place, other_tensor, loaded):
+        chain = _chain(tables, 6, **few)
+        between(chain)
+        assert torch.equal(chain.states, expected.states), between.__name__
+
+
+def test_padding_that_was_overwritten_unnoticed_leaves_the_chains() -> None:
+    """Through numpy, say, by which torch counts no writes."""
+    tables = make_tables()
+    chain = _chain(tables, 6)
+    before = chain.states.clone()
+    queries, items, query_ids, pos_ids = tables.batch(torch.arange(5))
+    pos_ids[2] = -1
+    chain.draw(queries, items, query_ids, pos_ids, seed=4)
+    pos_ids.numpy()[2] = 0
+    chain.update(queries, items, query_ids, pos_ids, seed=4)
+    assert torch.equal(chain.states[2], before[2]) and (chain.states[:-1] >= 0).all()
+
+
+def test_a_cast_leaves_the_ways_back() -> None:
+    """Ratios like 1/3, which fp16 would round."""
+    tables = _tables()
+    chains = [_chain(tables, 20, neighbours=NEIGHBOURS) for _ in range(2)]
+    chains[0].half().float()
+    batch = tables.repeated(QUERY, 500)
+    assert torch.equal(chains[0].draw(*batch, seed=1).ids, chains[1].draw(*batch, seed=1).ids)
+    assert torch.equal(chains[0]._log_ways, chains[1]._log_ways)
+
+
+def test_ways_back_are_counted_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A neighbour that an item has twice is two ways there, and so for the way back."""
+    near = NEIGHBOURS.tolist()
+    expected = [[near[to].count(at) / row.count(to) for to in row] for at, row in enumerate(near)]
+    monkeypatch.setattr("cw_ext.samplers.chain.BLOCK", 2 * 4**2)
+    found = _chain(_tables(), 4, neighbours=NEIGHBOURS)._log_ways
+    assert found is not None
+    real = NEIGHBOURS >= 0
+    torch.testing.assert_close(found.exp()[real], torch.tensor(expected)[real])
+
+
 def test_in_inference_mode() -> None:
     tables = make_tables()
     chain, expected = _chain(tables, 6), _chain(tables, 6)

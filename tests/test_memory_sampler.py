@@ -282,6 +282,30 @@ def test_scores_that_are_nan() -> None:
     assert torch.equal(memory.mean[of_bad], mean[of_bad])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_memory_stays_where_too_few_scores_are_numbers(dtype: torch.dtype) -> None:
+    tables = make_tables(dtype=dtype)
+    memory = Memory(tables.interactions, 4, size=6, extension=34, pool=40, temperature=1e-6, **DOT)
+    queries, items, query_ids, pos_ids = tables.batch(torch.arange(5))
+    memory.update(queries, items, query_ids, pos_ids, epoch=0, seed=0)
+    before = {name: tensor.clone() for name, tensor in memory.state_dict().items()}
+    memory.update(queries * torch.nan, items, query_ids, pos_ids, epoch=0, seed=1)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in memory.state_dict().items())
+    drawn = memory.draw(queries * torch.nan, items, query_ids, pos_ids).ids
+    assert torch.equal(drawn, _memory_items(memory)[:, :4].long())
+
+    # Of query 0's pool, only the memory's last and two others have a number for a score.
+    kept = before["kept"][0].tolist()
+    others = [place for place in range(40) if place not in kept][:2]
+    has_number = memory.pool[0][[kept[5], *others]].long()
+    broken = torch.full_like(items, torch.nan)
+    broken[has_number] = items[has_number]
+    broken[0] = items[0]  # the positive
+    memory.update(queries, broken, query_ids, pos_ids, epoch=0, seed=2)
+    now = memory.kept[0].tolist()
+    assert set(now[:3]) == {kept[5], *others} and now[3:] == kept[:3]
+
+
 def test_high_inner_products_are_told_apart() -> None:
     """σ rounds to 1 in fp32 from 17 on."""
     tables = leaving(4, 1)

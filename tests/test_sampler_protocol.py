@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -17,12 +18,18 @@ from cw_ext.samplers.base import SamplerBase
 
 NEIGHBOURS = torch.randint(50, (50, 6), generator=generator(7))
 
+
+def _above_positive(scores: Tensor, pos_scores: Tensor) -> Tensor:
+    return (scores - pos_scores.unsqueeze(1)) / 0.1
+
+
 MAKE: dict[str, Callable[[Interactions], SamplerBase]] = {
     "uniform": lambda known: Uniform(known, 7),
     "popular": lambda known: Uniform(known, 7, distribution="popularity"),
     "scored": lambda known: Scored(known, 7, log_weight=softmax(0.1), num_candidates=40, log_q_correction=True),
     "scored once": lambda known: Scored(known, 7, log_weight=softmax(0.1), num_candidates=40, replacement=False),
     "fne": lambda known: Scored(known, 7, log_weight=fne((0.6, 0.1, 0.2, 0.1), 0.5), similarity="cosine"),
+    "own weights": lambda known: Scored(known, 7, log_weight=_above_positive, num_candidates=40),
     "catalogue": lambda known: Scored(known, 7, log_weight=softmax(0.1), num_candidates=None),
     "memory": lambda known: Memory(known, 3, size=5, extension=9, pool=20, seed=1),
     "chain": lambda known: Chain(known, 7, temperature=0.1, seed=1),
@@ -159,6 +166,32 @@ def test_padding(kind: str) -> None:
     assert (sampler.draw(*only_padding, seed=1).ids == -1).all()
 
 
+@pytest.mark.parametrize("what", ["query", "positive"])
+def test_nan_gives_nan_in_its_row_of_the_loss(kind: str, what: str, device: torch.device) -> None:
+    """And in no other: the row has items, not padding, whose loss would be 0."""
+    tables = make_tables(device=device)
+    queries, items, query_ids, pos_ids = _batch(tables)
+    pos_ids = pos_ids.where(pos_ids != 7, 8)
+    sampler = MAKE[kind](tables.interactions)
+    sampler.update(queries, items, query_ids, pos_ids, epoch=0, seed=0)
+
+    def loss(queries: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
+        ids, log_weights = sampler.draw(queries, items, query_ids, pos_ids, seed=1)
+        arguments: dict[str, Any] = {"neg_log_weights": log_weights, "reduction": "none"}
+        return ids, cw_loss_from_embeddings(queries, items, pos_ids, ids, **arguments)
+
+    if what == "query":
+        is_broken = torch.arange(24, device=device) == 5
+        broken = queries.masked_fill(is_broken.unsqueeze(1), torch.nan), items
+    else:  # which every query knows
+        pos_ids[5] = 7
+        is_broken = pos_ids == 7
+        broken = queries, items.masked_fill(torch.arange(50, device=device).unsqueeze(1) == 7, torch.nan)
+    expected, found = loss(queries, items), loss(*broken)
+    assert found[1][is_broken].isnan().all() and torch.equal(found[1][~is_broken], expected[1][~is_broken])
+    assert set(found[0][5].tolist()) <= set(tables.unknown(int(query_ids[5])))
+
+
 def test_no_rows(kind: str) -> None:
     tables = make_tables()
     sampler = MAKE[kind](tables.interactions)
@@ -216,6 +249,50 @@ def test_a_state_that_was_saved_goes_on(kind: str) -> None:
     other.load_state_dict(state)
     _assert_same(_run(other, batch), expected)
     assert all(torch.equal(tensor, sampler.state_dict()[name]) for name, tensor in other.state_dict().items())
+
+
+def test_a_pickled_sampler_goes_on(kind: str) -> None:
+    tables = make_tables()
+    batch = _batch(tables)
+    sampler = MAKE[kind](tables.interactions)
+    _run(sampler, batch)
+    sampler.draw(*batch, seed=9)
+    other = pickle.loads(pickle.dumps(sampler))
+    _assert_same(_run(other, batch), _run(sampler, batch))
+
+
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("kind", STATEFUL)
+def test_a_loaded_state_holds_no_item_that_is_known_by_now(kind: str, assign: bool) -> None:
+    """And what was unknown before and is so still stays in its place."""
+    tables = make_tables()
+    batch = _batch(tables)
+    sampler = MAKE[kind](tables.interactions)
+    _run(sampler, batch)
+    sampler.update(batch[0], 2 * batch[1] + 1, *batch[2:], epoch=2, seed=9)
+    before = saved_and_loaded(sampler.state_dict())
+    queries = torch.arange(5).repeat_interleave(30)
+    grown = tables._replace(interactions=Interactions(queries, torch.arange(30).repeat(5), num_queries=5, num_items=50))
+    loaded = []
+    for _ in range(2):
+        model = nn.Module()
+        model.sampler = MAKE[kind](grown.interactions)
+        state = {f"sampler.{name}": tensor.clone() for name, tensor in before.items()}
+        model.load_state_dict(state, assign=assign)
+        assert all(torch.equal(state[f"sampler.{name}"], tensor) for name, tensor in before.items())
+        loaded.append({name: tensor.clone() for name, tensor in model.sampler.state_dict().items()})
+        ids = _run(model.sampler, batch)[0].ids
+        for row, query in enumerate(batch[2].tolist()):
+            assert set(ids[row].tolist()) <= set(grown.unknown(query))
+    name = "pool" if kind == "memory" else "states"
+    assert all(torch.equal(tensor, loaded[1][key]) for key, tensor in loaded[0].items())
+    replaced, now = before[name] < 30, loaded[0][name]
+    replaced[-1] = False
+    assert replaced.any() and torch.equal(now[~replaced], before[name][~replaced])
+    assert (now[:-1] >= 30).all() and len(now[replaced].unique()) > 10
+    for key in ("mean", "variance", "counts") if kind == "memory" else ():
+        assert before[key][replaced].any() and not loaded[0][key][replaced].any()
+        assert torch.equal(loaded[0][key][~replaced], before[key][~replaced])
 
 
 @pytest.mark.parametrize("kind", STATEFUL)

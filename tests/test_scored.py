@@ -183,6 +183,24 @@ def test_log_weights_see_scores_and_positives() -> None:
     np.testing.assert_allclose(seen[1], scores[np.arange(5), pos_ids], atol=1e-6)
 
 
+@pytest.mark.parametrize("settings", [{"replacement": False}, {}, {"log_q_correction": True}])
+@pytest.mark.parametrize("num_candidates", [40, None])
+def test_where_no_score_is_a_number_all_unknown_items_are_alike(
+    settings: dict[str, Any], num_candidates: int | None
+) -> None:
+    tables = make_tables()
+    queries, items, query_ids, pos_ids = tables.repeated(3, 3000)
+    arguments: dict[str, Any] = {"num_candidates": num_candidates, "log_weight": softmax(0.1), **settings}
+    ids, log_weights = Scored(tables.interactions, 10, **arguments).draw(
+        queries * torch.nan, items, query_ids, pos_ids, seed=3
+    )
+    counts = counts_of(ids[:, 0], 50)  # as without replacement the rest of a row depends on its first
+    expected = torch.zeros(50)
+    expected[tables.unknown(3)] = 3000 / len(tables.unknown(3))
+    assert_distributed(counts, expected)
+    assert log_weights is None or (log_weights == 0).all()
+
+
 @pytest.mark.parametrize("replacement", [True, False])
 def test_weights_that_are_no_numbers(replacement: bool) -> None:
     """NaN and −inf are never drawn, and +inf is drawn before all others."""
@@ -264,6 +282,13 @@ def test_fne_where_nothing_is_left_draws_the_hardest_unknown_item() -> None:
     scores = low.scores("dot")[2]
     assert scores.argmax() == 14 and scores.max() < 0.4
     assert set(ids.flatten().tolist()) == {max(low.unknown(2), key=lambda item: scores[item])}
+
+
+def test_fne_where_nothing_is_left_ignores_scores_that_are_nan() -> None:
+    low = torch.tensor([[0.1, math.nan, 0.3, 0.2], [math.nan, math.nan, -0.9, -math.inf]])
+    weights = fne((0.5, 0.2, 0.1, 0.15), 0.1)(low, torch.tensor([0.8, 0.8]))
+    assert weights.exp().nan_to_num(9).tolist() == [[0, 9, 1, 0], [9, 9, 1, 0]]
+    assert fne((0.5, 0.2, 0.1, 0.15), 0.1)(low[:, 1:2], torch.tensor([0.8, 0.8])).isnan().all()
 
 
 def test_a_catalogue_in_parts_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:

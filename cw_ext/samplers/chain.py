@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, Self
+
 import torch
 from torch import Tensor, nn
 
@@ -11,8 +14,12 @@ from cw_ext.embedding_batch import Similarity, check_similarity
 from cw_ext.interactions import Interactions
 from cw_ext.reference_sampling import is_among, pair_keys
 from cw_ext.samplers.base import NUMBERS, Batch, SamplerBase, few_random_numbers, fractions
+from cw_ext.samplers.catalogue import BLOCK
 from cw_ext.samplers.protocol import Negatives
-from cw_ext.samplers.query_state import first_of_each, state_rows, uniform_items
+from cw_ext.samplers.query_state import first_of_each, known_positives, state_rows, uniform_items
+
+# Tensors, each with how often it was written to.
+_Versions = list[tuple[Tensor, int]]
 
 
 class Chain(SamplerBase):
@@ -39,7 +46,9 @@ class Chain(SamplerBase):
         similarity: the score, as for :func:`cw_ext.cw_loss_from_embeddings`.
         seed: of the chains' start, as for :func:`cw_ext.draw_negatives`.
 
-    A chain never moves to an item whose score is NaN or −inf, and leaves it at the first proposal of another.
+    A chain never moves to an item whose score is not finite. It leaves such an item for the first other one that is
+    proposed and has a way back, as all uniform proposals have. Chains of a loaded state at items that are known
+    positives by now start anew.
 
     Buffers, saved in the state_dict, with a row per query, and one more for padding:
         states: int32 [Q + 1, N], where the chains are; −1 for a query that knows all items.
@@ -56,6 +65,7 @@ class Chain(SamplerBase):
     states: Tensor
     neighbours: Tensor | None
     _known: Tensor | None
+    _log_ways: Tensor | None
 
     def __init__(
         self,
@@ -75,15 +85,32 @@ class Chain(SamplerBase):
         checks.whole_number("steps", steps, 1, checks.MOST_DRAWS // int(num_negatives))
         check_similarity(similarity)
         self.steps, self.similarity = steps, similarity
-        known = None
+        known = log_ways = None
         if neighbours is not None:
             _check_neighbours(neighbours, interactions)
             known = pair_keys(interactions.starts, interactions.items, interactions.num_items)
-        self.register_buffer("neighbours", None if neighbours is None else neighbours.int(), persistent=False)
+            neighbours = neighbours.int()
+            log_ways = _log_ways(neighbours)
+        self.register_buffer("neighbours", neighbours, persistent=False)
         self.register_buffer("_known", known, persistent=False)  # what neighbours must not be
+        self.register_buffer("_log_ways", log_ways, persistent=False)
         self.register_buffer("states", uniform_items(interactions, num_negatives, seed))
-        # The query_ids of a draw, how often they had been written to, and where its chains went.
-        self._walked: tuple[Tensor, int, Tensor] | None = None
+        # What the latest draw depended on, but for the scores, and where its chains went.
+        self._walked: tuple[_Versions, Tensor] | None = None
+
+    def _apply(self, fn: Callable[..., Tensor], recurse: bool = True) -> Self:
+        """Whatever dtype a model is cast to, what neighbours need stays as it is."""
+        log_ways = self._log_ways
+        super()._apply(fn, recurse)
+        self._log_ways = None if log_ways is None else log_ways.to(self.states.device)
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        known = known_positives(self.states, self.interactions)
+        if known.any():
+            # By the same seed, so that every load of a state is alike.
+            self.states = torch.where(known, uniform_items(self.interactions, self.states.shape[1], 0), self.states)
 
     def extra_repr(self) -> str:
         return f"{self.num_negatives}, temperature={self.temperature}, exponent={self.exponent}, steps={self.steps}"
@@ -107,8 +134,8 @@ class Chain(SamplerBase):
         """
         batch = self._batch(queries, items, query_ids, pos_ids, seed)
         states = self._walk(batch)
-        # Of tensors made in inference mode it is unknown how often they were written to.
-        self._walked = None if query_ids.is_inference() else (query_ids, query_ids._version, states)
+        versions = _versions(query_ids, pos_ids, self.states)
+        self._walked = None if versions is None else (versions, states)
         return Negatives(states.long(), None)
 
     @torch.no_grad()
@@ -129,10 +156,11 @@ class Chain(SamplerBase):
         """
         batch = self._batch(queries, items, query_ids, pos_ids, seed)
         walked, self._walked = self._walked, None
-        is_same = walked is not None and walked[0] is query_ids and walked[1] == query_ids._version
-        states = walked[2] if walked is not None and is_same else self._walk(batch)
+        is_same = walked is not None and _are_same(walked[0], _versions(query_ids, pos_ids, self.states))
+        states = walked[1] if walked is not None and is_same else self._walk(batch)
         rows = state_rows(batch.query_ids, self.interactions.num_queries)
-        self.states[rows] = states[first_of_each(rows)]
+        states = states[first_of_each(rows)]
+        self.states[rows] = torch.where(states < 0, self.states[rows], states)
 
     def _walk(self, batch: Batch) -> Tensor:
         """int32 [B, N], where the chains are after their steps."""
@@ -165,18 +193,39 @@ class Chain(SamplerBase):
     def _neighbour(self, batch: Batch, at: Tensor, slot: Tensor) -> tuple[Tensor, Tensor]:
         """The neighbours of items at [B, N], −1 where the query knows them, and the log ratio of the ways back from
         there to the ways there: −inf without a way back."""
-        assert self.neighbours is not None
-        around = self.neighbours[at.clamp(min=0)]  # [B, N, K]
-        to = around.gather(-1, slot.unsqueeze(-1))[..., 0]
-        ways = (around == to.unsqueeze(-1)).sum(-1)
-        ways_back = (self.neighbours[to.clamp(min=0)] == at.unsqueeze(-1)).sum(-1)
-        to = torch.where(self._is_known(batch, to), -1, to)
-        return to, (ways_back / ways).log()
+        assert self.neighbours is not None and self._log_ways is not None
+        at = at.clamp(min=0)
+        to = self.neighbours[at, slot]
+        return torch.where(self._is_known(batch, to), -1, to), self._log_ways[at, slot]
 
     def _is_known(self, batch: Batch, ids: Tensor) -> Tensor:
         """Whether ids [B, N] are known positives of their row's query."""
         assert self._known is not None
         return is_among(self._known, batch.query_ids.unsqueeze(1), ids, self.interactions.num_items)
+
+
+def _versions(*tensors: Tensor) -> _Versions | None:
+    """None for tensors of inference mode, of which it is unknown how often they were written to."""
+    if any(tensor.is_inference() for tensor in tensors):
+        return None
+    return [(tensor, tensor._version) for tensor in tensors]
+
+
+def _are_same(before: _Versions, now: _Versions | None) -> bool:
+    return now is not None and all(a is b and m == n for (a, m), (b, n) in zip(before, now, strict=True))
+
+
+def _log_ways(neighbours: Tensor) -> Tensor:
+    """fp32 [I, K]: log of the ways back from each neighbour over the ways to it, by the neighbours of both."""
+    items, k = neighbours.shape
+    parts, rows = [], max(1, BLOCK // k**2)
+    for first in range(0, items, rows):
+        to = neighbours[first : first + rows]
+        at = torch.arange(first, first + len(to), device=to.device)
+        ways = (to.unsqueeze(1) == to.unsqueeze(2)).sum(-1)
+        ways_back = (neighbours[to.clamp(min=0)] == at.view(-1, 1, 1)).sum(-1)
+        parts.append((ways_back.float() / ways.float()).log())
+    return torch.cat(parts)
 
 
 def _check_neighbours(neighbours: Tensor, interactions: Interactions) -> None:

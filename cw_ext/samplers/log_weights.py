@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -28,8 +29,7 @@ def softmax(temperature: float) -> LogWeight:
 
     >>> sampler = Scored(interactions, 10, num_candidates=100, log_weight=softmax(0.1))
     """
-    temperature = checks.positive_number("temperature", temperature)
-    return lambda scores, pos_scores: scores / temperature
+    return _Softmax(checks.positive_number("temperature", temperature))
 
 
 def fne(moments: Sequence[float], margin: float) -> LogWeight:
@@ -51,15 +51,34 @@ def fne(moments: Sequence[float], margin: float) -> LogWeight:
         raise ValueError(f"moments must be four numbers, μ⁺, σ⁺, μ⁻ and σ⁻, got {moments!r}")
     pos_mean, neg_mean = (checks.number("moments", moments[k], "four numbers") for k in (0, 2))
     pos_deviation, neg_deviation = (checks.positive_number("moments' deviations", moments[k]) for k in (1, 3))
-    least = pos_mean - checks.positive_number("margin", margin)
+    return _Fne(pos_mean, pos_deviation, neg_mean, neg_deviation, checks.positive_number("margin", margin))
 
-    def log_weight(scores: Tensor, pos_scores: Tensor) -> Tensor:
-        pos_z, neg_z = (scores - pos_mean) / pos_deviation, (scores - neg_mean) / neg_deviation
-        log_odds = (neg_z**2 - pos_z**2) / 2 + math.log(neg_deviation / pos_deviation / (_POPULATION - 1))
-        p = log_odds.sigmoid()
+
+# Objects, not functions within functions, so that a sampler can be pickled.
+@dataclass(frozen=True)
+class _Softmax:
+    temperature: float
+
+    def __call__(self, scores: Tensor, pos_scores: Tensor) -> Tensor:
+        return scores / self.temperature
+
+
+@dataclass(frozen=True)
+class _Fne:
+    pos_mean: float
+    pos_deviation: float
+    neg_mean: float
+    neg_deviation: float
+    margin: float
+
+    def __call__(self, scores: Tensor, pos_scores: Tensor) -> Tensor:
+        pos_z = (scores - self.pos_mean) / self.pos_deviation
+        neg_z = (scores - self.neg_mean) / self.neg_deviation
+        log_ratio = math.log(self.neg_deviation / self.pos_deviation / (_POPULATION - 1))
+        p = ((neg_z**2 - pos_z**2) / 2 + log_ratio).sigmoid()
         weights = torch.where(p > _LEAST_PROBABILITY, -p / 2, -((scores - pos_scores.unsqueeze(-1)) ** 2) / 2)
-        weights = torch.where(scores <= least, -torch.inf, weights)
-        none_left = (weights == -torch.inf).all(-1, keepdim=True)
-        return torch.where(none_left & (scores == scores.amax(-1, keepdim=True)), 0.0, weights)
-
-    return log_weight
+        weights = torch.where(scores <= self.pos_mean - self.margin, -torch.inf, weights)
+        is_nan = scores.isnan()
+        none_left = ((weights == -torch.inf) | is_nan).all(-1, keepdim=True)
+        hardest = scores.masked_fill(is_nan, -torch.inf).amax(-1, keepdim=True)
+        return torch.where(none_left & (scores == hardest), 0.0, weights)

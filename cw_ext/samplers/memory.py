@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from cw_ext.embedding_batch import Similarity, check_similarity
 from cw_ext.interactions import Interactions
 from cw_ext.samplers.base import Batch, SamplerBase, gumbel, random_numbers
 from cw_ext.samplers.protocol import Negatives
-from cw_ext.samplers.query_state import distinct_items, first_of_each, state_rows
+from cw_ext.samplers.query_state import distinct_items, first_of_each, known_positives, state_rows, uniform_items
 
 # Keys of places that a memory is not extended by, above those of the random numbers.
 _PADDING, _TAKEN = 2**31, 2**32
@@ -49,8 +49,10 @@ class Memory(SamplerBase):
         similarity: the score, as for :func:`cw_ext.cw_loss_from_embeddings`. SRNS' scores are not cosines: "dot".
         seed: of the first pool, as for :func:`cw_ext.draw_negatives`.
 
-    Scores that are NaN are left out of the moments, and such items are neither kept nor drawn. A row with fewer items
-    than it should draw ends with −1.
+    Scores that are NaN are left out of the moments, and such items are neither kept nor drawn, unless too few others
+    are there: then the memory keeps what it had. A row with fewer items than it should draw ends with −1; one where
+    the positive's score or all of them are NaN draws the first of its memory, so that its loss is NaN, and not 0.
+    Items of a loaded state that are known positives by now are replaced by other unknown items, without moments.
 
     Buffers, saved in the state_dict, with a row per query, and one more for padding:
         pool: int32 [Q + 1, pool]; −1 is padding.
@@ -119,6 +121,15 @@ class Memory(SamplerBase):
         self.mean, self.variance = self.mean.float(), self.variance.float()
         return self
 
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        known = known_positives(self.pool, self.interactions)
+        if known.any():
+            # By the same seed, so that every load of a state is alike.
+            self.pool = torch.where(known, uniform_items(self.interactions, self.pool.shape[1], 0), self.pool)
+            for name in ("mean", "variance", "counts"):
+                setattr(self, name, getattr(self, name).masked_fill(known, 0))
+
     def extra_repr(self) -> str:
         return f"{self.num_negatives}, size={self.size}, extension={self.extension}, pool={self.pool.shape[1]}"
 
@@ -146,6 +157,8 @@ class Memory(SamplerBase):
         _, value = self._scores(batch, ids)
         alpha = self.deviation * (self.epoch / self.warm_up).clamp(max=1.0)
         value = value + alpha * self.variance[rows].gather(1, places).sqrt()
+        lost = (value.isnan() | (ids < 0)).all(1, keepdim=True)
+        value = torch.where(lost, -torch.arange(self.size, device=value.device).double(), value)
         value, order = _lowest_if(ids < 0, value).topk(self.num_negatives, dim=1)
         return Negatives(torch.where(value == -torch.inf, -1, ids.gather(1, order)).long(), None)
 
@@ -210,6 +223,12 @@ class Memory(SamplerBase):
         # From the highest down, so that low temperatures leave the differences finite.
         highest = scores.amax(1, keepdim=True).clamp(min=torch.finfo(scores.dtype).min)
         keys = (scores - highest) / self.temperature + gumbel(numbers[:, 1], scores.dtype)
+        # Where nothing else is left, the memory as it was, from its first on.
+        keys_before = keys.gather(1, kept)
+        last_resort = torch.finfo(keys.dtype).min * torch.linspace(
+            0.5, 1, self.size, dtype=keys.dtype, device=keys.device
+        )
+        keys.scatter_(1, kept, torch.where(keys_before == -torch.inf, last_resort, keys_before))
         return keys.topk(self.size, dim=1).indices
 
     def _moments(self, rows: Tensor, counts: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:

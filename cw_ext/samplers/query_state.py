@@ -7,6 +7,7 @@ from torch import Tensor
 
 from cw_ext.interactions import Interactions
 from cw_ext.negative_sampling import check_seed, draw, seed_tensor, uniform_draws
+from cw_ext.reference_sampling import is_among, pair_keys
 from cw_ext.samplers.base import fused, random_numbers
 from cw_ext.samplers.catalogue import BLOCK, unknown_items
 
@@ -33,6 +34,14 @@ def uniform_items(interactions: Interactions, count: int, seed: int | Tensor | N
     and in the last row."""
     check_seed(seed, interactions.device)
     return _uniform(_every_query(interactions), interactions, count, seed_tensor(seed, interactions.device), 0)
+
+
+def known_positives(ids: Tensor, interactions: Interactions) -> Tensor:
+    """bool [num_queries + 1, count]: which items of a state are known positives of their row's query."""
+    keys = pair_keys(interactions.starts, interactions.items, interactions.num_items)
+    queries, rows = _every_query(interactions).unsqueeze(1), max(1, BLOCK // ids.shape[1])
+    parts = zip(queries.split(rows), ids.split(rows), strict=True)
+    return torch.cat([is_among(keys, query, part, interactions.num_items) & (part >= 0) for query, part in parts])
 
 
 def distinct_items(interactions: Interactions, count: int, seed: int | Tensor | None) -> Tensor:
