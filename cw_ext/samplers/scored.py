@@ -41,8 +41,8 @@ class Scored(SamplerBase):
         similarity: the score, as for :func:`cw_ext.cw_loss_from_embeddings`.
 
     A row where fewer candidates have a weight than are to be drawn without replacement ends with −1; with replacement
-    it has −1 only where none has a weight. Where the positive's score or all candidates' are NaN, all candidates have
-    the same weight, so that the loss of that row is NaN, and not 0.
+    it has −1 only where none has a weight. Where the positive's score is NaN, all candidates have the same weight, so
+    that the loss of that row is NaN, and not 0.
 
     Raises:
         TypeError, ValueError: the message contains the argument, what was expected and what came.
@@ -142,12 +142,9 @@ class Scored(SamplerBase):
         checks.has_shape(name, given, tuple(scores.shape), "one log weight per score")
         finite = torch.finfo(scores.dtype)
         log_weights = given.to(scores.dtype).nan_to_num(nan=-torch.inf, posinf=finite.max, neginf=-torch.inf)
-        is_nan, some_padding = scores.isnan(), self.num_candidates is None  # uniform ones have it in whole rows only
-        if some_padding:
-            is_nan |= candidates < 0
-        # Without ids the loss of such a row would be 0.
-        log_weights.masked_fill_(is_nan.all(1, keepdim=True) | pos_scores.isnan().unsqueeze(1), 0.0)
-        if some_padding:
+        # Of a NaN query or positive; without ids the loss of such a row would be 0.
+        log_weights.masked_fill_(pos_scores.isnan().unsqueeze(1), 0.0)
+        if self.num_candidates is None:  # uniform candidates are padding in whole rows only
             log_weights.masked_fill_(candidates < 0, -torch.inf)
         highest = log_weights.amax(1, keepdim=True).clamp_(min=finite.min)
         return log_weights.sub_(highest), highest
