@@ -21,6 +21,9 @@ import statistics
 import sys
 from collections.abc import Sequence
 
+import benchmarks  # noqa: F401  # first, since it reports a missing package in one line
+
+# isort: split
 import torch
 import torch.nn.functional as F
 from torch import Tensor

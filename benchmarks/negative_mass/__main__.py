@@ -201,7 +201,7 @@ def run(rows: int, seed: int) -> dict[str, Any]:
         weighed = estimated.run(rows, generator, progress.update)
     return {
         "environment": reporting.environment(),
-        "settings": {"rows": rows, "seed": seed},
+        "settings": {"rows": rows, "estimated_rows": estimated.whole_rows(rows), "seed": seed},
         "margins": {
             "temperature": TEMPERATURE,
             "spread": SPREAD,
@@ -269,7 +269,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog="Exit status: 0 done, 2 bad arguments, 130 ended by Ctrl-C (nothing is written).",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--rows", type=_number_of_rows, default=ROWS, help="estimates of each setting")
+    parser.add_argument(
+        "--rows",
+        type=_number_of_rows,
+        default=ROWS,
+        help=f"estimates of each setting; in the third table the nearest multiple of {estimated.FITS}, "
+        f"{2 * estimated.FITS} or more",
+    )
     parser.add_argument("--seed", type=non_negative_int, default=0, help="of the draws")
     add_out(parser)
     arguments = parser.parse_args(argv)

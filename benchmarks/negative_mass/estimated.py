@@ -97,13 +97,16 @@ def measure(
     return result
 
 
+def whole_rows(rows: int) -> int:
+    """The number of rows that is measured in place of `rows`: as many for each fit."""
+    return max(2, round(rows / FITS)) * FITS
+
+
 def run(rows: int, generator: torch.Generator, done: Callable[[], object]) -> list[dict[str, Any]]:
-    """Measure all settings, a point each; `done` is called after each."""
-    # A whole number of rows for each fit.
-    rows = max(2, round(rows / FITS)) * FITS
+    """Measure all settings, a point each, of :func:`whole_rows`; `done` is called after each."""
     points = []
     for setting in SETTINGS:
-        points.append({**setting._asdict(), "estimates": measure(setting, WEIGHTINGS, rows, generator)})
+        points.append({**setting._asdict(), "estimates": measure(setting, WEIGHTINGS, whole_rows(rows), generator)})
         done()
     return points
 

@@ -251,6 +251,7 @@ CONTESTANTS: dict[str, Contestant] = {
         ),
         grids.NEGATIVES,
     ),
+    # They are in no row, but the correction's gradient still raises their scores.
     "CW, held-out positives": Contestant(
         "cw",
         tuple(

@@ -213,7 +213,8 @@ def _estimated(store: Store) -> str:
     text = (
         "Test NDCG@20 on Health, MF, by the share of the negatives that are held-out positives of their users, which "
         "no loss is told of; an estimated π is that at the end of training, by seed. A further tenth of each user's "
-        "training items, from which the adapter learns and the further positives are drawn, is in no row."
+        "training items, from which the adapter learns and the further positives are drawn, is in no row; the "
+        "correction's gradient still raises the scores of these further positives."
     )
     header = ["", *(f"{share:g}" for share in parts.ESTIMATED_SHARES)]
     return _section("False negatives, estimated", text, header, rows)

@@ -15,7 +15,9 @@ from benchmarks.training.estimates import FAMILIES
 from benchmarks.training.losses import LOSSES, LossOptions, build_loss
 from benchmarks.training.models import MODELS
 from benchmarks.training.negatives import negatives_argument
+from benchmarks.training.samplers import SRNS_TEMPERATURE
 from benchmarks.training.trainer import TrainingConfig
+from benchmarks.training.unused_options import OPTIONS, refuse_unused
 from cw_ext.parameters import WEIGHTINGS
 
 
@@ -91,7 +93,8 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--held-out-positives",
         action="store_true",
-        help="take the extra positives from a tenth of each user's training items, which is in no row (cw, dcl)",
+        help="take the extra positives from a tenth of each user's training items, which is in no row; the "
+        "correction's gradient still raises their scores (cw, dcl)",
     )
     parser.add_argument("--weighting", choices=WEIGHTINGS, default=loss_defaults.weighting, help="of negatives (cw)")
     parser.add_argument("--weight-tau", type=float, help="temperature of the weights; the loss's if not given (cw)")
@@ -136,19 +139,17 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="PRIOR|auto",
         help="weigh negatives by 1 - p, p the probability of a false one, which is estimated for each epoch from the "
         "scores of validation items and of negatives with this share of positives, in [0, 1), or one that is estimated "
-        "too (softmax losses; cw and dcl need --prior 0); no such weights if not given",
+        "too; from the second epoch on (softmax losses; cw and dcl need --prior 0); no such weights if not given",
     )
     parser.add_argument(
         "--false-negative-family",
         choices=FAMILIES,
-        default=loss_defaults.false_negative_family,
-        help="of the densities behind p",
+        help=f"of the densities behind p; {loss_defaults.false_negative_family} if not given",
     )
     parser.add_argument(
         "--false-negative-strength",
         type=non_negative_float,
-        default=loss_defaults.false_negative_strength,
-        help="the exponent of 1 - p, above 0",
+        help=f"the exponent of 1 - p, above 0; {loss_defaults.false_negative_strength:g} if not given",
     )
     parser.add_argument(
         "--adapter-candidates",
@@ -187,7 +188,11 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--sampler-tau",
         type=float,
-        help="temperature of the softmax that scored negatives and chains follow; the loss's if not given",
+        dest="sampler_temperature",
+        metavar="SAMPLER_TAU",
+        help="temperature of the softmax of the scores that scored negatives and chains follow, and that a memory is "
+        f"drawn by; if not given, the loss's, but for bpr, which has none: {SRNS_TEMPERATURE:g} for a memory, as in "
+        "SRNS, and for the others it must be given",
     )
     parser.add_argument(
         "--scored-corrected",
@@ -197,15 +202,15 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--memory-pool",
         type=positive_int,
-        default=loss_defaults.memory_pool,
-        help="items in the pool that a user's memory of negatives is drawn from",
+        help="items in the pool that a user's memory of negatives is drawn from, 72 or more; a step's time grows with "
+        f"it; {loss_defaults.memory_pool} if not given, and never more than there are items",
     )
     parser.add_argument(
         "--stage-prior",
         type=prior,
         metavar="PRIOR|auto",
-        default=loss_defaults.stage_prior,
-        help="share of positives among the negatives, in [0, 1), from which auto:N finds the number; auto: estimated",
+        help="share of positives among the negatives, in [0, 1), from which auto:N finds the number; auto: estimated; "
+        f"{loss_defaults.stage_prior:g} if not given",
     )
     parser.add_argument("--k", type=positive_int, default=defaults.k, help="length of the ranking that is judged")
     parser.add_argument(
@@ -252,12 +257,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    chosen = {name: getattr(arguments, name) for name in OPTIONS}
+    given = {name: value for name, value in chosen.items() if value is not None and value is not False}
     options = LossOptions(
         temperature=arguments.tau,
         positive_temperature=arguments.positive_tau,
         prior=arguments.prior,
         extra_positives=arguments.extra_positives,
-        held_out_positives=arguments.held_out_positives,
         weighting=arguments.weighting,
         weight_temperature=arguments.weight_tau,
         floor=arguments.floor,
@@ -268,16 +274,9 @@ def _run(arguments: argparse.Namespace) -> int:
         top_positives=arguments.top_positives,
         top_negatives=arguments.top_negatives,
         adversary_every=arguments.adversary_every,
-        false_negative_prior=arguments.false_negative_prior,
-        false_negative_family=arguments.false_negative_family,
-        false_negative_strength=arguments.false_negative_strength,
-        adapter_candidates=arguments.adapter_candidates,
         negatives=arguments.negatives,
-        sampler_temperature=arguments.sampler_tau,
-        scored_corrected=arguments.scored_corrected,
-        memory_pool=arguments.memory_pool,
-        stage_prior=arguments.stage_prior,
         backend=arguments.backend,
+        **given,
     )
     config = TrainingConfig(
         model=arguments.model,
@@ -296,6 +295,7 @@ def _run(arguments: argparse.Namespace) -> int:
     )
     gpu.require(arguments.device)
     losses = [build_loss(name, options) for name in dict.fromkeys(arguments.loss)]
+    refuse_unused(given, losses)
     seeds = list(dict.fromkeys(arguments.seed))
     datasets = data.load_seeds(arguments.data, seeds, **data_arguments.chosen(arguments))
     cases = [Case(datasets[seed], loss, replace(config, seed=seed)) for loss in losses for seed in seeds]

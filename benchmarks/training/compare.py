@@ -32,6 +32,11 @@ def describe_runs(runs: Sequence[dict[str, Any]]) -> str:
     header += ["s/epoch", "negatives", "lr", "weight decay", "loss settings"]
     metrics = [("test", "recall"), ("test", "ndcg"), ("test_validation_masked", "recall")]
     metrics += [("test_validation_masked", "ndcg"), ("best_validation", "ndcg")]
+    # What only some runs have.
+    is_reranked = any("test_reranked" in run for run in runs)
+    header += [f"NDCG@{k} reranked", "λ"] if is_reranked else []
+    has_numbers = any("final_num_negatives" in run for run in runs)
+    header += ["N at the end"] if has_numbers else []
     rows = []
     for name in dict.fromkeys(run["loss"] for run in runs):
         seeds = [run for run in runs if run["loss"] == name]
@@ -46,9 +51,19 @@ def describe_runs(runs: Sequence[dict[str, Any]]) -> str:
                 f"{first['config']['lr']:g}",
                 f"{first['config']['weight_decay']:g}",
                 describe_settings(first["loss_settings"]),
+                *(_reranked([run.get("test_reranked") for run in seeds]) if is_reranked else ()),
+                *([", ".join(str(run.get("final_num_negatives", "-")) for run in seeds)] if has_numbers else ()),
             ]
         )
     return reporting.format_table(header, rows) + "\n* validation items left out of the ranking too"
+
+
+def _reranked(results: Sequence[Mapping[str, float] | None]) -> tuple[str, str]:
+    """NDCG@K and λ of a loss's reranked tests; a dash for each where it has none."""
+    found = [result for result in results if result is not None]
+    if not found:
+        return "-", "-"
+    return _mean_and_deviation([r["ndcg"] for r in found]), ", ".join(f"{r['exponent']:g}" for r in found)
 
 
 def _mean_and_deviation(values: Sequence[float]) -> str:
@@ -77,6 +92,7 @@ _SYMBOLS = {
     "false_negative_strength": "γ",
     "adapter_candidates": "adapter",
     "sampler_temperature": "τ_s",
+    "chain_temperature": "τ_s",
     "scored_corrected": "corrected",
     "memory_pool": "pool",
     "stage_prior": "π_N",

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from benchmarks.training.estimates import Estimate, Family
 from benchmarks.training.learnable_losses import AdvInfoNCE, LowerLeftPartialAUC
 from benchmarks.training.negatives import BY_SCORE, PER_ROW, Batch, Negatives
-from benchmarks.training.samplers import SamplerOptions
+from benchmarks.training.samplers import SRNS_TEMPERATURE, SamplerOptions
 from benchmarks.training.topk_thresholds import LearnedThresholds
 from cw_ext import Interactions, presets
 
@@ -35,8 +35,8 @@ class LossOptions:
         prior: share π of sampled negatives that are positives, or "auto": estimated at each validation, and 0 until
             the first (cw, dcl).
         extra_positives: extra positives per row for the correction (cw, dcl).
-        held_out_positives: whether these come from a tenth of each user's training items, which is in no row, so that
-            training has not pushed them up (cw, dcl).
+        held_out_positives: whether these come from a tenth of each user's training items, which is in no row (cw, dcl).
+            Training still raises their scores: the correction's gradient does.
         weighting, weight_temperature, floor: of the weights and the correction, as of :func:`cw_ext.cw_loss` (cw).
         confidence_temperature: τ_c of the confidence in the positive, on the half cosine; None for none (cw; slk's
             τ_w, which is required).
@@ -51,10 +51,11 @@ class LossOptions:
             :class:`~benchmarks.training.estimates.Estimate`, made anew for each epoch from the second on, whose weights
             the negatives get; no prior for no such weights (the softmax family; cw and dcl without a prior).
         negatives: which negatives a row has; bpr takes one of those drawn for it.
-        sampler_temperature: τ of the softmax by which scored negatives and chains are drawn; None for `temperature`.
+        sampler_temperature: τ of the softmax by which scored negatives, chains and memories are drawn; None for
+            `temperature`. On inner products (bpr) it is required, but for a memory, whose own is SRNS' 10.
         scored_corrected: whether scored negatives are weighed by one over the weight that they were drawn by, so that
             the loss has its uniform target again (the softmax family).
-        memory_pool: items in a user's pool, of which a memory of negatives is drawn.
+        memory_pool: items in a user's pool, of which a memory of negatives is drawn; at most as many as there are.
         stage_prior: share of the negatives that are positives, from which the number of "auto" ones is found for each
             epoch, or "auto": estimated too.
         backend: "auto", "fused" or "reference", for every loss of the softmax family. With the reference, negatives of
@@ -161,7 +162,15 @@ def _sampler(
 ) -> SamplerOptions | None:
     if negatives.kind not in BY_SCORE:
         return None
-    temperature = options.temperature if options.sampler_temperature is None else options.sampler_temperature
+    temperature = options.sampler_temperature
+    if temperature is None and similarity == "half_cosine":
+        temperature = options.temperature
+    elif temperature is None and negatives.kind == "memory":
+        temperature = SRNS_TEMPERATURE
+    elif temperature is None:
+        raise ValueError(
+            f"sampler_temperature (--sampler-tau) must be given for {negatives} on inner products, got None"
+        )
     corrected = options.scored_corrected and similarity == "half_cosine"  # bpr has no weights
     return SamplerOptions(negatives, similarity, temperature, options.memory_pool, corrected)
 

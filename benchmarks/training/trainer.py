@@ -378,7 +378,10 @@ class Trainer:
         log_weights = None
         if self.negative_sampler:
             with self.stopwatch.time("sampling"):
-                neg_ids, log_weights = self.negative_sampler.draw(queries, item_table, users, pos_ids, seed=seed)
+                try:
+                    neg_ids, log_weights = self.negative_sampler.draw(queries, item_table, users, pos_ids, seed=seed)
+                except RuntimeError as error:  # mostly more candidates than memory holds
+                    raise RuntimeError(f"--negatives {self.loss.negatives}: {error}") from error
         with self.stopwatch.time("loss_forward"):
             thresholds = None if self._thresholds is None else self._thresholds[users]
             known = (self.interactions, seed, neg_ids, thresholds, self._prior)

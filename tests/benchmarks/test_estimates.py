@@ -330,7 +330,12 @@ def test_the_command_line_trains_with_them(tmp_path, capsys):
     assert 0 <= run["test_reranked"]["ndcg"] <= 1 and run["seconds"]["estimates"] > 0
     assert run["validation"][0]["false_negative_prior"] == 0
     assert 0 < run["final_false_negative_prior"] <= 0.9
-    assert "π_FN=auto f=isotonic γ=0.5 adapter=4" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "π_FN=auto f=isotonic γ=0.5 adapter=4" in printed
+    header, row = (next(line for line in printed.splitlines() if line.startswith(word)) for word in ("loss", "sl"))
+    assert header.split("  ")[-2:] == ["NDCG@20 reranked", "λ"]
+    reranked_test = run["test_reranked"]
+    assert row.split()[-2:] == [f"{reranked_test['ndcg']:.4f}", f"{reranked_test['exponent']:g}"]
     assert training.main([*arguments, "--loss", "cw", "--held-out-positives", "--out", str(tmp_path / "b")]) == 0
     (run,) = json.loads((tmp_path / "b" / "results.json").read_text(encoding="utf-8"))["runs"]
     assert run["loss_settings"]["held_out_positives"] is True

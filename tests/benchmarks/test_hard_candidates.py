@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from training_cases import load_blocks, pairs, write_blocks
@@ -111,3 +115,10 @@ def test_data_that_cannot_be_split_are_named(tmp_path, capsys):
         (tmp_path / f"{part}.tsv").write_text(rows, encoding="utf-8")
     assert hard_candidates.main(["--data", str(tmp_path)]) == 2
     assert "expected a user with at least 2 training items to validate on" in capsys.readouterr().err
+
+
+def test_a_missing_package_is_told_in_a_line(tmp_path):
+    (tmp_path / "tqdm.py").write_text("raise ModuleNotFoundError(\"No module named 'tqdm'\", name='tqdm')\n")
+    command = [sys.executable, "-m", "examples.hard_candidates"]
+    found = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
+    assert found.returncode != 0 and len(found.stderr.splitlines()) == 1 and "tqdm" in found.stderr

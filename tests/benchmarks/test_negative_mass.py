@@ -246,7 +246,7 @@ def test_all_sweeps_are_written_and_printed(tmp_path, capsys, small_fits):
     out = tmp_path / "new" / "out"
     assert negative_mass.main(["--rows", "3", "--seed", "7", "--out", str(out)]) == 0
     report = results_of(out)
-    assert report["settings"] == {"rows": 3, "seed": 7}
+    assert report["settings"] == {"rows": 3, "estimated_rows": 2 * estimated.FITS, "seed": 7}
     assert report["environment"]["torch"] == torch.__version__
     pictures = [f"{weighting}{kind}.png" for weighting in ("none", "sigmoid") for kind in ("", "-estimated")]
     assert sorted(path.name for path in out.iterdir()) == sorted([*pictures, "results.json"])
@@ -274,6 +274,16 @@ def test_all_sweeps_are_written_and_printed(tmp_path, capsys, small_fits):
             for estimate in point["estimates"][weighting].values():
                 bias, error, std = (100 * estimate[key] for key in ("bias", "bias_se", "std"))
                 assert f"{bias:+z.2f} ± {error:.2f} ({std:.1f})" in printed
+
+
+@pytest.mark.parametrize(("rows", "measured"), [(2, 40), (30, 40), (51, 60), (20_000, 20_000)])
+def test_the_rows_of_the_third_table_are_those_that_it_has(monkeypatch, rows, measured):
+    seen = []
+    monkeypatch.setattr(estimated, "measure", lambda setting, weightings, rows, generator: seen.append(rows) or {})
+    monkeypatch.setattr(negative_mass, "SWEEPS", {})
+    assert estimated.FITS == 20
+    settings = negative_mass.run(rows, 0)["settings"]
+    assert settings["estimated_rows"] == measured and set(seen) == {measured}
 
 
 def test_the_seed_decides_the_draws(monkeypatch, small_fits):

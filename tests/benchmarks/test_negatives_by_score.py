@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from training_cases import load_blocks, record_batches
+from training_cases import FLAGS, load_blocks, record_batches, write_blocks
 
+from benchmarks.training import __main__ as training
 from benchmarks.training.effectiveness import Inputs, effectiveness
 from benchmarks.training.estimates import Unseen
 from benchmarks.training.losses import LossOptions, build_loss
 from benchmarks.training.negatives import Negatives
 from benchmarks.training.stage_numbers import stage_number
 from benchmarks.training.trainer import Trainer, TrainingConfig
-from cw_ext import Interactions, draw_negatives, sampled_cw_loss
+from cw_ext import Interactions, candidate_scores, draw_negatives, sampled_cw_loss
 from cw_ext.samplers import Scored, softmax
 
 CONFIG = TrainingConfig(dim=8, epochs=3, batch_size=64, eval_every=1)
@@ -30,6 +32,10 @@ def make_trainer(tmp_path, spec, loss="sl", config=CONFIG, **options) -> Trainer
 @pytest.mark.parametrize("temperature", [None, 0.03])
 @pytest.mark.parametrize("corrected", [False, True])
 def test_scored_ones_are_drawn_by_the_scores_of_the_step(tmp_path, loss, similarity, number, temperature, corrected):
+    if loss == "bpr" and temperature is None:
+        with pytest.raises(ValueError, match="must be given for scored:1/20 on inner products, got None"):
+            make_trainer(tmp_path, "scored:4/20", loss)
+        return
     options = {"temperature": 0.2, "sampler_temperature": temperature, "scored_corrected": corrected}
     trainer = make_trainer(tmp_path, "scored:4/20", loss, **options)
     steps = record_batches(trainer)
@@ -63,7 +69,7 @@ def test_scored_ones_are_drawn_by_the_scores_of_the_step(tmp_path, loss, similar
 @pytest.mark.parametrize("spec", ["memory:2", "chain:2"])
 @pytest.mark.parametrize("loss", ["sl", "bpr", "cw"])
 def test_a_sampler_with_a_state_is_kept_up_to_date(tmp_path, spec, loss):
-    trainer = make_trainer(tmp_path, spec, loss)
+    trainer = make_trainer(tmp_path, spec, loss, sampler_temperature=1.0 if spec == "chain:2" else None)
     before = {name: tensor.clone() for name, tensor in trainer.negative_sampler.state_dict().items()}
     steps = record_batches(trainer)
     assert trainer.train(show_progress=False) == "epochs"
@@ -94,7 +100,7 @@ def test_the_options_of_a_kind_tell_its_runs_apart():
         return build_loss("sl", LossOptions(negatives=Negatives.parse(spec), **options)).settings
 
     for name, value, specs in (
-        ("sampler_temperature", 0.3, ("scored:2/9", "chain")),
+        ("sampler_temperature", 0.3, ("scored:2/9", "memory", "chain")),
         ("memory_pool", 200, ("memory",)),
         ("scored_corrected", True, ("scored:2/9",)),
         ("stage_prior", 0.01, ("auto",)),
@@ -103,15 +109,83 @@ def test_the_options_of_a_kind_tell_its_runs_apart():
             assert (settings(spec) != settings(spec, **{name: value})) == (spec in specs), (name, spec)
 
 
+def _of_the_pool(spec: str, number: int, users: torch.Tensor, items: torch.Tensor, **options) -> torch.Tensor:
+    """Scores [Q, number] of what a sampler draws once it has had the time to follow the scores."""
+    known = Interactions([0], [0], num_queries=len(users), num_items=len(items))
+    loss = build_loss("sl", LossOptions(negatives=Negatives.parse(f"{spec}:{number}"), **options))
+    sampler = loss.sampler.build(known, 0)
+    queries, none = torch.arange(len(users)), torch.zeros(len(users), dtype=torch.int64)
+    for epoch in range(12):
+        sampler.update(users, items, queries, none, epoch=epoch, seed=epoch)
+    return candidate_scores(users, items, sampler.draw(users, items, queries, none, seed=99).ids)
+
+
+def test_chains_follow_the_softmax_that_scored_ones_do():
+    """At the same temperature: softmax(s/τ) among all items."""
+    generator = torch.Generator().manual_seed(1)
+    users, items = torch.randn(1, 4, generator=generator), torch.randn(12, 4, generator=generator)
+    found = _of_the_pool("chain", 20, users.expand(3000, 4), items, sampler_temperature=0.2)[1:]
+    scores = torch.nn.functional.cosine_similarity(users, items) / 2
+    expected = (scores / 0.2).softmax(0)
+    mean = (expected * scores).sum()
+    deviation = (expected * (scores - mean) ** 2).sum().sqrt()
+    assert abs(found.mean() - mean) < 5 * deviation / found.numel() ** 0.5
+    # At MCNS' fourth power of such a softmax it would be as far away as from here to uniform ones, nearly.
+    assert ((scores / 0.8).softmax(0) * scores).sum() < mean - 0.05
+
+
+@pytest.mark.parametrize("spec", ["memory", "chain"])
+def test_lower_temperatures_draw_harder_ones(spec):
+    generator = torch.Generator().manual_seed(2)
+    users, items = torch.randn(300, 8, generator=generator), torch.randn(200, 8, generator=generator)
+    options = ({"sampler_temperature": 10.0}, {"temperature": 0.1}, {"sampler_temperature": 0.02})
+    at_random, of_the_loss, hard = (_of_the_pool(spec, 8, users, items, **given).mean() for given in options)
+    assert abs(at_random) < 0.02 and of_the_loss > at_random + 0.1 and hard > of_the_loss + 0.05
+
+
+def test_temperatures_of_a_memory():
+    def settings(loss, **options):
+        return build_loss(loss, LossOptions(negatives=Negatives.parse("memory"), **options)).settings
+
+    assert settings("bpr")["sampler_temperature"] == 10, "SRNS' own, for inner products"
+    assert settings("sl", temperature=0.2)["sampler_temperature"] == 0.2
+    for loss in ("bpr", "sl"):
+        assert settings(loss, sampler_temperature=0.5)["sampler_temperature"] == 0.5
+
+
+def test_a_chains_settings_are_not_those_of_runs_with_another_target():
+    """Which had the temperature of p, not of p^α, as "sampler_temperature"."""
+    settings = build_loss("sl", LossOptions(negatives=Negatives.parse("chain"), sampler_temperature=0.2)).settings
+    assert settings["chain_temperature"] == 0.2 and "sampler_temperature" not in settings
+
+
+def test_settings_of_scored_ones_are_what_they_were():
+    """Results of earlier runs are found by the settings."""
+    uniform, scored = (
+        build_loss("sl", LossOptions(negatives=Negatives.parse(spec))).settings for spec in ("uniform:9", "scored:2/9")
+    )
+    added = {"negatives": "scored:2/9", "sampler_temperature": 0.1, "scored_corrected": False}
+    assert scored == uniform | added
+
+
+@pytest.mark.parametrize(("num_items", "size"), [(50, 72), (100, 100), (500, 128)])
+def test_a_pool_has_no_more_places_than_there_are_items(num_items, size):
+    known = Interactions([0], [0], num_queries=2, num_items=num_items)
+    sampler = build_loss("bpr", LossOptions(negatives=Negatives.parse("memory"))).sampler.build(known, 0)
+    assert sampler.pool.shape == (3, size), "72 are the least that a memory takes"
+
+
 @pytest.mark.parametrize(
     ("spec", "loss", "options", "message"),
     [
         ("scored:2/9", "advinfonce", {}, "negatives of advinfonce must be drawn for each row"),
         ("auto", "bpr", {}, "negatives of bpr must be drawn for each row"),
         ("scored:2/9", "slk", {}, "refresh_epochs must be given with scored:2/9 negatives"),
-        ("scored:2/9", "sl", {"sampler_temperature": 0.0}, "sampler_temperature must be finite and > 0, got 0.0"),
-        ("memory", "sl", {"memory_pool": 71}, "pool must be an integer ≥ 72, got 71"),
-        ("memory:9", "sl", {}, r"num_negatives must be an integer in \[1, 8\], got 9"),
+        ("scored:2/9", "sl", {"sampler_temperature": 0.0}, r"\(--sampler-tau\) must be finite and > 0, got 0.0"),
+        ("chain", "bpr", {}, r"sampler_temperature \(--sampler-tau\) must be given for chain:1 on inner products"),
+        ("memory", "sl", {"memory_pool": 71}, r"memory_pool \(--memory-pool\) must be at least 72, got 71"),
+        ("memory:9", "sl", {}, r"--negatives memory:9: num_negatives must be an integer in \[1, 8\], got 9"),
+        ("scored:10/5000000000", "sl", {}, "--negatives scored:10/5000000000: num_candidates must be an integer in"),
         ("auto", "sl", {"stage_prior": 1.0}, r"stage_prior must be in \[0, 1\) or 'auto', got 1.0"),
     ],
 )
@@ -124,6 +198,85 @@ def test_what_cannot_be_is_refused_before_training(spec, loss, options, message)
 def test_false_negatives_are_put_among_uniform_ones_only(tmp_path, spec):
     with pytest.raises(ValueError, match=f"^false negatives take those of each row's own, got {spec}:"):
         make_trainer(tmp_path, spec, config=replace(CONFIG, false_negatives=0.1))
+
+
+def test_candidates_that_take_too_much_memory_are_named(tmp_path, capsys, monkeypatch):
+    def draw(*_, **__):
+        raise torch.OutOfMemoryError("can't allocate memory")
+
+    monkeypatch.setattr(Scored, "draw", draw)
+    path = write_blocks(tmp_path / "blocks.txt")
+    flags = [*FLAGS, "--loss", "sl", "--negatives", "scored:10/2000000000", "--out", str(tmp_path / "out")]
+    assert training.main(["--data", str(path), *flags]) == 2
+    assert "error: --negatives scored:10/2000000000: can't allocate memory" in capsys.readouterr().err
+
+
+# --- options that could not act ---
+
+_MEMORY, _SCORED = ["--negatives", "memory"], ["--negatives", "scored:2/9"]
+_BPR = ["--loss", "bpr"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            [*_BPR, "--false-negative-prior", "0.1"],
+            "--false-negative-prior needs a loss of the softmax family, got bpr",
+        ),
+        ([*_BPR, "--adapter-candidates", "8"], "--adapter-candidates needs --false-negative-prior and a loss of the"),
+        (["--false-negative-family", "normal"], "--false-negative-family needs --false-negative-prior and a loss of"),
+        (["--false-negative-strength", "1"], "--false-negative-strength needs --false-negative-prior and a loss of"),
+        (["--false-negative-strength", "0"], "--false-negative-strength needs --false-negative-prior and a loss of"),
+        (
+            ["--loss", "sl", "bpr", "--held-out-positives"],
+            "--held-out-positives needs cw or dcl, got sl with --negatives uniform:8, bpr with --negatives uniform:1",
+        ),
+        (["--scored-corrected"], "--scored-corrected needs --negatives scored:N/K and a loss of the softmax family"),
+        (
+            [*_BPR, *_SCORED, "--sampler-tau", "1", "--scored-corrected"],
+            "--scored-corrected needs --negatives scored:N/K and a loss of the softmax family, got bpr with",
+        ),
+        (["--sampler-tau", "0.1"], "--sampler-tau needs --negatives scored:N/K, memory[:N] or chain[:N], got sl with"),
+        ([*_SCORED, "--memory-pool", "128"], "--memory-pool needs --negatives memory[:N], got sl with --negatives sco"),
+        (
+            [*_MEMORY, "--stage-prior", "0"],
+            "--stage-prior needs --negatives auto[:N], got sl with --negatives memory:1",
+        ),
+        ([*_MEMORY, "--memory-pool", "10"], "memory_pool (--memory-pool) must be at least 72, got 10"),
+        ([*_MEMORY, "--sampler-tau", "0"], "sampler_temperature (--sampler-tau) must be finite and > 0, got 0.0"),
+    ],
+)
+def test_options_that_no_loss_can_use_are_refused_in_a_line(tmp_path, capsys, flags, message):
+    out = tmp_path / "out"
+    assert training.main([*FLAGS, "--loss", "sl", *flags, "--out", str(out)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line and not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "settings"),
+    [
+        (["--loss", "bpr", "sl", "--false-negative-prior", "0"], {"false_negative_prior": 0.0}),
+        (["--loss", "bpr", "cw", "--held-out-positives"], {"held_out_positives": True}),
+        (["--loss", "bpr", "sl", *_SCORED, "--sampler-tau", "1", "--scored-corrected"], {"scored_corrected": True}),
+        ([*_MEMORY, "--memory-pool", "128", "--sampler-tau", "2"], {"memory_pool": 128, "sampler_temperature": 2.0}),
+        (["--negatives", "chain", "--sampler-tau", "2"], {"chain_temperature": 2.0}),
+        (["--negatives", "auto:9", "--stage-prior", "0"], {"stage_prior": 0.0}),
+    ],
+)
+def test_an_option_that_one_loss_uses_is_taken(tmp_path, capsys, flags, settings):
+    path, out = write_blocks(tmp_path / "blocks.txt"), tmp_path / "out"
+    arguments = ["--data", str(path), *FLAGS, "--epochs", "1", "--loss", "sl", *flags, "--out", str(out)]
+    assert training.main(arguments) == 0
+    runs = json.loads((out / "results.json").read_text(encoding="utf-8"))["runs"]
+    assert runs[-1]["loss_settings"].items() >= settings.items()
+    rows = capsys.readouterr().out.splitlines()
+    (header,) = (row for row in rows if row.startswith("loss "))
+    assert "reranked" not in header and ("N at the end" in header) == ("auto:9" in flags)
+    if "auto:9" in flags:
+        (row,) = (row for row in rows if row.startswith("sl "))
+        assert row.split()[-1] == str(runs[0]["final_num_negatives"])
 
 
 # --- as many as the scores suggest ---
