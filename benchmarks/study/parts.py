@@ -389,10 +389,8 @@ SAMPLED: dict[str, tuple[str, str, dict[str, Any]]] = {
             (", mild, corrected", _MILD | _CORRECTED),
         )
     },
-    "SL, 10 by chains": ("sl", "chain:10", {}),
+    "SL, 10 by chains, mild": ("sl", "chain:10", _MILD),
     "SL, as many as each epoch's scores suggest": ("sl", "auto:1000", {}),
-    "BPR, 1 uniform": ("bpr", "uniform:1", {}),
-    "BPR, 1 from a memory": ("bpr", "memory:1", {}),
 }
 _SAMPLED_SEEDS = (0, 1, 2)
 

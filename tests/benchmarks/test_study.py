@@ -312,7 +312,7 @@ def test_negatives_by_score_are_tried_with_the_losss_own_settings(tmp_path):
             settings = run.ranking_loss.settings
             assert settings.get("scored_corrected", False) == name.endswith("corrected")
             if "mild" in name:
-                assert settings["sampler_temperature"] == 0.375
+                assert settings.get("sampler_temperature", settings.get("chain_temperature")) == 0.375
             elif not name.endswith("corrected"):
                 assert run.key == base.key
 
