@@ -86,7 +86,8 @@ class FalseNegatives:
                 which it has not; and false negatives that it has pushed down, such as the same few items drawn for a
                 query again and again, no longer score as positives and cannot be found by their scores. On the scale
                 of the scores as the loss sees them (½·cosine by default). −∞ is padding and is left out.
-            unlabeled_scores: of items drawn as the loss draws its negatives, likewise.
+            unlabeled_scores: of unknown items that were drawn uniformly, likewise; not of negatives that a sampler
+                chose by their scores, for which p_FN at a score is the same.
             prior: π, the share of positives among the unlabeled, in [0, 1); `cw_ext.prior.estimate_prior` finds it.
             family: "normal" or "isotonic", see above.
 
@@ -98,9 +99,7 @@ class FalseNegatives:
                 not floating-point, none at all, a NaN or +∞ among them, for "normal" no two that differ, or some
                 whose squares exceed fp64; a prior outside [0, 1).
         """
-        prior = checks.non_negative_number("prior", prior)
-        if prior >= 1:
-            raise ValueError(f"prior must be in [0, 1), got {prior}")
+        prior = _share("prior", prior)
         checks.choice("family", family, get_args(Family))
         positives = _sample("positive_scores", positive_scores)
         unlabeled = _sample("unlabeled_scores", unlabeled_scores).to(positives.device)
@@ -190,9 +189,7 @@ def cvir_log_weights(neg_scores: Tensor, prior: float) -> Tensor:
     checks.has_dtype("neg_scores", neg_scores, checks.FLOATING)
     if neg_scores.dim() == 0:
         raise ValueError("neg_scores must have shape [..., N], got ()")
-    prior = checks.non_negative_number("prior", prior)
-    if prior >= 1:
-        raise ValueError(f"prior must be in [0, 1), got {prior}")
+    prior = _share("prior", prior)
     scores = neg_scores.detach()
     ranked = torch.where(scores.isnan(), -torch.inf, scores)
     order = ranked.argsort(dim=-1, descending=True, stable=True)
@@ -245,6 +242,13 @@ def delayed_weights(kinds: Tensor, f_dp: Tensor) -> Tensor:
     weights = torch.where(kinds == DelayedKind.FAKE_NEGATIVE, probability * once, 1.0)
     weights = torch.where(kinds == DelayedKind.DELAYED_POSITIVE, once, weights)
     return torch.where(kinds < 0, 0.0, weights)
+
+
+def _share(name: str, value: object) -> float:
+    share = checks.number(name, value, "in [0, 1)")
+    if not 0 <= share < 1:
+        raise ValueError(f"{name} must be in [0, 1), got {value}")
+    return share
 
 
 def _computed(scores: Tensor) -> Tensor:

@@ -338,8 +338,8 @@ def test_kept_by_scores_not_by_ids() -> None:
     [
         ({"size": 0}, ValueError, "size must be an integer ≥ 1, got 0"),
         ({"extension": 2.5}, TypeError, "extension must be an integer ≥ 1, got float"),
-        ({"pool": 11}, ValueError, "pool must be an integer ≥ 12, got 11"),
-        ({"num_negatives": 5}, ValueError, r"num_negatives must be an integer in \[1, 4\], got 5"),
+        ({"pool": 11}, ValueError, r"pool must be at least size \+ extension = 12, got 11"),
+        ({"num_negatives": 5}, ValueError, "num_negatives must be at most size = 4, got 5"),
         ({"temperature": 0}, ValueError, "temperature must be > 0, got 0"),
         ({"deviation": -1}, ValueError, "deviation must be a number ≥ 0, got -1"),
         ({"warm_up": 0}, ValueError, "warm_up must be an integer ≥ 1, got 0"),

@@ -302,6 +302,17 @@ def test_a_state_of_other_queries_is_refused(kind: str) -> None:
         MAKE[kind](make_tables().interactions).load_state_dict(state)
 
 
+@pytest.mark.parametrize("kind", ["memory", "chain"])
+def test_a_state_of_more_items_is_refused_and_changes_nothing(kind: str) -> None:
+    state = MAKE[kind](make_tables(num_items=80).interactions).state_dict()
+    sampler = MAKE[kind](make_tables().interactions)
+    before = {name: tensor.clone() for name, tensor in sampler.state_dict().items()}
+    name = "pool" if kind == "memory" else "states"
+    with pytest.raises(ValueError, match=rf"{name} of the loaded state must be in \[-1, 50\), an item of interactions"):
+        sampler.load_state_dict(state)
+    assert all(torch.equal(tensor, sampler.state_dict()[name]) for name, tensor in before.items())
+
+
 def test_it_is_saved_with_the_model_that_has_it() -> None:
     known = make_tables().interactions
     model = nn.Module()

@@ -16,7 +16,7 @@ from cw_ext.reference_sampling import is_among, pair_keys
 from cw_ext.samplers.base import NUMBERS, Batch, SamplerBase, few_random_numbers, fractions
 from cw_ext.samplers.catalogue import BLOCK
 from cw_ext.samplers.protocol import Negatives
-from cw_ext.samplers.query_state import first_of_each, known_positives, state_rows, uniform_items
+from cw_ext.samplers.query_state import check_loaded, first_of_each, known_positives, state_rows, uniform_items
 
 # Tensors, each with how often it was written to.
 _Versions = list[tuple[Tensor, int]]
@@ -105,8 +105,9 @@ class Chain(SamplerBase):
         self._log_ways = None if log_ways is None else log_ways.to(self.states.device)
         return self
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
+        check_loaded(state, prefix + "states", self.interactions.num_items, "an item of interactions")
+        super()._load_from_state_dict(state, prefix, *args)
         known = known_positives(self.states, self.interactions)
         if known.any():
             # By the same seed, so that every load of a state is alike.

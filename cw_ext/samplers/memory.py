@@ -14,7 +14,14 @@ from cw_ext.embedding_batch import Similarity, check_similarity
 from cw_ext.interactions import Interactions
 from cw_ext.samplers.base import Batch, SamplerBase, gumbel, random_numbers
 from cw_ext.samplers.protocol import Negatives
-from cw_ext.samplers.query_state import distinct_items, first_of_each, known_positives, state_rows, uniform_items
+from cw_ext.samplers.query_state import (
+    check_loaded,
+    distinct_items,
+    first_of_each,
+    known_positives,
+    state_rows,
+    uniform_items,
+)
 
 # Keys of places that a memory is not extended by, above those of the random numbers.
 _PADDING, _TAKEN = 2**31, 2**32
@@ -40,7 +47,8 @@ class Memory(SamplerBase):
         num_negatives: N in [1, size].
         size: items in a query's memory.
         extension: items that are added to it before it is drawn anew.
-        temperature: > 0. Towards 0 the hardest stay.
+        temperature: > 0, on the scale of the scores. Towards 0 the hardest stay. SRNS' 10 is for inner products; for
+            ½·cosine take about the loss's, or all items are nearly as likely.
         deviation: α ≥ 0 once it is warm; α_t = α·min(1, epoch / warm_up).
         warm_up: epochs, ≥ 1.
         window: epochs, in [1, 255].
@@ -98,8 +106,11 @@ class Memory(SamplerBase):
         for name, value in (("size", size), ("extension", extension), ("warm_up", warm_up)):
             checks.whole_number(name, value, 1)
         checks.whole_number("window", window, 1, 255)
-        checks.whole_number("pool", pool, size + extension)
-        checks.whole_number("num_negatives", num_negatives, 1, size)
+        checks.whole_number("pool", pool, 1)
+        if pool < size + extension:
+            raise ValueError(f"pool must be at least size + extension = {size + extension}, got {pool}")
+        if num_negatives > size:
+            raise ValueError(f"num_negatives must be at most size = {size}, got {num_negatives}")
         check_similarity(similarity)
         self.size, self.extension, self.warm_up, self.window = size, extension, warm_up, window
         self.temperature = checks.positive_number("temperature", temperature)
@@ -121,8 +132,10 @@ class Memory(SamplerBase):
         self.mean, self.variance = self.mean.float(), self.variance.float()
         return self
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
+        check_loaded(state, prefix + "pool", self.interactions.num_items, "an item of interactions")
+        check_loaded(state, prefix + "kept", self.pool.shape[1], "a place in the pool")
+        super()._load_from_state_dict(state, prefix, *args)
         known = known_positives(self.pool, self.interactions)
         if known.any():
             # By the same seed, so that every load of a state is alike.

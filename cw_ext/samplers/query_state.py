@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -42,6 +45,18 @@ def known_positives(ids: Tensor, interactions: Interactions) -> Tensor:
     queries, rows = _every_query(interactions).unsqueeze(1), max(1, BLOCK // ids.shape[1])
     parts = zip(queries.split(rows), ids.split(rows), strict=True)
     return torch.cat([is_among(keys, query, part, interactions.num_items) & (part >= 0) for query, part in parts])
+
+
+def check_loaded(state: Mapping[str, Any], name: str, limit: int, of: str) -> None:
+    """Refuse a saved state of another catalogue, whose numbers would be read past the end.
+
+    Raises:
+        ValueError: `name` is there and holds a number that is not in [−1, limit).
+    """
+    values = state.get(name)
+    if isinstance(values, Tensor) and values.numel() and not (-1 <= int(values.min()) and int(values.max()) < limit):
+        got = f"{int(values.min())} to {int(values.max())}"
+        raise ValueError(f"{name} of the loaded state must be in [-1, {limit}), {of}, got {got}")
 
 
 def distinct_items(interactions: Interactions, count: int, seed: int | Tensor | None) -> Tensor:

@@ -414,8 +414,7 @@ import cw_ext
 from cw_ext import (
     Candidates, CWEmbeddingLoss, CWFullLoss, CWInBatchLoss, CWLoss, CWSampledLoss, FalseNegatives, Interactions,
     ScoreCurve, TopKThreshold, build_config, candidate_scores, cw_loss, cw_loss_from_embeddings, cw_loss_full,
-    cw_loss_in_batch,
-    draw_negatives, presets, prior, sampled_cw_loss,
+    cw_loss_in_batch, draw_negatives, presets, prior, sampled_cw_loss, samplers,
 )
 from cw_ext.false_negatives import cvir_log_weights, delayed_weights
 
@@ -473,6 +472,21 @@ def on_ids(seed: Tensor) -> list[Tensor]:
     ]
 
 
+def by_score(sampler: samplers.Sampler) -> Tensor:
+    drawn: samplers.Negatives = sampler.draw(queries, items, ids, ids, seed=1)
+    sampler.update(queries, items, ids, ids, epoch=2)
+    return cw_loss_from_embeddings(queries, items, ids, drawn.ids, neg_log_weights=drawn.log_weights)
+
+
+def all_by_score(known: Interactions) -> list[Tensor]:
+    weights: list[samplers.LogWeight] = [
+        samplers.softmax(0.1), samplers.fne((0.6, 0.1, 0.3, 0.1), margin=0.2), lambda scores, pos_scores: scores
+    ]
+    drawn = [by_score(samplers.Scored(known, 5, log_weight=weight, num_candidates=None)) for weight in weights]
+    chain = samplers.Chain(known, 5, temperature=0.1)
+    return [*drawn, by_score(samplers.Uniform(known, 5)), by_score(samplers.Memory(known, size=9)), by_score(chain)]
+
+
 def as_modules(beta: Tensor) -> list[Tensor]:
     known = Interactions.from_file("train.tsv", num_queries=4)
     return [
@@ -493,7 +507,7 @@ loss = cw_loss(pos, neg, prior=min(estimate.prior, 0.99))
 WRONG_START = """
 import torch
 from cw_ext import CWLoss, CWSampledLoss, Interactions, candidate_scores, cw_loss, cw_loss_from_embeddings
-from cw_ext import draw_negatives, presets
+from cw_ext import draw_negatives, presets, samplers
 x, ids = torch.randn(4), torch.arange(4)
 known = Interactions(ids, ids, num_queries=4, num_items=9)
 """
@@ -509,6 +523,8 @@ cw_loss(x, x, **presets.dcl(prior="0.1"))
 cw_loss_from_embeddings(x, x, ids, ids, similarity="euclidean")
 candidate_scores(x, x, ids, similarity="euclidean")
 draw_negatives(ids, known, 5, distribution="zipf")
+samplers.Memory(known, 1, similarity="euclidean")
+samplers.Scored(known, 5, log_weight=0.1)
 CWLoss(detach_weights="no")
 CWLoss()(x, x, priors=0.1)
 CWSampledLoss(None, 5)
