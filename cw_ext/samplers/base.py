@@ -21,6 +21,7 @@ from cw_ext.negative_sampling import (
     seed_tensor,
     uniform_draws,
 )
+from cw_ext.samplers.protocol import Negatives
 
 # Random numbers are draws among as many items as there can be. That they are below 2³¹ − 1 is their resolution.
 NUMBERS = 2**31 - 1
@@ -36,6 +37,7 @@ class Batch(NamedTuple):
     query_ids: Tensor  # [B], −1 in every row of padding
     pos_ids: Tensor  # [B]
     seed: Tensor  # int64 []
+    given_query_ids: Tensor  # as they came
 
     @property
     def rows(self) -> int:
@@ -58,6 +60,28 @@ class SamplerBase(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.interactions = self.interactions.to(fn(torch.empty(0, device=self.interactions.device)).device)
         return self
+
+    @torch.no_grad()
+    def draw(
+        self,
+        queries: Tensor,
+        items: Tensor | nn.Embedding,
+        query_ids: Tensor,
+        pos_ids: Tensor,
+        *,
+        seed: int | Tensor | None = None,
+    ) -> Negatives:
+        """See :meth:`Sampler.draw`.
+
+        Raises:
+            TypeError, ValueError: the message contains the argument, what was expected and what came; also for a query
+                that knows all items.
+            IndexError: an id out of range, on the CPU.
+        """
+        return self._draw(self._batch(queries, items, query_ids, pos_ids, seed))
+
+    def _draw(self, batch: Batch) -> Negatives:
+        raise NotImplementedError
 
     def update(
         self,
@@ -92,8 +116,8 @@ class SamplerBase(nn.Module):
         checks.ids_in_range("pos_ids", pos_ids, known.num_items)
         check_seed(seed, known.device)
         known.check_has_negatives(query_ids, "uniform", pos_ids=pos_ids)
-        query_ids = torch.where(pos_ids < 0, -1, query_ids)
-        return Batch(queries.detach(), table.detach(), query_ids, pos_ids, seed_tensor(seed, known.device))
+        own = torch.where(pos_ids < 0, -1, query_ids)
+        return Batch(queries.detach(), table.detach(), own, pos_ids, seed_tensor(seed, known.device), query_ids)
 
     def _uniform_ids(self, batch: Batch, count: int) -> Tensor:
         """int32 [B, count] of unknown items, with replacement; −1 in rows of padding."""

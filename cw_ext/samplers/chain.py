@@ -116,26 +116,9 @@ class Chain(SamplerBase):
     def extra_repr(self) -> str:
         return f"{self.num_negatives}, temperature={self.temperature}, exponent={self.exponent}, steps={self.steps}"
 
-    @torch.no_grad()
-    def draw(
-        self,
-        queries: Tensor,
-        items: Tensor | nn.Embedding,
-        query_ids: Tensor,
-        pos_ids: Tensor,
-        *,
-        seed: int | Tensor | None = None,
-    ) -> Negatives:
-        """See :meth:`Sampler.draw`.
-
-        Raises:
-            TypeError, ValueError: the message contains the argument, what was expected and what came; also for a query
-                that knows all items.
-            IndexError: an id out of range, on the CPU.
-        """
-        batch = self._batch(queries, items, query_ids, pos_ids, seed)
+    def _draw(self, batch: Batch) -> Negatives:
         states = self._walk(batch)
-        versions = _versions(query_ids, pos_ids, self.states)
+        versions = _versions(batch.given_query_ids, batch.pos_ids, self.states)
         self._walked = None if versions is None else (versions, states)
         return Negatives(states.long(), None)
 

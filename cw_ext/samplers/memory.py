@@ -146,24 +146,7 @@ class Memory(SamplerBase):
     def extra_repr(self) -> str:
         return f"{self.num_negatives}, size={self.size}, extension={self.extension}, pool={self.pool.shape[1]}"
 
-    @torch.no_grad()
-    def draw(
-        self,
-        queries: Tensor,
-        items: Tensor | nn.Embedding,
-        query_ids: Tensor,
-        pos_ids: Tensor,
-        *,
-        seed: int | Tensor | None = None,
-    ) -> Negatives:
-        """See :meth:`Sampler.draw`. Nothing of it is random: the state is, by the seeds of `update`.
-
-        Raises:
-            TypeError, ValueError: the message contains the argument, what was expected and what came; also for a query
-                that knows all items.
-            IndexError: an id out of range, on the CPU.
-        """
-        batch = self._batch(queries, items, query_ids, pos_ids, seed)
+    def _draw(self, batch: Batch) -> Negatives:
         rows = state_rows(batch.query_ids, self.interactions.num_queries)
         places = self.kept[rows].long()
         ids = self.pool[rows].gather(1, places)

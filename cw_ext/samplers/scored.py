@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cw_ext import checks
 from cw_ext.candidate_scores import candidate_scores
@@ -83,24 +83,7 @@ class Scored(SamplerBase):
     def extra_repr(self) -> str:
         return f"{self.num_negatives}, num_candidates={self.num_candidates}, replacement={self.replacement}"
 
-    @torch.no_grad()
-    def draw(
-        self,
-        queries: Tensor,
-        items: Tensor | nn.Embedding,
-        query_ids: Tensor,
-        pos_ids: Tensor,
-        *,
-        seed: int | Tensor | None = None,
-    ) -> Negatives:
-        """See :meth:`Sampler.draw`.
-
-        Raises:
-            TypeError, ValueError: the message contains the argument, what was expected and what came; also for a query
-                that knows all items.
-            IndexError: an id out of range, on the CPU.
-        """
-        batch = self._batch(queries, items, query_ids, pos_ids, seed)
+    def _draw(self, batch: Batch) -> Negatives:
         numbers = few_random_numbers(batch.seed, batch.rows, self.num_negatives) if self.replacement else None
         if self.num_candidates is not None:
             return self._from(batch, self._uniform_ids(batch, self.num_candidates), numbers, 0)
@@ -109,7 +92,8 @@ class Scored(SamplerBase):
         parts = []
         for first in range(0, max(1, batch.rows), rows):
             some = slice(first, first + rows)
-            part = Batch(batch.queries[some], batch.items, batch.query_ids[some], batch.pos_ids[some], batch.seed)
+            own = {"query_ids": batch.query_ids[some], "pos_ids": batch.pos_ids[some]}
+            part = batch._replace(queries=batch.queries[some], **own)
             unknown = unknown_items(part.query_ids, self.interactions)
             parts.append(self._from(part, unknown, None if numbers is None else numbers[some], first))
         ids = torch.cat([part.ids for part in parts])

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
 
 from cw_ext.interactions import Interactions
 from cw_ext.negative_sampling import Distribution, check_draws, draw_negatives
 from cw_ext.reference import compute_dtype
-from cw_ext.samplers.base import SamplerBase
+from cw_ext.samplers.base import Batch, SamplerBase
 from cw_ext.samplers.protocol import Negatives
 
 
 class Uniform(SamplerBase):
-    """The negatives of :func:`cw_ext.draw_negatives`, bit for bit.
+    """The negatives of :func:`cw_ext.draw_negatives`, bit for bit. The numbers in queries and items do not matter.
 
     Args:
         interactions: the known positives.
@@ -42,18 +41,7 @@ class Uniform(SamplerBase):
         self.distribution = distribution
         self.popularity_exponent, self.popularity_smoothing = popularity_exponent, popularity_smoothing
 
-    @torch.no_grad()
-    def draw(
-        self,
-        queries: Tensor,
-        items: Tensor | nn.Embedding,
-        query_ids: Tensor,
-        pos_ids: Tensor,
-        *,
-        seed: int | Tensor | None = None,
-    ) -> Negatives:
-        """See :meth:`Sampler.draw`. Only the numbers of rows of `queries` and `items` matter."""
-        batch = self._batch(queries, items, query_ids, pos_ids, seed)
+    def _draw(self, batch: Batch) -> Negatives:
         ids = draw_negatives(
             batch.query_ids,
             self.interactions,

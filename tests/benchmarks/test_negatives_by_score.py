@@ -184,7 +184,7 @@ def test_a_pool_has_no_more_places_than_there_are_items(num_items, size):
         ("scored:2/9", "sl", {"sampler_temperature": 0.0}, r"\(--sampler-tau\) must be finite and > 0, got 0.0"),
         ("chain", "bpr", {}, r"sampler_temperature \(--sampler-tau\) must be given for chain:1 on inner products"),
         ("memory", "sl", {"memory_pool": 71}, r"memory_pool \(--memory-pool\) must be at least 72, got 71"),
-        ("memory:9", "sl", {}, r"--negatives memory:9: num_negatives must be an integer in \[1, 8\], got 9"),
+        ("memory:9", "sl", {}, r"--negatives memory:9: num_negatives must be at most size = 8, got 9"),
         ("scored:10/5000000000", "sl", {}, "--negatives scored:10/5000000000: num_candidates must be an integer in"),
         ("auto", "sl", {"stage_prior": 1.0}, r"stage_prior must be in \[0, 1\) or 'auto', got 1.0"),
     ],
