@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import torch
 
+from benchmarks.training.recommended import Recommended
+
 # Scores of one block of users: 2**22 floats are 16 MiB.
 _SCORES_PER_BLOCK = 2**22
 
@@ -19,6 +21,7 @@ def ranking_metrics(
     masked_items: torch.Tensor,
     k: int = 20,
     rerank: tuple[int, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]] | None = None,
+    popularity: torch.Tensor | None = None,
 ) -> dict[str, float]:
     """Rank all items for each user by inner product and compare the first k with the user's targets.
 
@@ -33,18 +36,23 @@ def ranking_metrics(
         k: length of the ranking.
         rerank: None, or how many of the first items are ranked again, and by what: called with users [B], their first
             items' scores and ids [B, C], in order; returns other scores [B, C], −inf where the score is.
+        popularity: None, or int64 [num_items] ≥ 0, the number of training interactions of each item. (The training
+            command counts those that are not kept for validation, the same for every loss.)
 
     Returns:
-        ``{"recall": ..., "ndcg": ...}``, both in [0, 1].
+        ``{"recall": ..., "ndcg": ...}``, both in [0, 1]; with `popularity` also the four numbers above, in [0, 1] but
+        for the mean popularity.
 
     Raises:
-        ValueError: there are no targets, or k < 1.
+        ValueError: there are no targets, k < 1, or `popularity` is not int64 [num_items] or has a negative number.
     """
     if len(target_users) == 0:
         raise ValueError("target_users: expected at least one target pair, got none")
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
     num_items = item_table.shape[0]
+    if popularity is not None:
+        _check_popularity(popularity, num_items)
     k = min(k, num_items)
     target_users, target_items = _sort_by_user(target_users, target_items)
     masked_users, masked_items = _sort_by_user(masked_users, masked_items)
@@ -53,6 +61,7 @@ def ranking_metrics(
     discounts = torch.arange(2, k + 2, dtype=torch.float64, device=item_table.device).log2().reciprocal()
     ideal = discounts.cumsum(0)
     recall = ndcg = 0.0
+    recommended = None if popularity is None else Recommended(popularity, target_users, target_items, discounts)
     for block in users.split(max(1, _SCORES_PER_BLOCK // num_items)):
         scores = user_table[block] @ item_table.T  # [block, num_items]
         rows, items = _pairs_of_block(block, masked_users, masked_items)
@@ -69,11 +78,15 @@ def ranking_metrics(
             top_scores, places = other_scores(block, first_scores, first_items).topk(k)
             top_items = first_items.gather(1, places)
         # A user with fewer than k unmasked items gets masked ones at the end of the list, which are no hits.
-        hits = is_target.gather(1, top_items) & (top_scores > -torch.inf)
+        unmasked = top_scores > -torch.inf
+        hits = is_target.gather(1, top_items) & unmasked
         counts = num_targets[torch.searchsorted(users, block)]
         recall += (hits.sum(1) / counts.double()).sum().item()
         ndcg += ((hits * discounts).sum(1) / ideal[counts.clamp(max=k) - 1]).sum().item()
-    return {"recall": recall / len(users), "ndcg": ndcg / len(users)}
+        if recommended is not None:
+            recommended.add(top_items, unmasked, hits)
+    more = {} if recommended is None else recommended.metrics()
+    return {"recall": recall / len(users), "ndcg": ndcg / len(users), **more}
 
 
 def shares_below(
@@ -107,6 +120,16 @@ def shares_below(
         others = (~scores.isnan()).sum(1)[rows] - 1
         shares.append((below + equal / 2) / others.double())
     return torch.cat(shares)
+
+
+def _check_popularity(popularity: torch.Tensor, num_items: int) -> None:
+    if popularity.dtype != torch.int64 or popularity.shape != (num_items,):
+        raise ValueError(
+            f"popularity: expected int64 [{num_items}], one number per item, "
+            f"got {popularity.dtype} {list(popularity.shape)}"
+        )
+    if (popularity < 0).any():
+        raise ValueError(f"popularity: expected numbers of interactions, got {popularity.min().item()}")
 
 
 def _sort_by_user(users: torch.Tensor, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

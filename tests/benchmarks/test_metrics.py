@@ -70,6 +70,84 @@ def test_metrics_agree_with_plain_python(monkeypatch, k, scores_per_block):
     assert found == pytest.approx(expected, rel=1e-12)
 
 
+def balance_by_hand(user_table, item_table, targets, masked, k, popularity) -> dict[str, float]:
+    """As by_hand, of the four numbers beside it."""
+    num_items = len(item_table)
+    tests = [sum(item == i for _, item in targets) for i in range(num_items)]
+    gain = ideal = 0.0
+    means, lists = [], np.zeros(num_items)
+    for user in sorted({user for user, _ in targets}):
+        wanted = [item for u, item in targets if u == user]
+        scores = {i: float(user_table[user] @ item_table[i]) for i in range(num_items) if (user, i) not in masked}
+        ranking = sorted(scores, key=lambda item: -scores[item])[:k]
+        gain += sum(1 / tests[item] / math.log2(place + 2) for place, item in enumerate(ranking) if item in wanted)
+        best = sorted((1 / tests[item] for item in wanted), reverse=True)[:k]
+        ideal += sum(one / math.log2(place + 2) for place, one in enumerate(best))
+        if ranking:
+            means.append(np.mean([popularity[item] for item in ranking]))
+        lists[ranking] += 1
+    differences = np.abs(lists[:, None] - lists[None, :]).mean()
+    return {
+        "balanced_ndcg": gain / ideal,
+        "mean_popularity": float(np.mean(means)),
+        "coverage": float(np.mean(lists > 0)),
+        "gini": float(differences / (2 * lists.mean())),
+    }
+
+
+@pytest.mark.parametrize("k", [1, 5, 20, 50])
+@pytest.mark.parametrize("scores_per_block", [1, 200, 2**22])
+def test_what_is_recommended_agrees_with_numpy(device, monkeypatch, k, scores_per_block):
+    monkeypatch.setattr(metrics, "_SCORES_PER_BLOCK", scores_per_block)
+    tables, targets, masked = random_case(40, 30, seed=k)
+    targets |= {(user, 4) for user in range(5, 25)} - masked  # an item that many look for
+    targets |= {(39, 1)}
+    masked |= {(39, item) for item in range(30)}  # a user that nothing can be recommended to
+    popularity = torch.from_numpy(np.random.default_rng(k).integers(0, 100, 30))
+    pairs = [tensor.to(device) for tensor in (*columns(targets), *columns(masked))]
+    tables_there = [table.to(device) for table in tables]
+    found = ranking_metrics(*tables_there, *pairs, k=k, popularity=popularity.to(device))
+    expected = balance_by_hand(*(table.numpy() for table in tables), targets, masked, k, popularity.tolist())
+    assert 0 < expected["balanced_ndcg"] < 1
+    accuracy = ranking_metrics(*tables_there, *pairs, k=k)
+    assert abs(accuracy["ndcg"] - expected["balanced_ndcg"]) > 1e-3
+    assert found == pytest.approx({**accuracy, **expected}, rel=1e-12)
+
+
+def test_what_is_recommended_when_reranked_is_what_the_reranked_list_holds():
+    # By the scores the list is item 2, 1, 0; turned round, the first of three is item 0.
+    tables = torch.ones(1, 1), torch.arange(3.0).unsqueeze(1)
+    popularity = torch.tensor([7, 20, 30])
+    found = ranking_metrics(
+        *tables, *columns([(0, 0)]), *columns([]), k=1, rerank=(3, lambda _, scores, __: -scores), popularity=popularity
+    )
+    assert found["mean_popularity"] == 7
+    assert found["balanced_ndcg"] == 1
+
+
+def test_each_item_counts_the_same_in_balanced_ndcg():
+    # Item 0 is looked for by three users, item 1 by one; each list has room for one item.
+    users = torch.eye(2)[[0, 0, 0, 1]]
+    targets = columns([(0, 0), (1, 0), (2, 0), (3, 1)])
+    popularity = torch.tensor([3, 1])
+    for items, ndcg in ((torch.tensor([[1.0, 1], [0, 0]]), 3 / 4), (torch.tensor([[0.0, 0], [1, 1]]), 1 / 4)):
+        found = ranking_metrics(users, items, *targets, *columns([]), k=1, popularity=popularity)
+        assert found["ndcg"] == ndcg
+        assert found["balanced_ndcg"] == pytest.approx(1 / 2)
+        assert found["coverage"] == found["gini"] == 1 / 2  # one of two items, always the same
+        assert found["mean_popularity"] == (3 if ndcg > 0.5 else 1)
+    found = ranking_metrics(users, torch.eye(2), *targets, *columns([]), k=1, popularity=popularity)
+    assert found["balanced_ndcg"] == pytest.approx(1)
+    assert found["mean_popularity"] == 2.5
+
+
+def test_where_nothing_can_be_recommended_the_numbers_are_0():
+    tables = torch.ones(1, 1), torch.ones(2, 1)
+    everything = columns([(0, 0), (0, 1)])
+    found = ranking_metrics(*tables, *columns([(0, 0)]), *everything, popularity=torch.ones(2, dtype=torch.int64))
+    assert found == dict.fromkeys(("recall", "ndcg", "balanced_ndcg", "mean_popularity", "coverage", "gini"), 0.0)
+
+
 def by_ranx(cases: list[tuple[dict, dict]]) -> list[dict[str, float]]:
     """What ranx returns for each case, (what is relevant, scores), both {user: {item: number}}.
 
@@ -138,6 +216,14 @@ def test_bad_arguments_are_refused():
         ranking_metrics(*tables, *columns([]), *columns([]))
     with pytest.raises(ValueError, match="k must be at least 1, got 0"):
         ranking_metrics(*tables, *columns([(0, 0)]), *columns([]), k=0)
+    wrong = {
+        r"expected int64 \[2\], one number per item, got torch.int64 \[3\]": torch.tensor([1, 2, 3]),
+        r"expected int64 \[2\], one number per item, got torch.float32 \[2\]": torch.tensor([1.0, 2.0]),
+        "expected numbers of interactions, got -1": torch.tensor([1, -1]),
+    }
+    for message, popularity in wrong.items():
+        with pytest.raises(ValueError, match="popularity: " + message):
+            ranking_metrics(*tables, *columns([(0, 0)]), *columns([]), popularity=popularity)
 
 
 def test_shares_below_are_counted_one_by_one(device, monkeypatch):
