@@ -129,9 +129,10 @@ class Trainer:
             the loss has held out.
         held_out: these; None where the loss holds none out.
         weights: of the negatives, where the loss has them estimated.
-        curve: validation results so far, each ``{"epoch", "recall", "ndcg", "training_loss"}``, with the ``"prior"``
-            that the loss had from then on where it is estimated, or the ``"false_negative_prior"`` behind the weights
-            of the epoch before, or its ``"num_negatives"`` where each epoch has its own.
+        curve: validation results so far, each with its ``"epoch"``, all that ``ranking_metrics`` returns with
+            popularity, and the ``"training_loss"``; also the ``"prior"`` that the loss had from then on where it is
+            estimated, or the ``"false_negative_prior"`` behind the weights of the epoch before, or its
+            ``"num_negatives"`` where each epoch has its own.
         epoch: epochs completed.
         stopwatch: seconds so far for each of :data:`STEP_PARTS`, for ``"evaluation"``, and for ``"thresholds"`` where
             passes over the catalogue estimate them, and ``"estimates"`` where negatives are weighed by them.
@@ -148,6 +149,8 @@ class Trainer:
         fit = fit.to(config.device)
         # Rankings for validation and test leave out all that training has seen, also as false negatives.
         self.seen = (fit.train_users, fit.train_items)
+        # Of what is seen, so that it is the same for losses that hold some of it out.
+        self._popularity = torch.bincount(fit.train_items, minlength=fit.num_items)
         self.false_negatives = None
         if config.false_negatives is not None:
             if loss.negatives.kind not in PER_ROW:
@@ -297,17 +300,18 @@ class Trainer:
         """Test the best epoch's embeddings.
 
         Returns:
-            Recall@K and NDCG@K under ``"test"`` with the items trained on left out of the ranking (the
-            protocol of published results, where validation items stay in it), and under
+            What ``ranking_metrics`` returns with popularity, under ``"test"`` with the items trained on left out of
+            the ranking (the protocol of published results, where validation items stay in it), and under
             ``"test_validation_masked"`` with the validation items left out as well. With an adapter also
             ``"test_reranked"``, as :func:`benchmarks.training.reranking.reranked`.
         """
         with self.stopwatch.time("evaluation"):
             targets = (self.dataset.test_users, self.dataset.test_items)
             all_training = (self.dataset.train_users, self.dataset.train_items)
+            settings: dict[str, Any] = {"k": self.config.k, "popularity": self._popularity}
             return {
-                "test": ranking_metrics(*self._best_tables, *targets, *self.seen, k=self.config.k),
-                "test_validation_masked": ranking_metrics(*self._best_tables, *targets, *all_training, k=self.config.k),
+                "test": ranking_metrics(*self._best_tables, *targets, *self.seen, **settings),
+                "test_validation_masked": ranking_metrics(*self._best_tables, *targets, *all_training, **settings),
                 **({"test_reranked": self._reranked()} if self.held_out is not None and self.weights else {}),
             }
 
@@ -451,7 +455,7 @@ class Trainer:
         with self.stopwatch.time("evaluation"):
             tables = self.tables()
             targets = (self.validation_users, self.validation_items)
-            metrics = ranking_metrics(*tables, *targets, *self.seen, k=self.config.k)
+            metrics = ranking_metrics(*tables, *targets, *self.seen, k=self.config.k, popularity=self._popularity)
             point = {"epoch": self.epoch, **metrics, "training_loss": training_loss}
             if self.loss.estimates_prior:
                 self._refresh_prior(tables)

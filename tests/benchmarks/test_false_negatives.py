@@ -183,10 +183,11 @@ def test_rankings_leave_out_what_is_held_out(blocks):
     tables, found = run._best_tables, run.test()
     seen, fit = ((d.train_users, d.train_items) for d in (trained_on, run.fit))
     targets = (blocks.test_users, blocks.test_items)
-    assert found["test"] == ranking_metrics(*tables, *targets, *seen)
-    assert found["test"] != ranking_metrics(*tables, *targets, *fit)
+    popularity = torch.bincount(seen[1], minlength=blocks.num_items)  # of what is held out too
+    assert found["test"] == ranking_metrics(*tables, *targets, *seen, popularity=popularity)
+    assert found["test"] != ranking_metrics(*tables, *targets, *fit, popularity=popularity)
     everything = (blocks.train_users, blocks.train_items)
-    assert found["test_validation_masked"] == ranking_metrics(*tables, *targets, *everything)
+    assert found["test_validation_masked"] == ranking_metrics(*tables, *targets, *everything, popularity=popularity)
     validation = ranking_metrics(*tables, run.validation_users, run.validation_items, *seen)
     assert run.best["ndcg"] == validation["ndcg"]
 
