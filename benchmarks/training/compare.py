@@ -28,10 +28,11 @@ class Case(NamedTuple):
 def describe_runs(runs: Sequence[dict[str, Any]]) -> str:
     """Return the table of a comparison: one line per loss, means and deviations over its seeds."""
     k = runs[0]["k"]
-    header = ["loss", f"Recall@{k}", f"NDCG@{k}", f"Recall@{k}*", f"NDCG@{k}*", f"val NDCG@{k}", "best epoch"]
+    header = ["loss", f"Recall@{k}", f"NDCG@{k}", f"balanced NDCG@{k}", "mean popularity", "coverage", "Gini"]
+    header += [f"Recall@{k}*", f"NDCG@{k}*", f"val NDCG@{k}", "best epoch"]
     header += ["s/epoch", "negatives", "lr", "weight decay", "loss settings"]
-    metrics = [("test", "recall"), ("test", "ndcg"), ("test_validation_masked", "recall")]
-    metrics += [("test_validation_masked", "ndcg"), ("best_validation", "ndcg")]
+    metrics = [("test", name) for name in ("recall", "ndcg", "balanced_ndcg", "mean_popularity", "coverage", "gini")]
+    metrics += [("test_validation_masked", "recall"), ("test_validation_masked", "ndcg"), ("best_validation", "ndcg")]
     # What only some runs have.
     is_reranked = any("test_reranked" in run for run in runs)
     header += [f"NDCG@{k} reranked", "λ"] if is_reranked else []
@@ -44,7 +45,7 @@ def describe_runs(runs: Sequence[dict[str, Any]]) -> str:
         rows.append(
             [
                 name,
-                *(_mean_and_deviation([run[part][metric] for run in seeds]) for part, metric in metrics),
+                *(_of_seeds(seeds, part, metric) for part, metric in metrics),
                 ", ".join(f"{run['best_epoch']}/{run['epochs']}" for run in seeds),
                 f"{mean(run['seconds']['per_epoch'] for run in seeds):.2f}",
                 first["loss_settings"]["negatives"],
@@ -66,9 +67,16 @@ def _reranked(results: Sequence[Mapping[str, float] | None]) -> tuple[str, str]:
     return _mean_and_deviation([r["ndcg"] for r in found]), ", ".join(f"{r['exponent']:g}" for r in found)
 
 
-def _mean_and_deviation(values: Sequence[float]) -> str:
-    deviation = f"±{stdev(values):.4f}" if len(values) > 1 else ""
-    return f"{mean(values):.4f}{deviation}"
+def _of_seeds(seeds: Sequence[dict[str, Any]], part: str, metric: str) -> str:
+    """A metric as the table shows it; a dash where a run lacks it, as those of earlier versions may."""
+    if any(metric not in run[part] for run in seeds):
+        return "-"
+    return _mean_and_deviation([run[part][metric] for run in seeds], digits=1 if metric == "mean_popularity" else 4)
+
+
+def _mean_and_deviation(values: Sequence[float], digits: int = 4) -> str:
+    deviation = f"±{stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{mean(values):.{digits}f}{deviation}"
 
 
 _SYMBOLS = {

@@ -12,12 +12,14 @@ from matplotlib.figure import Figure
 from benchmarks.common import reporting
 
 # Okabe and Ito's palette, whose colours can be told apart with any common colour vision; the markers help too.
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#F0E442")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#F0E442")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
 def plot_runs(runs: Sequence[dict[str, Any]], path: Path, title: str) -> None:
     """Draw validation NDCG@K against epochs, and test Recall@K and NDCG@K as bars, into a PNG.
+
+    Where the runs have it, also balanced NDCG@K of the test against NDCG@K, a point per run in the colour of its curve.
 
     Args:
         runs: results of :func:`benchmarks.training.trainer.train`, at least one, all with the same K.
@@ -28,17 +30,19 @@ def plot_runs(runs: Sequence[dict[str, Any]], path: Path, title: str) -> None:
     names = [run["loss"] for run in runs]
     if len(set(names)) < len(names):
         names = [f"{run['loss']}, seed {run['config']['seed']}" for run in runs]
-    colours = [_COLOURS[index % len(_COLOURS)] for index in range(len(runs))]
+    colours = [COLOURS[index % len(COLOURS)] for index in range(len(runs))]
 
-    figure = Figure(figsize=(13, 3.2 + 0.28 * len(runs)), layout="constrained")
+    is_balanced = all("balanced_ndcg" in run["test"] for run in runs)
+    widths = (1.6, 1, 1, 1) if is_balanced else (1.6, 1, 1)
+    figure = Figure(figsize=(16 if is_balanced else 13, 3.2 + 0.28 * len(runs)), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title)
-    curves, recall_bars, ndcg_bars = figure.subplots(1, 3, width_ratios=(1.6, 1, 1))
+    curves, recall_bars, ndcg_bars, *rest = figure.subplots(1, len(widths), width_ratios=widths)
 
     for index, (run, name, colour) in enumerate(zip(runs, names, colours, strict=True)):
         epochs = [point["epoch"] for point in run["validation"]]
         ndcg = [point["ndcg"] for point in run["validation"]]
-        marker = _MARKERS[index % len(_MARKERS)]
+        marker = MARKERS[index % len(MARKERS)]
         curves.plot(epochs, ndcg, color=colour, marker=marker, markersize=5, label=name)
     curves.set(xlabel="epoch", ylabel=f"validation NDCG@{k}", title="Learning curves")
     curves.set_ylim(bottom=0)
@@ -55,5 +59,16 @@ def plot_runs(runs: Sequence[dict[str, Any]], path: Path, title: str) -> None:
         axes.set(xlabel=f"test {label}, mean over users", title=label, xlim=(0, 1.4 * max(*values, 1e-6)))
         axes.invert_yaxis()
         axes.grid(axis="x", alpha=0.3)
+        axes.set_axisbelow(True)
+
+    for axes in rest:
+        for index, (run, colour) in enumerate(zip(runs, colours, strict=True)):
+            point = (run["test"]["ndcg"], run["test"]["balanced_ndcg"])
+            axes.plot(*point, color=colour, marker=MARKERS[index % len(MARKERS)], markersize=8, linestyle="none")
+        axes.set(
+            xlabel=f"test NDCG@{k}", ylabel=f"balanced test NDCG@{k}, each item alike", title="Popular or all items"
+        )
+        axes.locator_params(nbins=5)
+        axes.grid(alpha=0.3)
         axes.set_axisbelow(True)
     reporting.save_figure(figure, path)

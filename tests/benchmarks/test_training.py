@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
@@ -874,6 +875,39 @@ def test_plot_of_many_runs(tmp_path):
     ]
     plots.plot_runs(runs, tmp_path / "runs.png", "zeros")
     assert (tmp_path / "runs.png").read_bytes().startswith(b"\x89PNG")
+
+
+def made_up_run(seed: int, **test: float) -> dict:
+    """The entry of a run, as far as the table shows it."""
+    return {
+        "loss": "sl",
+        "loss_settings": {"negatives": "uniform:1"},
+        "k": 5,
+        "config": {"lr": 0.1, "weight_decay": 0.0, "seed": seed},
+        "epochs": 5,
+        "best_epoch": 5,
+        "best_validation": {"recall": 0.0, "ndcg": 0.0},
+        "test": {"recall": 0.0, "ndcg": 0.0, **test},
+        "test_validation_masked": {"recall": 0.0, "ndcg": 0.0},
+        "seconds": {"per_epoch": 1.0},
+    }
+
+
+def test_the_table_shows_what_is_recommended_and_a_dash_where_a_run_lacks_it():
+    names = ["balanced NDCG@5", "mean popularity", "coverage", "Gini"]
+    old = made_up_run(0)
+    new = [
+        made_up_run(seed, balanced_ndcg=0.1 * seed, mean_popularity=20.0 * seed, coverage=0.25 * seed, gini=0.5)
+        for seed in (1, 2)
+    ]
+    deviations = ["0.1500±0.0707", "30.0±14.1", "0.3750±0.1768", "0.5000±0.0000"]
+    expected = {"-": [[old], [old, *new]], "": [new]}
+    for shown, cases in expected.items():
+        for runs in cases:
+            header, _, row, *_ = compare.describe_runs(runs).splitlines()
+            columns = re.split("  +", header.strip())
+            cells = dict(zip(columns, re.split("  +", row.strip()), strict=False))
+            assert [cells[name] for name in names] == ([shown] * 4 if shown else deviations)
 
 
 # --- step cost ---
