@@ -66,7 +66,7 @@ def plot_runs(runs: Sequence[dict[str, Any]], path: Path, title: str) -> None:
             point = (run["test"]["ndcg"], run["test"]["balanced_ndcg"])
             axes.plot(*point, color=colour, marker=MARKERS[index % len(MARKERS)], markersize=8, linestyle="none")
         axes.set(
-            xlabel=f"test NDCG@{k}", ylabel=f"balanced test NDCG@{k}, each item alike", title="Popular or all items"
+            xlabel=f"test NDCG@{k}", ylabel=f"balanced test NDCG@{k}, each item alike", title="NDCG, balanced NDCG"
         )
         axes.locator_params(nbins=5)
         axes.grid(alpha=0.3)
