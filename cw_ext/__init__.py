@@ -6,6 +6,7 @@ from cw_ext.extension import build_config
 from cw_ext.false_negatives import FalseNegatives
 from cw_ext.functional import cw_loss, cw_loss_from_embeddings
 from cw_ext.interactions import Candidates, Interactions
+from cw_ext.likely_positives import LikelyPositives
 from cw_ext.modules import CWEmbeddingLoss, CWFullLoss, CWInBatchLoss, CWLoss, CWSampledLoss
 from cw_ext.negative_sampling import draw_negatives
 from cw_ext.sampled_losses import cw_loss_full, cw_loss_in_batch, sampled_cw_loss
@@ -22,6 +23,7 @@ __all__ = [
     "Candidates",
     "FalseNegatives",
     "Interactions",
+    "LikelyPositives",
     "ScoreCurve",
     "TopKThreshold",
     "__version__",

@@ -15,6 +15,7 @@ from benchmarks.training.estimates import FAMILIES
 from benchmarks.training.losses import LOSSES, LossOptions, build_loss
 from benchmarks.training.models import MODELS
 from benchmarks.training.negatives import negatives_argument
+from benchmarks.training.positives import LIKELY, MOST_REGRESSED
 from benchmarks.training.samplers import SRNS_TEMPERATURE
 from benchmarks.training.trainer import TrainingConfig
 from benchmarks.training.unused_options import OPTIONS, refuse_unused
@@ -95,6 +96,13 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="take the extra positives from a tenth of each user's training items, which is in no row; the "
         "correction's gradient still raises their scores (cw, dcl)",
+    )
+    parser.add_argument(
+        "--likely-positives",
+        choices=LIKELY,
+        help="take the extra positives from items that the user does not know and probably likes: by a regression "
+        "between items (EASE) or by random walks (RP3beta); auto: the first up to "
+        f"{MOST_REGRESSED} items (cw, dcl)",
     )
     parser.add_argument("--weighting", choices=WEIGHTINGS, default=loss_defaults.weighting, help="of negatives (cw)")
     parser.add_argument("--weight-tau", type=float, help="temperature of the weights; the loss's if not given (cw)")

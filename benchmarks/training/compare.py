@@ -84,6 +84,7 @@ _SYMBOLS = {
     "prior": "π",
     "extra_positives": "M",
     "held_out_positives": "held out",
+    "likely_positives": "likely",
     "weighting": "ω",
     "weight_temperature": "ρ",
     "floor": "ε",

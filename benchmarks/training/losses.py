@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from benchmarks.training.estimates import Estimate, Family
 from benchmarks.training.learnable_losses import AdvInfoNCE, LowerLeftPartialAUC
 from benchmarks.training.negatives import BY_SCORE, PER_ROW, Batch, Negatives
+from benchmarks.training.positives import LIKELY, Likely
 from benchmarks.training.samplers import SRNS_TEMPERATURE, SamplerOptions
 from benchmarks.training.topk_thresholds import LearnedThresholds
 from cw_ext import Interactions, presets
@@ -37,6 +38,8 @@ class LossOptions:
         extra_positives: extra positives per row for the correction (cw, dcl).
         held_out_positives: whether these come from a tenth of each user's training items, which is in no row (cw, dcl).
             Training still raises their scores: the correction's gradient does.
+        likely_positives: whether these are items that the user does not know and probably likes, as
+            :class:`cw_ext.LikelyPositives` finds them, and how; None for known ones (cw, dcl).
         weighting, weight_temperature, floor: of the weights and the correction, as of :func:`cw_ext.cw_loss` (cw).
         confidence_temperature: τ_c of the confidence in the positive, on the half cosine; None for none (cw; slk's
             τ_w, which is required).
@@ -68,6 +71,7 @@ class LossOptions:
     prior: float | Literal["auto"] = 0.05
     extra_positives: int = 5
     held_out_positives: bool = False
+    likely_positives: Likely | None = None
     weighting: str = "sigmoid"
     weight_temperature: float | None = None
     floor: float = 0.3
@@ -114,6 +118,7 @@ class RankingLoss:
         negatives: which kind it uses, and how many.
         takes_ids: whether a batch must contain the negatives, since the loss does not draw them itself.
         extra_positives: how many extra positives per row it needs.
+        likely_positives: how these are found, where they are not known ones.
         thresholds: what ``Batch.thresholds`` must be; None if it needs none.
         estimates_prior: whether it needs ``Batch.prior``.
         estimate: where its negatives' weights come from, ``Batch.score_curve`` or, with an adapter,
@@ -132,6 +137,7 @@ class RankingLoss:
     negatives: Negatives
     takes_ids: bool = False
     extra_positives: int = 0
+    likely_positives: Likely | None = None
     thresholds: Thresholds | None = None
     estimates_prior: bool = False
     estimate: Estimate | None = None
@@ -239,12 +245,7 @@ def _softmax_family(
     thresholds = _thresholds(top_k, options)
     estimate = _estimate(name, arguments, options)
     has_adapter = estimate is not None and estimate.candidates is not None
-    held_out_positives = options.held_out_positives and name in CORRECTED
-    if held_out_positives and not (extra_positives and arguments["prior"]):
-        raise ValueError(
-            f"held_out_positives of {name} need extra_positives and a prior, got {extra_positives} and "
-            f"{arguments['prior']}"
-        )
+    held_out_positives, likely_positives = _extra_positives_from(name, options, extra_positives, arguments)
 
     def with_given(batch: Batch, **given: Any) -> Any:
         if estimates_prior:
@@ -269,6 +270,8 @@ def _softmax_family(
         settings |= {"refresh_epochs": thresholds.refresh_epochs}
     if held_out_positives:
         settings |= {"held_out_positives": True}
+    if likely_positives is not None:
+        settings |= {"likely_positives": likely_positives}
     sampler = _sampler(negatives, "half_cosine", options)
     if sampler is not None:
         settings |= sampler.settings
@@ -289,12 +292,31 @@ def _softmax_family(
         negatives,
         takes_ids=has_adapter or (backend == "reference" and negatives.kind in PER_ROW),
         extra_positives=extra_positives,
+        likely_positives=likely_positives,
         thresholds=thresholds,
         estimates_prior=estimates_prior,
         estimate=estimate,
         sampler=sampler,
         holds_out=held_out_positives or has_adapter,
     )
+
+
+def _extra_positives_from(
+    name: str, options: LossOptions, number: int, arguments: dict[str, Any]
+) -> tuple[bool, Likely | None]:
+    """Whether the extra positives are held out of the rows, and how they are found where they are likely ones."""
+    if name not in CORRECTED:
+        return False, None
+    if options.likely_positives not in (None, *LIKELY):
+        raise ValueError(f"likely_positives must be one of {', '.join(LIKELY)}, got {options.likely_positives!r}")
+    if options.held_out_positives and options.likely_positives:
+        raise ValueError("held_out_positives are known ones, got likely_positives too; give one of the two")
+    for chosen in ("held_out_positives", "likely_positives"):
+        if getattr(options, chosen) and not (number and arguments["prior"]):
+            raise ValueError(
+                f"{chosen} of {name} need extra_positives and a prior, got {number} and {arguments['prior']}"
+            )
+    return options.held_out_positives, options.likely_positives
 
 
 def _stage_prior(options: LossOptions) -> float | str:

@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 
 from benchmarks.common.data import InteractionData
-from cw_ext import Interactions
+from cw_ext import Interactions, LikelyPositives
+
+# How likely positives are found.
+Likely = Literal["auto", "regression", "walks"]
+LIKELY = get_args(Likely)
+# "auto" is "regression" up to so many items, whose three tables take 1.2 GB, and "walks" above.
+MOST_REGRESSED = 10_000
+
+
+def likely_positives(kind: Likely, interactions: Interactions) -> LikelyPositives:
+    """What further positives are drawn from that no user is known to like."""
+    if kind == "regression" or (kind == "auto" and interactions.num_items <= MOST_REGRESSED):
+        return LikelyPositives.by_regression(interactions)
+    return LikelyPositives.by_walks(interactions)
 
 
 class InteractionSampler:

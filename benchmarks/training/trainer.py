@@ -24,7 +24,7 @@ from benchmarks.training.losses import RankingLoss
 from benchmarks.training.metrics import ranking_metrics, shares_below
 from benchmarks.training.models import MODELS, ModelOptions
 from benchmarks.training.negatives import PER_ROW, Batch
-from benchmarks.training.positives import HeldOutPositives, InteractionSampler
+from benchmarks.training.positives import HeldOutPositives, InteractionSampler, likely_positives
 from benchmarks.training.reranking import reranked
 from benchmarks.training.stage_numbers import stage_number
 from benchmarks.training.topk_thresholds import LearnedThresholds, top_k_thresholds
@@ -128,6 +128,7 @@ class Trainer:
         interactions: the training pairs, which a user's negatives must not be among: those of the rows, and those that
             the loss has held out.
         held_out: these; None where the loss holds none out.
+        likely: what the extra positives are drawn from where they are no known ones; None where they are.
         weights: of the negatives, where the loss has them estimated.
         curve: validation results so far, each with its ``"epoch"``, all that ``ranking_metrics`` returns with
             popularity, and the ``"training_loss"``; also the ``"prior"`` that the loss had from then on where it is
@@ -162,6 +163,7 @@ class Trainer:
             held_out, fit = hold_out(fit, config.seed + _HELD_OUT_SEED)
             self.held_out = HeldOutPositives(held_out)
         self.fit = fit
+        self.likely = likely_positives(loss.likely_positives, self.interactions) if loss.likely_positives else None
         loss.negatives.check_drawable(self.interactions)
         self.sampler = InteractionSampler(_interactions(fit))
         generator = torch.Generator().manual_seed(config.seed)
@@ -372,7 +374,9 @@ class Trainer:
                 neg_ids = self.loss.negatives.draw(users, self.interactions, seed)
             if self.false_negatives is not None:
                 neg_ids = self.false_negatives.put_among(neg_ids, users, self.generator)
-            if self.loss.extra_positives and self.held_out is None:
+            if self.likely is not None:
+                extra_pos_ids = self.likely.draw(users, self.loss.extra_positives, seed=seed)
+            elif self.loss.extra_positives and self.held_out is None:
                 extra_pos_ids = self.sampler.extra_positives(batch, self.loss.extra_positives, self.generator)
             elif self.loss.extra_positives:
                 extra_pos_ids = self.held_out.draw(users, self.loss.extra_positives, self.generator)

@@ -19,6 +19,7 @@ _ESTIMATE = "--false-negative-prior and a loss of the softmax family"
 # By the field of LossOptions.
 OPTIONS = {
     "held_out_positives": _Option("--held-out-positives", "cw or dcl", ("held_out_positives",)),
+    "likely_positives": _Option("--likely-positives", "cw or dcl", ("likely_positives",)),
     "false_negative_prior": _Option("--false-negative-prior", _WEIGHTS, ("false_negative_prior",)),
     "false_negative_family": _Option("--false-negative-family", _ESTIMATE, ("false_negative_family",)),
     "false_negative_strength": _Option("--false-negative-strength", _ESTIMATE, ("false_negative_strength",)),

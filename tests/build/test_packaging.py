@@ -413,8 +413,8 @@ from torch import Tensor
 import cw_ext
 from cw_ext import (
     Candidates, CWEmbeddingLoss, CWFullLoss, CWInBatchLoss, CWLoss, CWSampledLoss, FalseNegatives, Interactions,
-    ScoreCurve, TopKThreshold, build_config, candidate_scores, cw_loss, cw_loss_from_embeddings, cw_loss_full,
-    cw_loss_in_batch, draw_negatives, presets, prior, sampled_cw_loss, samplers,
+    LikelyPositives, ScoreCurve, TopKThreshold, build_config, candidate_scores, cw_loss, cw_loss_from_embeddings,
+    cw_loss_full, cw_loss_in_batch, draw_negatives, presets, prior, sampled_cw_loss, samplers,
 )
 from cw_ext.false_negatives import cvir_log_weights, delayed_weights
 
@@ -430,6 +430,10 @@ def learned(thresholds: TopKThreshold) -> Tensor:
     loss, above = cw_loss(pos, neg, confidence_threshold=beta, return_above=True)
     thresholds.update(ids, above, num_negatives=5)
     return loss
+
+
+def likely(known: Interactions) -> Tensor:
+    return LikelyPositives.by_walks(known, 20, power=2).draw(ids, 5, seed=1)
 
 
 def on_scores(beta: Tensor) -> list[Tensor]:
