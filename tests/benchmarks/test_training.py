@@ -744,22 +744,26 @@ def test_every_loss_is_trained_with_every_seed(blocks, tmp_path, capsys):
 
     runs = train_all("all", "--loss", "sl", "cw", "sl", "--seed", "3", "1", "1", "2")
     assert [(run["loss"], run["config"]["seed"]) for run in runs] == [(n, s) for n in ("sl", "cw") for s in (3, 1, 2)]
-    lines = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines() if "±" in line}
+    table = [re.split(" {2,}", line) for line in capsys.readouterr().out.splitlines()]
+    header = next(cells for cells in table if cells[0] == "loss")
+    lines = {cells[0]: dict(zip(header, cells, strict=True)) for cells in table if "±" in "".join(cells)}
     assert list(lines) == ["sl", "cw"]
     for name, line in lines.items():
         of_loss = [run for run in runs if run["loss"] == name]
-        for column, (part, metric) in enumerate(
-            [
-                ("test", "recall"),
-                ("test", "ndcg"),
-                ("test_validation_masked", "recall"),
-                ("test_validation_masked", "ndcg"),
-                ("best_validation", "ndcg"),
-            ]
-        ):
+        for column, part, metric, digits in [
+            ("Recall@20", "test", "recall", 4),
+            ("NDCG@20", "test", "ndcg", 4),
+            ("balanced NDCG@20", "test", "balanced_ndcg", 4),
+            ("mean popularity", "test", "mean_popularity", 1),
+            ("coverage", "test", "coverage", 4),
+            ("Gini", "test", "gini", 4),
+            ("Recall@20*", "test_validation_masked", "recall", 4),
+            ("NDCG@20*", "test_validation_masked", "ndcg", 4),
+            ("val NDCG@20", "best_validation", "ndcg", 4),
+        ]:
             values = [run[part][metric] for run in of_loss]
-            assert len(set(values)) == 3
-            assert line[1 + column] == f"{mean(values):.4f}±{stdev(values):.4f}"
+            assert len(set(values)) == 3 or metric == "coverage"  # which may be the whole catalogue for every seed
+            assert line[column] == f"{mean(values):.{digits}f}±{stdev(values):.{digits}f}"
 
     # A seed decides on the split too, and seeds before it do not matter.
     alone = train_all("alone", "--loss", "cw", "--seed", "2")[0]
