@@ -133,14 +133,14 @@ def test_ids_stay_as_they_are(tmp_path):
     assert set(found.item_ids) == set(items)
 
 
-def test_ids_that_a_table_cannot_have_are_refused(tmp_path):
+@pytest.mark.parametrize("item", ["a\tb", "a\nb", " a"])
+def test_ids_that_a_table_cannot_have_are_refused(tmp_path, item):
     """Which those of parquet files may be."""
     polars = pytest.importorskip("polars")
     (tmp_path / "source").mkdir()
-    for name, users in (("train", ["u", "v", "w", "w"]), ("test", ["v"])):
-        table = {"user": users, "item": ["a\tb", "a\tb", "c", "d"][: len(users)] if name == "train" else ["d"]}
-        polars.DataFrame(table).write_parquet(tmp_path / "source" / f"{name}.parquet")
-    with pytest.raises(ValueError):
+    for name, users, items in (("train", ["u", "v", "w", "w"], [item, item, "c", "d"]), ("test", ["v"], ["d"])):
+        polars.DataFrame({"user": users, "item": items}).write_parquet(tmp_path / "source" / f"{name}.parquet")
+    with pytest.raises(ValueError, match="ids of source must read the same from a table separated by tabs, got others"):
         write_split(tmp_path / "source", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
