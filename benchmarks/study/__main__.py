@@ -11,7 +11,8 @@ from pathlib import Path
 from benchmarks.common import command, reporting
 from benchmarks.common.arguments import positive_int
 from benchmarks.common.data import DataError
-from benchmarks.study import parts
+from benchmarks.study import csv_results, parts
+from benchmarks.study.kept import kept
 from benchmarks.study.parts import PARTS
 from benchmarks.study.published import DATASETS
 from benchmarks.study.report import write_report
@@ -67,7 +68,7 @@ def _run(arguments: argparse.Namespace) -> None:
         if missing:
             raise DataError(f"{missing[0]}: expected a folder with train.tsv and test.tsv, got nothing there")
         run_all(wanted, store, arguments.data, arguments.workers)
-    store.write_summary()
+    csv_results.write(arguments.out, kept(store, PARTS))
     for path in write_report(store, arguments.out):
         print(path)
 

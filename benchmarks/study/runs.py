@@ -5,16 +5,23 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common import reporting
+from benchmarks.study import csv_results
 from benchmarks.training.losses import LossOptions, RankingLoss, build_loss
 from benchmarks.training.trainer import TrainingConfig
 
-RUNS_FILE = "runs.json"
+# Settings of losses that are part of a key even where they are None or False, as when the first results were kept.
+_KEYED_UNUSED = ("weight_temperature", "confidence_temperature", "adapter_candidates", "scored_corrected")
+# The same for the configuration's fields, at their defaults.
+_KEYED_AT_DEFAULT = (
+    "model", "dim", "num_layers", "contrastive_weight", "lr", "weight_decay", "epochs", "batch_size", "eval_every",
+    "patience", "k", "false_negatives", "seed", "device",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,14 +60,34 @@ class Run:
 
 @functools.cache
 def _key(run: Run) -> str:
-    settings = {"loss": run.ranking_loss.settings, "config": asdict(run.config)}
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
-    return f"{run.dataset}-{run.config.model}-{run.loss}-seed{run.config.seed}-{digest}"
+    return key_of(run.dataset, run.loss, run.ranking_loss.settings, asdict(run.config))
+
+
+def key_of(dataset: str, loss: str, settings: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    """Return the key of a run with these settings of its loss and this configuration.
+
+    What came after the first results, a setting that is None or False or a field of the configuration at its default,
+    is not part of it: older results keep their keys.
+    """
+    # SL with a temperature of the positive's own was a loss with a name of its own.
+    name = "two-tau" if loss == "sl" and settings.get("positive_temperature") is not None else loss
+    in_use = {
+        setting: value
+        for setting, value in settings.items()
+        if setting in _KEYED_UNUSED or (value is not None and value is not False)
+    }
+    default = asdict(TrainingConfig())
+    changed = {
+        field: value for field, value in config.items() if field in _KEYED_AT_DEFAULT or value != default.get(field)
+    }  # fmt: skip
+    text = json.dumps({"loss": in_use, "config": changed}, sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    return f"{dataset}-{config['model']}-{name}-seed{config['seed']}-{digest}"
 
 
 class Store:
-    """Results of runs, by their key: a folder with one JSON file per run, under ``runs/``, and one file for all,
-    ``runs.json``, to be shared.
+    """Results of runs, by their key: a folder with one JSON file per run, under ``runs/``, and what is shared of them,
+    the files of :mod:`benchmarks.study.csv_results`.
 
     Args:
         directory: the folder.
@@ -71,35 +98,20 @@ class Store:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._results: dict[str, dict[str, Any]] = {}
-        if (directory / RUNS_FILE).exists():
-            self._read_summary(directory / RUNS_FILE)
+        self._results = {result["key"]: result for result in csv_results.read(directory)}
         for path in sorted((directory / "runs").glob("*.json")):
             result = self._read(path)
             self._results[result["key"]] = result
 
-    def _read_summary(self, path: Path) -> None:
-        summary = self._read(path)
-        try:
-            for result in summary["runs"]:
-                environment = summary["environments"][result["environment"]] | {"time": result.pop("time")}
-                self._results[result["key"]] = result | {"environment": environment}
-        except (KeyError, TypeError, IndexError):
-            raise self._not_results(path) from None
-
     @staticmethod
-    def _not_results(path: Path) -> ValueError:
-        return ValueError(f"{path}: expected results of the study, got something else; remove it to have it run again")
-
-    @classmethod
-    def _read(cls, path: Path) -> dict[str, Any]:
+    def _read(path: Path) -> dict[str, Any]:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            if "key" in content or "runs" in content:
+            if "key" in content:
                 return content
         except ValueError:
             pass
-        raise cls._not_results(path)
+        raise csv_results.not_results(path)
 
     def __contains__(self, run: Run) -> bool:
         return run.key in self._results
@@ -121,18 +133,3 @@ class Store:
         (self.directory / "runs").mkdir(parents=True, exist_ok=True)
         reporting.write_json(self.directory / "runs" / f"{run.key}.json", result)
         self.checkpoint(run).unlink(missing_ok=True)
-
-    def write_summary(self) -> Path:
-        """Write ``runs.json``: all results without their learning curves, and each environment once, since most differ
-        in the time only."""
-        environments: list[dict[str, Any]] = []
-        runs = []
-        for key in sorted(self._results):
-            run = {name: value for name, value in self._results[key].items() if name != "validation"}
-            environment = dict(run.pop("environment"))
-            run["time"] = environment.pop("time")
-            if environment not in environments:
-                environments.append(environment)
-            runs.append(run | {"environment": environments.index(environment)})
-        reporting.write_json(self.directory / RUNS_FILE, {"environments": environments, "runs": runs})
-        return self.directory / RUNS_FILE

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import statistics
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,10 @@ import torch
 
 from benchmarks.common import reporting
 from benchmarks.study import __main__ as study
-from benchmarks.study import grids, parts, published, report, step_times, workers
+from benchmarks.study import csv_results, grids, parts, published, report, step_times, workers
+from benchmarks.study.kept import kept
 from benchmarks.study.published import ELECTRONIC, GOWALLA, HEALTH
-from benchmarks.study.runs import Run, Store
+from benchmarks.study.runs import Run, Store, key_of
 from benchmarks.study.summary import difference, summarise
 from benchmarks.training.losses import LossOptions
 from benchmarks.training.negatives import Negatives
@@ -74,22 +76,139 @@ def test_a_run_is_told_by_what_its_loss_uses():
     assert run.with_seed(1).with_seed(0) == run
 
 
+@pytest.mark.parametrize("more", [{"new": None}, {"new": False}, {"positive_temperature": None}])
+def test_what_is_not_in_use_leaves_a_key_as_it_was(more):
+    run = Run(HEALTH, "cw")
+    assert key_of(HEALTH, "cw", run.ranking_loss.settings | more, asdict(run.config)) == run.key
+
+
+def test_what_is_in_use_is_part_of_a_key():
+    run = Run(HEALTH, "cw")
+    settings, fields = run.ranking_loss.settings, asdict(run.config)
+    others = [
+        key_of(HEALTH, "cw", settings | more, fields)
+        for more in ({"new": 0.0}, {"new": 0}, {"new": 1.0}, {"new": True}, {"other": True}, {"new": "a"})
+    ]
+    assert len({run.key, *others, key_of(HEALTH, "cw", settings, fields | {"new": 3})}) == 7 + 1
+
+
+def test_a_field_that_came_later_is_part_of_a_key_where_it_is_not_at_its_default(monkeypatch):
+    @dataclass(frozen=True)
+    class LaterConfig(TrainingConfig):
+        later: str = "adam"
+
+    run = Run(HEALTH, "sl")
+    monkeypatch.setattr("benchmarks.study.runs.TrainingConfig", LaterConfig)
+    assert replace(run, config=LaterConfig()).key == run.key
+    assert replace(run, config=LaterConfig(later="sgd")).key != run.key
+
+
+def test_sl_with_a_temperature_of_the_positive_has_the_key_of_what_was_a_loss_of_its_own():
+    settings, config = {**Run(HEALTH, "sl").ranking_loss.settings, "positive_temperature": 0.125}, TrainingConfig()
+    digest = hashlib.sha256(json.dumps({"loss": settings, "config": asdict(config)}, sort_keys=True).encode())
+    expected = f"{HEALTH}-mf-two-tau-seed0-{digest.hexdigest()[:12]}"
+    assert key_of(HEALTH, "sl", settings, asdict(config)) == expected
+
+
+def test_the_kept_results_are_found_by_what_the_parts_ask_for(checkout):
+    store = Store(checkout / "benchmarks" / "results" / "study")
+    keys = {result["key"] for result in store}
+    assert keys and keys <= {run.key for part in parts.PARTS.values() for run in part(store)}
+
+
 def test_the_store_keeps_results_and_hands_them_on(tmp_path):
+    (tmp_path / "handed-on").mkdir()
     store, runs = Store(tmp_path), [Run(HEALTH, "sl").with_seed(seed) for seed in range(3)]
     found = fill(store, runs[:2])
-    store.write_summary()
-    (tmp_path / "handed-on").mkdir()
-    (tmp_path / "runs.json").rename(tmp_path / "handed-on" / "runs.json")
+    csv_results.write(tmp_path / "handed-on", store)
     for directory in (tmp_path, tmp_path / "handed-on"):
         again = Store(directory)
         assert [run in again for run in runs] == [True, True, False]
         assert [again[run]["test"]["ndcg"] for run in runs[:2]] == list(found.values())
         assert {result["dataset"] for result in again} == {HEALTH}
         assert [again[run]["environment"] for run in runs[:2]] == [{"machine": "m", "time": seed} for seed in (0, 1)]
-    summary = json.loads((tmp_path / "handed-on" / "runs.json").read_text(encoding="utf-8"))
-    assert summary["environments"] == [{"machine": "m"}]
-    assert "validation" in Store(tmp_path)[runs[0]]
-    assert "validation" not in Store(tmp_path / "handed-on")[runs[0]]
+    environments = json.loads((tmp_path / "handed-on" / "environments.json").read_text(encoding="utf-8"))
+    assert environments == {"environments": [{"machine": "m"}]}
+
+
+def test_values_come_back_from_a_file_as_they_were(tmp_path):
+    numbers = {"a": 0.1 + 0.2, "b": 1e-300, "c": 5e-324, "d": -0.0, "e": 1.0, "f": 1, "g": 2**70, "h": 1 / 3}
+    texts = {"a": "plain", "b": "0.1", "c": "true", "d": "", "e": 'a "b", c\nd', "f": "null", "g": " 1", "h": "NaN"}
+    results = [
+        {
+            "key": f"k{number}",
+            "dataset": dataset,
+            "numbers": numbers,
+            "texts": texts,
+            "others": {"yes": True, "no": False, "list": [0.1, None, "a"], "deep": {"er": {"x": 1}}},
+            "environment": {"machine": machine, "git_commit": commit, "time": str(number)},
+            **more,
+        }
+        for number, dataset, machine, commit, more in (
+            (0, "a", "x", "1234567e8", {}),
+            (1, "b", "y", "c", {"only": 3}),
+            (2, "b", "x", "c", {"π": "τ"}),
+        )
+    ]
+    csv_results.write(tmp_path, reversed(results))
+    read = {result["key"]: result for result in csv_results.read(tmp_path)}
+    assert {path.name for path in tmp_path.iterdir()} == {"environments.json", "runs-a.csv", "runs-b.csv"}
+    # Texts of the values, since 1 == 1.0 == True and 0.0 == -0.0.
+    assert [json.dumps(read[result["key"]], sort_keys=True) for result in results] == [
+        json.dumps(result, sort_keys=True) for result in results
+    ]
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    csv_results.write(tmp_path, read.values())
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_what_is_none_is_left_out_and_a_machine_keeps_its_number(tmp_path):
+    def result(key, machine):
+        return {"key": key, "dataset": "a", "x": {"y": None, "z": 1}, "environment": {"machine": machine, "time": 0}}
+
+    csv_results.write(tmp_path, [result("b", "first")])
+    csv_results.write(tmp_path, [result("a", "second"), result("b", "first")])
+    assert (tmp_path / "runs-a.csv").read_text(encoding="utf-8").splitlines() == [
+        "key,environment,time,x.z", "a,1,0,1", "b,0,0,1"
+    ]  # fmt: skip
+    assert [read["x"] for read in csv_results.read(tmp_path)] == [{"z": 1}, {"z": 1}]
+
+
+def test_a_failed_write_leaves_the_results_that_were_there(tmp_path, monkeypatch):
+    result = {"key": "k", "dataset": "a", "environment": {"machine": "m", "time": 0}}
+    csv_results.write(tmp_path, [result])
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match="JSON compliant"):
+        csv_results.write(tmp_path, [result, result | {"key": "l", "value": float("nan")}])
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_what_no_table_uses_is_not_handed_on(tmp_path):
+    store, other = Store(tmp_path), Run(HEALTH, "sl", LossOptions(temperature=0.77))
+    tried = [*grids.search_runs(HEALTH, "sl"), other]
+    fill(store, tried)
+    # What the searches will choose is not known yet.
+    assert {result["key"] for result in kept(store, parts.PARTS)} == {run.key for run in tried}
+    while runs := [run for part in parts.PARTS.values() for run in part(store) if run not in store]:
+        fill(store, dict.fromkeys(runs))
+    handed_on = {result["key"]: result for result in kept(store, parts.PARTS)}
+    assert {result["key"] for result in store} - handed_on.keys() == {other.key}
+    with_shares = {key for key, result in handed_on.items() if "shares_below" in result}
+    taken = [run for dataset in parts.NUMBER_DATASETS for run in parts.compared_runs(store, dataset, "mf", "sl")]
+    assert with_shares == {run.key for run in taken}
+    assert not any("validation" in result for result in handed_on.values())
+
+
+def test_the_report_is_the_same_from_what_is_handed_on(tmp_path):
+    store = Store(tmp_path)
+    while runs := [run for part in parts.PARTS.values() for run in part(store) if run not in store]:
+        fill(store, dict.fromkeys(runs))
+    (tmp_path / "handed-on").mkdir()
+    csv_results.write(tmp_path / "handed-on", kept(store, parts.PARTS))
+    for directory in (tmp_path, tmp_path / "handed-on"):
+        report.write_report(Store(directory), directory)
+    for name in ("tables.md", "numbers.png"):
+        assert (tmp_path / name).read_bytes() == (tmp_path / "handed-on" / name).read_bytes()
 
 
 def test_a_result_drops_its_checkpoint_only_once_it_is_written(tmp_path, monkeypatch):
@@ -119,11 +238,29 @@ def test_what_is_no_result_is_refused(tmp_path, content, capsys):
     assert path.read_text(encoding="utf-8") == content
 
 
-@pytest.mark.parametrize("content", ['{"runs": [{"key": "a"}]}', '{"runs": [{}], "environments": []}', '{"key": 1}'])
-def test_what_is_no_summary_is_refused(tmp_path, content, capsys):
-    (tmp_path / "runs.json").write_text(content, encoding="utf-8")
+@pytest.mark.parametrize(
+    "content",
+    [
+        "", "\n", "a,b\n1,2\n", "key\na\n", "environment\n0\n", "key,environment\na,1\n", "key,environment\na,-1\n",
+        "key,environment\na\n", "key,environment\na,0,1\n", 'key,environment\n"a,0\n', "key,environment\n,0\n",
+        "key,environment,x,x.y\na,0,1,2\n",
+    ],
+)  # fmt: skip
+def test_what_is_no_table_of_runs_is_refused(tmp_path, content, capsys):
+    path = tmp_path / "runs-a.csv"
+    (tmp_path / "environments.json").write_text('{"environments": [{}]}', encoding="utf-8")
+    path.write_text(content, encoding="utf-8")
     assert study.main(["--report", "--out", str(tmp_path)]) == 2
-    assert f"error: {tmp_path / 'runs.json'}: expected results of the study" in capsys.readouterr().err
+    assert f"error: {path}: expected results of the study" in capsys.readouterr().err
+    assert path.read_text(encoding="utf-8") == content
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"environments": {}}', '{"environments": [1]}'])
+def test_what_is_no_list_of_machines_is_refused(tmp_path, content, capsys):
+    (tmp_path / "runs-a.csv").write_text("key,environment\na,0\n", encoding="utf-8")
+    (tmp_path / "environments.json").write_text(content, encoding="utf-8")
+    assert study.main(["--report", "--out", str(tmp_path)]) == 2
+    assert f"error: {tmp_path / 'environments.json'}: expected results of the study" in capsys.readouterr().err
 
 
 # --- what is asked for ---
@@ -432,9 +569,9 @@ def test_the_study_trains_what_is_missing_only(small, tmp_path, capsys):
     assert study.main([*small, "--workers", "2"]) == 0
     files = {path.name: path.read_bytes() for path in (tmp_path / "out" / "runs").glob("*.json")}
     assert len(files) == 4 and first.items() <= files.items()
-    summary = json.loads((tmp_path / "out" / "runs.json").read_text(encoding="utf-8"))
-    assert {run["key"] for run in summary["runs"]} == {name.removesuffix(".json") for name in files}
-    for run in summary["runs"]:
+    handed_on = list(csv_results.read(tmp_path / "out"))
+    assert {run["key"] for run in handed_on} == {name.removesuffix(".json") for name in files}
+    for run in handed_on:
         assert run["epochs"] == 2 and 0 <= run["test"]["ndcg"] <= 1
 
 
