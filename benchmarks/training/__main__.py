@@ -10,12 +10,14 @@ from pathlib import Path
 
 from benchmarks.common import command, data, data_arguments, gpu, reporting
 from benchmarks.common.arguments import add_out, non_negative_float, non_negative_int, positive_int, prior, share
+from benchmarks.training.auto_files import choose_all, describe_choices
 from benchmarks.training.compare import Case, check_saved, compare, describe_runs
 from benchmarks.training.estimates import FAMILIES
 from benchmarks.training.losses import LOSSES, LossOptions, build_loss
 from benchmarks.training.models import MODELS
 from benchmarks.training.negatives import negatives_argument
 from benchmarks.training.samplers import SRNS_TEMPERATURE
+from benchmarks.training.search_spaces import Setting, all_settings, search_space
 from benchmarks.training.trainer import TrainingConfig
 from benchmarks.training.unused_options import OPTIONS, refuse_unused
 from cw_ext.parameters import WEIGHTINGS
@@ -51,6 +53,12 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     data_arguments.add(parser)
     parser.add_argument("--loss", nargs="+", choices=LOSSES, default=["sl", "cw"], help="losses to compare")
+    parser.add_argument(
+        "--auto",
+        action="store_true",
+        help="choose each loss's hyper-parameters by validation, with the first seed and at most twice the epochs of "
+        "one training, and train with them; the learning rate is chosen for bpr only, from the given one down",
+    )
     parser.add_argument("--model", choices=MODELS, default=defaults.model, help="the model to train")
     parser.add_argument("--dim", type=positive_int, default=defaults.dim, help="length of an embedding")
     parser.add_argument("--num-layers", type=positive_int, help="of a graph model; lightgcn 2, xsimgcl 3 if not given")
@@ -248,7 +256,31 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--resume needs the --out of the comparison to go on with")
     if arguments.save is not None and arguments.out is not None and arguments.save.resolve() == arguments.out.resolve():
         parser.error("--save and --out must be different directories")
+    if arguments.auto:
+        _refuse_chosen(parser, argv, arguments.loss)
     return arguments
+
+
+# What the fields of LossOptions are called on the command line, where that is another name.
+_DESTINATIONS = {
+    "temperature": "tau",
+    "positive_temperature": "positive_tau",
+    "weight_temperature": "weight_tau",
+    "confidence_temperature": "confidence_tau",
+}
+
+
+def _refuse_chosen(parser: argparse.ArgumentParser, argv: Sequence[str] | None, losses: Sequence[str]) -> None:
+    """Refuse options that are on the command line and that --auto would choose."""
+    not_given = object()
+    names = {action.dest: not_given for action in parser._actions if action.default is not argparse.SUPPRESS}
+    found = vars(parser.parse_args(argv, argparse.Namespace(**names)))
+    for name in losses:
+        for field in sorted(search_space(name).chooses):
+            destination = _DESTINATIONS.get(field, field)
+            if found[destination] is not not_given:
+                flag = "--" + destination.replace("_", "-")
+                parser.error(f"--auto chooses {flag} of {name}: expected one of the two, got both")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -294,21 +326,36 @@ def _run(arguments: argparse.Namespace) -> int:
         device=arguments.device,
     )
     gpu.require(arguments.device)
-    losses = [build_loss(name, options) for name in dict.fromkeys(arguments.loss)]
+    names = list(dict.fromkeys(arguments.loss))
+    setting = Setting(options, config)
+    settings = {name: all_settings(name, setting) if arguments.auto else [setting] for name in names}
+    losses = [build_loss(name, each.options) for name in names for each in settings[name]]
     refuse_unused(given, losses)
     seeds = list(dict.fromkeys(arguments.seed))
     datasets = data.load_seeds(arguments.data, seeds, **data_arguments.chosen(arguments))
-    cases = [Case(datasets[seed], loss, replace(config, seed=seed)) for loss in losses for seed in seeds]
-    directory = arguments.out or reporting.default_directory(f"{cases[0].dataset.name}-{config.model}")
+    directory = arguments.out or reporting.default_directory(f"{datasets[seeds[0]].name}-{config.model}")
+    choices = {}
+    if arguments.auto:
+        reporting.make_writable_directory(directory)
+        first = Setting(options, replace(config, seed=seeds[0]))
+        choices = choose_all(datasets[seeds[0]], names, first, directory, arguments.resume)
+    settings_of = {name: Setting(choices[name].options, choices[name].config) if choices else setting for name in names}
+    cases = [
+        Case(datasets[seed], build_loss(name, settings_of[name].options), replace(settings_of[name].config, seed=seed))
+        for name in names
+        for seed in seeds
+    ]
     save = _save_directories(cases, arguments.save)
     if save:
         check_saved({}, save)  # before a folder for results is made
     reporting.make_writable_directory(directory)
     for note in cases[0].dataset.notes:
         print(note)
-    report, interrupted = compare(cases, directory, arguments.resume, save)
+    report, interrupted = compare(cases, directory, arguments.resume, save, choices)
     if report["runs"]:
         print(describe_runs(report["runs"]))
+        if choices:
+            print(describe_choices(choices))
         print(f"results: {directory / 'results.json'}, {directory / 'results.png'}")
         if arguments.save is not None:
             print(f"saved: {arguments.save}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.common import data, reporting
 from benchmarks.training import checkpoints, id_maps
+from benchmarks.training.auto import Choice
 from benchmarks.training.losses import RankingLoss
 from benchmarks.training.plots import plot_runs
 from benchmarks.training.trainer import TrainingConfig, identity, train
@@ -120,7 +122,11 @@ def describe_settings(settings: dict[str, Any]) -> str:
 
 
 def compare(
-    cases: Sequence[Case], directory: Path, resume: bool = False, save: Mapping[int, Path] = MappingProxyType({})
+    cases: Sequence[Case],
+    directory: Path,
+    resume: bool = False,
+    save: Mapping[int, Path] = MappingProxyType({}),
+    choices: Mapping[str, Choice] = MappingProxyType({}),
 ) -> tuple[dict[str, Any], bool]:
     """Do one training run after another; after each, write results.json and results.png to the directory.
 
@@ -132,6 +138,8 @@ def compare(
         resume: whether to go on where an earlier call with the same directory was interrupted: finished runs are
             kept, the unfinished one goes on from its last validation.
         save: the directories that models are saved to, by the number of their case.
+        choices: by the losses' names, what ``--auto`` chose; they are in ``report["auto"]``. The run that a choice has
+            the checkpoint of goes on from there, and then the checkpoint is removed.
 
     Returns:
         ``(report, interrupted)``: the content of results.json, with one entry in ``report["runs"]`` per run that
@@ -156,11 +164,15 @@ def compare(
         "data": dataset.sizes(),
         "environment": reporting.environment(config.device),
         "runs": list(runs.values()),
+        **({"auto": {name: choice.report() for name, choice in choices.items()}} if choices else {}),
     }
     try:
         for number, case in enumerate(cases):
             if number in runs:
                 continue
+            start = _start(case, choices)
+            if start is not None and not checkpoint.exists():
+                shutil.copyfile(start, checkpoint)
             run = runs[number] = train(*case, checkpoint=checkpoint, save=save.get(number))
             # Including later runs that were finished by an earlier call.
             report["runs"] = [runs[number] for number in sorted(runs)]
@@ -168,12 +180,22 @@ def compare(
             interrupted = run["ended_by"] == "interrupt"
             if not interrupted:
                 checkpoint.unlink(missing_ok=True)
+                if start is not None:
+                    start.unlink()
             plot_runs(report["runs"], directory / "results.png", f"{dataset.name}, {config.model}, dim {config.dim}")
             if interrupted:
                 return report, True
     except KeyboardInterrupt:
         return report, True
     return report, False
+
+
+def _start(case: Case, choices: Mapping[str, Choice]) -> Path | None:
+    """The checkpoint that the search for a loss left for this case; None for cases with other seeds than its."""
+    choice = choices.get(case.loss.name)
+    if choice is None or choice.checkpoint is None or choice.config != case.config:
+        return None
+    return choice.checkpoint if choice.checkpoint.exists() else None
 
 
 def _finished_runs(results: Path, cases: Sequence[Case]) -> dict[int, dict[str, Any]]:

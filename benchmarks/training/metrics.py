@@ -22,6 +22,7 @@ def ranking_metrics(
     k: int = 20,
     rerank: tuple[int, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]] | None = None,
     popularity: torch.Tensor | None = None,
+    user_ndcg: list[torch.Tensor] | None = None,
 ) -> dict[str, float]:
     """Rank all items for each user by inner product and compare the first k with the user's targets.
 
@@ -38,6 +39,7 @@ def ranking_metrics(
             items' scores and ids [B, C], in order; returns other scores [B, C], −inf where the score is.
         popularity: None, or int64 [num_items] ≥ 0, the number of training interactions of each item. (The training
             command counts those that are not kept for validation, the same for every loss.)
+        user_ndcg: None, or a list that gets float64 tensors: together the NDCG@K of each user that has targets, by id.
 
     Returns:
         ``{"recall": ..., "ndcg": ...}``, both in [0, 1]; with `popularity` also the four numbers above, in [0, 1] but
@@ -82,7 +84,10 @@ def ranking_metrics(
         hits = is_target.gather(1, top_items) & unmasked
         counts = num_targets[torch.searchsorted(users, block)]
         recall += (hits.sum(1) / counts.double()).sum().item()
-        ndcg += ((hits * discounts).sum(1) / ideal[counts.clamp(max=k) - 1]).sum().item()
+        of_users = (hits * discounts).sum(1) / ideal[counts.clamp(max=k) - 1]
+        ndcg += of_users.sum().item()
+        if user_ndcg is not None:
+            user_ndcg.append(of_users)
         if recommended is not None:
             recommended.add(top_items, unmasked, hits)
     more = {} if recommended is None else recommended.metrics()
