@@ -193,6 +193,12 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "first items again",
     )
     parser.add_argument(
+        "--cross-fitted",
+        action="store_true",
+        help="estimate p from a tenth of each user's training items in place of the validation items: each epoch has "
+        "another tenth in no row, and the next one has weights by the scores of these",
+    )
+    parser.add_argument(
         "--false-negatives",
         type=share,
         metavar="SHARE",

@@ -59,9 +59,10 @@ class LossOptions:
             learn them from the negatives of each step, without a pass (cw, slk, talos).
         top_positives, top_negatives: α and β of the lower-left partial AUC (llpauc).
         adversary_every: the adversary learns in epochs that this divides, the model in the others (advinfonce).
-        false_negative_prior, false_negative_family, false_negative_strength, adapter_candidates: the fields of an
-            :class:`~benchmarks.training.estimates.Estimate`, made anew for each epoch from the second on, whose weights
-            the negatives get; no prior for no such weights (the softmax family; cw and dcl without a prior).
+        false_negative_prior, false_negative_family, false_negative_strength, adapter_candidates, cross_fitted: the
+            fields of an :class:`~benchmarks.training.estimates.Estimate`, made anew for each epoch from the second on,
+            whose weights the negatives get; no prior for no such weights (the softmax family; cw and dcl without a
+            prior).
         negatives: which negatives a row has; bpr takes one of those drawn for it.
         sampler_temperature: τ of the softmax by which scored negatives, chains and memories are drawn; None for
             `temperature`. On inner products (bpr) it is required, but for a memory, whose own is SRNS' 10.
@@ -97,6 +98,7 @@ class LossOptions:
     false_negative_family: Family = "normal"
     false_negative_strength: float = 1.0
     adapter_candidates: int | None = None
+    cross_fitted: bool = False
     negatives: Negatives = Negatives()
     sampler_temperature: float | None = None
     scored_corrected: bool = False
@@ -298,6 +300,8 @@ def _softmax_family(
             "false_negative_strength": estimate.strength,
             "adapter_candidates": estimate.candidates,
         }
+        if estimate.cross_fitted:
+            settings |= {"cross_fitted": True}
     return RankingLoss(
         name,
         build,
@@ -353,6 +357,7 @@ def _estimate(name: str, arguments: dict[str, Any], options: LossOptions) -> Est
         options.false_negative_family,
         options.false_negative_strength,
         options.adapter_candidates,
+        options.cross_fitted,
     )
 
 

@@ -30,6 +30,7 @@ OPTIONS = {
     "false_negative_family": _Option("--false-negative-family", _ESTIMATE, ("false_negative_family",)),
     "false_negative_strength": _Option("--false-negative-strength", _ESTIMATE, ("false_negative_strength",)),
     "adapter_candidates": _Option("--adapter-candidates", _ESTIMATE, ("adapter_candidates",)),
+    "cross_fitted": _Option("--cross-fitted", _ESTIMATE, ("cross_fitted",)),
     "sampler_temperature": _Option(
         "--sampler-tau", "--negatives scored:N/K, memory[:N] or chain[:N]", ("sampler_temperature", "chain_temperature")
     ),
