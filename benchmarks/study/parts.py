@@ -123,9 +123,9 @@ _MECHANISMS: dict[str, dict[str, Any]] = {
     "SL": {"loss": "sl"},
     "SL, confidence": {"weighting": "none", **grids.UNCORRECTED},
     "SL, confidence without gradient": {"weighting": "none", **grids.UNCORRECTED, "confidence_detached": True},
-    "SL, pull of the positive × 0.9": {"loss": "two-tau", "positive_temperature": 0.1 / 0.9},
-    "SL, pull of the positive × 0.8": {"loss": "two-tau", "positive_temperature": 0.1 / 0.8},
-    "SL, pull of the positive × 0.7": {"loss": "two-tau", "positive_temperature": 0.1 / 0.7},
+    "SL, pull of the positive × 0.9": {"loss": "sl", "positive_temperature": 0.1 / 0.9},
+    "SL, pull of the positive × 0.8": {"loss": "sl", "positive_temperature": 0.1 / 0.8},
+    "SL, pull of the positive × 0.7": {"loss": "sl", "positive_temperature": 0.1 / 0.7},
 }  # fmt: skip
 # Elsewhere an epoch takes ten times as long: only the decisive ones, with one seed; SL's runs exist already.
 MECHANISMS: dict[str, tuple[str, ...]] = {

@@ -82,8 +82,25 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--positive-tau",
         type=float,
-        default=loss_defaults.positive_temperature,
-        help="temperature of the positive, on the half cosine (bsl, two-tau)",
+        dest="positive_temperature",
+        metavar="POSITIVE_TAU",
+        help="temperature of the positive's own, on the half cosine: above tau it pulls the positive less, below more; "
+        "tau if not given (softmax losses but bsl)",
+    )
+    parser.add_argument(
+        "--falling-pull",
+        type=float,
+        metavar="KAPPA",
+        help="multiply the pull on a row's positive by 1 - KAPPA * its loss / the batch's mean, KAPPA in (0, 1), a "
+        "constant in the gradient; no such factor if not given (cw, sl, slk)",
+    )
+    parser.add_argument(
+        "--bsl-tau",
+        type=float,
+        dest="bsl_positive_temperature",
+        metavar="BSL_TAU",
+        help="temperature of the positive, which scales the whole loss; "
+        f"{loss_defaults.bsl_positive_temperature:g} if not given (bsl)",
     )
     parser.add_argument(
         "--prior",
@@ -129,13 +146,13 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--confidence-top-k",
         type=positive_int,
-        help="measure the confidence from the score of the user's K-th item; from 0 if not given (cw; slk: 20)",
+        help="measure the confidence from the score of the user's K-th item; from 0 if not given (cw; slk, talos: 20)",
     )
     parser.add_argument(
         "--refresh-epochs",
         type=positive_int,
         help="estimate these scores in a pass over the catalogue, again after so many epochs; if not given, they are "
-        "learned from the counts of each step's negatives (cw, slk)",
+        "learned from the counts of each step's negatives (cw, slk, talos)",
     )
     parser.add_argument(
         "--top-positives", type=float, default=loss_defaults.top_positives, help="share of positives, alpha (llpauc)"
@@ -174,6 +191,12 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="a network tells the false negatives among the K hardest of each row, at most 64, rather than their "
         "scores do; it learns from a tenth of each user's training items, which is in no row, and ranks the test's "
         "first items again",
+    )
+    parser.add_argument(
+        "--cross-fitted",
+        action="store_true",
+        help="estimate p from a tenth of each user's training items in place of the validation items: each epoch has "
+        "another tenth in no row, and the next one has weights by the scores of these",
     )
     parser.add_argument(
         "--false-negatives",
@@ -272,7 +295,6 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 # What the fields of LossOptions are called on the command line, where that is another name.
 _DESTINATIONS = {
     "temperature": "tau",
-    "positive_temperature": "positive_tau",
     "weight_temperature": "weight_tau",
     "confidence_temperature": "confidence_tau",
 }
@@ -282,13 +304,13 @@ def _refuse_chosen(parser: argparse.ArgumentParser, argv: Sequence[str] | None, 
     """Refuse options that are on the command line and that --auto would choose."""
     not_given = object()
     names = {action.dest: not_given for action in parser._actions if action.default is not argparse.SUPPRESS}
+    flags = {action.dest: action.option_strings[0] for action in parser._actions}
     found = vars(parser.parse_args(argv, argparse.Namespace(**names)))
     for name in losses:
         for field in sorted(search_space(name).chooses):
             destination = _DESTINATIONS.get(field, field)
             if found[destination] is not not_given:
-                flag = "--" + destination.replace("_", "-")
-                parser.error(f"--auto chooses {flag} of {name}: expected one of the two, got both")
+                parser.error(f"--auto chooses {flags[destination]} of {name}: expected one of the two, got both")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -301,7 +323,6 @@ def _run(arguments: argparse.Namespace) -> int:
     given = {name: value for name, value in chosen.items() if value is not None and value is not False}
     options = LossOptions(
         temperature=arguments.tau,
-        positive_temperature=arguments.positive_tau,
         prior=arguments.prior,
         extra_positives=arguments.extra_positives,
         weighting=arguments.weighting,

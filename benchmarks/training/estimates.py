@@ -39,12 +39,15 @@ class Estimate:
         strength: γ > 0.
         candidates: None to take p_FN as a function of the score. A number, from 1 to 64, to have an
             :class:`~benchmarks.training.adapter.Adapter` tell false negatives among so many of a row's hardest ones.
+        cross_fitted: whether the positives are what the epoch before left out of its rows, by
+            :class:`~benchmarks.training.positives.Folds`, rather than the validation items.
     """
 
     prior: float | Literal["auto"]
     family: Family = "normal"
     strength: float = 1.0
     candidates: int | None = None
+    cross_fitted: bool = False
 
     def __post_init__(self) -> None:
         if self.prior != "auto" and not 0 <= self.prior < 1:
@@ -55,6 +58,11 @@ class Estimate:
             raise ValueError(f"false_negative_strength must be finite and > 0, got {self.strength}")
         if self.candidates is not None and not 1 <= self.candidates <= MOST_CANDIDATES:
             raise ValueError(f"adapter_candidates must be in [1, {MOST_CANDIDATES}], got {self.candidates}")
+        if self.cross_fitted and self.candidates is not None:
+            raise ValueError(
+                f"cross_fitted must be False with an adapter, got {self.candidates} adapter_candidates, "
+                "which are told apart by items in no epoch's rows"
+            )
 
     def curve(self, positive_scores: Tensor, unlabeled_scores: Tensor) -> tuple[ScoreCurve, float]:
         """The log weight by score, and the prior that it rests on.
@@ -74,7 +82,8 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Unseen:
-    """Positives that training has not seen, the validation items, to compare with items drawn as its negatives are.
+    """Positives that training has not seen, such as the validation items, to compare with items drawn as its negatives
+    are.
 
     Attributes:
         users, items: int64 pairs, each [P].
@@ -107,7 +116,6 @@ class EstimatedWeights:
 
     Args:
         estimate: how.
-        unseen: what the estimates rest on.
         held_out: what an adapter learns; None without one.
         dim: length of an embedding.
         generator: of what an adapter starts from.
@@ -119,30 +127,30 @@ class EstimatedWeights:
     def __init__(
         self,
         estimate: Estimate,
-        unseen: Unseen,
         held_out: HeldOutPositives | None,
         dim: int,
         generator: torch.Generator,
     ) -> None:
-        self._estimate, self._unseen, self._held_out = estimate, unseen, held_out
+        self._estimate, self._held_out = estimate, held_out
         self._adapter = None if estimate.candidates is None else Adapter(dim, generator)
         self._curve: ScoreCurve | None = None
         self.prior = 0.0
 
     @torch.no_grad()
-    def refresh(self, tables: Tables, generator: torch.Generator) -> None:
+    def refresh(self, tables: Tables, unseen: Unseen, generator: torch.Generator) -> None:
         """Estimate the weights by scores, on the half cosine, or by an adapter that learns on before.
 
         Args:
             tables: with rows of length 1.
+            unseen: what the estimate rests on.
             generator: of all draws.
         """
         if self._adapter is None:
             users, items = tables
-            scores = self._unseen.scores(inner_products((users, items / 2)), generator)
+            scores = unseen.scores(inner_products((users, items / 2)), generator)
         else:
-            teach(self._adapter, tables, self._held_out, self._unseen.draw, generator)
-            scores = self._unseen.scores(lambda users, ids: self._adapter(tables[0][users], tables[1], ids), generator)
+            teach(self._adapter, tables, self._held_out, unseen.draw, generator)
+            scores = unseen.scores(lambda users, ids: self._adapter(tables[0][users], tables[1], ids), generator)
         self._curve, self.prior = self._estimate.curve(*scores)
 
     def of_batch(

@@ -11,10 +11,13 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.training.estimates import Estimate, Family
+from benchmarks.training.falling_pull import with_falling_pull
 from benchmarks.training.learnable_losses import AdvInfoNCE, LowerLeftPartialAUC
 from benchmarks.training.negatives import BY_SCORE, PER_ROW, Batch, Negatives
 from benchmarks.training.positives import LIKELY, Likely
 from benchmarks.training.samplers import SRNS_TEMPERATURE, SamplerOptions
+from benchmarks.training.talos import KINDS as TALOS_KINDS
+from benchmarks.training.talos import Talos
 from benchmarks.training.topk_thresholds import LearnedThresholds
 from cw_ext import Interactions, presets
 
@@ -23,6 +26,8 @@ DEFAULT_TOP_K = 20
 COUNTED = ("uniform", "shared", "full")
 # Losses with the correction by further positives.
 CORRECTED = ("cw", "dcl")
+# Losses whose pull on the positive can fall with the row's loss.
+FALLING = ("cw", "sl", "slk")
 
 
 @dataclass(frozen=True)
@@ -31,8 +36,12 @@ class LossOptions:
 
     Attributes:
         temperature: τ on the half cosine, so half of a value published for the cosine. PSL's formula uses
-            the half cosine, so its published values hold as they are. BSL's τ₂, of the negatives, as two-tau's.
-        positive_temperature: τ₁, of the positive (bsl, two-tau).
+            the half cosine, so its published values hold as they are. BSL's τ₂, of the negatives.
+        positive_temperature: τ⁺, a temperature of the positive's own, on the half cosine, as of
+            :func:`cw_ext.cw_loss`; None for none (the softmax family but bsl).
+        falling_pull: κ in (0, 1), as of :func:`benchmarks.training.falling_pull.with_falling_pull`; None for none
+            (cw, sl, slk).
+        bsl_positive_temperature: τ₁ (bsl).
         prior: share π of sampled negatives that are positives, or "auto": estimated at each validation, and 0 until
             the first (cw, dcl).
         extra_positives: extra positives per row for the correction (cw, dcl).
@@ -45,14 +54,15 @@ class LossOptions:
             τ_w, which is required).
         confidence_detached: whether the confidence is a constant in the gradient (cw).
         confidence_top_k: K of the score that the confidence is measured from, that of a user's K-th item; None for
-            a score of 0 (cw; slk's K, which is 20 for None).
+            a score of 0 (cw; slk's and talos's K, which is 20 for None).
         refresh_epochs: T, epochs from one pass over the catalogue that estimates these scores to the next; None to
-            learn them from the negatives of each step, without a pass (cw, slk).
+            learn them from the negatives of each step, without a pass (cw, slk, talos).
         top_positives, top_negatives: α and β of the lower-left partial AUC (llpauc).
         adversary_every: the adversary learns in epochs that this divides, the model in the others (advinfonce).
-        false_negative_prior, false_negative_family, false_negative_strength, adapter_candidates: the fields of an
-            :class:`~benchmarks.training.estimates.Estimate`, made anew for each epoch from the second on, whose weights
-            the negatives get; no prior for no such weights (the softmax family; cw and dcl without a prior).
+        false_negative_prior, false_negative_family, false_negative_strength, adapter_candidates, cross_fitted: the
+            fields of an :class:`~benchmarks.training.estimates.Estimate`, made anew for each epoch from the second on,
+            whose weights the negatives get; no prior for no such weights (the softmax family; cw and dcl without a
+            prior).
         negatives: which negatives a row has; bpr takes one of those drawn for it.
         sampler_temperature: τ of the softmax by which scored negatives, chains and memories are drawn; None for
             `temperature`. On inner products (bpr) it is required, but for a memory, whose own is SRNS' 10.
@@ -67,7 +77,9 @@ class LossOptions:
     """
 
     temperature: float = 0.1
-    positive_temperature: float = 0.1
+    positive_temperature: float | None = None
+    falling_pull: float | None = None
+    bsl_positive_temperature: float = 0.1
     prior: float | Literal["auto"] = 0.05
     extra_positives: int = 5
     held_out_positives: bool = False
@@ -86,6 +98,7 @@ class LossOptions:
     false_negative_family: Family = "normal"
     false_negative_strength: float = 1.0
     adapter_candidates: int | None = None
+    cross_fitted: bool = False
     negatives: Negatives = Negatives()
     sampler_temperature: float | None = None
     scored_corrected: bool = False
@@ -241,6 +254,9 @@ def _softmax_family(
     scale: float = 1.0,
 ) -> RankingLoss:
     negatives, backend = options.negatives, options.backend
+    pull = options.falling_pull if name in FALLING else None
+    if pull is not None and not 0 < pull < 1:
+        raise ValueError(f"falling_pull must be in (0, 1), got {pull}")
     estimates_prior = arguments.get("prior") == "auto"
     thresholds = _thresholds(top_k, options)
     estimate = _estimate(name, arguments, options)
@@ -252,18 +268,18 @@ def _softmax_family(
             given["prior"] = batch.prior
         return negatives.cw_loss(batch, similarity="half_cosine", backend=backend, **{**arguments, **given})
 
-    def function(batch: Batch) -> torch.Tensor:
-        loss = with_given(batch) if thresholds is None else with_given(batch, confidence_threshold=batch.thresholds)
-        return loss if scale == 1 else scale * loss
+    loss = with_given if pull is None else with_falling_pull(with_given, pull, options.temperature)
 
-    def build(num_users: int, num_items: int, *_: Any) -> BatchLoss:
-        if top_k is None or thresholds is not None:
-            return function
-        return LearnedThresholds(with_given, top_k, num_users, num_items, negatives.number)
+    def function(batch: Batch) -> torch.Tensor:
+        return loss(batch) if scale == 1 else scale * loss(batch)
+
+    build = _from_top_k(loss, top_k, thresholds, negatives) if top_k is not None else lambda *sizes: function
 
     settings = {
         **arguments, "extra_positives": extra_positives, "negatives": str(negatives), "backend": backend
     }  # fmt: skip
+    if pull is not None:
+        settings |= {"falling_pull": pull}
     if top_k is not None:
         settings |= {"confidence_top_k": top_k}
     if thresholds is not None:
@@ -284,6 +300,8 @@ def _softmax_family(
             "false_negative_strength": estimate.strength,
             "adapter_candidates": estimate.candidates,
         }
+        if estimate.cross_fitted:
+            settings |= {"cross_fitted": True}
     return RankingLoss(
         name,
         build,
@@ -339,6 +357,7 @@ def _estimate(name: str, arguments: dict[str, Any], options: LossOptions) -> Est
         options.false_negative_family,
         options.false_negative_strength,
         options.adapter_candidates,
+        options.cross_fitted,
     )
 
 
@@ -359,12 +378,51 @@ def _thresholds(k: int | None, options: LossOptions) -> Thresholds | None:
     return None
 
 
+def _from_top_k(
+    loss: Callable[..., Any], k: int, thresholds: Thresholds | None, negatives: Negatives
+) -> Callable[..., BatchLoss]:
+    """How a loss is built that is called with a batch and the score of each user's K-th item."""
+
+    def build(num_users: int, num_items: int, *_: Any) -> BatchLoss:
+        if thresholds is not None:
+            return lambda batch: loss(batch, confidence_threshold=batch.thresholds)
+        return LearnedThresholds(loss, k, num_users, num_items, negatives.number)
+
+    return build
+
+
+def _own_positive_temperature(options: LossOptions) -> dict[str, Any]:
+    return {} if options.positive_temperature is None else {"positive_temperature": options.positive_temperature}
+
+
+def _top_k(options: LossOptions) -> int:
+    return DEFAULT_TOP_K if options.confidence_top_k is None else options.confidence_top_k
+
+
 def _slk(options: LossOptions) -> RankingLoss:
     if options.confidence_temperature is None or not options.confidence_temperature > 0:
         raise ValueError(f"confidence_temperature of slk must be > 0, got {options.confidence_temperature}")
-    k = DEFAULT_TOP_K if options.confidence_top_k is None else options.confidence_top_k
-    arguments = presets.slk(options.temperature, options.confidence_temperature)
-    return _softmax_family("slk", arguments, options, top_k=k)
+    arguments = presets.slk(options.temperature, options.confidence_temperature) | _own_positive_temperature(options)
+    return _softmax_family("slk", arguments, options, top_k=_top_k(options))
+
+
+def _talos(options: LossOptions) -> RankingLoss:
+    negatives, k = options.negatives, _top_k(options)
+    if negatives.kind not in TALOS_KINDS:
+        raise ValueError(f"negatives of talos must be of the kinds {', '.join(TALOS_KINDS)}, got {negatives}")
+    thresholds = _thresholds(k, options)
+    settings = {"temperature": options.temperature, "confidence_top_k": k, "negatives": str(negatives)}
+    if thresholds is not None:
+        settings |= {"refresh_epochs": thresholds.refresh_epochs}
+    return RankingLoss(
+        "talos",
+        _from_top_k(Talos(options.temperature, negatives, options.backend), k, thresholds, negatives),
+        "cosine",
+        settings | {"backend": options.backend},
+        negatives,
+        takes_ids=negatives.kind == "uniform",
+        thresholds=thresholds,
+    )
 
 
 def _first_prior(options: LossOptions) -> float:
@@ -381,6 +439,7 @@ def _cw(options: LossOptions) -> RankingLoss:
         "weighting": options.weighting,
         "weight_temperature": options.weight_temperature,
         "floor": options.floor,
+        **_own_positive_temperature(options),
     }
     if options.confidence_detached:
         return _detached_cw(arguments, options)
@@ -392,13 +451,16 @@ def _cw(options: LossOptions) -> RankingLoss:
 def _detached_cw(arguments: dict[str, Any], options: LossOptions) -> RankingLoss:
     """CW whose confidence weights the rows as a constant, without a gradient."""
     tau = arguments["confidence_temperature"]
-    if tau is None or options.confidence_top_k is not None:
-        raise ValueError("confidence_detached needs a confidence_temperature, and no confidence_top_k")
+    if tau is None or options.confidence_top_k is not None or options.falling_pull is not None:
+        raise ValueError(
+            "confidence_detached needs a confidence_temperature, and no confidence_top_k or falling_pull, "
+            f"got {tau}, {options.confidence_top_k} and {options.falling_pull}"
+        )
     loss = _softmax_family("cw", arguments | {"confidence_temperature": None}, options,
                            extra_positives=options.extra_positives)  # fmt: skip
 
     def function(batch: Batch) -> torch.Tensor:
-        confidence = torch.sigmoid(_half_cosine(batch).detach() / tau)
+        confidence = torch.sigmoid(batch.positive_scores.detach() / tau)
         given = arguments | {"confidence_temperature": None, "row_weights": confidence}
         return options.negatives.cw_loss(batch, similarity="half_cosine", backend=options.backend, **given)
 
@@ -406,48 +468,37 @@ def _detached_cw(arguments: dict[str, Any], options: LossOptions) -> RankingLoss
     return replace(loss, build=lambda *sizes: function, settings=settings)
 
 
-def _half_cosine(batch: Batch) -> torch.Tensor:
-    """The positive's score [B]."""
-    return F.cosine_similarity(batch.queries, F.embedding(batch.pos_ids, batch.items)) / 2
-
-
-def _two_tau(options: LossOptions) -> RankingLoss:
-    """SL with a temperature of its own for the positive: −s⁺/τ₁ + log Σ_j exp(s_j/τ₂)."""
-    if not 0 < options.positive_temperature < math.inf:
-        raise ValueError(f"positive_temperature must be finite and > 0, got {options.positive_temperature}")
-    sl = LOSSES["sl"](options)
-    function = sl.build(1, 1, 1, torch.Generator())
-    less = 1 / options.temperature - 1 / options.positive_temperature
-
-    def two_tau(batch: Batch) -> torch.Tensor:
-        return function(batch) + less * _half_cosine(batch).mean()
-
-    settings = sl.settings | {"positive_temperature": options.positive_temperature}
-    return replace(sl, name="two-tau", build=lambda *sizes: two_tau, settings=settings)
-
-
 def _dcl(options: LossOptions) -> RankingLoss:
     arguments = presets.dcl(options.temperature, _first_prior(options)) | {"prior": options.prior}
+    arguments |= _own_positive_temperature(options)
     return _softmax_family("dcl", arguments, options, extra_positives=options.extra_positives)
 
 
 def _bsl(options: LossOptions) -> RankingLoss:
-    if not 0 < options.positive_temperature < math.inf:
-        raise ValueError(f"positive_temperature must be finite and > 0, got {options.positive_temperature}")
-    scale = options.temperature / options.positive_temperature
-    loss = _softmax_family("bsl", presets.bsl(options.temperature), options, scale=scale)
-    return replace(loss, settings=loss.settings | {"positive_temperature": options.positive_temperature})
+    positive = options.bsl_positive_temperature
+    if not 0 < positive < math.inf:
+        raise ValueError(f"bsl_positive_temperature must be finite and > 0, got {positive}")
+    loss = _softmax_family("bsl", presets.bsl(options.temperature), options, scale=options.temperature / positive)
+    # Under the name that results have had from the first.
+    return replace(loss, settings=loss.settings | {"positive_temperature": positive})
+
+
+def _of_preset(name: str, preset: Callable[[float], presets.SLArguments]) -> Callable[[LossOptions], RankingLoss]:
+    """A loss that is a preset of the temperature and nothing else."""
+    return lambda options: _softmax_family(
+        name, preset(options.temperature) | _own_positive_temperature(options), options
+    )
 
 
 def _psl(surrogate: str) -> Callable[[LossOptions], RankingLoss]:
-    return lambda options: _softmax_family(f"psl-{surrogate}", presets.psl(options.temperature, surrogate), options)
+    return _of_preset(f"psl-{surrogate}", lambda temperature: presets.psl(temperature, surrogate))
 
 
 LOSSES: dict[str, Callable[[LossOptions], RankingLoss]] = {
     "bpr": _bpr,
     "llpauc": _llpauc,
-    "sl": lambda options: _softmax_family("sl", presets.sl(options.temperature), options),
-    "infonce": lambda options: _softmax_family("infonce", presets.infonce(options.temperature), options),
+    "sl": _of_preset("sl", presets.sl),
+    "infonce": _of_preset("infonce", presets.infonce),
     "dcl": _dcl,
     "advinfonce": _advinfonce,
     "bsl": _bsl,
@@ -455,7 +506,7 @@ LOSSES: dict[str, Callable[[LossOptions], RankingLoss]] = {
     "psl-atan": _psl("atan"),
     "psl-relu": _psl("relu"),
     "slk": _slk,
-    "two-tau": _two_tau,
+    "talos": _talos,
     "cw": _cw,
 }
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cw_ext import (
@@ -50,6 +51,11 @@ class Batch(NamedTuple):
     score_curve: ScoreCurve | None = None
     neg_log_weights: Tensor | None = None  # [B, N]
     num_negatives: int | None = None  # how many to draw, where each epoch has a number of its own
+
+    @property
+    def positive_scores(self) -> Tensor:
+        """The half cosines of the rows and their positives [B]."""
+        return F.cosine_similarity(self.queries, F.embedding(self.pos_ids, self.items)) / 2
 
 
 @dataclass(frozen=True)

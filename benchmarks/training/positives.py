@@ -62,6 +62,39 @@ class InteractionSampler:
         return items.masked_fill(others == 0, -1)
 
 
+class Folds:
+    """Ten folds of the training interactions, of which each epoch leaves one out of its rows.
+
+    Each has a tenth of every user's, rounded up or down, and of all of them.
+
+    Args:
+        users: int64 [P], sorted.
+        seed: of the draw, which is the same on every device.
+
+    Raises:
+        ValueError: there are fewer interactions than folds.
+    """
+
+    NUMBER = 10
+
+    def __init__(self, users: torch.Tensor, seed: int) -> None:
+        if len(users) < self.NUMBER:
+            raise ValueError(f"cross_fitted: expected at least {self.NUMBER} training interactions, got {len(users)}")
+        shuffled = torch.randperm(len(users), generator=torch.Generator().manual_seed(seed)).to(users.device)
+        order = shuffled[users[shuffled].argsort(stable=True)]  # by user, and at random within one
+        fold = torch.empty_like(order)
+        fold[order] = torch.arange(len(order), device=order.device) % self.NUMBER
+        self._fold = fold
+
+    def rows(self, epoch: int) -> torch.Tensor:
+        """Indices of the interactions that an epoch, counted from 0, trains on."""
+        return (self._fold != epoch % self.NUMBER).nonzero()[:, 0]
+
+    def left_out(self, epoch: int) -> torch.Tensor:
+        """Indices of the others."""
+        return (self._fold == epoch % self.NUMBER).nonzero()[:, 0]
+
+
 class HeldOutPositives:
     """Samples further positives of users from items that are in no row of a batch.
 

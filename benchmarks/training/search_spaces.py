@@ -63,8 +63,11 @@ class SearchSpace:
 TEMPERATURES = (0.1, 0.0707, 0.141, 0.05, 0.2)
 _FINER = (1.0, 2**-0.25, 2**0.25)
 CONFIDENCE_RATIOS = (12.5, 10.0, 15.0, 20.0)
-FALSE_NEGATIVE_PRIORS = (None, 0.01, 0.003, 0.03)
 PRIORS = (0.0, 0.01, 0.003, 0.03)
+# How many items a user likes without having said so, of which CW's prior is the share in the catalogue.
+HIDDEN_POSITIVES = (120, 60, 240, 0)
+# Of the pull on the positive, τ/τ⁺.
+PULLS = (1.0, 0.9, 0.8)
 _TOP_POSITIVES, _TOP_NEGATIVES = (0.7, 0.3, 0.1), (0.1, 0.01, 0.3)
 _LR_FACTORS = (1.0, 0.1, 0.01)
 _WEIGHT_DECAYS = (1e-5, 1e-4)

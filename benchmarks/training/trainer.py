@@ -24,7 +24,7 @@ from benchmarks.training.losses import RankingLoss
 from benchmarks.training.metrics import ranking_metrics, shares_below
 from benchmarks.training.models import MODELS, ModelOptions
 from benchmarks.training.negatives import PER_ROW, Batch
-from benchmarks.training.positives import HeldOutPositives, InteractionSampler, likely_positives
+from benchmarks.training.positives import Folds, HeldOutPositives, InteractionSampler, likely_positives
 from benchmarks.training.reranking import reranked
 from benchmarks.training.stage_numbers import stage_number
 from benchmarks.training.topk_thresholds import LearnedThresholds, top_k_thresholds
@@ -79,7 +79,7 @@ _SHARE_GROUPS = 50
 # Seeds of draws are below this.
 _SEEDS = 2**63 - 1
 # So that these positives are other draws than the false negatives and the validation items.
-_HELD_OUT_SEED = 1_000_003
+_HELD_OUT_SEED, _FOLDS_SEED = 1_000_003, 2_000_003
 
 # The parts of a training step that are timed, in their order; "sampling" is the extra positives, and the negatives
 # where the loss does not draw them itself; "queries" is the model and the look-up of the users.
@@ -129,6 +129,7 @@ class Trainer:
             the loss has held out.
         held_out: these; None where the loss holds none out.
         likely: what the extra positives are drawn from where they are no known ones; None where they are.
+        folds: of which each epoch leaves one out of its rows; None where the rows are all of :attr:`sampler`'s.
         weights: of the negatives, where the loss has them estimated.
         curve: validation results so far, each with its ``"epoch"``, all that ``ranking_metrics`` returns with
             popularity, and the ``"training_loss"``; also the ``"prior"`` that the loss had from then on where it is
@@ -185,9 +186,11 @@ class Trainer:
             generator = torch.Generator(config.device).manual_seed(config.seed)
         self.generator = generator
         self._unseen = Unseen(self.validation_users, self.validation_items, self._drawn)
-        self.weights = None
+        self.weights = self.folds = None
         if loss.estimate is not None:
-            self.weights = EstimatedWeights(loss.estimate, self._unseen, self.held_out, config.dim, generator)
+            self.weights = EstimatedWeights(loss.estimate, self.held_out, config.dim, generator)
+            if loss.estimate.cross_fitted:
+                self.folds = Folds(self.sampler.users, config.seed + _FOLDS_SEED)
         self.negative_sampler = loss.sampler.build(self.interactions, config.seed) if loss.sampler else None
         self.stopwatch = _Stopwatch(config.device)
         self._number = None
@@ -335,9 +338,16 @@ class Trainer:
         shares = shares[~shares.isnan()].sort().values
         return [round(group.mean().item(), 6) for group in shares.tensor_split(_SHARE_GROUPS) if len(group)]
 
+    @property
+    def num_rows(self) -> int:
+        """How many rows the next epoch has."""
+        return len(self.sampler.users if self.folds is None else self.folds.rows(self.epoch))
+
     def shuffled_batches(self) -> tuple[torch.Tensor, ...]:
         """Split the training interactions at random into the batches of an epoch, each int64 indices [B] or fewer."""
-        order = torch.randperm(len(self.sampler.users), generator=self.generator, device=self.config.device)
+        order = torch.randperm(self.num_rows, generator=self.generator, device=self.config.device)
+        if self.folds is not None:
+            order = self.folds.rows(self.epoch)[order]
         return order.split(self.config.batch_size)
 
     def _train_epoch(self) -> float:
@@ -347,7 +357,7 @@ class Trainer:
                 self.refresh_thresholds()
         if self.weights and self.epoch:
             with self.stopwatch.time("estimates"):
-                self.weights.refresh(self.tables(), self.generator)
+                self.weights.refresh(self.tables(), self._not_in_rows(), self.generator)
         if self.loss.negatives.kind == "auto":
             with self.stopwatch.time("estimates"):
                 known = (self.loss.settings["stage_prior"], self.loss.negatives.number)
@@ -449,6 +459,13 @@ class Trainer:
         ids = draw_negatives(users, self.interactions, number, seed=seed)
         return ids if self.false_negatives is None else self.false_negatives.put_among(ids, users, generator)
 
+    def _not_in_rows(self) -> Unseen:
+        """The positives that the weights are estimated from: in no row of the epoch before."""
+        if self.folds is None:
+            return self._unseen
+        left_out = self.folds.left_out(self.epoch - 1)
+        return Unseen(self.sampler.users[left_out], self.sampler.items[left_out], self._drawn)
+
     def _refresh_prior(self, tables: tuple[torch.Tensor, torch.Tensor]) -> None:
         """Estimate the share of positives among a user's negatives."""
         scores = self._unseen.scores(inner_products(tables), self.generator)
@@ -522,7 +539,7 @@ def train(
         "config": asdict(config),
         "ended_by": ended_by,
         "epochs": trainer.epoch,
-        "steps_per_epoch": math.ceil(len(trainer.sampler.users) / config.batch_size),
+        "steps_per_epoch": math.ceil(trainer.num_rows / config.batch_size),
         "best_epoch": trainer.best["epoch"],
         "best_validation": {name: trainer.best[name] for name in ("recall", "ndcg")},
         **metrics,

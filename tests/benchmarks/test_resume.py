@@ -34,6 +34,9 @@ LOSSES: dict[str, tuple[str, dict[str, Any]]] = {
     "sl, weighed by scores": ("sl", {"false_negative_prior": "auto", "false_negative_family": "isotonic"}),
     "slk, weighed by scores": ("slk", {"false_negative_prior": 0.1, "confidence_top_k": 5, "refresh_epochs": 3}),
     "sl, weighed by an adapter": ("sl", {"false_negative_prior": 0.1, "adapter_candidates": 4}),
+    "sl, weighed by what each epoch leaves out": ("sl", {"false_negative_prior": 0.1, "cross_fitted": True}),
+    "cw, pulled less": ("cw", {"positive_temperature": 0.125, "falling_pull": 0.2}),
+    "talos": ("talos", {"confidence_top_k": 5}),
     "cw with held-out positives": ("cw", {"held_out_positives": True}),
 }
 
