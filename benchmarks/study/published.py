@@ -15,7 +15,7 @@ SHORT_NAMES |= {shifted: f"{SHORT_NAMES[dataset]}, shifted" for dataset, shifted
 LOSS_NAMES = {
     "bpr": "BPR", "llpauc": "LLPAUC", "sl": "SL", "infonce": "InfoNCE", "dcl": "DCL", "advinfonce": "AdvInfoNCE",
     "bsl": "BSL", "psl-tanh": "PSL (tanh)", "psl-atan": "PSL (atan)", "psl-relu": "PSL (relu)", "slk": "SL@20",
-    "cw": "CW",
+    "talos": "Talos", "cw": "CW",
 }  # fmt: skip
 
 # (model, loss): (Recall@20, NDCG@20) on Health, Electronic, Gowalla. The SL@K paper does not
