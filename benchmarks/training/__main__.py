@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -355,21 +355,25 @@ def _run(arguments: argparse.Namespace) -> int:
     seeds = list(dict.fromkeys(arguments.seed))
     datasets = data.load_seeds(arguments.data, seeds, **data_arguments.chosen(arguments))
     directory = arguments.out or reporting.default_directory(f"{datasets[seeds[0]].name}-{config.model}")
-    choices = {}
-    if arguments.auto:
-        reporting.make_writable_directory(directory)
-        first = Setting(options, replace(config, seed=seeds[0]))
-        choices = choose_all(datasets[seeds[0]], names, first, directory, arguments.resume)
-    settings_of = {name: Setting(choices[name].options, choices[name].config) if choices else setting for name in names}
-    cases = [
-        Case(datasets[seed], build_loss(name, settings_of[name].options), replace(settings_of[name].config, seed=seed))
-        for name in names
-        for seed in seeds
-    ]
+
+    def cases_of(settings: Mapping[str, Setting]) -> list[Case]:
+        losses = {name: build_loss(name, settings[name].options) for name in names}
+        return [
+            Case(datasets[seed], losses[name], replace(settings[name].config, seed=seed))
+            for name in names
+            for seed in seeds
+        ]
+
+    cases = cases_of(dict.fromkeys(names, setting))
     save = _save_directories(cases, arguments.save)
     if save:
         check_saved({}, save)  # before a folder for results is made
     reporting.make_writable_directory(directory)
+    choices = {}
+    if arguments.auto:
+        first = Setting(options, replace(config, seed=seeds[0]))
+        choices = choose_all(datasets[seeds[0]], names, first, directory, arguments.resume)
+        cases = cases_of({name: Setting(choice.options, choice.config) for name, choice in choices.items()})
     for note in cases[0].dataset.notes:
         print(note)
     report, interrupted = compare(cases, directory, arguments.resume, save, choices)

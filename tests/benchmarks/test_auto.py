@@ -284,6 +284,16 @@ def test_what_was_chosen_is_kept_for_further_seeds_and_not_for_other_settings(tm
     assert "expected the search of" in capsys.readouterr().err
 
 
+def test_a_directory_that_cannot_be_saved_to_is_refused_before_the_search(tmp_path, monkeypatch, capsys):
+    (tmp_path / "models" / "sl-seed0").mkdir(parents=True)
+    (tmp_path / "models" / "sl-seed0" / "notes.txt").write_text("mine")
+    epochs = trained_epochs(monkeypatch)
+    assert training.main(arguments(tmp_path, "--save", str(tmp_path / "models"))) == 2
+    assert str(tmp_path / "models" / "sl-seed0") in capsys.readouterr().err
+    assert epochs == []
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("further", "complaint"),
     [
