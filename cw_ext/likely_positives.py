@@ -44,7 +44,7 @@ class LikelyPositives:
 
     @classmethod
     def by_regression(
-        cls, interactions: Interactions, number: int = 20, *, penalty: float = 200.0, power: float = 2.0
+        cls, interactions: Interactions, number: int = 20, *, penalty: float = 100.0, power: float = 2.0
     ) -> LikelyPositives:
         """By EASE (Steck, "Embarrassingly shallow autoencoders for sparse data", WWW 2019, arXiv 1905.03375).
 
@@ -55,7 +55,7 @@ class LikelyPositives:
         Args:
             interactions: the known positives X, each counted once. Of training only.
             number: K ≥ 1, at most this many items per query.
-            penalty: λ > 0. Some hundred; more gives more popular items.
+            penalty: λ > 0. About a hundred; more gives more popular items.
             power: > 0.
 
         Raises:

@@ -11,13 +11,15 @@ from pathlib import Path
 from benchmarks.common import command, reporting
 from benchmarks.common.arguments import positive_int
 from benchmarks.common.data import DataError
-from benchmarks.study import csv_results, parts
+from benchmarks.study import csv_results, parts, searched
 from benchmarks.study.kept import kept
 from benchmarks.study.parts import PARTS
-from benchmarks.study.published import DATASETS
+from benchmarks.study.published import DATASETS, SHIFTED
 from benchmarks.study.report import write_report
 from benchmarks.study.runs import Run, Store
 from benchmarks.study.workers import run_all
+
+_DATASETS = (*DATASETS, *SHIFTED.values())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, metavar="DIR", default=Path("runs/study"), help="where results go")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="questions to answer, in order")
-    parser.add_argument("--datasets", nargs="+", choices=DATASETS, default=list(DATASETS), help="data to train on")
+    parser.add_argument("--datasets", nargs="+", choices=_DATASETS, default=list(DATASETS), help="data to train on")
     parser.add_argument("--models", nargs="+", choices=("mf", "lightgcn", "xsimgcl"), help="models to train; all")
     parser.add_argument("--seeds", nargs="+", type=int, help="seeds to train with; all")
     parser.add_argument("--workers", type=positive_int, default=os.cpu_count(), help="runs at a time, a thread each")
@@ -50,7 +52,8 @@ def _run(arguments: argparse.Namespace) -> None:
 
     def wanted() -> Iterator[Run]:
         # Whatever is asked for may wait for them.
-        searches = {run.key for run in (*parts.searches(store), *parts.contestant_searches(store))}
+        every = (*parts.searches(store), *parts.contestant_searches(store), *searched.searches(store))
+        searches = {run.key for run in every}
         for part in arguments.parts:
             for run in PARTS[part](store):
                 is_asked_for = (arguments.models is None or run.config.model in arguments.models) and (

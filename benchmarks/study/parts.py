@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from benchmarks.study import grids
+from benchmarks.study import grids, searched
 from benchmarks.study.grids import chosen, config, search_runs
 from benchmarks.study.published import ELECTRONIC, GOWALLA, HEALTH, LOSS_NAMES
 from benchmarks.study.runs import Run, Store
@@ -421,4 +421,7 @@ PARTS: dict[str, Callable[[Store], Iterable[Run]]] = {
     "numbers": numbers,
     "priors": priors,
     "samplers": sampled,
+    "searched": searched.searched,
+    "dial": searched.dialled,
+    "candidates": searched.candidates,
 }

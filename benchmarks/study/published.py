@@ -8,11 +8,14 @@ from __future__ import annotations
 
 HEALTH, ELECTRONIC, GOWALLA = "amazon2014-health", "amazon2014-electronic", "gowalla"
 DATASETS = (HEALTH, ELECTRONIC, GOWALLA)
+# Made of these by benchmarks.study.shifted.
+SHIFTED = {dataset: f"{dataset}-shifted" for dataset in (HEALTH, ELECTRONIC)}
 SHORT_NAMES = {HEALTH: "Health", ELECTRONIC: "Electronic", GOWALLA: "Gowalla"}
+SHORT_NAMES |= {shifted: f"{SHORT_NAMES[dataset]}, shifted" for dataset, shifted in SHIFTED.items()}
 LOSS_NAMES = {
     "bpr": "BPR", "llpauc": "LLPAUC", "sl": "SL", "infonce": "InfoNCE", "dcl": "DCL", "advinfonce": "AdvInfoNCE",
     "bsl": "BSL", "psl-tanh": "PSL (tanh)", "psl-atan": "PSL (atan)", "psl-relu": "PSL (relu)", "slk": "SL@20",
-    "cw": "CW",
+    "talos": "Talos", "cw": "CW",
 }  # fmt: skip
 
 # (model, loss): (Recall@20, NDCG@20) on Health, Electronic, Gowalla. The SL@K paper does not

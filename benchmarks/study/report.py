@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.common import reporting
-from benchmarks.study import grids, parts, plots, step_times
+from benchmarks.study import grids, parts, plots, searched_report, step_times
+from benchmarks.study.markdown import section
 from benchmarks.study.published import SHORT_NAMES, published
 from benchmarks.study.runs import Store
 from benchmarks.study.summary import RERANKED, Summary, difference, diverged, summarise
@@ -22,25 +22,25 @@ def write_report(store: Store, directory: Path) -> list[Path]:
         store: the results; missing ones are left out.
         directory: an existing, writable directory.
     """
-    parts_of_report = (_comparison, _search, _models, _stages, _mechanisms, _sweeps, _combinations)
+    parts_of_report = (searched_report.overview, searched_report.contests, searched_report.dial)
+    parts_of_report += (
+        searched_report.candidates,
+        _comparison,
+        _search,
+        _models,
+        _stages,
+        _mechanisms,
+        _sweeps,
+        _combinations,
+    )
     parts_of_report += (_noise, _estimated, _contestants, _numbers, _priors, _sampled)
-    sections = [section(store) for section in parts_of_report]
-    text = "# Results of the study\n\n" + "\n".join(section for section in sections if section)
+    sections = [part(store) for part in parts_of_report]
+    text = "# Results of the study\n\n" + "\n".join(text for text in sections if text)
     tables = directory / TABLES_FILE
     with reporting.written_whole(tables) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
     drawn = [directory / f"{name}.png" for name, draw in plots.PLOTS.items() if draw(store, directory / f"{name}.png")]
-    return [tables, *drawn]
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table: the first column to the left, the others to the right."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
-def _section(title: str, text: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return f"## {title}\n\n{text}\n\n{markdown(header, rows)}" if rows else ""
+    return [tables, *drawn, *searched_report.draw_fronts(store, directory)]
 
 
 def _comparison(store: Store) -> str:
@@ -74,7 +74,7 @@ def _comparison(store: Store) -> str:
         title = f"{SHORT_NAMES[dataset]}, {model}"
         settings = parts.model_settings(store, dataset, model)
         title += "".join(f", {_setting(name, value)}" for name, value in (settings or {}).items())
-        text.append(_section(title, "Test, mean ± standard deviation over the seeds.", header, rows))
+        text.append(section(title, "Test, mean ± standard deviation over the seeds.", header, rows))
     return "\n".join(section for section in text if section)
 
 
@@ -102,7 +102,7 @@ def _search(store: Store) -> str:
                     ]
                 )
     header = ["loss", "settings", "lr", "weight decay", "negatives", "validation NDCG@20"]
-    return _section("The search", f"Seed {grids.SEARCH_SEED}; bold is what was taken.", header, rows)
+    return section("The search", f"Seed {grids.SEARCH_SEED}; bold is what was taken.", header, rows)
 
 
 def _setting(name: str, value: float) -> str:
@@ -125,7 +125,7 @@ def _models(store: Store) -> str:
             shown = [f"{value:.4f}" for value in (validation, test["recall"], test["ndcg"])]
             rows.append([name, *shown, difference(test["ndcg"], known[1]) if known else ""])
     header = ["", "validation NDCG@20", "Recall@20", "NDCG@20", "NDCG against the published one"]
-    return _section("What is chosen for all losses alike", f"SL, seed {grids.SEARCH_SEED}.", header, rows)
+    return section("What is chosen for all losses alike", f"SL, seed {grids.SEARCH_SEED}.", header, rows)
 
 
 def _stages(store: Store) -> str:
@@ -141,7 +141,7 @@ def _stages(store: Store) -> str:
                 rows.append([weighting, correction, *cells])
     header = ["weighting", "correction", *(f"confidence: {name}" for name in parts.CONFIDENCES)]
     text = "NDCG@20, validation / test, on Health, MF, all items as negatives."
-    return _section("CW in its stages", text, header, rows)
+    return section("CW in its stages", text, header, rows)
 
 
 def _validation_and_test(summary: Summary) -> str:
@@ -157,7 +157,7 @@ def _mechanisms(store: Store) -> str:
                 shown = [summary.text("ndcg", "best_validation"), summary.text("recall"), summary.text("ndcg")]
                 rows.append([f"{SHORT_NAMES[dataset]}, {name}", *shown])
     text = "MF, τ = .1, τ_c = 1.25; test. On Health all items as negatives, on Electronic 1000 uniform ones."
-    return _section("What the confidence does", text, ["", "validation NDCG@20", "Recall@20", "NDCG@20"], rows)
+    return section("What the confidence does", text, ["", "validation NDCG@20", "Recall@20", "NDCG@20"], rows)
 
 
 def _sweeps(store: Store) -> str:
@@ -169,7 +169,7 @@ def _sweeps(store: Store) -> str:
                 shown = [summary.text("ndcg", "best_validation"), summary.text("recall"), summary.text("ndcg")]
                 rows.append([name, f"{value:g}", *shown])
     text = "One at a time (ρ goes with the temperature), around CW with all stages; Health, MF, all items as negatives."
-    return _section("CW's hyper-parameters", text, ["", "value", "validation NDCG@20", "Recall@20", "NDCG@20"], rows)
+    return section("CW's hyper-parameters", text, ["", "value", "validation NDCG@20", "Recall@20", "NDCG@20"], rows)
 
 
 def _combinations(store: Store) -> str:
@@ -184,7 +184,7 @@ def _combinations(store: Store) -> str:
                 settings = describe_settings(summary.results[0]["loss_settings"])
                 rows.append([f"{SHORT_NAMES[dataset]}, {name}", *shown, against, settings])
     header = ["SL@20 and", "validation NDCG@20", "Recall@20", "NDCG@20", "NDCG against SL@20, same seed", "settings"]
-    return _section("SL@20 with CW's other stages", "MF, seed 0.", header, rows)
+    return section("SL@20 with CW's other stages", "MF, seed 0.", header, rows)
 
 
 def _noise(store: Store) -> str:
@@ -197,7 +197,7 @@ def _noise(store: Store) -> str:
         "Test NDCG@20 on Health, MF, by the share of the negatives that are held-out positives of their users. SL@20's "
         "scores of the 20th items are estimated from negatives without them."
     )
-    return _section("False negatives", text, ["loss", *(f"{share:g}" for share in parts.SHARES)], rows)
+    return section("False negatives", text, ["loss", *(f"{share:g}" for share in parts.SHARES)], rows)
 
 
 def _estimated(store: Store) -> str:
@@ -217,7 +217,7 @@ def _estimated(store: Store) -> str:
         "correction's gradient still raises the scores of these further positives."
     )
     header = ["", *(f"{share:g}" for share in parts.ESTIMATED_SHARES)]
-    return _section("False negatives, estimated", text, header, rows)
+    return section("False negatives, estimated", text, header, rows)
 
 
 def _part(summary: Summary | None, part: str) -> str:
@@ -242,7 +242,7 @@ def _contestants(store: Store) -> str:
                 rows.append([name, settings, str(run.options.negatives), f"**{found}**" if run == best else found])
     text = f"On the data as they are, as for the losses; seed {grids.SEARCH_SEED}; bold is what was taken."
     header = ["", "settings", "negatives", "validation NDCG@20"]
-    return _section("The search against false negatives", text, header, rows)
+    return section("The search against false negatives", text, header, rows)
 
 
 def _numbers(store: Store) -> str:
@@ -263,7 +263,7 @@ def _numbers(store: Store) -> str:
                     name = f"{SHORT_NAMES[dataset]}, {loss}"
                     rows.append([name, str(number), summary.text("recall"), summary.text("ndcg"), time])
     text = "Test, MF; a whole training step's median time on one thread (20 to 80 %), all of a data set in turns."
-    return _section("How many negatives", text, ["", "N", "Recall@20", "NDCG@20", "ms per step"], rows)
+    return section("How many negatives", text, ["", "N", "Recall@20", "NDCG@20", "ms per step"], rows)
 
 
 def _priors(store: Store) -> str:
@@ -275,7 +275,7 @@ def _priors(store: Store) -> str:
             shown = ", ".join(f"{value:.4f}" for value in found)
             rows.append([str(prior), shown, summary.text("recall"), summary.text("ndcg")])
     header = ["π", "estimated at the end, by seed", "Recall@20", "NDCG@20"]
-    return _section("The prior", "CW on Health, MF.", header, rows)
+    return section("The prior", "CW on Health, MF.", header, rows)
 
 
 def _sampled(store: Store) -> str:
@@ -288,4 +288,4 @@ def _sampled(store: Store) -> str:
             settings = describe_settings(summary.results[0]["loss_settings"])
             rows.append([name, *shown, ", ".join(map(str, last)), settings])
     header = ["", "Recall@20", "NDCG@20", "s/epoch", "number at the end, by seed", "settings"]
-    return _section("Negatives chosen by their scores", "Test, Health, MF.", header, rows)
+    return section("Negatives chosen by their scores", "Test, Health, MF.", header, rows)

@@ -32,12 +32,14 @@ class Run:
         dataset: name of a data set's folder.
         loss: key in :data:`benchmarks.training.losses.LOSSES`.
         options, config: as a training run takes them.
+        auto: whether it is the search for the loss's settings, from these on, and no training.
     """
 
     dataset: str
     loss: str
     options: LossOptions = field(default_factory=LossOptions)
     config: TrainingConfig = field(default_factory=TrainingConfig)
+    auto: bool = False
 
     @property
     def ranking_loss(self) -> RankingLoss:
@@ -60,7 +62,8 @@ class Run:
 
 @functools.cache
 def _key(run: Run) -> str:
-    return key_of(run.dataset, run.loss, run.ranking_loss.settings, asdict(run.config))
+    key = key_of(run.dataset, run.loss, run.ranking_loss.settings, asdict(run.config))
+    return f"{key}-auto" if run.auto else key
 
 
 def key_of(dataset: str, loss: str, settings: Mapping[str, Any], config: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ import functools
 import multiprocessing
 import multiprocessing.connection
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -20,6 +21,8 @@ from tqdm import tqdm
 
 from benchmarks.common import data, reporting
 from benchmarks.study.runs import Run, Store
+from benchmarks.training.auto import choose
+from benchmarks.training.search_spaces import search_space
 from benchmarks.training.trainer import TrainingError, train
 
 
@@ -41,6 +44,8 @@ def _end_with_parent() -> None:
 
 
 def _train(run: Run, path: Path, checkpoint: Path) -> dict[str, Any]:
+    if run.auto:
+        return _search(run, path, checkpoint)
     try:
         result = train(_dataset(path), run.ranking_loss, run.config, show_progress=False, checkpoint=checkpoint)
     except TrainingError as error:
@@ -50,6 +55,24 @@ def _train(run: Run, path: Path, checkpoint: Path) -> dict[str, Any]:
             "config": asdict(run.config),
             "diverged": str(error),
         }
+    return result | {"environment": reporting.environment(run.config.device)}
+
+
+def _search(run: Run, path: Path, checkpoint: Path) -> dict[str, Any]:
+    """The settings that the search chose, as changes of those that it started from."""
+    directory = checkpoint.with_suffix(".search")
+    result: dict[str, Any] = {
+        "loss": run.loss,
+        "loss_settings": run.ranking_loss.settings,
+        "config": asdict(run.config),
+    }
+    try:
+        choice = choose(_dataset(path), run.loss, run.options, run.config, checkpoint=directory)
+    except TrainingError as error:
+        result["diverged"] = str(error)
+    else:
+        result["auto"] = {**choice.report(), "start": dict(search_space(run.loss).fixed)}
+    shutil.rmtree(directory)
     return result | {"environment": reporting.environment(run.config.device)}
 
 

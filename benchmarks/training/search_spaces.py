@@ -64,8 +64,8 @@ TEMPERATURES = (0.1, 0.0707, 0.141, 0.05, 0.2)
 _FINER = (1.0, 2**-0.25, 2**0.25)
 CONFIDENCE_RATIOS = (CONFIDENCE_RATIO, 10.0, 15.0, 20.0)
 PRIORS = (0.0, 0.01, 0.003, 0.03)
-# How many items a user likes without having said so, of which CW's prior is the share in the catalogue.
-HIDDEN_POSITIVES = (120, 60, 240, 0)
+# Of CW, whose correction is made by likely positives.
+CW_PRIORS = (0.1, 0.03, 0.01, 0.0)
 # Of the pull on the positive, τ/τ⁺.
 PULLS = (1.0, 0.9, 0.8)
 _TOP_POSITIVES, _TOP_NEGATIVES = (0.7, 0.3, 0.1), (0.1, 0.01, 0.3)
@@ -100,6 +100,21 @@ def _confidences(best: Setting) -> list[Changes]:
     return [{"confidence_temperature": _rounded(ratio * best.options.temperature)} for ratio in CONFIDENCE_RATIOS]
 
 
+def _corrected(prior: float) -> dict[str, Any]:
+    likely = {"likely_positives": "auto", "extra_positives": 20}
+    return {"prior": prior, **(likely if prior else {"likely_positives": None, "extra_positives": 0})}
+
+
+def _corrections(best: Setting) -> list[Changes]:
+    return [_corrected(prior) for prior in CW_PRIORS]
+
+
+def _pulls(best: Setting) -> list[Changes]:
+    """A weaker pull on the positive, which recommends more popular items."""
+    tau = best.options.temperature
+    return [{"positive_temperature": None if pull == 1 else _rounded(tau / pull)} for pull in PULLS]
+
+
 def _learning_rates(best: Setting) -> list[Changes]:
     return [{"lr": _rounded(best.config.lr * factor)} for factor in _LR_FACTORS]
 
@@ -119,10 +134,15 @@ _SPACES: Mapping[str, SearchSpace] = {
     ),
     "dcl": SearchSpace((_TEMPERATURE, _values("prior", PRIORS)), {"prior": PRIORS[0]}),
     "slk": SearchSpace((Stage(_slk_temperatures, ("temperature", "confidence_temperature")), Stage(_confidences))),
-    # Weights against false negatives take the place of the correction by positives that training has used.
+    # The correction by likely positives; without it the loss is SL.
     "cw": SearchSpace(
-        (_TEMPERATURE, _values("false_negative_prior", FALSE_NEGATIVE_PRIORS)),
-        {"prior": 0.0, "extra_positives": 0, "confidence_temperature": None, "false_negative_prior": None},
+        (_TEMPERATURE, Stage(_corrections), Stage(_pulls)),
+        {
+            **_corrected(CW_PRIORS[0]),
+            "weighting": "none",
+            "confidence_temperature": None,
+            "positive_temperature": None,
+        },
     ),
 }
 

@@ -299,7 +299,7 @@ def test_a_directory_that_cannot_be_saved_to_is_refused_before_the_search(tmp_pa
     [
         (["--tau", "0.1"], "--auto chooses --tau of sl: expected one of the two, got both"),
         (["--loss", "cw", "--prior", "0.05"], "--auto chooses --prior of cw"),
-        (["--loss", "cw", "--false-negative-prior", "0.01"], "--auto chooses --false-negative-prior of cw"),
+        (["--loss", "cw", "--likely-positives", "auto"], "--auto chooses --likely-positives of cw"),
         (["--loss", "bpr", "slk", "--confidence-tau", "1.25"], "--auto chooses --confidence-tau of slk"),
         (["--loss", "llpauc", "--top-negatives", "0.1"], "--auto chooses --top-negatives of llpauc"),
     ],
