@@ -10,7 +10,7 @@ from benchmarks.study.published import ELECTRONIC, GOWALLA, HEALTH, SHIFTED
 from benchmarks.study.runs import Run, Store
 from benchmarks.training.losses import LossOptions
 from benchmarks.training.negatives import Negatives
-from benchmarks.training.search_spaces import Setting
+from benchmarks.training.search_spaces import Setting, search_space
 from benchmarks.training.trainer import TrainingConfig
 
 LOSSES = ("bpr", "llpauc", "sl", "psl-tanh", "psl-relu", "talos", "slk", "cw")
@@ -67,7 +67,11 @@ def start(contest: Contest, loss: str) -> Run:
         negatives = _PER_ROW
     config = TrainingConfig(model=contest.model, lr=_LR.get(loss, 0.1), patience=PATIENCE)
     config = replace(config, false_negatives=contest.false_negatives, **_CONFIG.get(contest.dataset, {}))
-    return Run(contest.dataset, loss, LossOptions(negatives=negatives), config, auto=True)
+    # With the first of all that is tried, so that what it starts from is the same whatever the defaults are.
+    space = search_space(loss)
+    first = Setting(LossOptions(negatives=negatives), config).changed(space.fixed)
+    first = first.changed(space.stages[0].tries(first)[0])
+    return Run(contest.dataset, loss, first.options, first.config, auto=True)
 
 
 def search(contest: Contest, loss: str) -> Run:
@@ -81,8 +85,7 @@ def chosen(store: Store, contest: Contest, loss: str) -> Run | None:
     if found not in store or "auto" not in store[found]:
         return None
     begin = start(contest, loss)
-    setting = Setting(begin.options, begin.config).changed(store[found]["auto"]["start"])
-    setting = setting.changed(store[found]["auto"]["chosen"])
+    setting = Setting(begin.options, begin.config).changed(store[found]["auto"]["chosen"])
     return replace(begin, options=setting.options, config=setting.config, auto=False)
 
 
