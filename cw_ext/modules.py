@@ -50,7 +50,7 @@ class _Loss(nn.Module):
 class CWLoss(_Loss):
     """:func:`cw_ext.cw_loss` as a module.
 
-    >>> criterion = CWLoss(temperature=0.1, prior=0.05)
+    >>> criterion = CWLoss(temperature=0.1)
     >>> criterion(pos_scores, neg_scores).backward()  # [B], [B, N]
     """
 

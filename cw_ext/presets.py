@@ -237,12 +237,24 @@ def slk(
 
 def cw(
     temperature: float | Tensor = 0.1,
-    prior: float = 0.05,
+    prior: float = 0.0,
     confidence_temperature: float | None = None,
     *,
     similarity: Similarity | None = None,
 ) -> CWArguments:
-    """The CW loss with its correction switched on (sigmoid weights, ρ = τ; arXiv 2601.04291)."""
+    """The CW loss with sigmoid weights, ρ = τ (arXiv 2601.04291).
+
+    Args:
+        temperature: τ.
+        prior: π of the correction; 0 for none. A prior goes together with further positives of the row's query, drawn
+            from :class:`cw_ext.LikelyPositives` and given as `extra_pos_ids`: start with π = .03 and 20 of them.
+            Positives that training uses do not serve, the row's own, which is taken where no others are given, least
+            of all. The correction takes them for a sample of the positives among the negatives, but training has
+            pushed their scores up, so it takes out too much.
+        confidence_temperature: τ_c of the confidence in the positive; None for none. It has to be found for each data
+            set.
+        similarity: see above.
+    """
     arguments: CWArguments = {
         "weighting": "sigmoid",
         "temperature": temperature,

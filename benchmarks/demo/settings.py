@@ -11,7 +11,7 @@ SETTINGS = {
     "bpr": (LossOptions(), {"lr": 0.003, "weight_decay": 4e-5}),
     "sl": (LossOptions(temperature=0.1), {"lr": 0.1}),
     "cw": (
-        LossOptions(temperature=0.08, prior=0.0, extra_positives=0, confidence_temperature=None),
+        LossOptions(temperature=0.08, weighting="sigmoid", prior=0.0, extra_positives=0),
         {"lr": 0.1},
     ),
 }

@@ -14,7 +14,7 @@ import argparse
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from tqdm import tqdm
@@ -23,7 +23,8 @@ from benchmarks.common import command, data, data_arguments, gpu, reporting
 from benchmarks.common.arguments import add_out, non_negative_int, positive_int
 from benchmarks.common.timing import quantiles
 from benchmarks.epoch.plot import plot_epoch
-from benchmarks.training.losses import LOSSES, LossOptions, RankingLoss, build_loss
+from benchmarks.study import grids
+from benchmarks.training.losses import LOSSES, RankingLoss, build_loss
 from benchmarks.training.negatives import negatives_argument
 from benchmarks.training.trainer import STEP_PARTS, Trainer, TrainingConfig
 
@@ -160,7 +161,10 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     data_arguments.add(parser)
     # BPR has one implementation and thus nothing to compare.
     parser.add_argument(
-        "--loss", choices=[name for name in LOSSES if name != "bpr"], default="cw", help="the loss to train with"
+        "--loss",
+        choices=[name for name in LOSSES if name != "bpr"],
+        default="cw",
+        help="the loss to train with; cw has all of its stages: weights, correction and confidence",
     )
     parser.add_argument(
         "--steps", type=non_negative_int, default=0, help="measured steps with the fused kernels; 0 for the whole epoch"
@@ -177,7 +181,7 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--negatives",
         type=negatives_argument,
         metavar="SPEC",
-        default=LossOptions().negatives,
+        default=grids.START.negatives,
         help="which negatives a positive has, as for benchmarks.training",
     )
     parser.add_argument("--device", choices=gpu.DEVICES, default=defaults.device, help="where to train")
@@ -202,7 +206,7 @@ def _run(arguments: argparse.Namespace) -> None:
     steps = {"fused": arguments.steps, "reference": arguments.eager_steps}
     gpu.require(arguments.device)
     losses = {
-        backend: build_loss(arguments.loss, LossOptions(negatives=arguments.negatives, backend=backend))
+        backend: build_loss(arguments.loss, replace(grids.START, negatives=arguments.negatives, backend=backend))
         for backend in BACKENDS
     }
     dataset = data.load(arguments.data, seed=arguments.seed, **data_arguments.chosen(arguments))

@@ -10,7 +10,7 @@ from benchmarks.study import grids, searched
 from benchmarks.study.grids import chosen, config, search_runs
 from benchmarks.study.published import ELECTRONIC, GOWALLA, HEALTH, LOSS_NAMES
 from benchmarks.study.runs import Run, Store
-from benchmarks.training.losses import DEFAULT_TOP_K, LossOptions
+from benchmarks.training.losses import DEFAULT_TOP_K
 from benchmarks.training.negatives import Negatives
 
 # --- which loss ranks best ---
@@ -102,7 +102,7 @@ SWEEPS: dict[str, tuple[Any, ...]] = {
     "weight_temperature": (0.025, 0.05, 0.1, 0.2, 0.4),
     "confidence_temperature": (0.75, 1.0, 1.25, 1.75, 2.5, 5.0),
 }
-_SWEEP_BASE = LossOptions(negatives=_SWEEP_NEGATIVES, prior=0.05, extra_positives=5, confidence_temperature=1.25)
+_SWEEP_BASE = replace(grids.START, negatives=_SWEEP_NEGATIVES)
 
 
 def stage_runs(weighting: str, correction: str, confidence: str) -> list[Run]:

@@ -13,7 +13,7 @@ from benchmarks.common.arguments import add_out, non_negative_float, non_negativ
 from benchmarks.training.auto_files import choose_all, describe_choices
 from benchmarks.training.compare import Case, check_saved, compare, describe_runs
 from benchmarks.training.estimates import FAMILIES
-from benchmarks.training.losses import LOSSES, LossOptions, build_loss
+from benchmarks.training.losses import CONFIDENCE_RATIO, LOSSES, LossOptions, build_loss
 from benchmarks.training.models import MODELS
 from benchmarks.training.negatives import negatives_argument
 from benchmarks.training.positives import LIKELY, MOST_REGRESSED
@@ -124,10 +124,10 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--likely-positives",
-        choices=LIKELY,
+        choices=(*LIKELY, "none"),
         help="take the extra positives from items that the user does not know and probably likes: by a regression "
-        "between items (EASE) or by random walks (RP3beta); auto: the first up to "
-        f"{MOST_REGRESSED} items (cw, dcl)",
+        f"between items (EASE) or by random walks (RP3beta); auto: the first up to {MOST_REGRESSED} items; none: take "
+        f"known ones; {loss_defaults.likely_positives} if not given (cw, dcl)",
     )
     parser.add_argument("--weighting", choices=WEIGHTINGS, default=loss_defaults.weighting, help="of negatives (cw)")
     parser.add_argument("--weight-tau", type=float, help="temperature of the weights; the loss's if not given (cw)")
@@ -136,9 +136,9 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--confidence-tau",
-        type=non_negative_float,
-        default=loss_defaults.confidence_temperature,
-        help="temperature of the confidence in the positive, on the half cosine; 0 for none (cw; slk)",
+        type=float,
+        help="temperature of the confidence in the positive, on the half cosine; if not given, cw has none, and slk "
+        f"{CONFIDENCE_RATIO:g} tau",
     )
     parser.add_argument(
         "--confidence-detached", action="store_true", help="the confidence is a constant in the gradient (cw)"
@@ -321,6 +321,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     chosen = {name: getattr(arguments, name) for name in OPTIONS}
     given = {name: value for name, value in chosen.items() if value is not None and value is not False}
+    if given.get("likely_positives") == "none":
+        given["likely_positives"] = None
     options = LossOptions(
         temperature=arguments.tau,
         prior=arguments.prior,
@@ -328,7 +330,7 @@ def _run(arguments: argparse.Namespace) -> int:
         weighting=arguments.weighting,
         weight_temperature=arguments.weight_tau,
         floor=arguments.floor,
-        confidence_temperature=arguments.confidence_tau or None,
+        confidence_temperature=arguments.confidence_tau,
         confidence_detached=arguments.confidence_detached,
         confidence_top_k=arguments.confidence_top_k,
         refresh_epochs=arguments.refresh_epochs,

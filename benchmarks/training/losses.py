@@ -22,6 +22,8 @@ from benchmarks.training.topk_thresholds import LearnedThresholds
 from cw_ext import Interactions, presets
 
 DEFAULT_TOP_K = 20
+# τ_w/τ of slk.
+CONFIDENCE_RATIO = 12.5
 # Kinds of negatives that are a uniform sample of all items, or all of them.
 COUNTED = ("uniform", "shared", "full")
 # Losses with the correction by further positives.
@@ -48,10 +50,11 @@ class LossOptions:
         held_out_positives: whether these come from a tenth of each user's training items, which is in no row (cw, dcl).
             Training still raises their scores: the correction's gradient does.
         likely_positives: whether these are items that the user does not know and probably likes, as
-            :class:`cw_ext.LikelyPositives` finds them, and how; None for known ones (cw, dcl).
+            :class:`cw_ext.LikelyPositives` finds them, and how; None for known ones. Without a prior, without extra
+            positives and with held-out ones it changes nothing (cw, dcl).
         weighting, weight_temperature, floor: of the weights and the correction, as of :func:`cw_ext.cw_loss` (cw).
-        confidence_temperature: τ_c of the confidence in the positive, on the half cosine; None for none (cw; slk's
-            τ_w, which is required).
+        confidence_temperature: τ_c of the confidence in the positive, on the half cosine; None for none (cw), or for
+            12.5 times `temperature` (slk's τ_w).
         confidence_detached: whether the confidence is a constant in the gradient (cw).
         confidence_top_k: K of the score that the confidence is measured from, that of a user's K-th item; None for
             a score of 0 (cw; slk's and talos's K, which is 20 for None).
@@ -80,14 +83,14 @@ class LossOptions:
     positive_temperature: float | None = None
     falling_pull: float | None = None
     bsl_positive_temperature: float = 0.1
-    prior: float | Literal["auto"] = 0.05
-    extra_positives: int = 5
+    prior: float | Literal["auto"] = 0.03
+    extra_positives: int = 20
     held_out_positives: bool = False
-    likely_positives: Likely | None = None
-    weighting: str = "sigmoid"
+    likely_positives: Likely | None = "auto"
+    weighting: str = "none"
     weight_temperature: float | None = None
     floor: float = 0.3
-    confidence_temperature: float | None = 1.25
+    confidence_temperature: float | None = None
     confidence_detached: bool = False
     confidence_top_k: int | None = None
     refresh_epochs: int | None = None
@@ -286,7 +289,7 @@ def _softmax_family(
         settings |= {"refresh_epochs": thresholds.refresh_epochs}
     if held_out_positives:
         settings |= {"held_out_positives": True}
-    if likely_positives is not None:
+    elif extra_positives and arguments.get("prior"):
         settings |= {"likely_positives": likely_positives}
     sampler = _sampler(negatives, "half_cosine", options)
     if sampler is not None:
@@ -327,14 +330,15 @@ def _extra_positives_from(
         return False, None
     if options.likely_positives not in (None, *LIKELY):
         raise ValueError(f"likely_positives must be one of {', '.join(LIKELY)}, got {options.likely_positives!r}")
-    if options.held_out_positives and options.likely_positives:
-        raise ValueError("held_out_positives are known ones, got likely_positives too; give one of the two")
-    for chosen in ("held_out_positives", "likely_positives"):
-        if getattr(options, chosen) and not (number and arguments["prior"]):
-            raise ValueError(
-                f"{chosen} of {name} need extra_positives and a prior, got {number} and {arguments['prior']}"
-            )
-    return options.held_out_positives, options.likely_positives
+    corrected = number and arguments["prior"]
+    if options.held_out_positives and not corrected:
+        raise ValueError(
+            f"held_out_positives of {name} need extra_positives and a prior, got {number} and {arguments['prior']}"
+        )
+    return (
+        options.held_out_positives,
+        options.likely_positives if corrected and not options.held_out_positives else None,
+    )
 
 
 def _stage_prior(options: LossOptions) -> float | str:
@@ -400,9 +404,10 @@ def _top_k(options: LossOptions) -> int:
 
 
 def _slk(options: LossOptions) -> RankingLoss:
-    if options.confidence_temperature is None or not options.confidence_temperature > 0:
-        raise ValueError(f"confidence_temperature of slk must be > 0, got {options.confidence_temperature}")
-    arguments = presets.slk(options.temperature, options.confidence_temperature) | _own_positive_temperature(options)
+    confidence_temperature = options.confidence_temperature
+    if confidence_temperature is None:
+        confidence_temperature = CONFIDENCE_RATIO * options.temperature
+    arguments = presets.slk(options.temperature, confidence_temperature) | _own_positive_temperature(options)
     return _softmax_family("slk", arguments, options, top_k=_top_k(options))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
-from benchmarks.training.losses import LOSSES, LossOptions
+from benchmarks.training.losses import CONFIDENCE_RATIO, LOSSES, LossOptions
 from benchmarks.training.trainer import TrainingConfig
 
 Changes = Mapping[str, Any]  # values of fields of LossOptions, or of TrainingConfig
@@ -62,7 +62,7 @@ class SearchSpace:
 # On the half cosine, a factor of √2 apart. The defaults come first, here and below.
 TEMPERATURES = (0.1, 0.0707, 0.141, 0.05, 0.2)
 _FINER = (1.0, 2**-0.25, 2**0.25)
-CONFIDENCE_RATIOS = (12.5, 10.0, 15.0, 20.0)
+CONFIDENCE_RATIOS = (CONFIDENCE_RATIO, 10.0, 15.0, 20.0)
 PRIORS = (0.0, 0.01, 0.003, 0.03)
 # Of CW, whose correction is made by likely positives.
 CW_PRIORS = (0.1, 0.03, 0.01, 0.0)

@@ -27,7 +27,7 @@ class CWOptimizer:
 
     >>> from cw_ext import presets
     >>> from cw_ext.integrations.ir_benchmark import CWOptimizer
-    >>> optimizer = CWOptimizer(model, args.lr, args.weight_decay, **presets.cw(args.tau, prior=0.05))
+    >>> optimizer = CWOptimizer(model, args.lr, args.weight_decay, **presets.cw(args.tau))
 
     and training calls ``optimizer.step(batch, epoch)`` as before. It works with every model that has the benchmark's
     ``embed(norm=)``, which returns the tables of users [U, D] and items [I, D], and ``additional_loss``.

@@ -42,7 +42,7 @@ class CWSampled(nn.Module):
     >>> class CWMF(BPR):
     ...     def __init__(self, config, dataset):
     ...         super().__init__(config, dataset)
-    ...         self.cw = CWSampled(dataset, 256, **presets.cw(temperature=1.0, prior=0.02))
+    ...         self.cw = CWSampled(dataset, 256, **presets.cw(temperature=1.0))
     ...
     ...     def calculate_loss(self, interaction):
     ...         return self.cw(self.user_embedding(interaction[self.USER_ID]), self.item_embedding, interaction)

@@ -23,7 +23,7 @@ class CWLightningModule(TransformerLightningModule):
     ...     loss="CW",
     ...     n_negatives=256,
     ...     lightning_module_type=CWLightningModule,
-    ...     lightning_module_kwargs=presets.cw(temperature=0.1, prior=0.05),
+    ...     lightning_module_kwargs=presets.cw(temperature=0.2),
     ...     similarity_module_kwargs={"distance": "cosine"},
     ... )
 
@@ -34,7 +34,7 @@ class CWLightningModule(TransformerLightningModule):
     The targets are those of the package: y is not 0, the padding id. The weight of one is yw, and the sum is divided by
     the number of targets with a weight above 0. So presets.infonce(temperature=1.0) is the package's
     "sampled_softmax", except that the latter does not count rows whose loss rounds to 0. As in the package, a negative
-    that is the target, or another item of the session, stays a negative: `prior` corrects for these.
+    that is the target, or another item of the session, stays a negative.
 
     The score is the similarity module's, "dot" (the package's default) or "cosine", and not ½·cosine: for "cosine" a
     temperature, and a preset's `min_margin`, are twice those of the half cosine.

@@ -17,7 +17,7 @@ from cw_ext.parameters import LossArguments, documents_loss_arguments, resolve
 class CWSampled(nn.Module):
     """CW in place of RePlay's CESampled and CESampledWeighted (its LossProto).
 
-    >>> SasRec(body=body, loss=CWSampled(body.embedder.get_item_weights, **presets.cw(temperature=1.0, prior=0.05)))
+    >>> SasRec(body=body, loss=CWSampled(body.embedder.get_item_weights, **presets.cw(temperature=1.0)))
 
     With the item table it goes through :func:`cw_ext.cw_loss_from_embeddings`: the embeddings of negatives, [R, N, D]
     for R targets, are not gathered. Without, as in CWSampled(temperature=1.0), through :func:`cw_ext.cw_loss` on the
