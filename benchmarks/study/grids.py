@@ -139,7 +139,7 @@ def search_runs(dataset: str, loss: str, model: str = "mf") -> list[Run]:
         Run(
             dataset,
             loss,
-            replace(START, negatives=negatives, refresh_epochs=REFRESH_EPOCHS, **options),
+            replace(START, **{"negatives": negatives, "refresh_epochs": REFRESH_EPOCHS, **options}),
             replace(config(dataset, model, seed=SEARCH_SEED), **changes),
         )
         for options, changes in _OF_THEIR_OWN.get((dataset, loss), GRIDS[loss])

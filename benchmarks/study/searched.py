@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from benchmarks.study import grids
 from benchmarks.study.published import ELECTRONIC, GOWALLA, HEALTH, SHIFTED
 from benchmarks.study.runs import Run, Store
-from benchmarks.training.losses import LossOptions
 from benchmarks.training.negatives import Negatives
 from benchmarks.training.search_spaces import Setting
 from benchmarks.training.trainer import TrainingConfig
@@ -62,7 +62,7 @@ def start(contest: Contest, loss: str) -> Run:
         negatives = _PER_ROW
     config = TrainingConfig(model=contest.model, lr=_LR.get(loss, 0.1), patience=PATIENCE)
     config = replace(config, false_negatives=contest.false_negatives, **_CONFIG.get(contest.dataset, {}))
-    return Run(contest.dataset, loss, LossOptions(negatives=negatives), config, auto=True)
+    return Run(contest.dataset, loss, replace(grids.START, negatives=negatives), config, auto=True)
 
 
 def search(contest: Contest, loss: str) -> Run:
