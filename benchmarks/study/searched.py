@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from benchmarks.study import grids
 from benchmarks.study.published import ELECTRONIC, GOWALLA, HEALTH, SHIFTED
 from benchmarks.study.runs import Run, Store
-from benchmarks.training.losses import LossOptions
 from benchmarks.training.negatives import Negatives
 from benchmarks.training.search_spaces import Setting, search_space
 from benchmarks.training.trainer import TrainingConfig
 
-LOSSES = ("bpr", "llpauc", "sl", "psl-tanh", "psl-relu", "talos", "slk", "cw")
+LOSSES = ("sl", "slk", "cw", "bpr", "llpauc", "psl-relu", "talos")
 DECISIVE = ("sl", "slk", "cw")
 
 
