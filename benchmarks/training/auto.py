@@ -12,8 +12,8 @@ is taken to last until its best epoch and the patience, and the budget is twice 
 spent: later stages then have one validation per candidate, still within 2·E. A candidate with three validations (or the
 patience, if that is less) in a row without a better NDCG is trained no further.
 
-Noise: two candidates are equal if their mean validation NDCG differs by less than two standard errors of the mean of the
-users' differences. Of those equal to the best, the simplest is chosen, that with the fewest stages where something
+Noise: two candidates are equal if their mean validation NDCG differs by less than two standard errors of the mean of
+the users' differences. Of those equal to the best, the simplest is chosen, that with the fewest stages where something
 other than the first candidate, the default, was taken; of equally simple ones the best.
 """
 
