@@ -22,7 +22,6 @@ from tqdm import tqdm
 from benchmarks.common import data, reporting
 from benchmarks.study.runs import Run, Store
 from benchmarks.training.auto import choose
-from benchmarks.training.search_spaces import search_space
 from benchmarks.training.trainer import TrainingError, train
 
 
@@ -71,7 +70,7 @@ def _search(run: Run, path: Path, checkpoint: Path) -> dict[str, Any]:
     except TrainingError as error:
         result["diverged"] = str(error)
     else:
-        result["auto"] = {**choice.report(), "start": dict(search_space(run.loss).fixed)}
+        result["auto"] = choice.report()
     shutil.rmtree(directory)
     return result | {"environment": reporting.environment(run.config.device)}
 

@@ -39,6 +39,8 @@ LOSSES: dict[str, tuple[str, dict[str, Any]]] = {
     "cw, pulled less": ("cw", {"positive_temperature": 0.125, "falling_pull": 0.2}),
     "talos": ("talos", {"confidence_top_k": 5}),
     "cw with held-out positives": ("cw", {"held_out_positives": True}),
+    "cw with likely positives": ("cw", {"likely_positives": "regression"}),
+    "dcl with likely positives and an estimated prior": ("dcl", {"likely_positives": "walks", "prior": "auto"}),
 }
 
 

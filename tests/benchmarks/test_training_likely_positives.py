@@ -1,0 +1,191 @@
+"""Further positives that users probably like, in training: which ones, found from what, and what cannot be."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from drawing import assert_distributed
+from training_cases import FLAGS, load_blocks, make_data, pairs, record_batches, write_blocks
+
+from benchmarks.common.data import InteractionData
+from benchmarks.training import __main__ as training
+from benchmarks.training import positives
+from benchmarks.training.losses import LossOptions, build_loss
+from benchmarks.training.negatives import Batch, Negatives
+from benchmarks.training.positives import likely_positives
+from benchmarks.training.trainer import Trainer, TrainingConfig
+from cw_ext import Interactions, LikelyPositives
+
+CONFIG = TrainingConfig(dim=8, lr=0.02, epochs=2, batch_size=64, eval_every=2)
+OPTIONS = LossOptions(negatives=Negatives("uniform", 8), backend="reference", likely_positives="regression")
+
+
+@pytest.fixture
+def blocks(tmp_path: Path) -> InteractionData:
+    return load_blocks(tmp_path)
+
+
+def interactions_of(data: InteractionData) -> Interactions:
+    return Interactions(data.train_users, data.train_items, num_queries=data.num_users, num_items=data.num_items)
+
+
+def train(
+    data: InteractionData, loss: str = "cw", config: TrainingConfig = CONFIG, **options
+) -> tuple[Trainer, list[Batch]]:
+    run = Trainer(data, build_loss(loss, replace(OPTIONS, **options)), config)
+    batches = record_batches(run)
+    assert run.train(show_progress=False) == "epochs"
+    return run, [batch for _, batch in batches]
+
+
+def rows_of(batches: list[Batch]) -> set[tuple[int, int]]:
+    return {pair for b in batches for pair in zip(b.query_ids.tolist(), b.pos_ids.tolist(), strict=True)}
+
+
+def drawn_in(batches: list[Batch]) -> Counter[tuple[int, int]]:
+    """How often each item was a further positive of each user; −1 where a user has none."""
+    return Counter(
+        (user, item)
+        for batch in batches
+        for user, items in zip(batch.query_ids.tolist(), batch.extra_pos_ids.tolist(), strict=True)
+        for item in items
+    )
+
+
+def regression(rows: set[tuple[int, int]], shape: tuple[int, int]) -> np.ndarray:
+    """EASE (eq. 8 of arXiv 1905.03375) with λ = 200; of known items 0."""
+    known = np.zeros(shape)
+    known[tuple(np.array(list(rows)).T)] = 1
+    inverse = np.linalg.inv(known.T @ known + 200 * np.eye(shape[1]))
+    weights = -inverse / np.diag(inverse)
+    np.fill_diagonal(weights, 0)
+    return np.where(known > 0, 0, known @ weights)
+
+
+# --- which ones ---
+
+
+@pytest.mark.parametrize("loss", ["cw", "dcl"])
+@pytest.mark.parametrize("false_negatives", [None, 0.3])
+def test_they_are_drawn_as_a_regression_on_the_rows_alone_has_it(blocks, loss, false_negatives):
+    """Validation items and held-out false negatives are as unknown as others, and may be drawn."""
+    config = replace(CONFIG, false_negatives=false_negatives)
+    run, batches = train(blocks, loss, config, extra_positives=100)
+    rows = rows_of(batches)
+    validation = pairs(run.validation_users, run.validation_items)
+    held_out = pairs(blocks.train_users, blocks.train_items) - rows - validation
+    assert bool(held_out) is (false_negatives is not None)
+    drawn = drawn_in(batches)
+    assert not drawn.keys() & rows
+    assert drawn.keys() & validation and (not held_out or drawn.keys() & held_out)
+
+    scores = regression(rows, (blocks.num_users, blocks.num_items))
+    weights = np.where(scores > 1e-6, scores, 0) ** 2
+    assert 0 < np.count_nonzero(weights, axis=1).min() and np.count_nonzero(weights, axis=1).max() <= 20  # all are kept
+    for user in range(blocks.num_users):
+        counts = np.array([drawn[user, item] for item in range(blocks.num_items)])
+        expected = counts.sum() * weights[user] / weights[user].sum()
+        assert_distributed(torch.from_numpy(counts), torch.from_numpy(expected))
+
+
+def test_walks_draw_from_the_rows_alone_too(blocks):
+    run, batches = train(blocks, likely_positives="walks")
+    rows = rows_of(batches)
+    expected = LikelyPositives.by_walks(interactions_of(run.fit))
+    assert pairs(run.fit.train_users, run.fit.train_items) == rows
+    assert torch.equal(run.likely.ids, expected.ids) and torch.equal(run.likely.probabilities, expected.probabilities)
+    drawn = drawn_in(batches)
+    assert not drawn.keys() & rows
+    assert all(item in expected.ids[user].tolist() for user, item in drawn)
+
+
+def test_every_step_draws_others(blocks):
+    _, batches = train(blocks, extra_positives=3, config=replace(CONFIG, lr=0.0))
+    assert all(batch.extra_pos_ids.shape == (len(batch.query_ids), 3) for batch in batches)
+    by_row = [dict(zip(zip(b.query_ids.tolist(), b.pos_ids.tolist()), b.extra_pos_ids.tolist())) for b in batches]
+    half = len(by_row) // 2
+    first, second = ({k: v for batch in some for k, v in batch.items()} for some in (by_row[:half], by_row[half:]))
+    assert first.keys() == second.keys()
+    assert sum(first[row] != second[row] for row in first) > len(first) / 2
+
+
+def test_a_user_who_shares_no_item_has_none_and_is_trained_on(blocks):
+    """The corrections of the others go on, and the loss is finite."""
+    data = make_data({0: [0, 1, 2], 1: [0, 1, 3], 2: [0, 2, 3], 3: [4, 5]}, 6)
+    run, batches = train(data, extra_positives=4, config=replace(CONFIG, batch_size=16))
+    drawn = drawn_in(batches)
+    assert {item for user, item in drawn if user == 3} == {-1}
+    assert {item for user, item in drawn if user < 3} >= {0, 1, 2, 3} - {-1}
+    assert all(np.isfinite(point["training_loss"]) for point in run.curve)
+
+
+# --- how they are found ---
+
+
+def test_auto_is_the_regression_up_to_so_many_items(blocks, monkeypatch):
+    known = interactions_of(blocks)
+    found = {}
+    for most in (blocks.num_items, blocks.num_items - 1):
+        monkeypatch.setattr(positives, "MOST_REGRESSED", most)
+        found[most] = likely_positives("auto", known).probabilities
+        for kind, make in (("regression", LikelyPositives.by_regression), ("walks", LikelyPositives.by_walks)):
+            assert torch.equal(likely_positives(kind, known).probabilities, make(known).probabilities)
+    by_regression, by_walks = found.values()
+    assert torch.equal(by_regression, LikelyPositives.by_regression(known).probabilities)
+    assert torch.equal(by_walks, LikelyPositives.by_walks(known).probabilities)
+    assert not torch.equal(by_regression, by_walks)
+
+
+# --- what cannot be, and the command ---
+
+
+@pytest.mark.parametrize("loss", ["cw", "dcl"])
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"prior": 0.0}, "likely_positives of {} need extra_positives and a prior, got 5 and 0.0"),
+        ({"extra_positives": 0}, "likely_positives of {} need extra_positives and a prior, got 0 and 0.05"),
+        ({"held_out_positives": True}, "held_out_positives are known ones, got likely_positives too"),
+        ({"likely_positives": "ease"}, "likely_positives must be one of auto, regression, walks, got 'ease'"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_training(loss, options, complaint):
+    with pytest.raises(ValueError, match=complaint.format(loss)):
+        build_loss(loss, replace(OPTIONS, **options))
+
+
+def test_losses_without_them_are_what_they_were():
+    """Results of earlier runs are found by the settings."""
+    for options, losses in ((OPTIONS, ("sl", "slk", "bpr")), (replace(OPTIONS, likely_positives=None), ("cw", "dcl"))):
+        for name in losses:
+            loss = build_loss(name, options)
+            assert "likely_positives" not in loss.settings and loss.likely_positives is None
+
+
+def test_the_command_line_trains_with_them(tmp_path, capsys):
+    path = write_blocks(tmp_path / "blocks.txt")
+    arguments = ["--data", str(path), "--epochs", "2", "--eval-every", "1", *FLAGS, "--out", str(tmp_path / "out")]
+    likely = ["--likely-positives", "walks", "--false-negatives", "0.2"]
+    assert training.main([*arguments, "--loss", "sl", "cw", *likely]) == 0
+    sl, cw = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))["runs"]
+    assert cw["loss_settings"]["likely_positives"] == "walks" and "likely_positives" not in sl["loss_settings"]
+    assert "likely=walks" in capsys.readouterr().out
+    for further, complaint in (
+        (["--loss", "sl", *likely], "--likely-positives needs cw or dcl, got sl with --negatives uniform:8"),
+        (["--loss", "cw", "--prior", "0", *likely], "likely_positives of cw need extra_positives and a prior"),
+        (["--loss", "cw", "--held-out-positives", *likely], "held_out_positives are known ones, got likely_positives"),
+    ):
+        assert training.main([*arguments, *further]) == 2
+        assert complaint in capsys.readouterr().err
+
+
+def test_they_are_found_where_training_runs(blocks, device):
+    run, batches = train(blocks, config=replace(CONFIG, device=device.type, false_negatives=0.2))
+    assert {batch.extra_pos_ids.device.type for batch in batches} == {device.type}
+    assert run.likely.ids.device.type == device.type and 0 < run.curve[-1]["ndcg"] <= 1
