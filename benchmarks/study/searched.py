@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from benchmarks.study import grids
 from benchmarks.study.published import ELECTRONIC, GOWALLA, HEALTH, SHIFTED
 from benchmarks.study.runs import Run, Store
-from benchmarks.training.losses import LossOptions
 from benchmarks.training.negatives import Negatives
 from benchmarks.training.search_spaces import Setting, search_space
 from benchmarks.training.trainer import TrainingConfig
 
-LOSSES = ("bpr", "llpauc", "sl", "psl-tanh", "psl-relu", "talos", "slk", "cw")
+LOSSES = ("sl", "slk", "cw", "bpr", "llpauc", "psl-relu", "talos")
 DECISIVE = ("sl", "slk", "cw")
 
 
@@ -67,9 +67,9 @@ def start(contest: Contest, loss: str) -> Run:
         negatives = _PER_ROW
     config = TrainingConfig(model=contest.model, lr=_LR.get(loss, 0.1), patience=PATIENCE)
     config = replace(config, false_negatives=contest.false_negatives, **_CONFIG.get(contest.dataset, {}))
-    # With the first of all that is tried, so that what it starts from is the same whatever the defaults are.
+    # With the first of all that is tried.
     space = search_space(loss)
-    first = Setting(LossOptions(negatives=negatives), config).changed(space.fixed)
+    first = Setting(replace(grids.START, negatives=negatives), config).changed(space.fixed)
     first = first.changed(space.stages[0].tries(first)[0])
     return Run(contest.dataset, loss, first.options, first.config, auto=True)
 

@@ -12,8 +12,8 @@ is taken to last until its best epoch and the patience, and the budget is twice 
 spent: later stages then have one validation per candidate, still within 2·E. A candidate with three validations (or the
 patience, if that is less) in a row without a better NDCG is trained no further.
 
-Noise: two candidates are equal if their mean validation NDCG differs by less than one standard error of the mean of the
-users' differences. Of those equal to the best, the simplest is chosen, that with the fewest stages where something
+Noise: two candidates are equal if their mean validation NDCG differs by less than two standard errors of the mean of
+the users' differences. Of those equal to the best, the simplest is chosen, that with the fewest stages where something
 other than the first candidate, the default, was taken; of equally simple ones the best.
 """
 
@@ -37,6 +37,8 @@ from benchmarks.training.search_spaces import Changes, Setting, search_space
 from benchmarks.training.trainer import TrainingConfig, TrainingError, identity
 
 _FIRST_RUNG = 1 / 40  # of the most epochs of a training
+# By how many standard errors settings must differ to count as different.
+_ERRORS = 2
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def _is_equal(best: torch.Tensor, other: torch.Tensor) -> bool:
         return True
     if len(differences) == 1:  # whose error is not known
         return False
-    return bool(differences.mean() < differences.std() / len(differences) ** 0.5)
+    return bool(differences.mean() < _ERRORS * differences.std() / len(differences) ** 0.5)
 
 
 def choose(
