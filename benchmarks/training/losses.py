@@ -407,6 +407,8 @@ def _slk(options: LossOptions) -> RankingLoss:
     confidence_temperature = options.confidence_temperature
     if confidence_temperature is None:
         confidence_temperature = CONFIDENCE_RATIO * options.temperature
+    elif not confidence_temperature > 0:
+        raise ValueError(f"confidence_temperature of slk must be > 0, got {confidence_temperature}")
     arguments = presets.slk(options.temperature, confidence_temperature) | _own_positive_temperature(options)
     return _softmax_family("slk", arguments, options, top_k=_top_k(options))
 

@@ -282,7 +282,7 @@ def test_further_positives_are_uniform_on_a_users_own():
 @pytest.mark.parametrize(
     ("loss", "options", "complaint"),
     [
-        ("cw", {"false_negative_prior": 0.1}, "prior of cw must be 0 with a false_negative_prior, got 0.05"),
+        ("cw", {"false_negative_prior": 0.1}, "prior of cw must be 0 with a false_negative_prior, got 0.03"),
         ("cw", {"false_negative_prior": 0.1, "prior": "auto"}, "prior of cw must be 0 .* got auto"),
         ("sl", {"false_negative_prior": 1.0}, r"false_negative_prior must be in \[0, 1\) or 'auto', got 1.0"),
         ("sl", {"false_negative_prior": math.nan}, r"false_negative_prior must be in \[0, 1\) or 'auto', got nan"),
@@ -295,7 +295,7 @@ def test_further_positives_are_uniform_on_a_users_own():
             {"false_negative_prior": 0.1, "adapter_candidates": 8, "negatives": Negatives("full", None)},
             "negatives of sl with an adapter must be drawn for each row, .* got full",
         ),
-        ("cw", {"held_out_positives": True, "prior": 0.0}, "need extra_positives and a prior, got 5 and 0.0"),
+        ("cw", {"held_out_positives": True, "prior": 0.0}, "need extra_positives and a prior, got 20 and 0.0"),
         ("dcl", {"held_out_positives": True, "extra_positives": 0}, "need extra_positives and a prior, got 0 and"),
     ],
 )

@@ -147,7 +147,7 @@ def test_a_pull_out_of_range_is_refused(pull):
 
 def test_a_detached_confidence_has_no_falling_pull():
     with pytest.raises(ValueError, match="and no confidence_top_k or falling_pull, got 1.25, None and 0.2$"):
-        build_loss("cw", LossOptions(confidence_detached=True, falling_pull=0.2))
+        build_loss("cw", LossOptions(confidence_temperature=1.25, confidence_detached=True, falling_pull=0.2))
 
 
 def test_settings_name_what_is_in_use_only():

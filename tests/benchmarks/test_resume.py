@@ -27,7 +27,8 @@ LOSSES: dict[str, tuple[str, dict[str, Any]]] = {
     # Estimated before epoch 4 and before epoch 7; what the checkpoint after epoch 4 has is used in epochs 5 and 6.
     "slk": ("slk", {"confidence_top_k": 5, "refresh_epochs": 3}),
     "slk with learned thresholds": ("slk", {"confidence_top_k": 5}),
-    "cw with thresholds": ("cw", {"confidence_top_k": 5, "refresh_epochs": 2}),
+    "cw with thresholds": ("cw", {"confidence_temperature": 1.25, "confidence_top_k": 5, "refresh_epochs": 2}),
+    "cw": ("cw", {}),
     "cw with an estimated prior": ("cw", {"prior": "auto"}),
     "advinfonce": ("advinfonce", {"adversary_every": 2}),
     "llpauc": ("llpauc", {}),

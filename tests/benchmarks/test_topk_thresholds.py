@@ -70,7 +70,8 @@ def test_another_seed_draws_other_items():
 
 
 def make_trainer(data: InteractionData, loss: str, epochs: int = 8, **options) -> Trainer:
-    options = {"confidence_top_k": 4, "refresh_epochs": 3, "negatives": Negatives("uniform", 8), **options}
+    given = {"confidence_temperature": 1.25, "confidence_top_k": 4, "refresh_epochs": 3}
+    options = {**given, "negatives": Negatives("uniform", 8), **options}
     config = TrainingConfig(dim=8, epochs=epochs, batch_size=64, eval_every=4)
     return Trainer(data, build_loss(loss, LossOptions(backend="reference", **options)), config)
 
@@ -131,7 +132,10 @@ def test_a_loss_without_thresholds_or_that_learns_them_has_no_pass(blocks, monke
 @pytest.mark.parametrize("spec", ["uniform:40", "shared:40", "full"])
 def test_learned_thresholds_are_the_kth_best_of_what_a_user_does_not_know(blocks, backend, loss, spec):
     """Of tables that stay as they are, so that there is a truth: by a count over all items."""
-    options = LossOptions(confidence_top_k=4, negatives=Negatives.parse(spec), backend=backend)
+    tau_c = {"cw": 1.25}.get(loss)
+    options = LossOptions(
+        confidence_temperature=tau_c, confidence_top_k=4, negatives=Negatives.parse(spec), backend=backend
+    )
     run = Trainer(blocks, build_loss(loss, options), TrainingConfig(dim=8, lr=0.0, epochs=40, batch_size=64))
     run.train(show_progress=False)
     with torch.no_grad():
@@ -159,9 +163,9 @@ def test_estimates_leave_a_model_in_training_mode(blocks):
     ("loss", "options", "complaint"),
     [
         ("slk", {"confidence_top_k": 0}, "confidence_top_k must be at least 1, got 0"),
-        ("cw", {"confidence_top_k": -2}, "confidence_top_k must be at least 1, got -2"),
+        ("cw", {"confidence_top_k": -2, "confidence_temperature": 1.25}, "confidence_top_k must be at least 1, got -2"),
         ("slk", {"refresh_epochs": 0}, "refresh_epochs must be at least 1, got 0"),
-        ("slk", {"confidence_temperature": None}, "confidence_temperature of slk must be > 0, got None"),
+        ("slk", {"confidence_temperature": 0.0}, "confidence_temperature of slk must be > 0, got 0.0"),
         ("slk", {"confidence_temperature": -1.0}, "confidence_temperature of slk must be > 0, got -1.0"),
         ("cw", {"confidence_top_k": 5, "confidence_temperature": None}, "confidence_temperature must be > 0 where"),
     ],

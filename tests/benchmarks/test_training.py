@@ -25,7 +25,15 @@ from benchmarks.training.positives import InteractionSampler
 from benchmarks.training.trainer import Trainer, TrainingConfig, train
 from cw_ext import Interactions, draw_negatives
 
-REFERENCE = LossOptions(negatives=Negatives("uniform", 8), backend="reference")
+# All of CW's, with further positives that are known.
+STAGES: dict[str, Any] = {
+    "prior": 0.05,
+    "extra_positives": 5,
+    "likely_positives": None,
+    "weighting": "sigmoid",
+    "confidence_temperature": 1.25,
+}
+REFERENCE = LossOptions(negatives=Negatives("uniform", 8), backend="reference", **STAGES)
 
 
 @pytest.fixture
@@ -276,6 +284,7 @@ def batch_loss_of(
 ) -> tuple[BatchLoss, Batch, dict[str, torch.Tensor]]:
     """The loss, in fp64 and with random parameters if it has some of its own; its batch; these parameters."""
     given = {
+        **STAGES,
         "refresh_epochs": 5,
         "bsl_positive_temperature": 0.25,
         "top_positives": 0.6,
@@ -355,6 +364,42 @@ def test_every_option_of_cw_is_what_it_says(options, expected, backend):
     assert not torch.isclose(found, expected_loss("cw", batch, negatives), rtol=1e-4)  # that of the defaults
 
 
+def test_cw_is_by_default_the_correction_by_likely_positives_alone(backend):
+    batch, loss = make_batch(), build_loss("cw", LossOptions(negatives=Negatives.parse("uniform:9"), backend=backend))
+    assert (loss.extra_positives, loss.likely_positives) == (20, "auto")
+    if loss.takes_ids:
+        batch = batch._replace(neg_ids=loss.negatives.draw(batch.query_ids, batch.interactions, batch.seed))
+    found = loss.build(8, 30, 4, torch.Generator())(batch)
+    expected = expected_loss("cw", batch, loss.negatives, weighting="none", prior=0.03, tau_c=None)
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=0)
+
+
+def test_the_confidence_of_slk_goes_by_default_with_its_temperature():
+    batch, negatives = make_batch(), Negatives.parse("uniform:9")
+    given, found = (
+        loss_of("slk", negatives, batch, "reference", temperature=0.08, confidence_temperature=tau)
+        for tau in (1.0, None)
+    )
+    torch.testing.assert_close(found, given, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ([], {"prior": 0.03, "extra_positives": 20, "likely_positives": "auto", "weighting": "none"}),
+        (["--likely-positives", "none"], {"likely_positives": None}),
+        (["--likely-positives", "walks", "--prior", "0.1"], {"prior": 0.1, "likely_positives": "walks"}),
+        (["--held-out-positives"], {"held_out_positives": True}),
+    ],
+)
+def test_where_the_command_takes_further_positives_from(blocks, tmp_path, flags, expected):
+    arguments = ["--loss", "cw", "--epochs", "1", "--eval-every", "1", "--out", str(tmp_path / "out")]
+    assert training.main(["--data", str(blocks), *FLAGS, *arguments, *flags]) == 0
+    (run,) = load_results(tmp_path / "out")["runs"]
+    assert expected.items() <= run["loss_settings"].items()
+    assert ("likely_positives" in run["loss_settings"]) == ("held_out_positives" not in expected)
+
+
 @pytest.mark.parametrize("spec", SPECS)
 def test_slk_bsl_and_talos_have_every_kind_of_negatives(spec, backend):
     batch, negatives = make_batch(), Negatives.parse(spec)
@@ -376,7 +421,7 @@ def test_learned_thresholds_are_those_of_the_steps_before(spec, backend):
 
 @pytest.mark.parametrize("spec", ["popularity:9", "in-batch", "mixed:9"])
 def test_thresholds_are_not_learned_from_negatives_that_are_not_uniform(spec):
-    options = LossOptions(confidence_top_k=5, negatives=Negatives.parse(spec))
+    options = LossOptions(confidence_temperature=1.25, confidence_top_k=5, negatives=Negatives.parse(spec))
     for name in ("slk", "cw"):
         with pytest.raises(ValueError, match=f"^refresh_epochs must be given with {spec} negatives: .*, got None$"):
             build_loss(name, options)
@@ -688,9 +733,19 @@ def test_an_interrupt_before_the_first_validation_keeps_the_runs_before(blocks, 
         (["--bsl-tau", "0", "--loss", "bsl"], "bsl_positive_temperature must be finite and > 0, got 0.0"),
         (["--weight-tau", "-1"], "weight_temperature must be > 0"),
         (["--floor", "0"], "floor must be in (0, 1], got 0.0"),
-        (["--loss", "slk", "--confidence-tau", "0"], "confidence_temperature of slk must be > 0, got None"),
-        (["--confidence-detached", "--confidence-tau", "0"], "confidence_detached needs a confidence_temperature"),
-        (["--confidence-tau", "0", "--confidence-top-k", "5"], "confidence_temperature must be > 0 where"),
+        (["--loss", "slk", "--confidence-tau", "0"], "confidence_temperature of slk must be > 0, got 0.0"),
+        (["--confidence-detached"], "confidence_detached needs a confidence_temperature"),
+        (["--confidence-top-k", "5"], "confidence_temperature must be > 0 where"),
+        (["--confidence-tau", "-1"], "confidence_temperature must be > 0, got -1.0"),
+        (
+            ["--likely-positives", "walks", "--prior", "0"],
+            "--likely-positives needs a prior, extra positives that are not",
+        ),
+        (
+            ["--likely-positives", "none", "--prior", "0"],
+            "--likely-positives needs a prior, extra positives that are not",
+        ),
+        (["--likely-positives", "walks", "--held-out-positives"], "--likely-positives needs a prior, extra positives"),
         (["--loss", "llpauc", "--top-positives", "0"], "top_positives must be in (0, 1], got 0.0"),
         (["--loss", "llpauc", "--top-negatives", "2"], "top_negatives must be in (0, 1], got 2.0"),
         (["--loss", "advinfonce", "--adversary-every", "1"], "adversary_every must be at least 2, got 1"),
@@ -724,7 +779,6 @@ def test_an_output_directory_that_cannot_be_is_refused_before_training(blocks, c
         (["--model", "none"], "argument --model: invalid choice: 'none'"),
         (["--confidence-top-k", "0"], "argument --confidence-top-k: expected a whole number of at least 1, got '0'"),
         (["--refresh-epochs", "0"], "argument --refresh-epochs: expected a whole number of at least 1, got '0'"),
-        (["--confidence-tau", "-1"], "argument --confidence-tau: expected a finite number of at least 0, got '-1'"),
         (["--adversary-every", "0"], "argument --adversary-every: expected a whole number of at least 1, got '0'"),
         (["--seed", "0", "-1"], "argument --seed: expected a whole number of at least 0, got '-1'"),
         (["--seed"], "argument --seed: expected at least one argument"),
