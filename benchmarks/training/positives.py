@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Literal, get_args
 
 import torch
@@ -16,11 +17,37 @@ LIKELY = get_args(Likely)
 MOST_REGRESSED = 10_000
 
 
+class _SamePairs:
+    """Interactions that equal others with the same pairs."""
+
+    def __init__(self, interactions: Interactions) -> None:
+        self.interactions = interactions
+        self._content = tuple(x.cpu().numpy().tobytes() for x in (interactions.starts, interactions.items))
+
+    def __eq__(self, other: object) -> bool:
+        same_place = isinstance(other, _SamePairs) and self.interactions.device == other.interactions.device
+        return same_place and (self.interactions.num_items, self._content) == (
+            other.interactions.num_items,
+            other._content,
+        )
+
+    def __hash__(self) -> int:
+        return hash(self._content)
+
+
 def likely_positives(kind: Likely, interactions: Interactions) -> LikelyPositives:
-    """What further positives are drawn from that no user is known to like."""
-    if kind == "regression" or (kind == "auto" and interactions.num_items <= MOST_REGRESSED):
-        return LikelyPositives.by_regression(interactions)
-    return LikelyPositives.by_walks(interactions)
+    """What further positives are drawn from that no user is known to like.
+
+    The last ones are kept: a search trains on the same pairs again and again.
+    """
+    regressed = kind == "regression" or (kind == "auto" and interactions.num_items <= MOST_REGRESSED)
+    return _likely_positives(regressed, _SamePairs(interactions))
+
+
+@functools.lru_cache(maxsize=2)
+def _likely_positives(regressed: bool, known: _SamePairs) -> LikelyPositives:
+    find = LikelyPositives.by_regression if regressed else LikelyPositives.by_walks
+    return find(known.interactions)
 
 
 class InteractionSampler:
