@@ -148,6 +148,18 @@ def test_auto_is_the_regression_up_to_so_many_items(blocks, monkeypatch):
     assert not torch.equal(by_regression, by_walks)
 
 
+@pytest.mark.parametrize("kind", ["regression", "walks"])
+def test_those_of_other_pairs_are_others(kind):
+    """Also where every user has as many, and where only the catalogue is longer."""
+    make = LikelyPositives.by_regression if kind == "regression" else LikelyPositives.by_walks
+    first = {0: [0, 1, 2], 1: [0, 1, 3], 2: [0, 2, 3]}
+    for train_items, num_items in ((first, 6), ({**first, 2: [0, 2, 4]}, 6), (first, 7), (first, 6)):
+        known = interactions_of(make_data(train_items, num_items))
+        found, expected = likely_positives(kind, known), make(known)
+        assert torch.equal(found.ids, expected.ids)
+        assert torch.equal(found.probabilities, expected.probabilities)
+
+
 # --- what cannot be, and the command ---
 
 
