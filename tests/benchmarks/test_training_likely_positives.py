@@ -90,8 +90,11 @@ def test_they_are_drawn_as_a_regression_on_the_rows_alone_has_it(blocks, loss, f
     assert 0 < np.count_nonzero(weights, axis=1).min() and np.count_nonzero(weights, axis=1).max() <= 20  # all are kept
     for user in range(blocks.num_users):
         counts = np.array([drawn[user, item] for item in range(blocks.num_items)])
-        expected = counts.sum() * weights[user] / weights[user].sum()
-        assert_distributed(torch.from_numpy(counts), torch.from_numpy(expected))
+        share = weights[user] / weights[user].sum()
+        # Whatever is too rare for the test is left out, which leaves the others in proportion.
+        often = (share == 0) | (counts.sum() * share >= 10)
+        expected = counts[often].sum() * share[often] / share[often].sum()
+        assert_distributed(torch.from_numpy(counts[often]), torch.from_numpy(expected))
 
 
 def test_walks_draw_from_the_rows_alone_too(blocks):
@@ -147,25 +150,26 @@ def test_auto_is_the_regression_up_to_so_many_items(blocks, monkeypatch):
 
 @pytest.mark.parametrize("loss", ["cw", "dcl"])
 @pytest.mark.parametrize(
-    ("options", "complaint"),
+    "options",
     [
-        ({"prior": 0.0}, "likely_positives of {} need extra_positives and a prior, got 5 and 0.0"),
-        ({"extra_positives": 0}, "likely_positives of {} need extra_positives and a prior, got 0 and 0.05"),
-        ({"held_out_positives": True}, "held_out_positives are known ones, got likely_positives too"),
-        ({"likely_positives": "ease"}, "likely_positives must be one of auto, regression, walks, got 'ease'"),
+        {"prior": 0.0},
+        {"extra_positives": 0},
+        {"held_out_positives": True},
+        {"likely_positives": None},
     ],
 )
-def test_what_cannot_be_is_refused_before_training(loss, options, complaint):
-    with pytest.raises(ValueError, match=complaint.format(loss)):
-        build_loss(loss, replace(OPTIONS, **options))
+def test_where_there_are_none(loss, options):
+    """Which of :data:`OPTIONS` stay without effect, the settings do not have."""
+    built = build_loss(loss, replace(OPTIONS, **options))
+    assert built.likely_positives is None and built.settings.get("likely_positives") is None
+    for name in ("sl", "slk", "bpr"):
+        assert "likely_positives" not in build_loss(name, OPTIONS).settings
 
 
-def test_losses_without_them_are_what_they_were():
-    """Results of earlier runs are found by the settings."""
-    for options, losses in ((OPTIONS, ("sl", "slk", "bpr")), (replace(OPTIONS, likely_positives=None), ("cw", "dcl"))):
-        for name in losses:
-            loss = build_loss(name, options)
-            assert "likely_positives" not in loss.settings and loss.likely_positives is None
+@pytest.mark.parametrize("loss", ["cw", "dcl"])
+def test_an_unknown_way_is_refused_before_training(loss):
+    with pytest.raises(ValueError, match="likely_positives must be one of auto, regression, walks, got 'ease'"):
+        build_loss(loss, replace(OPTIONS, likely_positives="ease"))
 
 
 def test_the_command_line_trains_with_them(tmp_path, capsys):
@@ -177,12 +181,14 @@ def test_the_command_line_trains_with_them(tmp_path, capsys):
     assert cw["loss_settings"]["likely_positives"] == "walks" and "likely_positives" not in sl["loss_settings"]
     assert "likely=walks" in capsys.readouterr().out
     for further, complaint in (
-        (["--loss", "sl", *likely], "--likely-positives needs cw or dcl, got sl with --negatives uniform:8"),
-        (["--loss", "cw", "--prior", "0", *likely], "likely_positives of cw need extra_positives and a prior"),
-        (["--loss", "cw", "--held-out-positives", *likely], "held_out_positives are known ones, got likely_positives"),
+        (["--loss", "sl", *likely], "got sl with --negatives uniform:8"),
+        (["--loss", "cw", "--prior", "0", *likely], "got cw with"),
+        (["--loss", "cw", "--extra-positives", "0", *likely], "got cw with"),
+        (["--loss", "cw", "--held-out-positives", *likely], "got cw with"),
     ):
         assert training.main([*arguments, *further]) == 2
-        assert complaint in capsys.readouterr().err
+        needed = "--likely-positives needs cw or dcl, with a prior and extra positives that are not held out"
+        assert f"{needed}, {complaint}" in capsys.readouterr().err
 
 
 def test_they_are_found_where_training_runs(blocks, device):
