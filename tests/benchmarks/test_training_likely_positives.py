@@ -199,7 +199,7 @@ def test_the_command_line_trains_with_them(tmp_path, capsys):
     assert "likely=walks" in capsys.readouterr().out
     for further in (["sl"], ["cw", "--prior", "0"], ["cw", "--extra-positives", "0"], ["cw", "--held-out-positives"]):
         assert training.main([*arguments, *likely, "--loss", *further]) == 2
-        needed = "--likely-positives needs a prior, extra positives that are not held out, and cw or dcl, got "
+        needed = "--likely-positives needs cw or dcl, with a prior and extra positives that are not held out, got "
         assert needed + f"{further[0]} with --negatives uniform:8" in capsys.readouterr().err
 
 
