@@ -11,7 +11,7 @@ SETTINGS = {
     "bpr": (LossOptions(), {"lr": 0.003, "weight_decay": 4e-5}),
     "sl": (LossOptions(temperature=0.1), {"lr": 0.1}),
     "slk": (LossOptions(temperature=0.1), {"lr": 0.1}),
-    "cw": (LossOptions(temperature=0.08), {"lr": 0.1}),
+    "cw": (LossOptions(), {"lr": 0.1}),
 }
 EPOCHS = 30
 EVAL_EVERY = 2
