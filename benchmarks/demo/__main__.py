@@ -1,4 +1,4 @@
-"""Matrix factorisation on MovieLens-100K with BPR, SL, SL@20 and CW at one budget: metrics, recommendations, a step's cost."""
+"""MF on MovieLens-100K with BPR, SL, SL@20 and CW at one budget: metrics, recommendations, the cost of a step."""
 
 from __future__ import annotations
 

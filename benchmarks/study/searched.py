@@ -35,11 +35,12 @@ class Contest:
 
 
 CONTESTS = (
-    Contest(HEALTH, "mf", LOSSES, 5),
+    Contest(HEALTH, "mf", DECISIVE, 5),
     Contest(ELECTRONIC, "mf", DECISIVE, 3),
+    Contest(GOWALLA, "mf", DECISIVE, 3),
     Contest(SHIFTED[HEALTH], "mf", DECISIVE, 3),
     Contest(HEALTH, "mf", DECISIVE, 3, false_negatives=0.3),
-    Contest(GOWALLA, "mf", DECISIVE, 3),
+    Contest(HEALTH, "mf", LOSSES, 3),
     Contest(HEALTH, "lightgcn", DECISIVE, 5),
     Contest(SHIFTED[ELECTRONIC], "mf", DECISIVE, 3),
     Contest(HEALTH, "xsimgcl", DECISIVE, 5),

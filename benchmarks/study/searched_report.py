@@ -23,7 +23,8 @@ def name_of(contest: Contest) -> str:
     """What a table calls a comparison."""
     share = contest.false_negatives
     noise = "" if share is None else f", {100 * share:g} % false negatives"
-    return f"{SHORT_NAMES[contest.dataset]}, {contest.model}{noise}"
+    further = "" if contest.losses == searched.DECISIVE else ", further losses"
+    return f"{SHORT_NAMES[contest.dataset]}, {contest.model}{noise}{further}"
 
 
 def _found(store: Store, contest: Contest) -> dict[str, Summary]:
@@ -75,7 +76,7 @@ def overview(store: Store) -> str:
     """CW against SL@20 and SL in every comparison."""
     rows, gains = [], []
     for contest in CONTESTS:
-        found = _found(store, contest)
+        found = _found(store, contest) if contest.losses == searched.DECISIVE else {}
         if {"sl", "slk", "cw"} <= found.keys() and len({len(found[loss].results) for loss in ("sl", "slk", "cw")}) == 1:
             cw, slk, sl = found["cw"], found["slk"], found["sl"]
             ahead = sum(a > b for a, b in zip(cw.values("ndcg"), slk.values("ndcg"), strict=True))
@@ -130,7 +131,13 @@ def dial(store: Store) -> str:
 def front_points(store: Store, dataset: str) -> list[FrontPoint]:
     """A point per loss, and per pull of SL and CW."""
     points = []
-    for loss, summary in _found(store, searched.contest_of(dataset)).items():
+    with_model = [
+        each for each in CONTESTS if (each.dataset, each.model, each.false_negatives) == (dataset, "mf", None)
+    ]
+    found: dict[str, Summary] = {}
+    for contest in with_model:
+        found = _found(store, contest) | found
+    for loss, summary in found.items():
         if loss not in ("sl", "cw"):
             points.append(_point(LOSS_NAMES[loss], "", summary))
     for loss in ("sl", "cw"):
