@@ -73,7 +73,8 @@ class LikelyPositives:
         gram = torch.cat([by_item @ block for block in _dense_columns(by_query, places, len(by_query))], dim=1)
         gram.diagonal().add_(penalty)
         factor, failed = torch.linalg.cholesky_ex(gram)
-        inverse = torch.cholesky_inverse(factor)
+        if not failed:
+            inverse = torch.cholesky_inverse(factor)
         if failed or not inverse.diagonal().isfinite().all():
             raise ValueError(f"penalty must be larger, or G + penalty·I has no inverse in fp32, got {penalty}")
         del gram, factor
