@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -13,7 +15,7 @@ from cw_ext.interactions import Interactions
 from cw_ext.negative_sampling import check_interactions, check_seed, seed_tensor
 from cw_ext.samplers.base import few_random_numbers, fractions
 
-# Scores [I, queries] at a time.
+# Most numbers of a dense block of columns, and of what is made of it.
 _BLOCK = 2**24
 
 
@@ -50,7 +52,7 @@ class LikelyPositives:
 
         Each item is predicted from the others by ridge regression over all queries: with G = XᵀX and P = (G + λI)⁻¹ the
         scores are XB, B_ij = −P_ij/P_jj for i ≠ j and 0 on the diagonal (eq. 8). Takes time ∝ num_items³ and three
-        tables of num_items² fp32 numbers.
+        tables of num_items² fp32 numbers, 1.2 GB for 10,000 items and 120 GB for 100,000.
 
         Args:
             interactions: the known positives X, each counted once. Of training only.
@@ -59,20 +61,27 @@ class LikelyPositives:
             power: > 0.
 
         Raises:
-            TypeError, ValueError: the message contains the argument, what was expected and what came.
+            TypeError, ValueError: the message contains the argument, what was expected and what came. So many items
+                that their tables do not fit into the memory of the interactions' device are refused before any is made;
+                a penalty is refused that is too small for G + λI to be inverted.
         """
         _check(interactions, number, power)
         checks.positive_number("penalty", penalty)
+        _check_tables_fit(interactions)
         by_query, by_item = _matrices(interactions)
         places = torch.arange(interactions.num_items, device=interactions.device)
-        gram = torch.cat([by_item @ block for block in _dense_columns(by_query, places)], dim=1)
+        gram = torch.cat([by_item @ block for block in _dense_columns(by_query, places, len(by_query))], dim=1)
         gram.diagonal().add_(penalty)
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
-        del gram
+        factor, failed = torch.linalg.cholesky_ex(gram)
+        if not failed:
+            inverse = torch.cholesky_inverse(factor)
+        if failed or not inverse.diagonal().isfinite().all():
+            raise ValueError(f"penalty must be larger, or G + penalty·I has no inverse in fp32, got {penalty}")
+        del gram, factor
         weights = inverse.div_(-inverse.diagonal().clone())  # of item i, in row i, for item j
         weights.fill_diagonal_(0)
         transposed = weights.T.contiguous()
-        return cls._of(interactions, number, power, lambda block: transposed @ block)
+        return cls._of(interactions, number, power, lambda block: transposed @ block, interactions.num_items)
 
     @classmethod
     def by_walks(
@@ -99,25 +108,27 @@ class LikelyPositives:
         if checks.number("popularity_exponent", popularity_exponent, "a number of at least 0") < 0:
             raise ValueError(f"popularity_exponent must be at least 0, got {popularity_exponent}")
         by_query, by_item = _matrices(interactions)
-        counts = torch.bincount(interactions.items, minlength=interactions.num_items).clamp(min=1).unsqueeze(1)
-        to_query, to_item = counts.rsqrt(), interactions.starts.diff().clamp(min=1).rsqrt().unsqueeze(1)
-        less_popular = counts.float() ** -popularity_exponent
+        counts = torch.bincount(interactions.items, minlength=interactions.num_items).clamp(min=1)
+        counts = counts.float().unsqueeze(1)
+        to_query, to_item = counts.rsqrt(), interactions.starts.diff().clamp(min=1).float().rsqrt().unsqueeze(1)
+        less_popular = counts**-popularity_exponent
 
         def score(block: Tensor) -> Tensor:
             # The first step has the same probability for all items of a query.
             return (by_item @ ((by_query @ (block * to_query)) * to_item)) * less_popular
 
-        return cls._of(interactions, number, power, score)
+        return cls._of(interactions, number, power, score, max(interactions.num_items, interactions.num_queries))
 
     @classmethod
     def _of(
-        cls, interactions: Interactions, number: int, power: float, score: Callable[[Tensor], Tensor]
+        cls, interactions: Interactions, number: int, power: float, score: Callable[[Tensor], Tensor], rows: int
     ) -> LikelyPositives:
-        """The highest scores, computed from known items [I, queries] as ones."""
+        """The highest scores, computed from known items [I, queries] as ones, by way of matrices with so many rows."""
         count = min(number, interactions.num_items)
         ids, weights = [], []
         _, by_item = _matrices(interactions)
-        for block in _dense_columns(by_item, torch.arange(interactions.num_queries, device=interactions.device)):
+        queries = torch.arange(interactions.num_queries, device=interactions.device)
+        for block in _dense_columns(by_item, queries, rows):
             scores = score(block).masked_fill_(block > 0, 0.0)
             highest, items = scores.topk(count, dim=0)
             ids.append(items.T.int().masked_fill_(highest.T <= 0, -1))
@@ -172,17 +183,42 @@ def _check(interactions: Interactions, number: int, power: float) -> None:
     checks.positive_number("power", power)
 
 
+def _check_tables_fit(interactions: Interactions) -> None:
+    """Before they are made: the system may kill the process rather than refuse it the memory."""
+    memory = _memory(interactions.device)
+    if memory is not None and interactions.num_items > (most := math.isqrt(memory // (3 * 4))):
+        raise ValueError(
+            f"interactions must have a num_items of at most {most} for by_regression, which needs three tables of "
+            f"num_items² fp32 numbers in {memory / 1e9:.0f} GB of memory, got {interactions.num_items}; by_walks needs "
+            "none"
+        )
+
+
+def _memory(device: torch.device) -> int | None:
+    """How many bytes the device has in all; None where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
 def _matrices(interactions: Interactions) -> tuple[Tensor, Tensor]:
     """The known pairs as ones in sparse matrices [num_queries, num_items] and [num_items, num_queries], fp32."""
     items = interactions.items.long()
     queries = torch.arange(interactions.num_queries, device=items.device).repeat_interleave(interactions.starts.diff())
-    ones = torch.ones(len(items), device=items.device)
+    ones = torch.ones(len(items), dtype=torch.float32, device=items.device)
     shape = (interactions.num_queries, interactions.num_items)
     by_query = torch.sparse_coo_tensor(torch.stack([queries, items]), ones, shape, check_invariants=True).coalesce()
     return by_query, by_query.T.coalesce()
 
 
-def _dense_columns(matrix: Tensor, columns: Tensor) -> Iterator[Tensor]:
-    """The columns of a sparse matrix, some at a time, as dense ones."""
-    for some in columns.split(max(1, _BLOCK // matrix.shape[0])):
+def _dense_columns(matrix: Tensor, columns: Tensor, rows: int) -> Iterator[Tensor]:
+    """The columns of a sparse matrix, some at a time, as dense ones.
+
+    Args:
+        rows: of the tallest matrix made of them.
+    """
+    for some in columns.split(max(1, _BLOCK // rows)):
         yield matrix.index_select(1, some).to_dense()

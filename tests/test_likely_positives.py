@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 from drawing import assert_distributed, histories, make_interactions
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from cw_ext import Interactions, LikelyPositives
+from cw_ext import Interactions, LikelyPositives, likely_positives
 
 PENALTY, BETA = 3.0, 0.4
 MADE: dict[str, Callable[..., LikelyPositives]] = {
@@ -118,6 +120,65 @@ def test_nothing_known_is_drawn(way: str) -> None:
 def test_small_scores_keep_their_probabilities_under_a_high_power(way: str) -> None:
     likely = MADE[way](make_interactions(num_items=400, pairs=900), 50, power=40.0)
     assert torch.equal(likely.probabilities.sum(1) > 0, likely.ids[:, 0] >= 0)
+
+
+@each_way
+def test_many_queries_with_few_items_take_a_block_of_memory(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    interactions = make_interactions(num_queries=5000, num_items=10, pairs=9000)
+    expected = MADE[way](interactions, 4)
+    monkeypatch.setattr(likely_positives, "_BLOCK", 20_000)
+    with _Largest() as largest:
+        found = MADE[way](interactions, 4)
+    assert largest.numel <= 2 * 5000 * 10  # the known pairs as a matrix, or their users and items
+    torch.testing.assert_close(found.probabilities, expected.probabilities)
+
+
+class _Largest(TorchDispatchMode):
+    """Notes how many elements the largest result of an operation has."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self.numel = max(self.numel, tensor.numel())
+        return result
+
+
+def test_tables_that_fit_no_memory_are_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    interactions = Interactions([0, 0], [1, 2], num_queries=1, num_items=10**6)
+    with pytest.raises(ValueError, match=r"num_items of at most \d+ for by_regression.*got 1000000; by_walks"):
+        LikelyPositives.by_regression(interactions)
+    assert (LikelyPositives.by_walks(interactions).ids == -1).all()  # no other query
+    monkeypatch.setattr(likely_positives, "_memory", lambda device: 3 * 50**2 * 4)
+    LikelyPositives.by_regression(make_interactions())
+    monkeypatch.setattr(likely_positives, "_memory", lambda device: 3 * 50**2 * 4 - 1)
+    with pytest.raises(ValueError, match="num_items of at most 49 for by_regression.*got 50"):
+        LikelyPositives.by_regression(make_interactions())
+    monkeypatch.setattr(likely_positives, "_memory", lambda device: None)
+    LikelyPositives.by_regression(make_interactions())
+
+
+@pytest.mark.parametrize("penalty", [1e-5, 1e-30])
+def test_a_penalty_too_small_to_invert_with_is_refused(penalty: float) -> None:
+    """Two items that the same queries know."""
+    items = torch.arange(2).repeat(3000)
+    interactions = Interactions(torch.arange(3000).repeat_interleave(2), items, num_queries=3000, num_items=2)
+    with pytest.raises(ValueError, match=f"penalty must be larger.*got {penalty}"):
+        LikelyPositives.by_regression(interactions, penalty=penalty)
+
+
+@each_way
+def test_the_default_dtype_changes_nothing(way: str) -> None:
+    interactions = make_interactions()
+    expected = MADE[way](interactions, 5)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = MADE[way](interactions, 5)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found.ids, expected.ids) and torch.equal(found.probabilities, expected.probabilities)
 
 
 @pytest.mark.parametrize(

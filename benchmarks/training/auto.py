@@ -148,7 +148,9 @@ def _choose(
             known, complexity = ({}, 0) if best is None else (best.changes, best.complexity)
             new = []
             for place, tries in enumerate(stage.tries(best.setting if best else start)):
-                if best is None or best.setting.changed(tries) != best.setting:
+                if best is not None and best.setting.changed(tries) == best.setting:
+                    best.changes = {**known, **tries}  # the same setting, whose report now has these numbers too
+                else:
                     new.append(candidate({**known, **tries}, complexity + (place > 0)))
             candidates = [*([best] if best is not None else []), *new]
             budget.begin_stage(len(space.stages) - number)

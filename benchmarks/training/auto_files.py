@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmarks.common import data, reporting
 from benchmarks.training.auto import Choice, choose
+from benchmarks.training.candidates import text
 from benchmarks.training.losses import LOSSES, build_loss
 from benchmarks.training.search_spaces import Setting, search_space
 from benchmarks.training.trainer import identity
@@ -49,16 +50,12 @@ def describe_choices(choices: Mapping[str, Choice]) -> str:
     for name, choice in choices.items():
         for tried in choice.tries:
             rungs = ", ".join(f"{ndcg:.4f}" for _, ndcg in tried["rungs"]) or tried.get("diverged", "-")
-            settings = " ".join(f"{field}={_text(value)}" for field, value in tried["settings"].items())
+            settings = " ".join(f"{field}={text(value)}" for field, value in tried["settings"].items())
             rows.append(
                 [name, settings, str(tried["epochs"]), rungs, "*" if tried["settings"] == choice.chosen else ""]
             )
     header = ["loss", "tried by --auto", "epochs", "best validation NDCG by each rung", "chosen"]
     return reporting.format_table(header, rows)
-
-
-def _text(value: Any) -> str:
-    return "none" if value is None else f"{value:g}"
 
 
 def _question(dataset: data.InteractionData, name: str, given: Setting) -> dict[str, Any]:

@@ -19,6 +19,13 @@ from benchmarks.training.trainer import Trainer, TrainingError
 _FLAT_AFTER = 3
 
 
+def text(value: Any) -> str:
+    """A setting's value as reports show it."""
+    if value is None:
+        return "none"
+    return value if isinstance(value, str) else f"{value:.6g}"
+
+
 class _WithUserNDCG:
     """A trainer, and the users' NDCG of each validation that was better than all before, in one checkpoint.
 
@@ -143,8 +150,7 @@ class Candidate:
 
     def describe(self) -> str:
         """What it has of its own, in words."""
-        return ", ".join(f"{name} {value:.4g}" if value is not None else f"no {name}" for name, value in
-                         self.changes.items())  # fmt: skip
+        return ", ".join(f"{name} {text(value)}" for name, value in self.changes.items())
 
     def _training(self) -> _WithUserNDCG:
         training = _WithUserNDCG(Trainer(self.dataset, self.loss, self.setting.config))

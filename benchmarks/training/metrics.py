@@ -29,6 +29,14 @@ def ranking_metrics(
     Recall@K is hits / number of targets. NDCG@K divides the discounted gain by that of an ideal ranking cut
     at min(K, number of targets). Both are means over the users that have targets.
 
+    With `popularity` there are four more numbers, of the same lists; items that are masked are in no list:
+
+    - Balanced NDCG@K: each item counts the same, whatever its popularity. A hit on item i gains 1/n_i, n_i the number
+      of targets with item i; Σ_u DCG_u / Σ_u IDCG_u, where a user's ideal list is the targets by falling gain, cut at K.
+    - Mean popularity: of the items in a user's list, the mean number of training interactions; the mean over users.
+    - Coverage: the share of all items that are in a list.
+    - Gini: :func:`~benchmarks.training.recommended.gini` of how many lists each item is in, of all items.
+
     Args:
         user_table: embeddings [num_users, D]. To rank by cosine, normalise the rows first.
         item_table: embeddings [num_items, D].
@@ -42,8 +50,8 @@ def ranking_metrics(
         user_ndcg: None, or a list that gets float64 tensors: together the NDCG@K of each user that has targets, by id.
 
     Returns:
-        ``{"recall": ..., "ndcg": ...}``, both in [0, 1]; with `popularity` also the four numbers above, in [0, 1] but
-        for the mean popularity.
+        ``{"recall": ..., "ndcg": ...}``, both in [0, 1]; with `popularity` also ``"balanced_ndcg"``,
+        ``"mean_popularity"``, ``"coverage"`` and ``"gini"``, in [0, 1] but for the second.
 
     Raises:
         ValueError: there are no targets, k < 1, or `popularity` is not int64 [num_items] or has a negative number.

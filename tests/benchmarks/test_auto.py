@@ -252,6 +252,17 @@ def test_results_have_the_choice_and_every_try(tmp_path, monkeypatch, capsys):
     assert not list((tmp_path / "out").rglob("*.pt"))
 
 
+def test_settings_that_are_no_numbers_are_reported(tmp_path, capsys):
+    assert training.main(arguments(tmp_path, "--loss", "cw", "--epochs", "20")) == 0
+    choice, printed = load_results(tmp_path)["auto"]["cw"], capsys.readouterr().out
+    prior, likely = choice["chosen"]["prior"], choice["chosen"]["likely_positives"]
+    assert f"prior {prior:g}, likely_positives {likely or 'none'}, extra_positives" in choice["reason"]
+    table = printed[printed.index("tried by --auto") :]
+    assert "prior=0.03 likely_positives=auto extra_positives=20" in table
+    assert "prior=0 likely_positives=none extra_positives=0" in table
+    assert table.count("*") == 1
+
+
 @pytest.mark.parametrize("steps", [3, 14, 30, 37])
 def test_the_command_goes_on_with_the_same_choice(tmp_path, monkeypatch, steps):
     (tmp_path / "whole").mkdir()
