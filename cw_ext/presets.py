@@ -250,7 +250,8 @@ def cw(
             from :class:`cw_ext.LikelyPositives` and given as `extra_pos_ids`: start with π = .1 and 20 of them.
             Positives that training uses do not serve, the row's own, which is taken where no others are given, least
             of all. The correction takes them for a sample of the positives among the negatives, but training has
-            pushed their scores up, so it takes out too much.
+            pushed their scores up, so it takes out too much. With likely positives the loss ranked better without
+            these weights: give `prior=0.1, weighting="none"` in place of the preset.
         confidence_temperature: τ_c of the confidence in the positive; None for none. It has to be found for each data
             set.
         similarity: see above.
