@@ -10,7 +10,7 @@ from benchmarks.training.losses import LossOptions
 SETTINGS = {
     "bpr": (LossOptions(), {"lr": 0.003, "weight_decay": 4e-5}),
     "sl": (LossOptions(temperature=0.1), {"lr": 0.1}),
-    "slk": (LossOptions(temperature=0.1), {"lr": 0.1}),
+    "slk": (LossOptions(temperature=0.1, confidence_temperature=2.0), {"lr": 0.1}),
     "cw": (LossOptions(), {"lr": 0.1}),
 }
 EPOCHS = 30
