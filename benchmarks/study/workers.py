@@ -59,20 +59,22 @@ def _train(run: Run, path: Path, checkpoint: Path) -> dict[str, Any]:
 
 def _search(run: Run, path: Path, checkpoint: Path) -> dict[str, Any]:
     """The settings that the search chose, as changes of those that it started from."""
-    directory = checkpoint.with_suffix(".search")
     result: dict[str, Any] = {
         "loss": run.loss,
         "loss_settings": run.ranking_loss.settings,
         "config": asdict(run.config),
     }
     try:
-        choice = choose(_dataset(path), run.loss, run.options, run.config, checkpoint=directory)
+        choice = choose(_dataset(path), run.loss, run.options, run.config, checkpoint=_search_directory(checkpoint))
     except TrainingError as error:
         result["diverged"] = str(error)
     else:
         result["auto"] = choice.report()
-    shutil.rmtree(directory)
     return result | {"environment": reporting.environment(run.config.device)}
+
+
+def _search_directory(checkpoint: Path) -> Path:
+    return checkpoint.with_suffix(".search")
 
 
 @contextmanager
@@ -128,6 +130,8 @@ def run_all(wanted: Callable[[], Iterable[Run]], store: Store, data_directory: P
                         if result.get("ended_by") == "interrupt":
                             raise KeyboardInterrupt
                         store.add(run, result)
+                        # Not before: a search whose result was lost goes on from there.
+                        shutil.rmtree(_search_directory(store.checkpoint(run)), ignore_errors=True)
                         done += 1
                         progress.set_postfix_str(run.key, refresh=False)
                         progress.update()

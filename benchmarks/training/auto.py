@@ -247,7 +247,8 @@ def _halve(candidates: Sequence[Candidate], budget: _Budget) -> tuple[Candidate,
         alive = kept
     final = [each.user_ndcg(target) for each in alive]
     chosen = alive[simplest_within_noise(final, [each.complexity for each in alive])]
-    return chosen, _reason(chosen, alive[0], len(candidates), target)
+    tried = sum(bool(each.epoch or each.diverged) for each in candidates)
+    return chosen, _reason(chosen, alive[0], tried, target)
 
 
 def _reason(chosen: Candidate, best: Candidate, number: int, epochs: int) -> str:

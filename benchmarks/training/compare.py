@@ -175,7 +175,8 @@ def compare(
                 continue
             start = _start(case, choices)
             if start is not None and not checkpoint.exists():
-                shutil.copyfile(start, checkpoint)
+                with reporting.written_whole(checkpoint) as unfinished:
+                    shutil.copyfile(start, unfinished)
             run = runs[number] = train(*case, checkpoint=checkpoint, save=save.get(number))
             # Including later runs that were finished by an earlier call.
             report["runs"] = [runs[number] for number in sorted(runs)]

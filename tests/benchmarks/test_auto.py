@@ -136,6 +136,13 @@ def test_the_budget_is_kept(blocks, monkeypatch, name, config):
     assert 0 < len(epochs) == choice.epochs == sum(tried["epochs"] for tried in choice.tries) <= 2 * config.epochs
 
 
+def test_what_there_are_no_epochs_for_is_not_counted(blocks):
+    choice = choose(blocks, "sl", OPTIONS, replace(CONFIG, epochs=1))
+    assert len(choice.tries) == choice.epochs == 2
+    first, second = choice.reason.split("; then ")
+    assert " of 2 after up to 1 epochs" in first and " of 1 after up to 1 epochs" in second
+
+
 def test_flat_curves_end_the_search(blocks):
     """With a learning rate of 0 nothing gets better after the first validation."""
     config = replace(CONFIG, epochs=400, lr=0.0)

@@ -575,29 +575,30 @@ def test_the_study_trains_what_is_missing_only(small, tmp_path, capsys):
         assert run["epochs"] == 2 and 0 <= run["test"]["ndcg"] <= 1
 
 
+class Here:
+    """A pool of one that works in this process."""
+
+    def __init__(self, *arguments, **named):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def submit(self, function, *arguments):
+        future = workers.Future()
+        try:
+            future.set_result(function(*arguments))
+        except BaseException as error:  # as a pool hands it on
+            future.set_exception(error)
+        return future
+
+
 def test_an_interrupted_run_goes_on_next_time(small, tmp_path, monkeypatch):
     store = Store(tmp_path / "out")
     runs = list(study.PARTS["comparison"](store))[:1]
-
-    class Here:
-        """A pool of one that works in this process."""
-
-        def __init__(self, *arguments, **named):
-            pass
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *error):
-            pass
-
-        def submit(self, function, *arguments):
-            future = workers.Future()
-            try:
-                future.set_result(function(*arguments))
-            except BaseException as error:  # as a pool hands it on
-                future.set_exception(error)
-            return future
 
     monkeypatch.setattr(workers, "ProcessPoolExecutor", Here)
     train_epoch, calls = Trainer._train_epoch, []
@@ -615,6 +616,28 @@ def test_an_interrupted_run_goes_on_next_time(small, tmp_path, monkeypatch):
     assert workers.run_all(lambda: runs, store, tmp_path / "data", 1) == 1
     assert calls == [0, 1, 1]  # the first epoch is not done again
     assert runs[0] in store and not store.checkpoint(runs[0]).exists()
+
+
+def test_a_search_whose_result_was_not_written_is_not_done_again(small, tmp_path, monkeypatch):
+    store = Store(tmp_path / "out")
+    run = replace(next(iter(study.PARTS["comparison"](store))), auto=True)
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", Here)
+    train_epoch, calls = Trainer._train_epoch, []
+
+    def count(trainer):
+        calls.append(trainer.epoch)
+        return train_epoch(trainer)
+
+    monkeypatch.setattr(Trainer, "_train_epoch", count)
+    with monkeypatch.context() as full_disk:
+        full_disk.setattr(Store, "add", lambda *arguments: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            workers.run_all(lambda: [run], store, tmp_path / "data", 1)
+    trained = len(calls)
+    assert workers.run_all(lambda: [run], store, tmp_path / "data", 1) == 1
+    assert 0 < trained == len(calls)
+    assert store[run]["auto"]["epochs"] == trained
+    assert [path.name for path in (tmp_path / "out" / "runs").iterdir() if path.is_dir()] == []
 
 
 def test_two_studies_do_not_share_a_folder(tmp_path):
