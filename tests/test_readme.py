@@ -10,7 +10,7 @@ import torch
 from cases import assert_near, generator
 from torch import nn
 
-from cw_ext import Interactions, cw_loss
+from cw_ext import Interactions, cw_loss, cw_loss_from_embeddings
 
 
 def blocks(checkout: Path, heading: str) -> list[str]:
@@ -43,9 +43,32 @@ def test_drop_in(checkout: Path) -> None:
         assert_near(after, before, torch.float64)
 
 
+def test_likely_positives_are_taken_out(checkout: Path) -> None:
+    """The loss with the correction as a user writes it, of scores computed one by one."""
+    g = generator(52)
+    pairs = {"user_ids": torch.randint(7, (60,), generator=g), "item_ids": torch.randint(20, (60,), generator=g)}
+    found = names() | pairs | {"num_users": 7, "num_items": 20, "cw_loss_from_embeddings": cw_loss_from_embeddings}
+    torch.manual_seed(3)
+    exec(blocks(checkout, "Drop in")[2], found)
+    torch.manual_seed(3)
+    extra = found["likely"].draw(found["u"], 20)
+    assert (extra >= 0).any()
+    queries, items = found["users"](found["u"]), found["items"].weight
+    scores = nn.functional.cosine_similarity(queries.unsqueeze(1), items, dim=-1) / 2
+    mean = {}
+    for name, ids in (("pos", found["i"].unsqueeze(1)), ("neg", found["neg"]), ("extra", extra)):
+        mean[name] = (scores.gather(1, ids.clamp(min=0)) / 0.1).exp()
+    negative = mean["neg"].mean(1)
+    is_item = (extra >= 0).double()
+    likely = (mean["extra"] * is_item).sum(1) / is_item.sum(1).clamp(min=1)
+    likely = likely.where(is_item.any(1), mean["pos"][:, 0])  # the row's own where there are none
+    corrected = torch.maximum(negative - 0.1 * likely, 0.3 * negative) / 0.9
+    assert_near(found["loss"], (9 * corrected / mean["pos"][:, 0]).log().mean(), torch.float64)
+
+
 def test_drop_in_on_scores(checkout: Path) -> None:
     found = {"pos_scores": torch.rand(4), "neg_scores": torch.rand(4, 9)}
-    exec(blocks(checkout, "Drop in")[2], found)
+    exec(blocks(checkout, "Drop in")[3], found)
     assert found["criterion"](found["pos_scores"], found["neg_scores"]).isfinite() and found["loss"].isfinite()
 
 
