@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import mean
 
 from benchmarks.study import searched
 from benchmarks.study.markdown import section
 from benchmarks.study.published import ELECTRONIC, HEALTH, LOSS_NAMES, SHORT_NAMES
-from benchmarks.study.runs import Store
+from benchmarks.study.runs import Run, Store
 from benchmarks.study.searched import CONTESTS, Contest
 from benchmarks.study.summary import Summary, difference, summarise
 from benchmarks.training.compare import describe_settings
@@ -28,8 +29,13 @@ def name_of(contest: Contest) -> str:
 
 
 def _found(store: Store, contest: Contest) -> dict[str, Summary]:
-    found = {loss: summarise(store, searched.contest_runs(store, contest, loss)) for loss in contest.losses}
+    found = {loss: _summarise(store, searched.contest_runs(store, contest, loss)) for loss in contest.losses}
     return {loss: summary for loss, summary in found.items() if summary is not None}
+
+
+def _summarise(store: Store, runs: Iterable[Run]) -> Summary | None:
+    """Results of runs that say what is recommended: older ones of the same runs do not."""
+    return summarise(store, [run for run in runs if run in store and "balanced_ndcg" in store[run].get("test", {})])
 
 
 def _lists(summary: Summary) -> list[str]:
@@ -88,14 +94,14 @@ def overview(store: Store) -> str:
     header = ["CW", "seeds ahead of SL@20", "NDCG against SL@20", "Recall", "balanced NDCG", "NDCG against SL"]
     header += ["balanced NDCG"]
     text = "Each with settings that --auto chose."
-    if gains:
+    if len(gains) > 1:
         text += f" On the {len(gains)} data sets as they are, with MF, it is {100 * mean(gains):+.1f} % in the mean."
     return section("CW against SL@20 and SL", text, header, rows)
 
 
 def candidates(store: Store) -> str:
     """What else was tried, around the chosen settings."""
-    found = {name: summarise(store, searched.candidate_runs(store, name)) for name in searched.CANDIDATES}
+    found = {name: _summarise(store, searched.candidate_runs(store, name)) for name in searched.CANDIDATES}
     plain = _found(store, searched.contest_of(HEALTH))
     rows = []
     for name, summary in found.items():
@@ -116,7 +122,7 @@ def dial(store: Store) -> str:
     for dataset in searched.DIALLED:
         for loss in ("sl", "cw"):
             for pull in searched.PULLS:
-                summary = summarise(store, searched.dialled_runs(store, dataset, loss, pull))
+                summary = _summarise(store, searched.dialled_runs(store, dataset, loss, pull))
                 if summary:
                     name = f"{SHORT_NAMES[dataset]}, {LOSS_NAMES[loss]}, pull × {pull:g}"
                     shown = [str(len(summary.results)), summary.text("recall"), summary.text("ndcg")]
@@ -142,7 +148,7 @@ def front_points(store: Store, dataset: str) -> list[FrontPoint]:
             points.append(_point(LOSS_NAMES[loss], "", summary))
     for loss in ("sl", "cw"):
         for pull in searched.PULLS:
-            summary = summarise(store, searched.dialled_runs(store, dataset, loss, pull))
+            summary = _summarise(store, searched.dialled_runs(store, dataset, loss, pull))
             if summary:
                 points.append(_point(LOSS_NAMES[loss], f"{LOSS_NAMES[loss]} × {pull:g}", summary))
     return points

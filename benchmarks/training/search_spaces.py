@@ -132,7 +132,11 @@ _SPACES: Mapping[str, SearchSpace] = {
         (_values("top_positives", _TOP_POSITIVES), _values("top_negatives", _TOP_NEGATIVES)),
         {"top_negatives": _TOP_NEGATIVES[0]},
     ),
-    "dcl": SearchSpace((_TEMPERATURE, _values("prior", PRIORS)), {"prior": PRIORS[0]}),
+    # As published: with known positives.
+    "dcl": SearchSpace(
+        (_TEMPERATURE, _values("prior", PRIORS)),
+        {"prior": PRIORS[0], "likely_positives": None, "extra_positives": 5},
+    ),
     "slk": SearchSpace((Stage(_slk_temperatures, ("temperature", "confidence_temperature")), Stage(_confidences))),
     # The correction by likely positives; without it the loss is SL.
     "cw": SearchSpace(
