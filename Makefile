@@ -22,7 +22,7 @@ SOURCES := setup.py $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp)
 .PHONY: help venv build test test-build test-benchmarks test-all fuzz sanitize demo wheels clean
 
 help:
-	@echo "make demo             train on MovieLens-100K with BPR, SL and CW; table, JSON and plot under runs/"
+	@echo "make demo             train on MovieLens-100K with BPR, SL, SL@20 and CW; table, JSON and plot under runs/"
 	@echo "make test             run the tests of the kernels and the Python API, in minutes; so does a bare pytest, on one core"
 	@echo "make test-build       run the tests that build: emulated CUDA kernels, sanitizers, failing allocations, packages"
 	@echo "make test-benchmarks  run the tests of benchmarks/ and examples/"

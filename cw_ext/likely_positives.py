@@ -38,7 +38,7 @@ class LikelyPositives:
 
     >>> likely = LikelyPositives.by_walks(interactions)
     >>> extra_pos_ids = likely.draw(query_ids, 20, seed=step)
-    >>> sampled_cw_loss(queries, items, query_ids, pos_ids, interactions, 1000, prior=0.03, extra_pos_ids=extra_pos_ids)
+    >>> sampled_cw_loss(queries, items, query_ids, pos_ids, interactions, 1000, prior=0.1, extra_pos_ids=extra_pos_ids)
     """
 
     ids: Tensor

@@ -247,10 +247,11 @@ def cw(
     Args:
         temperature: τ.
         prior: π of the correction; 0 for none. A prior goes together with further positives of the row's query, drawn
-            from :class:`cw_ext.LikelyPositives` and given as `extra_pos_ids`: start with π = .03 and 20 of them.
+            from :class:`cw_ext.LikelyPositives` and given as `extra_pos_ids`: start with π = .1 and 20 of them.
             Positives that training uses do not serve, the row's own, which is taken where no others are given, least
             of all. The correction takes them for a sample of the positives among the negatives, but training has
-            pushed their scores up, so it takes out too much.
+            pushed their scores up, so it takes out too much. With likely positives the loss ranked better without
+            these weights: give `prior=0.1, weighting="none"` in place of the preset.
         confidence_temperature: τ_c of the confidence in the positive; None for none. It has to be found for each data
             set.
         similarity: see above.

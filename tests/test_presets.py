@@ -260,6 +260,14 @@ def test_cw(backend: str) -> None:
     _equal(presets.cw(TAU, prior), formula, backend, extras=True)
 
 
+def test_cw_by_default_needs_no_further_positives(backend: str) -> None:
+    def weights_alone(p: Tensor, n: Tensor) -> Tensor:
+        d = (n - p[:, None]) / TAU
+        return (torch.sigmoid(-d).detach() * d.exp()).sum(1).log()
+
+    _equal(presets.cw(TAU), weights_alone, backend)
+
+
 def test_presets_fit_the_modules(backend: str) -> None:
     pos, neg, _ = _cosines()
     for preset in (

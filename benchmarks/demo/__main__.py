@@ -1,4 +1,4 @@
-"""Matrix factorisation on MovieLens-100K with BPR, SL and CW at one budget: metrics, recommendations, a step's cost."""
+"""Matrix factorisation on MovieLens-100K with BPR, SL, SL@20 and CW at one budget: metrics, recommendations, costs."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ def _make_step(shape: StepShape, backend: str) -> Callable[[], None]:
     extra_pos_ids = None
     if shape.extra_positives:
         extra_pos_ids = torch.randint(shape.items, (shape.batch_size, shape.extra_positives), generator=generator)
-    arguments = presets.cw(0.1, prior=0.03, confidence_temperature=1.25)  # all stages
+    arguments = presets.cw(0.1, prior=0.1, confidence_temperature=1.25)  # all stages
 
     def step() -> None:
         queries.grad = items.grad = None

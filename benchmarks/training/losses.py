@@ -83,7 +83,7 @@ class LossOptions:
     positive_temperature: float | None = None
     falling_pull: float | None = None
     bsl_positive_temperature: float = 0.1
-    prior: float | Literal["auto"] = 0.03
+    prior: float | Literal["auto"] = 0.1
     extra_positives: int = 20
     held_out_positives: bool = False
     likely_positives: Likely | None = "auto"

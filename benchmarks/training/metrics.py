@@ -32,7 +32,8 @@ def ranking_metrics(
     With `popularity` there are four more numbers, of the same lists; items that are masked are in no list:
 
     - Balanced NDCG@K: each item counts the same, whatever its popularity. A hit on item i gains 1/n_i, n_i the number
-      of targets with item i; Σ_u DCG_u / Σ_u IDCG_u, a user's ideal list: the targets by falling gain, cut at K.
+      of targets with item i; Σ_u DCG_u / Σ_u IDCG_u, where a user's ideal list is the targets by falling gain, cut at
+      K.
     - Mean popularity: of the items in a user's list, the mean number of training interactions; the mean over users.
     - Coverage: the share of all items that are in a list.
     - Gini: :func:`~benchmarks.training.recommended.gini` of how many lists each item is in, of all items.

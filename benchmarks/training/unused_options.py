@@ -26,7 +26,7 @@ OPTIONS = {
     "falling_pull": _Option("--falling-pull", "cw, sl or slk", ("falling_pull",)),
     "held_out_positives": _Option("--held-out-positives", "cw or dcl", ("held_out_positives",)),
     "likely_positives": _Option(
-        "--likely-positives", "a prior, extra positives that are not held out, and cw or dcl", ("likely_positives",)
+        "--likely-positives", "cw or dcl, with a prior and extra positives that are not held out", ("likely_positives",)
     ),
     "false_negative_prior": _Option("--false-negative-prior", _WEIGHTS, ("false_negative_prior",)),
     "false_negative_family": _Option("--false-negative-family", _ESTIMATE, ("false_negative_family",)),

@@ -282,7 +282,7 @@ def test_further_positives_are_uniform_on_a_users_own():
 @pytest.mark.parametrize(
     ("loss", "options", "complaint"),
     [
-        ("cw", {"false_negative_prior": 0.1}, "prior of cw must be 0 with a false_negative_prior, got 0.03"),
+        ("cw", {"false_negative_prior": 0.1}, "prior of cw must be 0 with a false_negative_prior, got 0.1"),
         ("cw", {"false_negative_prior": 0.1, "prior": "auto"}, "prior of cw must be 0 .* got auto"),
         ("sl", {"false_negative_prior": 1.0}, r"false_negative_prior must be in \[0, 1\) or 'auto', got 1.0"),
         ("sl", {"false_negative_prior": math.nan}, r"false_negative_prior must be in \[0, 1\) or 'auto', got nan"),

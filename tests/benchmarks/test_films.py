@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,14 +52,31 @@ def test_users_films_and_recommendations_are_shown_by_title(tmp_path: Path):
         assert [scores[user, names.index(name)].item() for name in shown] == best.tolist()
 
 
-@pytest.mark.skipif(importlib.util.find_spec("recbole") is None, reason="recbole has the titles")
-def test_the_demo_keeps_its_cw_model_and_shows_five_users(tmp_path: Path, monkeypatch, capsys):
+@pytest.fixture
+def small_demo(tmp_path: Path, monkeypatch) -> None:
     data = replace(load_blocks(tmp_path), user_ids=np.arange(1, 61), item_ids=np.arange(1, 57))
     monkeypatch.setattr(demo.data, "load", lambda seed: data)
     monkeypatch.setattr(demo, "EPOCHS", 2)
     monkeypatch.setattr(demo.step_cost, "measure", lambda *_, **__: {})
     monkeypatch.setattr(demo.step_cost, "describe", lambda report: "")
     monkeypatch.setattr(compare, "plot_runs", lambda *_: None)
+
+
+@pytest.mark.usefixtures("small_demo")
+def test_the_demo_gives_the_same_again_and_something_else_with_another_seed(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(demo, "_print_recommendations", lambda directory: None)
+    found = []
+    for seed, out in ((4, "a"), (4, "b"), (5, "c")):
+        assert demo.main(["--seed", str(seed), "--out", str(tmp_path / out)]) == 0
+        runs = json.loads((tmp_path / out / "results.json").read_text(encoding="utf-8"))["runs"]
+        assert [run["loss"] for run in runs] == ["bpr", "sl", "slk", "cw"]
+        found.append([(run["test"], run["best_validation"], run["best_epoch"]) for run in runs])
+    assert found[0] == found[1] != found[2]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("recbole") is None, reason="recbole has the titles")
+@pytest.mark.usefixtures("small_demo")
+def test_the_demo_keeps_its_cw_model_and_shows_five_users(tmp_path: Path, capsys):
     assert demo.main(["--out", str(tmp_path / "demo")]) == 0
     model = saved.load(tmp_path / "demo" / "model")
     assert model.config["run"]["loss"] == "cw"

@@ -144,13 +144,15 @@ def test_every_kind_of_negatives_goes_on_as_if_not_interrupted(blocks, tmp_path,
 
 
 def test_the_kernels_go_on_as_if_not_interrupted(blocks, tmp_path, kernels):
-    check_resumption(blocks, tmp_path / "checkpoint.pt", "cw", backend="fused", confidence_top_k=5, refresh_epochs=3)
+    options = {"backend": "fused", "confidence_temperature": 1.25, "confidence_top_k": 5, "refresh_epochs": 3}
+    check_resumption(blocks, tmp_path / "checkpoint.pt", "cw", **options)
 
 
 @pytest.mark.parametrize("name", ["cw", "advinfonce"])
 def test_every_device_goes_on_with_the_same_draws(blocks, tmp_path, device, name):
     config = replace(CONFIG, false_negatives=0.3, device=device.type)
-    options = {"prior": "auto", "confidence_top_k": 5, "refresh_epochs": 3, "adversary_every": 2}
+    thresholds = {"confidence_temperature": 1.25, "confidence_top_k": 5, "refresh_epochs": 3}
+    options = {"prior": "auto", **thresholds, "adversary_every": 2}
     whole, interrupted, resumed = (make_trainer(blocks, name, config, **options) for _ in range(3))
     whole.train(show_progress=False)
     leave_checkpoint(interrupted, tmp_path / "checkpoint.pt")

@@ -370,7 +370,7 @@ def test_cw_is_by_default_the_correction_by_likely_positives_alone(backend):
     if loss.takes_ids:
         batch = batch._replace(neg_ids=loss.negatives.draw(batch.query_ids, batch.interactions, batch.seed))
     found = loss.build(8, 30, 4, torch.Generator())(batch)
-    expected = expected_loss("cw", batch, loss.negatives, weighting="none", prior=0.03, tau_c=None)
+    expected = expected_loss("cw", batch, loss.negatives, weighting="none", prior=0.1, tau_c=None)
     torch.testing.assert_close(found, expected, rtol=1e-8, atol=0)
 
 
@@ -386,7 +386,7 @@ def test_the_confidence_of_slk_goes_by_default_with_its_temperature():
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        ([], {"prior": 0.03, "extra_positives": 20, "likely_positives": "auto", "weighting": "none"}),
+        ([], {"prior": 0.1, "extra_positives": 20, "likely_positives": "auto", "weighting": "none"}),
         (["--likely-positives", "none"], {"likely_positives": None}),
         (["--likely-positives", "walks", "--prior", "0.1"], {"prior": 0.1, "likely_positives": "walks"}),
         (["--held-out-positives"], {"held_out_positives": True}),
@@ -737,15 +737,7 @@ def test_an_interrupt_before_the_first_validation_keeps_the_runs_before(blocks, 
         (["--confidence-detached"], "confidence_detached needs a confidence_temperature"),
         (["--confidence-top-k", "5"], "confidence_temperature must be > 0 where"),
         (["--confidence-tau", "-1"], "confidence_temperature must be > 0, got -1.0"),
-        (
-            ["--likely-positives", "walks", "--prior", "0"],
-            "--likely-positives needs a prior, extra positives that are not",
-        ),
-        (
-            ["--likely-positives", "none", "--prior", "0"],
-            "--likely-positives needs a prior, extra positives that are not",
-        ),
-        (["--likely-positives", "walks", "--held-out-positives"], "--likely-positives needs a prior, extra positives"),
+        (["--likely-positives", "none", "--prior", "0"], "--likely-positives needs cw or dcl, with a prior and"),
         (["--loss", "llpauc", "--top-positives", "0"], "top_positives must be in (0, 1], got 0.0"),
         (["--loss", "llpauc", "--top-negatives", "2"], "top_negatives must be in (0, 1], got 2.0"),
         (["--loss", "advinfonce", "--adversary-every", "1"], "adversary_every must be at least 2, got 1"),

@@ -148,30 +148,45 @@ def test_auto_is_the_regression_up_to_so_many_items(blocks, monkeypatch):
     assert not torch.equal(by_regression, by_walks)
 
 
+@pytest.mark.parametrize("kind", ["regression", "walks"])
+def test_those_of_other_pairs_are_others(kind):
+    """Also where every user has as many, and where only the catalogue is longer."""
+    make = LikelyPositives.by_regression if kind == "regression" else LikelyPositives.by_walks
+    first = {0: [0, 1, 2], 1: [0, 1, 3], 2: [0, 2, 3]}
+    for train_items, num_items in ((first, 6), ({**first, 2: [0, 2, 4]}, 6), (first, 7), (first, 6)):
+        known = interactions_of(make_data(train_items, num_items))
+        found, expected = likely_positives(kind, known), make(known)
+        assert torch.equal(found.ids, expected.ids)
+        assert torch.equal(found.probabilities, expected.probabilities)
+
+
 # --- what cannot be, and the command ---
 
 
 @pytest.mark.parametrize("loss", ["cw", "dcl"])
-@pytest.mark.parametrize(
-    ("options", "complaint"),
-    [
-        ({"prior": 0.0}, "likely_positives of {} need extra_positives and a prior, got 5 and 0.0"),
-        ({"extra_positives": 0}, "likely_positives of {} need extra_positives and a prior, got 0 and 0.05"),
-        ({"held_out_positives": True}, "held_out_positives are known ones, got likely_positives too"),
-        ({"likely_positives": "ease"}, "likely_positives must be one of auto, regression, walks, got 'ease'"),
-    ],
-)
-def test_what_cannot_be_is_refused_before_training(loss, options, complaint):
-    with pytest.raises(ValueError, match=complaint.format(loss)):
-        build_loss(loss, replace(OPTIONS, **options))
+def test_another_way_is_refused_before_training(loss):
+    with pytest.raises(ValueError, match="likely_positives must be one of auto, regression, walks, got 'ease'"):
+        build_loss(loss, replace(OPTIONS, likely_positives="ease"))
 
 
-def test_losses_without_them_are_what_they_were():
-    """Results of earlier runs are found by the settings."""
-    for options, losses in ((OPTIONS, ("sl", "slk", "bpr")), (replace(OPTIONS, likely_positives=None), ("cw", "dcl"))):
-        for name in losses:
-            loss = build_loss(name, options)
-            assert "likely_positives" not in loss.settings and loss.likely_positives is None
+@pytest.mark.parametrize("loss", ["cw", "dcl"])
+@pytest.mark.parametrize("options", [{"prior": 0.0}, {"extra_positives": 0}, {"held_out_positives": True}])
+def test_without_a_correction_or_with_held_out_positives_there_are_none(blocks, loss, options):
+    run, batches = train(blocks, loss, **options)
+    assert "likely_positives" not in run.loss.settings and run.likely is None
+    known = pairs(blocks.train_users, blocks.train_items)
+    assert all(drawn_in([batch]).keys() <= known for batch in batches if batch.extra_pos_ids is not None)
+
+
+def test_none_takes_known_ones(blocks):
+    run, batches = train(blocks, likely_positives=None)
+    assert run.likely is None and drawn_in(batches).keys() <= rows_of(batches)
+
+
+def test_other_losses_have_none():
+    for name in ("sl", "slk", "bpr"):
+        loss = build_loss(name, OPTIONS)
+        assert "likely_positives" not in loss.settings and loss.likely_positives is None
 
 
 def test_the_command_line_trains_with_them(tmp_path, capsys):
@@ -182,13 +197,10 @@ def test_the_command_line_trains_with_them(tmp_path, capsys):
     sl, cw = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))["runs"]
     assert cw["loss_settings"]["likely_positives"] == "walks" and "likely_positives" not in sl["loss_settings"]
     assert "likely=walks" in capsys.readouterr().out
-    for further, complaint in (
-        (["--loss", "sl", *likely], "--likely-positives needs cw or dcl, got sl with --negatives uniform:8"),
-        (["--loss", "cw", "--prior", "0", *likely], "likely_positives of cw need extra_positives and a prior"),
-        (["--loss", "cw", "--held-out-positives", *likely], "held_out_positives are known ones, got likely_positives"),
-    ):
-        assert training.main([*arguments, *further]) == 2
-        assert complaint in capsys.readouterr().err
+    for further in (["sl"], ["cw", "--prior", "0"], ["cw", "--extra-positives", "0"], ["cw", "--held-out-positives"]):
+        assert training.main([*arguments, *likely, "--loss", *further]) == 2
+        needed = "--likely-positives needs cw or dcl, with a prior and extra positives that are not held out, got "
+        assert needed + f"{further[0]} with --negatives uniform:8" in capsys.readouterr().err
 
 
 def test_they_are_found_where_training_runs(blocks, device):
