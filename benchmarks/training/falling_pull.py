@@ -14,8 +14,9 @@ def with_falling_pull(loss: Callable[..., Any], strength: float, temperature: fl
     """Multiply the pull on each row's positive by 1 − κ·L_b/L̄, with L_b the row's loss and L̄ the batch's mean.
 
     It is the gradient of L_b + κ·(L_b/L̄)·s⁺_b/τ with L_b/L̄ a constant in it: rows with a high loss, whose positives
-    may be unusual for their users, get less of it. A row whose loss is below 0 counts as 0 in L_b/L̄, so that the
-    mean pull is 1 − κ always.
+    may be unusual for their users, get less of it, and where L_b > L̄/κ they are pushed away. A row whose loss is
+    below 0 counts as 0 in L_b/L̄, so that the mean factor is 1 − κ always. It is a factor of the pull where that is 1/τ.
+    Where a confidence or a temperature of the positive's own changes the pull, κ·L_b/(L̄·τ) is still what is taken off.
 
     Args:
         loss: called with a batch, reduction="none" and other keyword arguments, returns the rows' losses [B], with
