@@ -29,8 +29,8 @@ class LikelyPositives:
     in closed form, before training. Drawn for each row and given as `extra_pos_ids`, they have their part taken out of
     the negatives, and their scores are raised until the floor of the correction binds.
 
-    Made by :meth:`by_regression`, for catalogues of up to some ten thousand items, or :meth:`by_walks`, for any. In
-    both, a query's items of the highest scores s are kept, and drawn with probability ∝ max(s, 0)^power.
+    Made by :meth:`by_regression`, for catalogues of up to some ten thousand items, or :meth:`by_walks`, for larger ones.
+    In both, a query's items of the highest scores s are kept, and drawn with probability ∝ max(s, 0)^power.
 
     Attributes:
         ids: int32 [num_queries, K], the most probable first; −1 where a query has fewer items with a score above 0.
@@ -92,8 +92,8 @@ class LikelyPositives:
 
         The score of an item j is the probability of a random walk from the query over one of its items to another query
         and on to j, each step's probability to the power ½, divided by the β-th power of how many queries know j. No
-        table between items is made: it takes time ∝ num_queries · number of pairs, and memory for some queries' scores
-        at a time.
+        table between items is made. It takes time ∝ num_queries · number of pairs, so it is for up to some hundred
+        thousand queries, and memory for some queries' scores at a time.
 
         Args:
             interactions: the known positives, each counted once. Of training only.
