@@ -29,8 +29,8 @@ class LikelyPositives:
     in closed form, before training. Drawn for each row and given as `extra_pos_ids`, they have their part taken out of
     the negatives, and their scores are raised until the floor of the correction binds.
 
-    Made by :meth:`by_regression`, for catalogues of up to some ten thousand items, or :meth:`by_walks`, for larger ones.
-    In both, a query's items of the highest scores s are kept, and drawn with probability ∝ max(s, 0)^power.
+    Made by :meth:`by_regression`, for catalogues of up to some ten thousand items, or by :meth:`by_walks`, for larger
+    ones. In both, a query's items of the highest scores s are kept, and drawn with probability ∝ max(s, 0)^power.
 
     Attributes:
         ids: int32 [num_queries, K], the most probable first; −1 where a query has fewer items with a score above 0.
