@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from cases import assert_near, generator
+from memory import peak_of
 from pair_cases import DIM, ITEMS, KNOWN, PairCase, pair_case
 from torch import Tensor
 from torchrun import process_of_group, torchrun
@@ -121,6 +123,27 @@ def _refusals(rank: int) -> list[str]:
     return found
 
 
+def _peaks(rank: int) -> dict[str, tuple[int, int]]:
+    """Most bytes that a step holds at one time, and its largest allocation."""
+    rows, ids = 512, torch.arange(512)
+    queries, items = (torch.randn(rows, 16, generator=generator(rank + i)).requires_grad_() for i in (0, 9))
+    groups = {"alone": [dist.new_group([r]) for r in range(dist.get_world_size())][rank], "all": dist.group.WORLD}
+
+    def peak(group: Any, **form: bool) -> tuple[int, int]:
+        numbers = row_numbers(rows, group)
+
+        def step() -> None:
+            settings = {"item_ids": numbers, "log_q_correction": False, "process_group": group}
+            loss = cw_loss_in_batch(queries, items, ids, **settings, **form)
+            torch.autograd.grad(loss, (queries, items))
+
+        step()
+        return peak_of(queries.device)(step)
+
+    ring = {name: peak(group, ring=True) for name, group in groups.items()}
+    return {**ring, "both ways": peak(groups["all"], ring=True, symmetric=True), "gathered": peak(groups["all"])}
+
+
 def _process(rank: int, folder: Path) -> None:
     world, group = dist.get_world_size(), dist.group.WORLD
     sizes = SIZES[world]
@@ -150,6 +173,7 @@ def _process(rank: int, folder: Path) -> None:
     found["compiled"] = compiled(encoded.queries, encoded.items)
     found["numbers"] = row_numbers(5, group)
     found["refusals"] = _refusals(rank)
+    found["peaks"] = _peaks(rank)
     torch.save(found, folder / f"{rank}.pt")
 
 
@@ -253,6 +277,16 @@ def test_row_numbers_are_distinct(kernels: None, found: list) -> None:
     assert len(torch.cat([process["numbers"] for process in found]).unique()) == 5 * len(found)
 
 
+def test_a_ring_holds_one_part_at_a_time(kernels: None, found: list) -> None:
+    """512 rows in each process: the scores of one part are 1 MiB."""
+    scores = 512 * 512 * 4
+    for process in found:
+        (alone, _), (ring, largest) = process["peaks"]["alone"], process["peaks"]["all"]
+        assert largest < 1.2 * scores and process["peaks"]["both ways"][1] < 1.2 * scores
+        assert ring < alone + 0.5 * scores, "what travels, and nothing for each process"
+        assert process["peaks"]["gathered"][0] > len(found) * scores, "that the measure sees the scores of all"
+
+
 def test_calls_that_differ_are_refused_everywhere(kernels: None, found: list) -> None:
     expected = [
         "the same table.*item_ids",
@@ -268,5 +302,6 @@ def test_calls_that_differ_are_refused_everywhere(kernels: None, found: list) ->
 
 
 if __name__ == "__main__":
+    warnings.simplefilter("error", FutureWarning)  # of names that torch is to drop
     with process_of_group() as (rank, folder):
         _process(rank, folder)
