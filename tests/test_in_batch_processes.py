@@ -6,6 +6,7 @@ import random
 import re
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ import torch.distributed as dist
 from cases import assert_near, generator
 from memory import peak_of
 from pair_cases import DIM, ITEMS, KNOWN, PairCase, pair_case
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torchrun import process_of_group, torchrun
 
 from cw_ext import CWInBatchLoss, cw_loss_in_batch
@@ -144,6 +146,30 @@ def _peaks(rank: int) -> dict[str, tuple[int, int]]:
     return {**ring, "both ways": peak(groups["all"], ring=True, symmetric=True), "gathered": peak(groups["all"])}
 
 
+class _TwoTowers(nn.Module):
+    """Two encoders, a temperature that is learned, and the loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.of_queries, self.of_items = (nn.Linear(DIM, DIM, dtype=torch.float64) for _ in range(2))
+        self.log_tau = nn.Parameter(torch.tensor(-1.0, dtype=torch.float64))
+
+    def forward(self, case: PairCase, **settings: Any) -> Tensor:
+        encoded = replace(case, queries=self.of_queries(case.queries), items=self.of_items(case.items))
+        settings |= {"query_ids": case.query_ids, "interactions": KNOWN}
+        return encoded.loss(symmetric=True, temperature=self.log_tau.exp(), **settings)
+
+
+def _trained(model: nn.Module, case: PairCase, **settings: Any) -> dict[str, Tensor]:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(case, **settings).backward()
+        optimizer.step()
+    return {name.removeprefix("module."): x.detach() for name, x in model.named_parameters()}
+
+
 def _process(rank: int, folder: Path) -> None:
     world, group = dist.get_world_size(), dist.group.WORLD
     sizes = SIZES[world]
@@ -171,6 +197,10 @@ def _process(rank: int, folder: Path) -> None:
     found["module"] = module(encoded.queries, encoded.items, encoded.pos_ids, **ids)
     compiled = torch.compile(lambda q, x: module(q, x, encoded.pos_ids, **ids), backend="aot_eager")
     found["compiled"] = compiled(encoded.queries, encoded.items)
+    for ring in (False, True):
+        found["trained", ring] = _trained(
+            DistributedDataParallel(_TwoTowers()), encoded, process_group=group, ring=ring
+        )
     found["numbers"] = row_numbers(5, group)
     found["refusals"] = _refusals(rank)
     found["peaks"] = _peaks(rank)
@@ -271,6 +301,16 @@ def test_module_and_compiled(kernels: None, found: list) -> None:
         temperature=0.4,
     )
     assert_near(torch.stack([process["module"] for process in found]).mean(), expected, torch.float64, "module")
+
+
+@both_forms
+def test_towers_learn_what_they_learn_in_one_process(kernels: None, found: list, ring: bool) -> None:
+    """Under DistributedDataParallel, with uneven batches and a temperature that is learned."""
+    expected = _trained(_TwoTowers(), pair_case(SIZES[len(found)]), backend="reference")
+    for process in found:
+        for name, value in expected.items():
+            assert_near(process["trained", ring][name], value, torch.float64, name)
+    assert expected["log_tau"] != -1
 
 
 def test_row_numbers_are_distinct(kernels: None, found: list) -> None:
