@@ -31,8 +31,8 @@ def encode_in_micro_batches(encoder: Callable[..., Tensor], inputs: Inputs, micr
     mode then normalises by each part, which is not the whole batch's result, and moves its running statistics in both
     passes: put it into eval mode, or use another normalisation.
 
-    Under DistributedDataParallel wrap the module whose forward() calls this function, or, with broadcast_buffers=False,
-    the encoder. Processes may have other numbers of parts.
+    Under DistributedDataParallel wrap the module whose forward() calls this function; or the encoder, if it has no
+    buffers or does not send them at each pass. Processes may have other numbers of parts.
 
     Args:
         encoder: a module or function. Called as encoder(x) where `inputs` is a tensor, encoder(*x) where it is a tuple
@@ -68,8 +68,9 @@ def _call(encoder: Callable[..., Tensor], inputs: Inputs) -> tuple[Callable[...,
     if isinstance(encoder, DistributedDataParallel) and encoder.broadcast_buffers and _has_buffers(encoder):
         raise ValueError(
             "encoder must not be a DistributedDataParallel that sends its buffers at each pass, as processes with "
-            "other numbers of parts would wait for each other: make it with broadcast_buffers=False, or wrap the "
-            "module that calls encode_in_micro_batches; got broadcast_buffers=True"
+            "other numbers of parts would wait for each other: make it with forward_sync_buffers=False "
+            "(broadcast_buffers in older versions of torch), or wrap the module that calls encode_in_micro_batches; "
+            "got buffers and True"
         )
     if isinstance(inputs, Tensor):
         return encoder, [inputs]

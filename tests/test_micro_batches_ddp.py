@@ -85,7 +85,7 @@ def _train(rank: int, folder: Path) -> None:
                 tower.zero_grad()
             _sum_of_squares(*encode(*own), processes).backward()
         found[name] = _gradients(*towers)
-    with pytest.raises(ValueError, match="make it with broadcast_buffers=False"):
+    with pytest.raises(ValueError, match="make it with forward_sync_buffers=False"):
         encode_in_micro_batches(DistributedDataParallel(nn.BatchNorm1d(3)), torch.ones(2, 3), 1)
     if rank == 0:
         torch.save(found, folder / "gradients.pt")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cw_ext import checks, reference
 from cw_ext.autocast import floating_input, without_autocast
 from cw_ext.collectives import gather_rows
-from cw_ext.embedding_batch import Similarity, check_similarity
+from cw_ext.embedding_batch import Similarity, check_similarity, embedding_batch, loss_of_ids
 from cw_ext.functional import cw_loss
 from cw_ext.parameters import LossArguments, documents_loss_arguments, resolve
 
@@ -147,30 +147,28 @@ class CWMultipleNegativesRankingLoss(nn.Module):
 
     def _rows(self, columns: _Columns) -> Tensor:
         """The losses [b] of this process's rows."""
+        arguments: LossArguments = {**self.arguments, "reduction": "none"}
         queries, documents = columns.queries[columns.own], columns.documents[columns.own]
         scale = reference.SCORE_SCALE[self.similarity]
-        positives = scale * (queries * documents).sum(1)
-        scores, masks = [], []
+        pairs = []  # the rows' vectors and what they are compared with, by direction
         for direction in self.directions:
-            anchors = queries if direction.startswith("query") else documents
-            pool = columns.candidates if direction.endswith("doc") else columns.queries
-            scores.append(scale * anchors @ pool.T)
-            masks.append(self._left_out(direction, columns))
-        if self.partition_mode == "joint":
-            scores, masks = [torch.cat(scores, 1)], [torch.cat(masks, 1)]
-        arguments: LossArguments = {**self.arguments, "reduction": "none"}
-        losses = [
-            cw_loss(positives, negatives, neg_log_weights=mask, **arguments)
-            for negatives, mask in zip(scores, masks, strict=True)
-        ]
-        return torch.stack(losses).mean(0)
+            rows = queries if direction.startswith("query") else documents
+            pairs.append((scale * rows, columns.candidates if direction.endswith("doc") else columns.queries))
+        if self.partition_mode == "per_direction" or len(pairs) == 1:
+            return torch.stack([_rows_against(rows, pool, columns.own, arguments) for rows, pool in pairs]).mean(0)
+        return cw_loss(
+            scale * (queries * documents).sum(1),
+            torch.cat([rows @ pool.T for rows, pool in pairs], 1),
+            neg_log_weights=torch.cat([self._left_out(direction, columns) for direction in self.directions], 1),
+            **arguments,
+        )
 
     def _left_out(self, direction: Direction, columns: _Columns) -> Tensor:
         """Log weights of a direction's pool, −inf where it is no negative of the row."""
         rows, number = torch.arange(len(columns.own), device=columns.own.device), len(columns.queries)
         pool = columns.candidates if direction.endswith("doc") else columns.queries
         weights = columns.queries.new_zeros(len(rows), len(pool))
-        if direction == "doc_to_query" and self.partition_mode == "joint" and self.include_positive:
+        if direction == "doc_to_query" and self.include_positive:
             return weights
         for first in range(0, len(pool) if direction == "doc_to_doc" else number, number):
             weights[rows, first + columns.own] = -math.inf
@@ -261,6 +259,13 @@ class CWCachedMultipleNegativesRankingLoss(CachedLossMixin, CWMultipleNegativesR
         """What the model card tells of the loss."""
         names = ("mini_batch_size", "mini_batch_num_tokens")
         return {name: getattr(self, name) for name in names} | super().get_config_dict()
+
+
+def _rows_against(rows: Tensor, pool: Tensor, own: Tensor, arguments: LossArguments) -> Tensor:
+    """The losses [b] of rows whose positives are `own` of the pool, and whose negatives are all others. The scores, of
+    all rows and the whole pool, need not exist."""
+    batch = embedding_batch(rows, pool, own, None, None, "dot", arguments)
+    return loss_of_ids(batch, torch.arange(len(pool), device=pool.device), None, sparse_grad=False, exclude=True)
 
 
 def _gradient(leaf: Tensor) -> Tensor:
