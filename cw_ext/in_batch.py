@@ -86,12 +86,11 @@ def cw_loss_in_batch(
             is estimated is the loss with uniform negatives from these. A mask or ids need no `interactions`.
         extra_pos_ids: [B, M], extra positives of the same query for the correction. −1 is padding.
         row_weights: [B], multiplies the rows.
-        symmetric: the mean of this loss and of the one from items to queries, in which the negatives of a row's item
-            are the other rows' queries, except those that are the row's own query, have the row's item as their
-            positive, or know it. As in CLIP (Radford et al., ICML 2021) the scores are computed once: in one process
-            they are [B, B] in memory. Extra positives serve the first direction only. The log-Q correction of the
-            second one follows how many known positives each query has: it needs query_ids, and interactions of
-            distinct pairs.
+        symmetric: the mean of this loss and of the one from items to queries, as in CLIP (Radford et al., ICML 2021).
+            There the negatives of a row's item are the other rows' queries, except those that are the row's own query,
+            have the row's item as their positive, or know it. Extra positives serve the first direction only. The
+            log-Q correction of the second one follows how many known positives each query has: it needs query_ids, and
+            interactions of distinct pairs.
         process_group: such as torch.distributed.group.WORLD: the negatives of all its processes, which must call this
             together, and run backward together, each with its own rows, as many as it has. None: this process's alone.
             Without item_ids `items` is a table that all processes hold alike, and only ids are sent; with item_ids the
