@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from cw_ext import autograd, checks, extension, reference
 from cw_ext.autocast import floating_input, without_autocast
+from cw_ext.collectives import ProcessGroup, sum_over_processes
 from cw_ext.item_table import item_table
 from cw_ext.op_inputs import EmbeddingInputs, Losses
 from cw_ext.parameters import LossArguments, LossOptions, RowParameters, resolve
@@ -37,6 +39,7 @@ class EmbeddingBatch(NamedTuple):
     options: LossOptions
     fused: bool
     sparse_items: bool  # the embedding has sparse=True
+    process_group: ProcessGroup | None = None  # a mean is over the rows of all its processes
 
     @property
     def rows(self) -> int:
@@ -54,7 +57,7 @@ class EmbeddingBatch(NamedTuple):
     @property
     def reduction(self) -> str:
         """Of the rows' losses, to which row weights are still to be applied."""
-        return self.options.reduction if self.row_weights is None else "none"
+        return self.options.reduction if self.row_weights is None and self.process_group is None else "none"
 
     @property
     def of_loss(self) -> tuple[RowValues, CurveInputs, RowParameters, str, str]:
@@ -63,7 +66,18 @@ class EmbeddingBatch(NamedTuple):
 
     def result(self, rows: Losses) -> Tensor:
         """What the user gets, from the rows reduced as above."""
-        return reference.result(rows, self.row_weights, self.options.reduction, self.options.row.return_above)
+        already = self.row_weights is None and self.process_group is None
+        loss = rows.loss if already else self.reduced(rows.loss, rows.live)
+        return (loss, rows.above) if self.options.row.return_above else loss  # type: ignore[return-value]
+
+    def reduced(self, loss: Tensor, live: Tensor) -> Tensor:
+        """The rows' losses with row weights, reduced as the user asks."""
+        group = self.process_group
+        # The mean over the processes of their rows' weight: the mean of their results is then that of all rows.
+        mean_over = (
+            None if group is None else lambda weight: sum_over_processes(weight, group) / dist.get_world_size(group)
+        )
+        return reference.reduce(loss, live, self.row_weights, self.options.reduction, mean_over)
 
 
 def embedding_batch(

@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from cw_ext import reference
-from cw_ext.embedding_batch import EmbeddingBatch, rows_of_ids
+from cw_ext.embedding_batch import EmbeddingBatch
 from cw_ext.interactions import Interactions
+from cw_ext.op_inputs import Losses
 from cw_ext.parameters import LossOptions
 from cw_ext.reference_sampling import History
 
@@ -34,41 +34,42 @@ def check_estimate_full(estimate_full: bool, options: LossOptions, log_q_correct
         raise ValueError("estimate_full=True needs return_above=False, got True")
 
 
-def loss_over_all_items(
-    batch: EmbeddingBatch,
-    neg_ids: Tensor,
-    log_q: Tensor,
-    history: History | None,
-    interactions: Interactions | None,
-    *,
-    sparse_grad: bool,
-) -> Tensor:
+def without_positive(batch: EmbeddingBatch) -> EmbeddingBatch:
+    """What computes the rows that :func:`loss_over_all_items` takes."""
+    # The kernels count the negatives that score above a threshold: above −∞, all of them.
+    row = batch.options.row._replace(include_positive=False, return_above=True)
+    return batch._replace(
+        options=batch.options._replace(row=row, reduction="none"),
+        row_values=batch.row_values._replace(threshold=-math.inf),
+    )
+
+
+def loss_over_all_items(batch: EmbeddingBatch, rows: Losses, left: Tensor) -> Tensor:
     """log(1 + I′·G) per row, reduced; see `estimate_full` of :func:`cw_ext.cw_loss_in_batch`.
 
     A row without the positive is log(N_eff·G), so the wanted one is log(1 + e^x) of x = that plus log(I′ / N_eff). The
     gradient of log(1 + e^x) is the weight 1 − P(positive).
+
+    Args:
+        batch: as the user wants it.
+        rows: of :func:`without_positive`.
+        left: [B], I′.
     """
-    # The kernels count the negatives that score above a threshold: above −∞, all of them.
-    row = batch.options.row._replace(include_positive=False, return_above=True)
-    negatives = batch._replace(
-        options=batch.options._replace(row=row, reduction="none"),
-        row_values=batch.row_values._replace(threshold=-math.inf),
-    )
-    loss, live, above = rows_of_ids(negatives, neg_ids, log_q, sparse_grad=sparse_grad, exclude=True, history=history)
+    loss, live, above = rows
     assert above is not None  # as return_above asks
     num_negatives = above.to(loss.dtype)
-    left = _count_items_left(batch, history, interactions)
     scale = torch.where(live, left / torch.where(live, num_negatives, 1), 1).log()
     loss = torch.where(live, torch.logaddexp(torch.zeros_like(loss), loss + scale), 0.0)
-    return reference.reduce(loss, live, batch.row_weights, batch.options.reduction)
+    return batch.reduced(loss, live)
 
 
-def _count_items_left(batch: EmbeddingBatch, history: History | None, interactions: Interactions | None) -> Tensor:
+def count_items_left(
+    positives: Tensor, num_items: int, history: History | None, interactions: Interactions | None
+) -> Tensor:
     """I′ [B]: the items that are not the row's positive and not known positives of its query."""
-    num_items = batch.items.shape[0]
     if history is None or interactions is None:
-        return torch.full_like(batch.pos_ids, num_items - 1)
-    queries, positives = history.query_ids.long(), batch.pos_ids
+        return torch.full_like(positives, num_items - 1)
+    queries = history.query_ids.long()
     first, end = history.starts[queries], history.starts[queries + 1]
     left, place = num_items - (end - first), first
     last = history.known.shape[0] - 1

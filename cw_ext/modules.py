@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any, Unpack, cast
 from torch import Tensor, nn
 
 from cw_ext import checks
+from cw_ext.collectives import ProcessGroup
 from cw_ext.embedding_batch import Similarity, check_similarity
 from cw_ext.estimate_full import check_estimate_full
 from cw_ext.functional import cw_loss, cw_loss_from_embeddings
+from cw_ext.in_batch import cw_loss_in_batch
 from cw_ext.interactions import Candidates, Interactions
 from cw_ext.negative_sampling import Distribution, check_draws, check_interactions
 from cw_ext.parameters import LossArguments, documents_loss_arguments, resolve
-from cw_ext.sampled_losses import cw_loss_full, cw_loss_in_batch, sampled_cw_loss
+from cw_ext.sampled_losses import cw_loss_full, sampled_cw_loss
 
 
 def _shown(value: object) -> str:
@@ -263,6 +265,9 @@ class CWInBatchLoss(_InteractionsLoss):
         estimate_full: bool = False,
         num_negatives: int = 0,
         candidates: Tensor | Candidates | None = None,
+        symmetric: bool = False,
+        gather_gradients: bool = True,
+        ring: bool = False,
         similarity: Similarity = "half_cosine",
         sparse_grad: bool = False,
         **loss: Unpack[LossArguments],
@@ -271,7 +276,14 @@ class CWInBatchLoss(_InteractionsLoss):
         super().__init__(interactions, **loss)
         checks.num_negatives(num_negatives, 0)
         check_similarity(similarity)
-        checks.flags(log_q_correction=log_q_correction, estimate_full=estimate_full, sparse_grad=sparse_grad)
+        checks.flags(
+            log_q_correction=log_q_correction,
+            estimate_full=estimate_full,
+            symmetric=symmetric,
+            gather_gradients=gather_gradients,
+            ring=ring,
+            sparse_grad=sparse_grad,
+        )
         check_estimate_full(estimate_full, resolve(loss), log_q_correction, candidates)
         if candidates is not None:
             if interactions is None:
@@ -282,6 +294,9 @@ class CWInBatchLoss(_InteractionsLoss):
             "estimate_full": estimate_full,
             "num_negatives": num_negatives,
             "candidates": candidates,
+            "symmetric": symmetric,
+            "gather_gradients": gather_gradients,
+            "ring": ring,
             "similarity": similarity,
             "sparse_grad": sparse_grad,
         }
@@ -292,11 +307,13 @@ class CWInBatchLoss(_InteractionsLoss):
         items: Tensor | nn.Embedding,
         pos_ids: Tensor,
         *,
+        item_ids: Tensor | None = None,
         query_ids: Tensor | None = None,
         item_counts: Tensor | None = None,
         seed: int | Tensor | None = None,
         extra_pos_ids: Tensor | None = None,
         row_weights: Tensor | None = None,
+        process_group: ProcessGroup | None = None,
         temperature: float | Tensor | None = None,
         prior: float | Tensor | None = None,
         confidence_threshold: float | Tensor | None = None,
@@ -307,12 +324,14 @@ class CWInBatchLoss(_InteractionsLoss):
             queries,
             items,
             pos_ids,
+            item_ids=item_ids,
             query_ids=query_ids,
             interactions=self._interactions(queries),
             item_counts=item_counts,
             seed=seed,
             extra_pos_ids=extra_pos_ids,
             row_weights=row_weights,
+            process_group=process_group,
             **self.settings,
             **self._arguments(temperature=temperature, prior=prior, confidence_threshold=confidence_threshold),
         )

@@ -8,6 +8,7 @@ csrc/cw_row.h; nowhere else.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -75,6 +76,47 @@ def of_positive(loss: Tensor, pos: Tensor, tau: Tensor | float, threshold: Tenso
     if p.confidence_temperature is not None:
         loss = 2 * torch.sigmoid((pos - threshold) / p.confidence_temperature) * loss
     return loss
+
+
+def log_positive_mass(pos: Tensor, extra: Tensor | None, dead: Tensor, tau: Tensor | float, p: RowParameters) -> Tensor:
+    """log C. The extra positives of dead rows are not looked at."""
+    log_c = log_weight(torch.zeros_like(pos), tau, p)
+    if extra is None or extra.shape[-1] == 0:
+        return log_c
+    dtype, of_each = pos.dtype, tau.unsqueeze(-1) if isinstance(tau, Tensor) else tau
+    extra = extra.to(dtype)
+    padding = (extra == -math.inf) | dead.unsqueeze(-1)
+    margin_k = torch.where(padding, 0.0, extra - pos.unsqueeze(-1))
+    log_omega_k = log_weight(margin_k, of_each, p)
+    exponent_k = torch.where(padding, -math.inf, log_omega_k + log_surrogate(margin_k, of_each, p))
+    m = (~padding).sum(-1)
+    empty = (exponent_k == -math.inf).all(-1)
+    log_sum = torch.logsumexp(torch.where(empty.unsqueeze(-1), 0.0, exponent_k), -1)
+    log_mean = torch.where(empty, -math.inf, log_sum - m.clamp(min=1).to(dtype).log())
+    return torch.where(m > 0, log_mean, log_c)
+
+
+def row_loss(pos: Tensor, log_a: Tensor, log_c: Tensor, n_eff: Tensor, values: RowValues, p: RowParameters) -> Tensor:
+    """The loss of rows from s⁺, log A, log C and N_eff, all [...]."""
+    dtype, tau = log_a.dtype, values.temperature
+    # log G = log max(A − πC, floor) − log(1 − π), through R = πC/A
+    # Clamped: with any π > 0 the floor binds long before, and 0·∞ must not occur.
+    share = values.prior * torch.exp((log_c - log_a).clamp(max=80.0))
+    left = 1 - share.detach()
+    if p.min_margin is None:
+        binds = left <= p.floor
+    else:
+        binds = log_a.detach() + torch.log(left.clamp(min=0)) <= p.min_margin / tau
+    share = torch.where(binds, 0.0, share)
+    if p.min_margin is None:
+        log_mass = log_a + torch.where(binds, math.log(p.floor), torch.log1p(-share))
+    else:
+        log_mass = torch.where(binds, p.min_margin / tau, log_a + torch.log1p(-share))
+    one_minus_prior = torch.as_tensor(1 - values.prior, dtype=dtype, device=pos.device)
+    log_n_g = torch.log(n_eff.clamp(min=1).to(dtype)) + log_mass - torch.log(one_minus_prior)
+
+    loss = torch.logaddexp(torch.zeros_like(log_n_g), log_n_g) if p.include_positive else log_n_g
+    return of_positive(loss, pos, tau, values.threshold, p)
 
 
 def rows(
@@ -151,38 +193,8 @@ def rows(
         log_denominator = math.log(neg.shape[-1])
     log_a = torch.logsumexp(torch.where(filler, 0.0, exponent), -1) - log_denominator
 
-    # log C
-    log_c = log_weight(torch.zeros_like(pos), tau, p)
-    if extra is not None and extra.shape[-1] > 0:
-        extra = extra.to(dtype)
-        padding = (extra == -math.inf) | filler
-        margin_k = torch.where(padding, 0.0, extra - pos.unsqueeze(-1))
-        log_omega_k = log_weight(margin_k, of_each, p)
-        exponent_k = torch.where(padding, -math.inf, log_omega_k + log_surrogate(margin_k, of_each, p))
-        m = (~padding).sum(-1)
-        empty = (exponent_k == -math.inf).all(-1)
-        log_sum = torch.logsumexp(torch.where(empty.unsqueeze(-1), 0.0, exponent_k), -1)
-        log_mean = torch.where(empty, -math.inf, log_sum - m.clamp(min=1).to(dtype).log())
-        log_c = torch.where(m > 0, log_mean, log_c)
-
-    # log G = log max(A − πC, floor) − log(1 − π), through R = πC/A
-    # Clamped: with any π > 0 the floor binds long before, and 0·∞ must not occur.
-    share = values.prior * torch.exp((log_c - log_a).clamp(max=80.0))
-    left = 1 - share.detach()
-    if p.min_margin is None:
-        binds = left <= p.floor
-    else:
-        binds = log_a.detach() + torch.log(left.clamp(min=0)) <= p.min_margin / tau
-    share = torch.where(binds, 0.0, share)
-    if p.min_margin is None:
-        log_mass = log_a + torch.where(binds, math.log(p.floor), torch.log1p(-share))
-    else:
-        log_mass = torch.where(binds, p.min_margin / tau, log_a + torch.log1p(-share))
-    one_minus_prior = torch.as_tensor(1 - values.prior, dtype=dtype, device=pos.device)
-    log_n_g = torch.log(n_eff.clamp(min=1).to(dtype)) + log_mass - torch.log(one_minus_prior)
-
-    loss = torch.logaddexp(torch.zeros_like(log_n_g), log_n_g) if p.include_positive else log_n_g
-    loss = of_positive(loss, torch.where(dead, 0.0, pos), tau, values.threshold, p)
+    log_c = log_positive_mass(pos, extra, dead, tau, p)
+    loss = row_loss(torch.where(dead, 0.0, pos), log_a, log_c, n_eff, values._replace(temperature=tau), p)
     loss = torch.where(dead, 0.0, torch.where(bad, math.nan, loss))
     above = torch.empty(0, dtype=torch.int64, device=pos.device)
     if p.return_above:
@@ -254,6 +266,7 @@ def candidate_scores(queries: Tensor, items: Tensor, ids: Tensor, similarity: st
     """The scores of items ids [B, K], −inf where an id is −1. Allocates [B, K, D]."""
     dtype = compute_dtype(queries.dtype)
     rows = items.index_select(0, ids.clamp(min=0).flatten()).reshape(*ids.shape, items.shape[1]).to(dtype)
+    rows = torch.where((ids < 0).unsqueeze(-1), 0.0, rows)  # which may hold NaN
     units = unit_rows(queries.to(dtype), similarity).unsqueeze(1) * unit_rows(rows, similarity)
     return torch.where(ids < 0, -math.inf, SCORE_SCALE[similarity] * units.sum(-1))
 
@@ -322,8 +335,17 @@ def result(rows: Losses, row_weights: Tensor | None, reduction: str, return_abov
     return (loss, rows.above) if return_above else loss  # type: ignore[return-value]
 
 
-def reduce(loss: Tensor, live: Tensor, row_weights: Tensor | None, reduction: str) -> Tensor:
-    """Row weights and reduction. The mean runs over the live rows, and is 0 where there is none."""
+def reduce(
+    loss: Tensor,
+    live: Tensor,
+    row_weights: Tensor | None,
+    reduction: str,
+    mean_over: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Row weights and reduction. The mean runs over the live rows, and is 0 where there is none.
+
+    `mean_over` makes of these rows' weight, or of their number, what a mean divides by.
+    """
     if row_weights is not None:
         row_weights = row_weights.to(loss.dtype)
         loss = torch.where(live, loss * row_weights, 0.0)
@@ -332,7 +354,8 @@ def reduce(loss: Tensor, live: Tensor, row_weights: Tensor | None, reduction: st
     total = sums.total(loss)
     if reduction == "sum":
         return total
-    if row_weights is None:
+    if row_weights is None and mean_over is None:
         return total / live.sum().clamp(min=1)
-    weight = sums.total(torch.where(live, row_weights, 0.0))
+    weight = live.sum().to(total.dtype) if row_weights is None else sums.total(torch.where(live, row_weights, 0.0))
+    weight = weight if mean_over is None else mean_over(weight)
     return total / torch.where(weight == 0, 1, weight)

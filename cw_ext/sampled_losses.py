@@ -1,32 +1,20 @@
-"""The losses that find their negatives themselves: drawn ones, the batch's other positives, or all items."""
+"""The losses that find their negatives themselves, by draws or in the whole catalogue."""
 
 from __future__ import annotations
 
-import math
-import warnings
 from typing import Unpack
 
-import torch
 from torch import Tensor, nn
 
 from cw_ext import autograd, checks, reference
 from cw_ext.autocast import without_autocast
-from cw_ext.candidates import CandidateItems
-from cw_ext.embedding_batch import EmbeddingBatch, Similarity, embedding_batch, loss_of_ids
-from cw_ext.estimate_full import check_estimate_full, loss_over_all_items
-from cw_ext.interactions import Candidates, Interactions, count_bounds
-from cw_ext.negative_sampling import (
-    Distribution,
-    check_interactions,
-    check_query_ids,
-    check_seed,
-    draw,
-    draws_of,
-    uniform_draws,
-)
+from cw_ext.embedding_batch import Similarity, embedding_batch, loss_of_ids
+from cw_ext.interactions import Candidates, Interactions
+from cw_ext.known_positives import check_item_count, history_of_batch
+from cw_ext.negative_sampling import Distribution, check_interactions, check_query_ids, draw, draws_of
 from cw_ext.op_inputs import FullInputs, SampledInputs
 from cw_ext.parameters import LossArguments, documents_loss_arguments
-from cw_ext.reference_sampling import History, history_of
+from cw_ext.reference_sampling import history_of
 
 
 @documents_loss_arguments
@@ -110,7 +98,7 @@ def sampled_cw_loss(
     sparse_grad = sparse_grad or batch.sparse_items
     with without_autocast(batch.device):
         check_interactions(interactions, "queries", batch.queries)
-        _check_item_count(batch, interactions)
+        check_item_count(batch, interactions)
         check_query_ids(query_ids, interactions, pos_ids)
         draws = draws_of(
             None if shared else query_ids,
@@ -144,110 +132,6 @@ def sampled_cw_loss(
         )
         rows = autograd.sparse_sampled_rows if sparse_grad else autograd.sampled_rows
         return batch.result(rows(inputs, recompute))
-
-
-@documents_loss_arguments
-def cw_loss_in_batch(
-    queries: Tensor,
-    items: Tensor | nn.Embedding,
-    pos_ids: Tensor,
-    *,
-    query_ids: Tensor | None = None,
-    interactions: Interactions | None = None,
-    item_counts: Tensor | None = None,
-    log_q_correction: bool = True,
-    estimate_full: bool = False,
-    num_negatives: int = 0,
-    seed: int | Tensor | None = None,
-    candidates: Tensor | Candidates | None = None,
-    extra_pos_ids: Tensor | None = None,
-    row_weights: Tensor | None = None,
-    similarity: Similarity = "half_cosine",
-    sparse_grad: bool = False,
-    **loss: Unpack[LossArguments],
-) -> Tensor:
-    """The CW loss with the other rows' positives as negatives; with `num_negatives`, mixed with uniform ones.
-
-    A row leaves out its own positive, in whatever rows it occurs, and the known positives of its query. In-batch
-    negatives are popular ones, as the batch is drawn from interactions: with the log-Q correction (Bengio & Senécal,
-    2008; Yi et al., RecSys 2019) the loss estimates the one with uniform negatives. With num_negatives > 0 that many
-    uniform negatives are drawn for all rows, and what is corrected is the mixture (Yang et al., "Mixed negative
-    sampling", WWW 2020).
-
-    Args:
-        queries: [B, D], one row per positive; fp16, bf16, fp32 or fp64.
-        items: [I, D], any table that `pos_ids` point into, in the dtype of `queries`, or an nn.Embedding. A model that
-            encodes the batch's items passes distinct ones, and as pos_ids the inverse of
-            torch.unique(item_ids, return_inverse=True).
-        pos_ids: [B], int32 or int64, rows of `items`. −1 is padding: the row is left out, and is no negative.
-        query_ids: [B], int32 or int64, rows of `interactions` (to be given too), whose known positives are left out. A
-            row of padding may have −1.
-        interactions: the known positives. Without query_ids nothing is left out, only the item counts are used, and a
-            warning says so; item_counts=interactions.item_counts does the same without one.
-        item_counts: [I], finite and ≥ 0, how often each item is a positive of the batches; default:
-            interactions.item_counts. The counts must follow what the batches are drawn from. If pairs repeat and the
-            batches repeat them, make the interactions with keep_counts=True. If the batches have each pair once, pass
-            the counts of distinct pairs. The values are checked on the CPU outside torch.compile. They are read
-            whole at each call; those of `interactions` are not.
-        log_q_correction: needs item_counts or interactions.
-        estimate_full: estimate the softmax over all items, that is :func:`cw_loss_full` with include_positive=True:
-            log(1 + I′·G), where I′ is the number of items that the row does not leave out, in place of the number of
-            negatives. The gradient is the one of Khrylchenko et al., "Correcting the LogQ Correction" (RecSys 2025,
-            arXiv 2507.09331): that of the loss without the positive, times 1 − P(positive). The positive is in
-            the sum with certainty, so it is not corrected. Needs include_positive=True and log_q_correction=True, takes
-            no confidence and no candidates, and `items` must be the whole catalogue.
-        num_negatives: K in [0, 2^32], uniform negatives to mix in, the same for all rows.
-        seed: of those; as in :func:`cw_ext.sampled_cw_loss`.
-        candidates: the items that can be negatives, drawn or of the batch, as in :func:`cw_ext.sampled_cw_loss`; what
-            is estimated is the loss with uniform negatives from these. A mask or ids need no `interactions`.
-        extra_pos_ids: [B, M], extra positives of the same query for the correction. −1 is padding.
-        row_weights: [B], multiplies the rows.
-        similarity, sparse_grad: as in :func:`cw_ext.cw_loss_from_embeddings`.
-        **loss: see below.
-
-    Returns:
-        A scalar, or [B] with reduction="none". A row for which no negative is left has loss 0 and is left out of the
-        mean.
-
-    Raises:
-        TypeError, ValueError, IndexError, RuntimeError: as :func:`cw_ext.sampled_cw_loss`.
-    """
-    batch = embedding_batch(queries, items, pos_ids, extra_pos_ids, row_weights, similarity, loss)
-    checks.flags(log_q_correction=log_q_correction, estimate_full=estimate_full, sparse_grad=sparse_grad)
-    sparse_grad = sparse_grad or batch.sparse_items
-    checks.num_negatives(num_negatives, 0)
-    check_estimate_full(estimate_full, batch.options, log_q_correction, candidates)
-    with without_autocast(batch.device):
-        check_seed(seed, batch.queries.device)
-        if item_counts is not None:
-            checks.item_counts(item_counts, "queries", batch.queries, batch.items.shape[0])
-        history = _history(batch, query_ids, interactions)
-        if interactions is not None and query_ids is None and not torch.compiler.is_compiling():
-            warnings.warn(
-                "interactions without query_ids leave no known positives out of the negatives. Give query_ids, or say "
-                "that only the counts are meant with item_counts=interactions.item_counts instead of interactions",
-                stacklevel=2,
-            )
-        counts = _item_counts(interactions, item_counts) if log_q_correction else None
-        chosen = _chosen(batch, interactions, candidates)
-        checks.ids_in_range("pos_ids", pos_ids, batch.items.shape[0])
-        if batch.rows + num_negatives == 0:  # nothing to lose
-            return loss_of_ids(batch, pos_ids.new_full((1,), -1), None, sparse_grad=sparse_grad)
-        neg_ids = pos_ids.long().view(-1)  # a tensor of its own to torch.compile, which takes none twice
-        if num_negatives > 0:
-            drawn = uniform_draws(num_negatives, seed, batch.items.device, None if chosen is None else chosen.ids)
-            neg_ids = torch.cat([neg_ids, draw(drawn, 1, batch.items.shape[0], batch.fused)[0].long()])
-        log_q = None
-        if counts is not None:
-            drawable = batch.items.shape[0] if chosen is None else len(chosen)
-            log_q = _mixture_log_weights(neg_ids, *counts, batch, num_negatives, drawable)
-        if chosen is not None:  # positives of the batch need not be candidates
-            log_q = torch.zeros_like(neg_ids, dtype=batch.dtype) if log_q is None else log_q
-            log_q = torch.where(chosen.is_candidate[neg_ids.clamp(min=0)], log_q, -math.inf)
-        log_q = None if log_q is None else log_q.expand(batch.rows, -1)
-        if estimate_full and log_q is not None:
-            return loss_over_all_items(batch, neg_ids, log_q, history, interactions, sparse_grad=sparse_grad)
-        return loss_of_ids(batch, neg_ids, log_q, sparse_grad=sparse_grad, exclude=True, history=history)
 
 
 @documents_loss_arguments
@@ -295,7 +179,7 @@ def cw_loss_full(
     with without_autocast(batch.device):
         if interactions is not None and query_ids is None:
             raise ValueError("query_ids must be given with interactions, one row of them per row of queries, got None")
-        history = _history(batch, query_ids, interactions)
+        history = history_of_batch(batch, query_ids, interactions)
         inputs = FullInputs(
             batch.queries,
             batch.items,
@@ -309,77 +193,3 @@ def cw_loss_full(
         for name, ids in (("pos_ids", pos_ids), ("extra_pos_ids", extra_pos_ids)):
             checks.ids_in_range(name, ids, batch.items.shape[0])
         return batch.result(reference.full_rows(inputs))
-
-
-def _check_item_count(batch: EmbeddingBatch, interactions: Interactions) -> None:
-    if batch.items.shape[0] != interactions.num_items:
-        raise ValueError(
-            f"items must have one row per item of interactions, {interactions.num_items}, got {batch.items.shape[0]}"
-        )
-
-
-def _history(batch: EmbeddingBatch, query_ids: Tensor | None, interactions: Interactions | None) -> History | None:
-    """The known positives that rows leave out, where both arguments are given."""
-    if interactions is None:
-        if query_ids is not None:
-            raise ValueError("interactions must be given with query_ids, which point into them, got None")
-        return None
-    check_interactions(interactions, "queries", batch.queries)
-    _check_item_count(batch, interactions)
-    if query_ids is None:
-        return None
-    check_query_ids(query_ids, interactions, batch.pos_ids)
-    return history_of(query_ids, interactions)
-
-
-def _item_counts(interactions: Interactions | None, item_counts: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The counts, and their count_bounds()."""
-    if item_counts is not None:
-        return item_counts, count_bounds(item_counts)
-    if interactions is None:
-        raise ValueError(
-            "log_q_correction=True needs to know how popular the items are: give interactions or item_counts, or "
-            "switch it off with log_q_correction=False"
-        )
-    if interactions.num_events != len(interactions) and not interactions.keep_counts:
-        raise ValueError(
-            "interactions must tell what the batches follow for the log-Q correction, got "
-            f"{interactions.num_events} pairs of which {len(interactions)} are distinct. If the batches repeat pairs "
-            "as they came, make the interactions with keep_counts=True. If they have each pair once, pass "
-            "item_counts=interactions.item_counts"
-        )
-    return interactions.item_counts, interactions.count_bounds
-
-
-def _chosen(
-    batch: EmbeddingBatch, interactions: Interactions | None, candidates: Tensor | Candidates | None
-) -> Candidates | CandidateItems | None:
-    """The items that can be in-batch negatives; None: all."""
-    if candidates is None:
-        return None
-    if interactions is not None:
-        return interactions.candidates(candidates)
-    if not isinstance(candidates, Candidates):
-        return CandidateItems(candidates, batch.items.shape[0], "items", batch.items)
-    checks.matches("candidates", candidates.ids, "items", batch.items, dtype=False)
-    if candidates.is_candidate.shape != batch.items.shape[:1]:
-        got = candidates.is_candidate.numel()
-        raise ValueError(f"candidates must be of as many items as there are rows, {batch.items.shape[0]}, got {got}")
-    return candidates
-
-
-def _mixture_log_weights(
-    neg_ids: Tensor, item_counts: Tensor, bounds: Tensor, batch: EmbeddingBatch, uniform: int, drawable: int
-) -> Tensor:
-    """log of uniform over actual probability, [B + K], of B in-batch and K uniform negatives from `drawable` items.
-
-    Rows of padding bring no negative, so B counts the others.
-    """
-    total, least = bounds.unbind()
-    found = item_counts[neg_ids.clamp(min=0)].double()
-    # A positive of the batch occurs at least once, even if its count is 0; a drawn item may not occur at all.
-    found[: batch.rows] = found[: batch.rows].maximum(least)
-    popular = found / torch.where(total > 0, total, 1.0) * drawable
-    in_batch = (neg_ids[: batch.rows] >= 0).sum()
-    mixture = (in_batch * popular + uniform) / (in_batch + uniform).clamp(min=1)
-    return torch.where(mixture > 0, -mixture.log(), 0.0).to(batch.dtype)

@@ -1,0 +1,208 @@
+"""The loss with drawn negatives on a table whose rows are spread over processes."""
+
+from __future__ import annotations
+
+from typing import Protocol, Unpack, runtime_checkable
+
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from cw_ext import checks
+from cw_ext.autocast import floating_input, without_autocast
+from cw_ext.collectives import ProcessGroup, tell_all
+from cw_ext.compiling import uncompiled
+from cw_ext.distributed.together import number_of, raise_in_all
+from cw_ext.embedding_batch import EmbeddingBatch, Similarity, embedding_batch, loss_of_ids
+from cw_ext.excluded_pairs import Side, left_out_items
+from cw_ext.interactions import Candidates, Interactions
+from cw_ext.negative_sampling import (
+    Distribution,
+    check_first_row,
+    check_interactions,
+    check_query_ids,
+    draw,
+    draws_of,
+)
+from cw_ext.parameters import REDUCTIONS, LossArguments, documents_loss_arguments
+from cw_ext.reference_sampling import Draws
+
+
+@runtime_checkable
+class ShardedTable(Protocol):
+    """What the loss needs of a table: :class:`RowShardedTable` has it, and so can one by another library."""
+
+    num_rows: int
+    dim: int
+    process_group: ProcessGroup
+
+    @property
+    def weight(self) -> Tensor:
+        """Rows that this process holds, [any number, D]: their dtype and device."""
+
+    def __call__(self, *ids: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The distinct rows [U, D] of some ids, and the ids' places among them (−1 stays −1)."""
+
+
+# The kernels do the work, and what is sent depends on the ids: there is nothing here for a compiler.
+@uncompiled
+@documents_loss_arguments
+def sampled_cw_loss(
+    queries: Tensor,
+    table: ShardedTable,
+    query_ids: Tensor,
+    pos_ids: Tensor,
+    interactions: Interactions,
+    num_negatives: int,
+    *,
+    seed: int | Tensor | None = None,
+    first_row: int | None = None,
+    distribution: Distribution = "uniform",
+    popularity_exponent: float = 0.75,
+    popularity_smoothing: float = 0.0,
+    candidates: Tensor | Candidates | None = None,
+    log_q_correction: bool = True,
+    shared: bool = False,
+    extra_pos_ids: Tensor | None = None,
+    row_weights: Tensor | None = None,
+    similarity: Similarity = "half_cosine",
+    **loss: Unpack[LossArguments],
+) -> Tensor:
+    """The CW loss ("Correct and Weight", arXiv 2601.04291) with drawn negatives, on a table that no process has whole.
+
+    :func:`cw_ext.sampled_cw_loss` over processes: each has rows of its own of one batch, draws their negatives, fetches
+    the table's rows that they need, each once, and computes the loss of its rows. With one seed in all processes that
+    is what one process computes of the whole batch, which are the processes' rows in the order of the ranks. All
+    processes of the table's group must call this, and backward, together; some may have no rows (B = 0).
+
+    A process sends 8 bytes per distinct id and 4·D per distinct row in fp32, and as much in backward, for what others
+    hold. With `shared` that are at most B + N rows, without up to B·(1 + N).
+
+    Args:
+        queries: [B, D], one row per positive, already gathered; fp16, bf16, fp32 or fp64.
+        table: a :class:`RowShardedTable` with one row per item of `interactions`, in the dtype of `queries`; or a
+            module that has what :class:`ShardedTable` says.
+        query_ids: [B], int32 or int64, rows of `interactions`, which every process has whole: known positives of its
+            query are not a row's negatives. A row of padding may have −1.
+        pos_ids: [B], int32 or int64, rows of the table. −1 is padding: the row is left out, and draws nothing.
+        interactions: the known positives, on the device of `queries`.
+        num_negatives: N in [1, 2^32], draws per row, with replacement.
+        seed: as in :func:`cw_ext.sampled_cw_loss`: with the same one in all processes they draw as one process would.
+            None takes another one in each process.
+        first_row: row b draws as row first_row + b; None: the number of rows that the processes before have.
+        distribution, popularity_exponent, popularity_smoothing, candidates, log_q_correction: as in
+            :func:`cw_ext.sampled_cw_loss`.
+        shared: draw one set of N negatives for all rows of a process, with one seed the same in all processes. Each row
+            leaves out its own and its known positives.
+        extra_pos_ids: [B, M], extra positives of the same query for the correction. −1 is padding.
+        row_weights: [B], multiplies the rows.
+        similarity: as in :func:`cw_ext.cw_loss_from_embeddings`.
+        **loss: see below; `reduction`, the same in all processes, is of the whole batch as said under Returns.
+
+    Returns:
+        With reduction="mean" a scalar whose mean over the processes is the mean of the whole batch: R times the sum of
+        this process's rows over the live rows, or their weight, of all R. With "sum" the sum of this process's rows,
+        with "none" these, [B]. The table's gradients, and those of a model under DistributedDataParallel, are the means
+        over the processes of the gradients of what each returns: with "mean" those of the whole batch's mean.
+
+    Raises:
+        TypeError, ValueError, IndexError: the message contains the argument, what was expected and what came. If one
+            process raises, all do: the others with the same class, naming that process.
+        RuntimeError: backend="fused" where the kernels cannot run.
+    """
+    if not isinstance(table, ShardedTable):
+        raise TypeError(f"table must be a cw_ext.distributed.RowShardedTable, got {type(table).__name__}")
+    group, error, told = table.process_group, None, [0, 0]
+    try:  # everything that can be wrong with this process's arguments, before any process waits for another
+        batch = _batch(queries, table, pos_ids, extra_pos_ids, row_weights, similarity, loss)
+        checks.flags(log_q_correction=log_q_correction, shared=shared)
+        if first_row is not None:
+            check_first_row(first_row, batch.rows)
+        with without_autocast(batch.device):
+            _check_ids(batch, table, query_ids, interactions)
+            draws = draws_of(
+                None if shared else query_ids,
+                interactions,
+                num_negatives,
+                seed,
+                first_row or 0,
+                distribution,
+                popularity_exponent,
+                popularity_smoothing,
+                candidates,
+                pos_ids=pos_ids,
+                log_weights_dtype=batch.dtype if log_q_correction else None,
+            )
+        told = [batch.rows, REDUCTIONS.index(batch.options.reduction)]
+    except (IndexError, TypeError, ValueError, RuntimeError) as caught:
+        error, told = caught, [number_of(caught), 0]
+    of_all = [[int(number) for number in numbers] for numbers in tell_all(told, table.weight.device, group)]
+    raise_in_all(error, [rows for rows, _ in of_all])
+    if len({reduction for _, reduction in of_all}) > 1:
+        given = ", ".join(repr(REDUCTIONS[reduction]) for _, reduction in of_all)
+        raise ValueError(f"reduction must be the same in all processes, got {given}")
+    if first_row is None and not shared:
+        draws = draws._replace(first_row=sum(rows for rows, _ in of_all[: dist.get_rank(group)]))
+    with without_autocast(batch.device):
+        return _loss(batch._replace(process_group=group), table, draws, query_ids, interactions, shared)
+
+
+def _batch(
+    queries: Tensor,
+    table: ShardedTable,
+    pos_ids: Tensor,
+    extra_pos_ids: Tensor | None,
+    row_weights: Tensor | None,
+    similarity: Similarity,
+    loss: LossArguments,
+) -> EmbeddingBatch:
+    """The checked arguments, with a row of zeros in place of those that are still to be fetched."""
+    like = floating_input("queries", queries)
+    of_table = floating_input("table", table.weight.detach()[:0])
+    checks.matches("table", of_table, "queries", like)
+    if queries.dim() == 2 and queries.shape[1] != table.dim:
+        raise ValueError(f"table must have rows of queries' D = {queries.shape[1]}, got D = {table.dim}")
+    stand_in = of_table.new_zeros((1, table.dim))
+    return embedding_batch(queries, stand_in, pos_ids, extra_pos_ids, row_weights, similarity, loss)
+
+
+def _check_ids(batch: EmbeddingBatch, table: ShardedTable, query_ids: Tensor, interactions: Interactions) -> None:
+    check_interactions(interactions, "queries", batch.queries)
+    if table.num_rows != interactions.num_items:
+        raise ValueError(
+            f"table must have one row per item of interactions, {interactions.num_items}, got {table.num_rows}"
+        )
+    check_query_ids(query_ids, interactions, batch.pos_ids)
+    for name, ids in (("pos_ids", batch.pos_ids), ("extra_pos_ids", batch.extra_ids)):
+        checks.ids_in_range(name, ids, table.num_rows)
+
+
+def _loss(
+    batch: EmbeddingBatch,
+    table: ShardedTable,
+    draws: Draws,
+    query_ids: Tensor,
+    interactions: Interactions,
+    shared: bool,
+) -> Tensor:
+    """Draw, fetch and compute."""
+    if batch.rows:
+        drawn = draw(draws, 1 if shared else batch.rows, interactions.num_items, batch.fused)
+        neg_ids = drawn[0] if shared else drawn
+    else:  # no row to lose anything, so that there is nothing to fetch
+        neg_ids = batch.pos_ids.new_full((1,), -1)
+    extra = [] if batch.extra_ids is None else [batch.extra_ids]
+    rows, (pos, neg, *extra) = table(batch.pos_ids, neg_ids, *extra)
+    rows = floating_input("table", rows)
+    if not len(rows):  # all is padding, and the kernels need a row
+        rows = F.pad(rows, (0, 0, 0, 1))
+
+    log_q = None
+    if draws.log_weights is not None and batch.rows:
+        log_q = draws.log_weights[neg_ids.long()].expand(batch.rows, -1)
+    left_out = None
+    if shared:
+        of_rows, among = Side(batch.pos_ids.long(), query_ids.long()), Side(neg_ids.long(), None)
+        left_out = left_out_items(of_rows, among, interactions, neg, len(rows)).history(batch.rows)
+    batch = batch._replace(items=rows, pos_ids=pos, extra_ids=extra[0] if extra else None)
+    return loss_of_ids(batch, neg, log_q, sparse_grad=False, exclude=shared, history=left_out)

@@ -1,0 +1,181 @@
+"""The loss with the batch's other positives as negatives."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Unpack
+
+import torch
+from torch import Tensor, nn
+
+from cw_ext import checks
+from cw_ext.autocast import without_autocast
+from cw_ext.collectives import ProcessGroup
+from cw_ext.embedding_batch import Similarity, embedding_batch, loss_of_ids, rows_of_ids
+from cw_ext.estimate_full import check_estimate_full, count_items_left, loss_over_all_items, without_positive
+from cw_ext.in_batch_form import catalogue_size, check_form, ids_of_all
+from cw_ext.in_batch_pairs import PairBatch, loss_of_pairs, query_weights
+from cw_ext.in_batch_weights import LogWeights, chosen_items, counts_of
+from cw_ext.interactions import Candidates, Interactions
+from cw_ext.known_positives import known_positives
+from cw_ext.negative_sampling import check_seed, draw, uniform_draws
+from cw_ext.parameters import LossArguments, documents_loss_arguments
+from cw_ext.reference_sampling import history_of
+
+
+@documents_loss_arguments
+def cw_loss_in_batch(
+    queries: Tensor,
+    items: Tensor | nn.Embedding,
+    pos_ids: Tensor,
+    *,
+    item_ids: Tensor | None = None,
+    query_ids: Tensor | None = None,
+    interactions: Interactions | None = None,
+    item_counts: Tensor | None = None,
+    log_q_correction: bool = True,
+    estimate_full: bool = False,
+    num_negatives: int = 0,
+    seed: int | Tensor | None = None,
+    candidates: Tensor | Candidates | None = None,
+    extra_pos_ids: Tensor | None = None,
+    row_weights: Tensor | None = None,
+    symmetric: bool = False,
+    process_group: ProcessGroup | None = None,
+    gather_gradients: bool = True,
+    ring: bool = False,
+    similarity: Similarity = "half_cosine",
+    sparse_grad: bool = False,
+    **loss: Unpack[LossArguments],
+) -> Tensor:
+    """The CW loss with the other rows' positives as negatives; with `num_negatives`, mixed with uniform ones.
+
+    A row leaves out its own positive, in whatever rows it occurs, and the known positives of its query. In-batch
+    negatives are popular ones, as the batch is drawn from interactions: with the log-Q correction (Bengio & Senécal,
+    2008; Yi et al., RecSys 2019) the loss estimates the one with uniform negatives. With num_negatives > 0 that many
+    uniform negatives are drawn for all rows, and what is corrected is the mixture (Yang et al., "Mixed negative
+    sampling", WWW 2020).
+
+    Args:
+        queries: [B, D], one row per positive; fp16, bf16, fp32 or fp64.
+        items: [I, D], in the dtype of `queries`: a table, or an nn.Embedding, that `pos_ids` point into; or, with
+            `item_ids`, the vectors that an encoder made of the batch's items.
+        pos_ids: [B], int32 or int64, rows of `items`. −1 is padding: the row is left out, and is no negative.
+        item_ids: [I], int32 or int64, ≥ 0: which item of the catalogue each row of `items` is. Two rows may be the same
+            item: neither is a negative of a row whose positive it is. None: each row of `items` is an item of its own,
+            row i the item i of `interactions`, `item_counts` and `candidates`.
+        query_ids: [B], int32 or int64, rows of `interactions` (to be given too), whose known positives are left out. A
+            row of padding may have −1.
+        interactions: the known positives. Without query_ids nothing is left out, only the item counts are used, and a
+            warning says so; item_counts=interactions.item_counts does the same without one.
+        item_counts: [number of items], finite and ≥ 0, how often each item is a positive of the batches; default:
+            interactions.item_counts. The counts must follow what the batches are drawn from. If pairs repeat and the
+            batches repeat them, make the interactions with keep_counts=True. If the batches have each pair once, pass
+            the counts of distinct pairs. With item_ids one count per item of the catalogue. The values are
+            checked on the CPU outside torch.compile. They are read whole at each call; those of `interactions` are not.
+        log_q_correction: needs item_counts or interactions.
+        estimate_full: estimate the softmax over all items, that is :func:`cw_loss_full` with include_positive=True:
+            log(1 + I′·G), where I′ is the number of items that the row does not leave out, in place of the number of
+            negatives. The gradient is the one of Khrylchenko et al., "Correcting the LogQ Correction" (RecSys 2025,
+            arXiv 2507.09331): that of the loss without the positive, times 1 − P(positive). The positive is in
+            the sum with certainty, so it is not corrected. Needs include_positive=True and log_q_correction=True, takes
+            no confidence and no candidates, and without item_ids `items` must be the whole catalogue.
+        num_negatives: K in [0, 2^32], uniform negatives to mix in, the same for all rows.
+        seed: of those; as in :func:`cw_ext.sampled_cw_loss`.
+        candidates: the items that can be negatives, drawn or of the batch, as in :func:`cw_ext.sampled_cw_loss`; what
+            is estimated is the loss with uniform negatives from these. A mask or ids need no `interactions`.
+        extra_pos_ids: [B, M], extra positives of the same query for the correction. −1 is padding.
+        row_weights: [B], multiplies the rows.
+        symmetric: the mean of this loss and of the one from items to queries, as in CLIP (Radford et al., ICML 2021).
+            There the negatives of a row's item are the other rows' queries, except those that are the row's own query,
+            have the row's item as their positive, or know it. Extra positives serve the first direction only. The
+            log-Q correction of the second one follows how many known positives each query has: it needs query_ids, and
+            interactions of distinct pairs.
+        process_group: such as torch.distributed.group.WORLD: the negatives of all its processes, which must call this
+            together, and run backward together, each with its own rows, as many as it has. None: this process's alone.
+            Without item_ids `items` is a table that all processes hold alike, and only ids are sent; with item_ids the
+            rows of `items` that are positives are sent, and in backward their gradients come back. A mean is that over
+            all processes' rows in the sense that the mean of what the processes return is the loss of the whole batch;
+            so the mean of their gradients, as DistributedDataParallel takes it, is its gradient. torch.compile breaks
+            its graph here.
+        gather_gradients: with process_group and item_ids: False sends no gradients back, so that a process's items get
+            the gradient of its own rows' loss only. Cheaper, and not the gradient of the whole batch.
+        ring: with process_group: the rows travel from process to process, and the loss is computed with one process's
+            at a time, again in backward. For large batches: the scores of all candidates never exist, and memory does
+            not grow with the number of processes. Has no double backward.
+        similarity, sparse_grad: as in :func:`cw_ext.cw_loss_from_embeddings`.
+        **loss: see below.
+
+    Returns:
+        A scalar, or [B] with reduction="none". A row for which no negative is left has loss 0 and is left out of the
+        mean.
+
+    Raises:
+        TypeError, ValueError, IndexError, RuntimeError: as :func:`cw_ext.sampled_cw_loss`.
+    """
+    batch = embedding_batch(queries, items, pos_ids, extra_pos_ids, row_weights, similarity, loss)
+    checks.flags(
+        log_q_correction=log_q_correction,
+        estimate_full=estimate_full,
+        sparse_grad=sparse_grad,
+        symmetric=symmetric,
+        gather_gradients=gather_gradients,
+        ring=ring,
+    )
+    sparse_grad = sparse_grad or batch.sparse_items
+    checks.num_negatives(num_negatives, 0)
+    check_estimate_full(estimate_full, batch.options, log_q_correction, candidates)
+    check_form(
+        batch,
+        item_ids=item_ids,
+        num_negatives=num_negatives,
+        candidates=candidates,
+        estimate_full=estimate_full,
+        symmetric=symmetric,
+        process_group=process_group,
+        gather_gradients=gather_gradients,
+        ring=ring,
+        sparse_grad=sparse_grad,
+    )
+    with without_autocast(batch.device):
+        check_seed(seed, batch.queries.device)
+        known = known_positives(batch, query_ids, interactions)
+        num_items = catalogue_size(batch, item_ids, interactions, item_counts, candidates)
+        if item_counts is not None:
+            checks.item_counts(item_counts, "queries", batch.queries, num_items)
+        if interactions is not None and query_ids is None and not torch.compiler.is_compiling():
+            warnings.warn(
+                "interactions without query_ids leave no known positives out of the negatives. Give query_ids, or say "
+                "that only the counts are meant with item_counts=interactions.item_counts instead of interactions",
+                stacklevel=2,
+            )
+        counts = counts_of(interactions, item_counts) if log_q_correction else None
+        chosen = chosen_items(batch, num_items, interactions, candidates)
+        weights = LogWeights(counts, chosen, num_items if chosen is None else len(chosen), batch.dtype)
+        checks.ids_in_range("pos_ids", pos_ids, batch.items.shape[0])
+        batch = batch._replace(process_group=process_group)
+        if item_ids is not None or symmetric or ring:
+            of_queries = query_weights(batch, known, log_q_correction) if symmetric else None
+            return loss_of_pairs(
+                PairBatch(batch, item_ids, query_ids, known, weights, of_queries, num_items, gather_gradients),
+                estimate_full=estimate_full,
+                ring=ring,
+                sparse_grad=sparse_grad,
+            )
+        ids = pos_ids.long().view(-1)  # a tensor of its own to torch.compile, which takes none twice
+        if process_group is not None:
+            ids = ids_of_all(batch, ids)
+        if ids.numel() + num_negatives == 0:  # nothing to lose
+            return loss_of_ids(batch, pos_ids.new_full((1,), -1), None, sparse_grad=sparse_grad)
+        of_batch, in_batch = ids.numel(), (ids >= 0).sum()
+        if num_negatives > 0:
+            drawn = uniform_draws(num_negatives, seed, batch.items.device, None if chosen is None else chosen.ids)
+            ids = torch.cat([ids, draw(drawn, 1, num_items, batch.fused)[0].long()])
+        log_q = weights.of(ids, in_batch, of_batch, num_negatives)
+        log_q = None if log_q is None else log_q.expand(batch.rows, -1)
+        history = None if known is None or query_ids is None else history_of(query_ids, known)
+        if not estimate_full:
+            return loss_of_ids(batch, ids, log_q, sparse_grad=sparse_grad, exclude=True, history=history)
+        of_negatives = without_positive(batch)
+        rows = rows_of_ids(of_negatives, ids, log_q, sparse_grad=sparse_grad, exclude=True, history=history)
+        return loss_over_all_items(batch, rows, count_items_left(batch.pos_ids, num_items, history, interactions))

@@ -1,0 +1,43 @@
+"""The known positives that a batch's rows leave out."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from cw_ext.embedding_batch import EmbeddingBatch
+from cw_ext.interactions import Interactions
+from cw_ext.negative_sampling import check_interactions, check_query_ids
+from cw_ext.reference_sampling import History, history_of
+
+
+def check_item_count(batch: EmbeddingBatch, interactions: Interactions) -> None:
+    """`items` is the catalogue of the interactions."""
+    if batch.items.shape[0] != interactions.num_items:
+        raise ValueError(
+            f"items must have one row per item of interactions, {interactions.num_items}, got {batch.items.shape[0]}"
+        )
+
+
+def known_positives(
+    batch: EmbeddingBatch, query_ids: Tensor | None, interactions: Interactions | None
+) -> Interactions | None:
+    """The interactions, checked, where both arguments are given; None: nothing is known."""
+    if interactions is None:
+        if query_ids is not None:
+            raise ValueError("interactions must be given with query_ids, which point into them, got None")
+        return None
+    check_interactions(interactions, "queries", batch.queries)
+    if query_ids is None:
+        return None
+    check_query_ids(query_ids, interactions, batch.pos_ids)
+    return interactions
+
+
+def history_of_batch(
+    batch: EmbeddingBatch, query_ids: Tensor | None, interactions: Interactions | None
+) -> History | None:
+    """The same for an op on the whole catalogue."""
+    known = known_positives(batch, query_ids, interactions)
+    if interactions is not None:
+        check_item_count(batch, interactions)
+    return None if known is None or query_ids is None else history_of(query_ids, known)
