@@ -1,10 +1,7 @@
-"""A table spread over two processes learns what a table in one place learns, and sends what was counted."""
+"""A table spread over two processes learns what a table in one place learns."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from itertools import product
 from typing import Any
 
 import pytest
@@ -14,8 +11,6 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor, init_device_mesh
 from torchrun import process_of_group, torchrun
 
-from benchmarks.distributed import __main__ as distributed
-from benchmarks.distributed.measure import SentBytes, Step, measure, predict
 from cw_ext import cw_loss_from_embeddings
 from examples import row_sharded
 from examples.row_sharded import RowShardedTable, distinct_ids
@@ -32,9 +27,6 @@ BATCHES = {
     "shared": make_embeddings(8, 9, 8, 7, m=3, seed=3, shared=True),
     "one item": make_embeddings(8, 9, 8, 1, m=3, seed=4),
 }
-# What a process asks for of a table of 21 rows, of which the first one holds 11.
-ASKED = ([0, 3, -1, 15, 20, 3], [3, 20])
-TINY = (Step(items=50, negatives=4, batch_size=6), Step(items=50, negatives=4, shared=True, batch_size=6))
 
 
 def _half(batch: Embeddings, rank: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -102,15 +94,6 @@ def _refusal(table: RowShardedTable, id_: int) -> str:
     return "none"
 
 
-def _sent(rank: int) -> dict[str, int]:
-    table = RowShardedTable(21, 8)
-    with SentBytes() as sent:
-        rows, _ = table(torch.tensor(ASKED[rank]))
-        sent.phase = "backward"
-        rows.sum().backward()
-    return dict(sent.total)
-
-
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each process found."""
@@ -136,34 +119,6 @@ def test_ids_out_of_range_are_named(found: list) -> None:
         assert process["refusals"] == [f"ids must be -1 or in [0, 21), got {id_}" for id_ in (21, -2)]
 
 
-def test_bytes_sent(found: list) -> None:
-    """A count per asked process and the ids that the other holds; the rows that the other asked for; gradients."""
-    id_, row = 8, 8 * 4
-    assert found[0]["sent"] == {"sent_ids": id_ * (1 + 2), "sent_rows": row * 1, "sent_gradients": row * 2}
-    assert found[1]["sent"] == {"sent_ids": id_ * (1 + 1), "sent_rows": row * 2, "sent_gradients": row * 1}
-
-
-def test_predicted_distinct_rows_are_the_mean_over_all_draws() -> None:
-    sizes = [len(set(draws)) for draws in product(range(3), repeat=2 + 2 * 1)]
-    assert predict(Step(items=3, negatives=1, batch_size=2), 1)["distinct_rows"] == pytest.approx(
-        sum(sizes) / len(sizes), rel=1e-12
-    )
-    assert predict(Step(items=3, negatives=2, shared=True, batch_size=2), 1) == predict(
-        Step(items=3, negatives=1, batch_size=2), 1
-    )
-    assert predict(Step(items=1, negatives=1), 1)["distinct_rows"] == 1
-
-
-def test_measured_steps(found: list) -> None:
-    report = found[0]["report"]
-    assert report["processes"] == 2 and json.loads(json.dumps(report, allow_nan=False)) == report
-    assert [(m["items"], m["negatives"], m["shared"]) for m in report["measured"]] == [(50, 4, False), (50, 4, True)]
-    for measured, most in zip(report["measured"], (6 + 24, 6 + 4)):
-        assert 1 < measured["distinct_rows"] <= most
-        assert measured["sent_gradients"] == measured["sent_rows"] == 32 * (measured["sent_ids"] - 8)
-        assert all(seconds > 0 for seconds in measured["seconds"].values())
-
-
 def test_the_example_learns(found: list) -> None:
     losses = found[0]["example"]
     assert losses == found[1]["example"]
@@ -179,10 +134,9 @@ def test_distinct_ids() -> None:
     assert distinct.tolist() == [] and places[0].tolist() == [-1, -1]
 
 
-@pytest.mark.parametrize("main", [row_sharded.main, distributed.main])
-def test_without_torchrun_it_does_not_start(main: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_torchrun_it_does_not_start(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as error:
-        main([])
+        row_sharded.main([])
     assert error.value.code == 2 and "start it with torchrun" in capsys.readouterr().err
 
 
@@ -197,8 +151,6 @@ if __name__ == "__main__":
         results = {
             "trained": trained,
             "refusals": [_refusal(of_21, id_) for id_ in (21, -2)],
-            "sent": _sent(rank),
-            "report": measure(TINY, repeats=2),
             "example": row_sharded.train(num_users=50, num_items=100, steps=20),
         }
         torch.save(results, folder / f"{rank}.pt")
