@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 else:
     ProcessGroup = Any  # a torch without the distributed package has no such name
 
+# torch 2.13 has other names for these two, and warns of the ones from before.
+_all_gather: Any = getattr(dist, "all_gather_single", None) or getattr(dist, "all_gather_into_tensor", None)
+_reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or getattr(dist, "reduce_scatter_tensor", None)
 # More rows than a process has.
 _ROWS_APART = 2**40
 
@@ -59,7 +62,7 @@ class Parts:
         found = rows.new_empty((self.world, *padded.shape))
         # What has no elements is not sent: not every backend takes it.
         if padded.numel():
-            dist.all_gather_into_tensor(found.flatten(0, 1), padded, group=self.group)
+            _all_gather(found.flatten(0, 1), padded, group=self.group)
         if min(self.sizes) == longest:
             return found.flatten(0, 1)
         return torch.cat([part[:size] for part, size in zip(found, self.sizes)])
@@ -76,7 +79,7 @@ class Parts:
             padded = padded.flatten(0, 1)
         found = rows.new_empty((longest, *rows.shape[1:]))
         if found.numel():
-            dist.reduce_scatter_tensor(found, padded, group=self.group)
+            _reduce_scatter(found, padded, group=self.group)
         return found[: self.sizes[self.rank]]
 
     def start_to_pass_on(self, tensors: Sequence[Tensor], owner: int) -> tuple[list[Tensor], list[Any]]:
@@ -179,7 +182,7 @@ def tell_all(numbers: Sequence[float], device: torch.device, group: ProcessGroup
     """The numbers of each process, by rank; waits for all of them."""
     own = torch.tensor([numbers], dtype=torch.float64, device=device)
     found = own.new_empty((dist.get_world_size(group), len(numbers)))
-    dist.all_gather_into_tensor(found, own, group=group)
+    _all_gather(found, own, group=group)
     told: list[list[float]] = found.tolist()
     return told
 

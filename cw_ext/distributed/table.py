@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as collectives
@@ -13,8 +16,8 @@ from torch.nn import functional as F
 from cw_ext import checks
 from cw_ext.collectives import ProcessGroup, check_process_group
 from cw_ext.compiling import uncompiled
-from cw_ext.distributed.together import number_of, raise_in_all
 from cw_ext.negative_sampling import seed_tensor
+from cw_ext.together import number_of, raise_in_all
 
 
 def distinct_ids(*ids: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -91,6 +94,13 @@ class RowShardedTable(nn.Module):
         generator = torch.Generator(self.weight.device)
         generator.manual_seed(int(seed_tensor(None, self.weight.device)))
         nn.init.normal_(self.weight, generator=generator)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RowShardedTable:
+        """With the same group, which cannot be copied: for averaged models."""
+        memo[id(self.process_group)] = self.process_group
+        copied = type(self).__new__(type(self))
+        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return copied
 
     def extra_repr(self) -> str:
         last = self.first + len(self.weight)
