@@ -8,6 +8,7 @@ from cw_ext.functional import cw_loss, cw_loss_from_embeddings
 from cw_ext.in_batch import cw_loss_in_batch
 from cw_ext.interactions import Candidates, Interactions
 from cw_ext.likely_positives import LikelyPositives
+from cw_ext.micro_batches import encode_in_micro_batches
 from cw_ext.modules import CWEmbeddingLoss, CWFullLoss, CWInBatchLoss, CWLoss, CWSampledLoss
 from cw_ext.negative_sampling import draw_negatives
 from cw_ext.sampled_losses import cw_loss_full, sampled_cw_loss
@@ -35,6 +36,7 @@ __all__ = [
     "cw_loss_full",
     "cw_loss_in_batch",
     "draw_negatives",
+    "encode_in_micro_batches",
     "presets",
     "prior",
     "sampled_cw_loss",

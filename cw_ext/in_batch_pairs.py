@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from cw_ext import autograd, reference
 from cw_ext.collectives import Parts, gathered, sum_over_processes
 from cw_ext.compiling import uncompiled
 from cw_ext.embedding_batch import EmbeddingBatch, rows_of_ids
 from cw_ext.estimate_full import count_items_left, loss_over_all_items, without_positive
 from cw_ext.excluded_pairs import Pairs, Side, left_out_items, left_out_queries
-from cw_ext.in_batch_form import parts_of
 from cw_ext.in_batch_weights import LogWeights
 from cw_ext.interactions import Interactions
-from cw_ext.op_inputs import Losses, ScoreInputs
+from cw_ext.op_inputs import Losses
 from cw_ext.reference_sampling import history_of
 from cw_ext.ring import Direction, ring_rows
 
@@ -74,25 +71,15 @@ def query_weights(batch: EmbeddingBatch, known: Interactions | None, log_q_corre
 
 
 @uncompiled
-def loss_of_pairs(pairs: PairBatch, *, estimate_full: bool, ring: bool, sparse_grad: bool) -> Tensor:
-    """The loss, in one process or over those of the batch's group."""
+def loss_of_pairs(
+    pairs: PairBatch, parts: Parts | None, *, estimate_full: bool, ring: bool, sparse_grad: bool
+) -> Tensor:
+    """The loss, in one process or, with `parts`, over those of the batch's group."""
     batch = pairs.batch
     of_negatives = without_positive(batch) if estimate_full else _by_row(batch)
-    parts = None
-    if batch.process_group is not None:
-        settings = {
-            "ring": ring,
-            "symmetric": pairs.symmetric,
-            "gather_gradients": pairs.gather_gradients,
-            "item_ids given": pairs.item_ids is not None,
-            "query_ids given": pairs.query_ids is not None,
-        }
-        parts = parts_of(batch, batch.process_group, **settings)
     if ring:
         assert parts is not None
         directions = _around(pairs._replace(batch=of_negatives), parts)
-    elif pairs.symmetric and parts is None:
-        directions = _of_one_product(pairs._replace(batch=of_negatives))
     else:
         directions = _gathered(pairs._replace(batch=of_negatives), parts, sparse_grad)
     if estimate_full:
@@ -130,34 +117,37 @@ def _no_rows(batch: EmbeddingBatch) -> Losses:
 
 
 def _gathered(pairs: PairBatch, parts: Parts | None, sparse_grad: bool) -> list[Losses]:
-    """With the candidates of all processes in one table."""
+    """With the candidates of this process, or of all, in one table."""
     batch, own = pairs.batch, pairs.side()
-    if parts is None:
-        size = batch.items.shape[0]
-        places = batch.pos_ids.long()
-        log_q = pairs.of_items.of(own.items, (own.items >= 0).sum(), len(places))
-        return [_rows(batch, places, log_q, left_out_items(own, own, pairs.known, places, size), sparse_grad)]
-
-    whole = Side(parts.gather(own.items), None if own.queries is None else parts.gather(own.queries))
-    neg_ids = torch.where(whole.items >= 0, torch.arange(parts.total, device=own.items.device), -1)
-    pos_ids = neg_ids[parts.first : parts.first + batch.rows]
+    count, first = (batch.rows, 0) if parts is None else (parts.total, parts.first)
+    whole = own
+    if parts is not None:
+        whole = Side(parts.gather(own.items), None if own.queries is None else parts.gather(own.queries))
     in_batch = (whole.items >= 0).sum()
-    vectors = pairs.vectors()
-    table = gathered(vectors, parts, pairs.gather_gradients)
-    extra_ids = batch.extra_ids
-    if extra_ids is not None:
-        extra_ids = torch.where(extra_ids >= 0, extra_ids.long() + parts.total, -1)
-        table = torch.cat([table, batch.items])
-    log_q = pairs.of_items.of(whole.items, in_batch, parts.total)
-    left_out = left_out_items(own, whole, pairs.known, neg_ids, len(table))
-    forth = _rows(batch._replace(items=table, pos_ids=pos_ids, extra_ids=extra_ids), neg_ids, log_q, left_out)
+    places = torch.where(whole.items >= 0, torch.arange(count, device=own.items.device), -1)
+    own_places = places[first : first + batch.rows]
+
+    log_q = pairs.of_items.of(whole.items, in_batch, count)
+    if parts is None:
+        neg_ids = batch.pos_ids.long()
+        left_out = left_out_items(own, own, pairs.known, neg_ids, batch.items.shape[0])
+        forth = _rows(batch, neg_ids, log_q, left_out, sparse_grad)
+    else:
+        table, extra_ids = gathered(pairs.vectors(), parts, pairs.gather_gradients), batch.extra_ids
+        if extra_ids is not None:
+            extra_ids = torch.where(extra_ids >= 0, extra_ids.long() + count, -1)
+            table = torch.cat([table, batch.items])
+        left_out = left_out_items(own, whole, pairs.known, places, len(table))
+        forth = _rows(batch._replace(items=table, pos_ids=own_places, extra_ids=extra_ids), places, log_q, left_out)
     if pairs.of_queries is None:
         return [forth]
-    table = gathered(batch.queries, parts, pairs.gather_gradients)
-    log_q = None if whole.queries is None else pairs.of_queries.of(whole.queries, in_batch, parts.total)
-    left_out = left_out_queries(own, whole, pairs.known, neg_ids, len(table))
-    back = batch._replace(queries=vectors, items=table, pos_ids=pos_ids, extra_ids=None)
-    return [forth, _rows(back, neg_ids, log_q, left_out)]
+
+    # Another product, not the first one's columns: one matrix of scores for both was slower (benchmarks/NOTES.md).
+    table = batch.queries if parts is None else gathered(batch.queries, parts, pairs.gather_gradients)
+    log_q = None if whole.queries is None else pairs.of_queries.of(whole.queries, in_batch, count)
+    left_out = left_out_queries(own, whole, pairs.known, places, count)
+    back = batch._replace(queries=pairs.vectors(), items=table, pos_ids=own_places, extra_ids=None)
+    return [forth, _rows(back, places, log_q, left_out)]
 
 
 def _around(pairs: PairBatch, parts: Parts) -> list[Losses]:
@@ -191,48 +181,3 @@ def _places(part: Side) -> tuple[Tensor, int]:
     """The candidates of a part by their place in it."""
     count = len(part.items)
     return torch.where(part.items >= 0, torch.arange(count, device=part.items.device), -1), count
-
-
-def _of_one_product(pairs: PairBatch) -> list[Losses]:
-    """Both directions of one process from one matrix of scores [B, B]."""
-    batch, own = pairs.batch, pairs.side()
-    if not batch.rows:
-        return [_no_rows(batch)] * 2
-    padding = (own.items < 0).unsqueeze(-1)  # such rows may hold NaN
-    queries, items = (torch.where(padding, 0.0, x) for x in (batch.queries, pairs.vectors()))
-    scores = _scores(queries, items, batch)
-    pos = scores.diagonal()
-    extra = None
-    if batch.extra_ids is not None:
-        extra_ids = torch.where(padding, -1, batch.extra_ids.long())
-        extra = reference.candidate_scores(queries, batch.items, extra_ids, batch.similarity)
-    in_batch = (own.items >= 0).sum()
-    places, count = _places(own)
-    assert pairs.of_queries is not None
-    found = []
-    for way, further, left_out, log_q in (
-        (
-            scores,
-            extra,
-            left_out_items(own, own, pairs.known, places, count),
-            pairs.of_items.of(own.items, in_batch, count),
-        ),
-        (
-            scores.T,
-            None,
-            left_out_queries(own, own, pairs.known, places, count),
-            None if own.queries is None else pairs.of_queries.of(own.queries, in_batch, count),
-        ),
-    ):
-        log_q = torch.zeros_like(own.items, dtype=batch.dtype) if log_q is None else log_q
-        log_q = torch.where(own.items < 0, -math.inf, log_q).repeat(count, 1)
-        log_q[left_out.rows, left_out.candidates] = -math.inf
-        log_q[own.items < 0] = -math.inf
-        inputs = ScoreInputs(pos, way, further, log_q, batch.row_values, batch.curve, batch.options.row, "none")
-        found.append(autograd.score_rows(inputs) if batch.fused else reference.score_rows(inputs))
-    return found
-
-
-def _scores(queries: Tensor, items: Tensor, batch: EmbeddingBatch) -> Tensor:
-    q, x = (reference.unit_rows(rows.to(batch.dtype), batch.similarity) for rows in (queries, items))
-    return reference.SCORE_SCALE[batch.similarity] * q @ x.T

@@ -6,6 +6,7 @@ import random
 import re
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ import torch.distributed as dist
 from cases import assert_near, generator
 from memory import peak_of
 from pair_cases import DIM, ITEMS, KNOWN, PairCase, pair_case
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torchrun import process_of_group, torchrun
 
 from cw_ext import CWInBatchLoss, cw_loss_in_batch
@@ -112,12 +114,13 @@ def _refusals(rank: int) -> list[str]:
         lambda: cw_loss_in_batch(x, x, ids, item_ids=ids, ring=rank == 0, **plain),
         lambda: cw_loss_in_batch(x, x, ids, item_ids=ids, symmetric=rank == 0, **plain),
         lambda: cw_loss_in_batch(x.clone().requires_grad_(rank == 0), x, ids, item_ids=ids, **plain),
+        lambda: cw_loss_in_batch(x, x, ids + 9 * rank, item_ids=ids, **plain),  # ids out of range, in all but the first
         lambda: gather_rows(x[:, : DIM - rank], group),
     ):
         try:
             call()
-        except ValueError as error:
-            found.append(str(error))
+        except (IndexError, ValueError) as error:
+            found.append(f"{type(error).__name__}: {error}")
         else:
             found.append("none")
     return found
@@ -142,6 +145,30 @@ def _peaks(rank: int) -> dict[str, tuple[int, int]]:
 
     ring = {name: peak(group, ring=True) for name, group in groups.items()}
     return {**ring, "both ways": peak(groups["all"], ring=True, symmetric=True), "gathered": peak(groups["all"])}
+
+
+class _TwoTowers(nn.Module):
+    """Two encoders, a temperature that is learned, and the loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.of_queries, self.of_items = (nn.Linear(DIM, DIM, dtype=torch.float64) for _ in range(2))
+        self.log_tau = nn.Parameter(torch.tensor(-1.0, dtype=torch.float64))
+
+    def forward(self, case: PairCase, **settings: Any) -> Tensor:
+        encoded = replace(case, queries=self.of_queries(case.queries), items=self.of_items(case.items))
+        settings |= {"query_ids": case.query_ids, "interactions": KNOWN}
+        return encoded.loss(symmetric=True, temperature=self.log_tau.exp(), **settings)
+
+
+def _trained(model: nn.Module, case: PairCase, **settings: Any) -> dict[str, Tensor]:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(case, **settings).backward()
+        optimizer.step()
+    return {name.removeprefix("module."): x.detach() for name, x in model.named_parameters()}
 
 
 def _process(rank: int, folder: Path) -> None:
@@ -171,6 +198,10 @@ def _process(rank: int, folder: Path) -> None:
     found["module"] = module(encoded.queries, encoded.items, encoded.pos_ids, **ids)
     compiled = torch.compile(lambda q, x: module(q, x, encoded.pos_ids, **ids), backend="aot_eager")
     found["compiled"] = compiled(encoded.queries, encoded.items)
+    for ring in (False, True):
+        found["trained", ring] = _trained(
+            DistributedDataParallel(_TwoTowers()), encoded, process_group=group, ring=ring
+        )
     found["numbers"] = row_numbers(5, group)
     found["refusals"] = _refusals(rank)
     found["peaks"] = _peaks(rank)
@@ -273,6 +304,16 @@ def test_module_and_compiled(kernels: None, found: list) -> None:
     assert_near(torch.stack([process["module"] for process in found]).mean(), expected, torch.float64, "module")
 
 
+@both_forms
+def test_towers_learn_what_they_learn_in_one_process(kernels: None, found: list, ring: bool) -> None:
+    """Under DistributedDataParallel, with uneven batches and a temperature that is learned."""
+    expected = _trained(_TwoTowers(), pair_case(SIZES[len(found)]), backend="reference")
+    for process in found:
+        for name, value in expected.items():
+            assert_near(process["trained", ring][name], value, torch.float64, name)
+    assert expected["log_tau"] != -1
+
+
 def test_row_numbers_are_distinct(kernels: None, found: list) -> None:
     assert len(torch.cat([process["numbers"] for process in found]).unique()) == 5 * len(found)
 
@@ -288,14 +329,19 @@ def test_a_ring_holds_one_part_at_a_time(kernels: None, found: list) -> None:
 
 
 def test_calls_that_differ_are_refused_everywhere(kernels: None, found: list) -> None:
-    expected = [
-        "the same table.*item_ids",
-        "ring: ",
-        "symmetric: ",
-        "queries require a gradient: ",
-        "rows must have the",
+    out_of_range = [
+        "IndexError: process 1 of the group has raised IndexError",
+        "IndexError: pos_ids must be in .* got ",
     ]
-    for process in found:
+    for rank, process in enumerate(found):
+        expected = [
+            "ValueError: items must be the same table.*item_ids",
+            "ValueError: .* ring: ",
+            "ValueError: .* symmetric: ",
+            "ValueError: .* queries require a gradient: ",
+            out_of_range[min(rank, 1)],
+            "ValueError: rows must have the",
+        ]
         assert len(process["refusals"]) == len(expected)
         for message, said in zip(expected, process["refusals"]):
             assert re.search(message, said), said

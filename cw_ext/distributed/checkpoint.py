@@ -27,7 +27,7 @@ from cw_ext.distributed.checkpoint_state import (
     settings_of,
     unpacked,
 )
-from cw_ext.distributed.together import number_of, raise_in_all
+from cw_ext.together import number_of, raise_in_all
 
 _T = TypeVar("_T")
 

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from cw_ext import checks
 from cw_ext.collectives import ProcessGroup, check_process_group
 from cw_ext.compiling import uncompiled
-from cw_ext.distributed.together import number_of, raise_in_all
 from cw_ext.negative_sampling import seed_tensor
+from cw_ext.together import number_of, raise_in_all
 
 
 def distinct_ids(*ids: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:

@@ -88,6 +88,23 @@ class CWSampled(nn.Module):
                 f"negative_labels must have shape [N], [B, N] or [B, L, N] with positive_labels' [B, L] = "
                 f"{list(positive_labels.shape[:2])}, got {tuple(negative_labels.shape)}"
             )
+        weights = None if self.feature_name is None else feature_tensors[self.feature_name]
+        return self._loss(
+            model_embeddings, positive_labels, negative_labels, target_padding_mask, weights, self._item_table()
+        )
+
+    def _item_table(self) -> Tensor | None:
+        return None if self.item_weights is None else self.item_weights(None)
+
+    def _loss(
+        self,
+        model_embeddings: Tensor,
+        positive_labels: Tensor,
+        negative_labels: Tensor,
+        target_padding_mask: Tensor,
+        weights: Tensor | None,
+        item_table: Tensor | None,
+    ) -> Tensor:
         session, position, place = target_padding_mask.nonzero(as_tuple=True)  # of each of R targets
         at = (session, position)[: negative_labels.dim() - 1]
         neg_ids = negative_labels[at] if at else negative_labels  # [R, N] or [N]
@@ -103,11 +120,11 @@ class CWSampled(nn.Module):
         pos_ids = positive_labels[target_padding_mask]
         neg_ids = neg_ids.masked_fill(is_padding, 0)  # any valid id, as it is masked out
         neg_log_weights = torch.zeros(masked.shape, device=masked.device).masked_fill(masked, -math.inf)
-        row_weights = None if self.feature_name is None else feature_tensors[self.feature_name][target_padding_mask]
-        if self.item_weights is not None:
+        row_weights = None if weights is None else weights[target_padding_mask]
+        if item_table is not None:
             return cw_loss_from_embeddings(
                 queries,
-                self.item_weights(None),
+                item_table,
                 pos_ids,
                 neg_ids,
                 extra_pos_ids=further,
@@ -127,3 +144,86 @@ class CWSampled(nn.Module):
             row_weights=row_weights,
             **self.loss,
         )
+
+
+class GroupedCWSampled(CWSampled):
+    """CW in place of RePlay's GroupedCESampled: each group of sessions shares a pool of negatives of its own.
+
+    >>> loss = GroupedCWSampled(32, body.embedder.get_item_weights, **presets.cw(temperature=1.0))
+
+    The loss is the mean of the groups' losses, each as of :class:`CWSampled` with its pool, whose embeddings are not
+    gathered for each target either. So presets.infonce(temperature=1.0) is GroupedCESampled, except for rows without
+    any negative, as there; and a group without targets is left out of the mean, where GroupedCESampled raises.
+    A position may have several positives.
+    """
+
+    @documents_loss_arguments
+    def __init__(
+        self,
+        logical_batch_size: int,
+        item_weights: Callable[[None], Tensor] | None = None,
+        *,
+        feature_name: str | None = None,
+        negative_labels_ignore_index: int = -100,
+        **loss: Unpack[LossArguments],
+    ) -> None:
+        """Takes the size of a group, and what :class:`CWSampled` takes.
+
+        Args:
+            logical_batch_size: sessions that share a pool: the `group_size` of GroupedUniformNegativeSamplingTransform.
+            item_weights, feature_name, negative_labels_ignore_index: as of :class:`CWSampled`.
+            **loss: see below. `reduction` is "mean", in each group.
+
+        Raises:
+            TypeError, ValueError: the message contains the argument, what was expected and what came.
+        """
+        super().__init__(
+            item_weights,
+            feature_name=feature_name,
+            negative_labels_ignore_index=negative_labels_ignore_index,
+            **loss,
+        )
+        if logical_batch_size < 1:
+            raise ValueError(f"logical_batch_size must be at least 1, got {logical_batch_size}")
+        if loss.get("reduction", "mean") != "mean":
+            raise ValueError(f'reduction must be "mean" for a mean of groups, got {loss["reduction"]!r}')
+        self.logical_batch_size = logical_batch_size
+
+    def forward(
+        self,
+        model_embeddings: Tensor,
+        feature_tensors: TensorMap,
+        positive_labels: Tensor,
+        negative_labels: Tensor,
+        padding_mask: Tensor,
+        target_padding_mask: Tensor,
+    ) -> Tensor:
+        """The loss of a batch of B sessions, of which the last group may have fewer.
+
+        Args:
+            model_embeddings, feature_tensors, positive_labels, padding_mask, target_padding_mask: as of
+                :meth:`CWSampled.forward`.
+            negative_labels: item ids [G, N], a pool for each of the G = ⌈B / logical_batch_size⌉ groups.
+
+        Raises:
+            ValueError: `negative_labels` has another shape.
+        """
+        size = self.logical_batch_size
+        groups = -(-positive_labels.shape[0] // size)
+        if negative_labels.dim() != 2 or negative_labels.shape[0] != groups:
+            raise ValueError(
+                f"negative_labels must have shape [{groups}, N], a pool for each group of {size} of the "
+                f"{positive_labels.shape[0]} sessions, got {tuple(negative_labels.shape)}"
+            )
+        weights = None if self.feature_name is None else feature_tensors[self.feature_name]
+        items = self._item_table()
+        losses = []
+        for group, pool in enumerate(negative_labels):
+            rows = slice(group * size, (group + 1) * size)
+            here = target_padding_mask[rows]
+            if here.any():
+                group_weights = None if weights is None else weights[rows]
+                losses.append(
+                    self._loss(model_embeddings[rows], positive_labels[rows], pool, here, group_weights, items)
+                )
+        return torch.stack(losses).mean() if losses else model_embeddings.sum() * 0.0

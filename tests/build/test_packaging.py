@@ -414,7 +414,7 @@ import cw_ext
 from cw_ext import (
     Candidates, CWEmbeddingLoss, CWFullLoss, CWInBatchLoss, CWLoss, CWSampledLoss, FalseNegatives, Interactions,
     LikelyPositives, ScoreCurve, TopKThreshold, build_config, candidate_scores, cw_loss, cw_loss_from_embeddings,
-    cw_loss_full, cw_loss_in_batch, draw_negatives, presets, prior, sampled_cw_loss, samplers,
+    cw_loss_full, cw_loss_in_batch, draw_negatives, encode_in_micro_batches, presets, prior, sampled_cw_loss, samplers,
 )
 from cw_ext.false_negatives import cvir_log_weights, delayed_weights
 
@@ -430,6 +430,15 @@ def learned(thresholds: TopKThreshold) -> Tensor:
     loss, above = cw_loss(pos, neg, confidence_threshold=beta, return_above=True)
     thresholds.update(ids, above, num_negatives=5)
     return loss
+
+
+def encoded() -> list[Tensor]:
+    module, function = torch.nn.Linear(3, 2), torch.nn.functional.linear
+    return [
+        encode_in_micro_batches(module, queries, 2),
+        encode_in_micro_batches(function, (queries, queries), micro_batch_size=2),
+        encode_in_micro_batches(lambda **x: module(x["input"]), {"input": queries}, 2),
+    ]
 
 
 def likely(known: Interactions) -> Tensor:
@@ -511,7 +520,7 @@ loss = cw_loss(pos, neg, prior=min(estimate.prior, 0.99))
 WRONG_START = """
 import torch
 from cw_ext import CWLoss, CWSampledLoss, Interactions, candidate_scores, cw_loss, cw_loss_from_embeddings
-from cw_ext import draw_negatives, presets, samplers
+from cw_ext import draw_negatives, encode_in_micro_batches, presets, samplers
 x, ids = torch.randn(4), torch.arange(4)
 known = Interactions(ids, ids, num_queries=4, num_items=9)
 """
@@ -527,6 +536,7 @@ cw_loss(x, x, **presets.dcl(prior="0.1"))
 cw_loss_from_embeddings(x, x, ids, ids, similarity="euclidean")
 candidate_scores(x, x, ids, similarity="euclidean")
 draw_negatives(ids, known, 5, distribution="zipf")
+encode_in_micro_batches(CWLoss(), "text", 2)
 samplers.Memory(known, 1, similarity="euclidean")
 samplers.Scored(known, 5, log_weight=0.1)
 CWLoss(detach_weights="no")

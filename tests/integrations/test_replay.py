@@ -25,11 +25,14 @@ from replay.nn.lightning.optimizer import OptimizerFactory  # noqa: E402
 from replay.nn.lightning.postprocessor import SeenItemsFilter  # noqa: E402
 from replay.nn.loss import CESampled, CESampledWeighted, GroupedCESampled  # noqa: E402
 from replay.nn.sequential import SasRec, TwoTower  # noqa: E402
-from replay.nn.transform import UniformNegativeSamplingTransform  # noqa: E402
+from replay.nn.transform import (  # noqa: E402
+    GroupedUniformNegativeSamplingTransform,
+    UniformNegativeSamplingTransform,
+)
 from replay.nn.transform.template import make_default_sasrec_transforms  # noqa: E402
 
 from cw_ext import presets  # noqa: E402
-from cw_ext.integrations.replay import CWSampled  # noqa: E402
+from cw_ext.integrations.replay import CWSampled, GroupedCWSampled  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the package's and Lightning's, of what a run of a second leaves out
 
@@ -126,23 +129,47 @@ def test_infonce_is_the_sampled_cross_entropy(
     assert_same_loss((losses[0], adapted), (losses[1], own))
 
 
+def pools_of(groups: int) -> Tensor:
+    """A pool of distinct items for each group, as the package asks."""
+    return torch.stack([torch.randperm(ITEMS, generator=generator(g))[:20] for g in range(groups)])
+
+
+@pytest.mark.parametrize("lookup", [False, True])
 @pytest.mark.parametrize("table", [True, False], ids=["table", "logits"])
-def test_grouped_pools_are_negatives_per_session(table: bool) -> None:
-    """GroupedCESampled's mean of the groups' means: that over all targets, as each group has as many of them here."""
+@pytest.mark.parametrize("group", [1, 2, 4, BATCH, BATCH + 1])
+@pytest.mark.parametrize("kind", ["SasRec", "TwoTower"])
+def test_infonce_is_the_grouped_cross_entropy(kind: str, group: int, table: bool, lookup: bool) -> None:
+    """Groups of different numbers of targets, and a last one of fewer sessions; by both ways to mask collisions."""
     torch.manual_seed(0)
-    group = 2
-    own, adapted = model_of("SasRec"), model_of("SasRec")
+    own, adapted = model_of(kind), model_of(kind)
     adapted.load_state_dict(own.state_dict())
-    with_loss(own, GroupedCESampled(group))
-    with_loss(adapted, CWSampled(item_weights_of(adapted) if table else None, **presets.infonce(temperature=1.0)))
-    batch = batch_of((20,))
-    batch["target_padding_mask"] = torch.zeros(BATCH, LENGTH, 1, dtype=torch.bool)
-    batch["target_padding_mask"][:, -1] = True  # the one place that no session pads
-    batch["positive_labels"] %= ITEMS  # of what was no target before, too
-    pools = torch.stack([torch.randperm(ITEMS, generator=generator(g))[:20] for g in range(BATCH // group)])
-    expected = own.train()(**batch | {"negative_labels": pools})["loss"]
-    found = adapted.train()(**batch | {"negative_labels": pools.repeat_interleave(group, 0)})["loss"]
-    assert_same_loss((found, adapted), (expected, own))
+    with_loss(own, GroupedCESampled(group, cardinality=ITEMS if lookup else None))
+    weights = item_weights_of(adapted) if table else None
+    with_loss(adapted, GroupedCWSampled(group, weights, **presets.infonce(temperature=1.0)))
+    batch = batch_of((20,)) | {"negative_labels": pools_of(-(-BATCH // group))}
+    batch["target_padding_mask"][:, -1] = True  # the package wants a target in every group
+    batch["positive_labels"][:, -1] %= ITEMS
+    losses = [model.train()(**batch)["loss"] for model in (adapted, own)]
+    assert_same_loss((losses[0], adapted), (losses[1], own))
+
+
+def test_grouped_pools_with_weights_and_several_positives() -> None:
+    """The mean of what CWSampled makes of each group; one without targets is left out."""
+    torch.manual_seed(0)
+    grouped, single = model_of("SasRec").train(), model_of("SasRec").train()
+    single.load_state_dict(grouped.state_dict())
+    arguments = {"feature_name": "weight", **presets.cw(temperature=0.5, prior=0.1)}
+    with_loss(grouped, GroupedCWSampled(2, item_weights_of(grouped), **arguments))
+    with_loss(single, CWSampled(item_weights_of(single), **arguments))
+    batch = batch_of((20,), positives=3) | {"negative_labels": pools_of(3)}
+    batch["target_padding_mask"][2:4] = False
+    expected = []
+    for group in (0, 2):
+        rows = slice(2 * group, 2 * group + 2)
+        part: dict[str, Any] = {name: batch[name][rows] for name in batch if name != "feature_tensors"}
+        part["feature_tensors"] = {name: tensor[rows] for name, tensor in batch["feature_tensors"].items()}
+        expected.append(single(**part | {"negative_labels": batch["negative_labels"][group]})["loss"])
+    assert_same_loss((grouped(**batch)["loss"], grouped), (torch.stack(expected).mean(), single))
 
 
 def test_table_and_logits_agree() -> None:
@@ -202,11 +229,15 @@ def test_autocast(table: bool) -> None:
     torch.testing.assert_close(half, full, rtol=0.05, atol=0)
 
 
-def test_no_targets() -> None:
+@pytest.mark.parametrize("grouped", [False, True])
+def test_no_targets(grouped: bool) -> None:
     """A batch in which nothing counts has loss 0 and no gradient, not NaN."""
     model = model_of("SasRec").train()
-    with_loss(model, CWSampled(item_weights_of(model)))
+    weights = item_weights_of(model)
+    with_loss(model, GroupedCWSampled(2, weights) if grouped else CWSampled(weights))
     batch = batch_of((20,))
+    if grouped:
+        batch["negative_labels"] = pools_of(BATCH // 2)
     batch["target_padding_mask"] = torch.zeros_like(batch["target_padding_mask"])
     loss = model(**batch)["loss"]
     loss.backward()
@@ -226,8 +257,8 @@ def test_negatives_are_not_gathered() -> None:
     assert largest < targets * number * dim * 4 / 3
 
 
-@pytest.mark.parametrize("table", [True, False], ids=["table", "logits"])
-def test_trains_on_movielens(table: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["table", "logits", "grouped"])
+def test_trains_on_movielens(kind: str, tmp_path: Path) -> None:
     """Recall@20 of each user's last item, by the package's own data module, transforms, trainer module and metrics."""
     found, num_items = sequences(300)
     history = pd.DataFrame({"item_id": [items[:-1] for items in found]})
@@ -236,7 +267,10 @@ def test_trains_on_movielens(table: bool, tmp_path: Path) -> None:
     history.assign(**held_out).to_parquet(tmp_path / "validate.parquet")
     length = 40
     transforms = make_default_sasrec_transforms(schema_of(num_items, 32))
-    transforms["train"].append(UniformNegativeSamplingTransform(num_items, 64))
+    sampling = UniformNegativeSamplingTransform(num_items, 64)
+    if kind == "grouped":
+        sampling = GroupedUniformNegativeSamplingTransform(num_items, 64, group_size=10)
+    transforms["train"].append(sampling)
     longest = max(map(len, found))
     data = ParquetModule(
         batch_size=32,
@@ -254,8 +288,10 @@ def test_trains_on_movielens(table: bool, tmp_path: Path) -> None:
     )
     torch.manual_seed(0)
     body = model_of("SasRec", num_items, 32, length, dropout=0.1).body
-    weights = body.embedder.get_item_weights if table else None
-    model = SasRec(body, CWSampled(weights, **presets.cw(temperature=1.0, prior=0.02)))
+    arguments = presets.cw(temperature=1.0, prior=0.02)
+    weights = None if kind == "logits" else body.embedder.get_item_weights
+    loss = GroupedCWSampled(10, weights, **arguments) if kind == "grouped" else CWSampled(weights, **arguments)
+    model = SasRec(body, loss)
     metrics = ComputeMetricsCallback(
         metrics=["recall"], ks=[20], postprocessors=[SeenItemsFilter(num_items)], verbose=False
     )
@@ -282,6 +318,22 @@ def test_bad_shape_of_negatives(shape: tuple[int, ...]) -> None:
     batch = batch_of((20,)) | {"negative_labels": torch.zeros(shape, dtype=torch.int64)}
     with pytest.raises(ValueError, match=r"negative_labels must have shape \[N\], \[B, N\] or \[B, L, N\]"):
         model(**batch)
+
+
+@pytest.mark.parametrize("shape", [(20,), (2, 20), (BATCH, 20), (BATCH // 2, 1, 20)])
+def test_bad_shape_of_pools(shape: tuple[int, ...]) -> None:
+    model = with_loss(model_of("SasRec"), GroupedCWSampled(2)).train()
+    batch = batch_of((20,)) | {"negative_labels": torch.zeros(shape, dtype=torch.int64)}
+    with pytest.raises(ValueError, match=r"negative_labels must have shape \[3, N\]"):
+        model(**batch)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"logical_batch_size": 0}, {"reduction": "sum"}, {"reduction": "none"}, {"prior": 1}]
+)
+def test_bad_arguments_of_groups(arguments: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(arguments))):
+        GroupedCWSampled(**{"logical_batch_size": 2} | arguments)
 
 
 @pytest.mark.parametrize(

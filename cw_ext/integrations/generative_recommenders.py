@@ -1,0 +1,174 @@
+"""CW for Meta's generative-recommenders (HSTU, SASRec). By its conventions: its packages are not imported."""
+
+from __future__ import annotations
+
+from typing import Any, Unpack
+
+import torch
+from torch import Tensor, nn
+
+from cw_ext.functional import cw_loss
+from cw_ext.integrations.hstu_candidates import loss_of_draws
+from cw_ext.parameters import LossArguments, documents_loss_arguments, resolve
+
+
+class CWSampledLoss(nn.Module):
+    """CW in place of SampledSoftmaxLoss (arXiv 2402.17152).
+
+    In ``train_fn``, where the loss is chosen:
+
+    >>> from cw_ext import presets
+    >>> from cw_ext.integrations.generative_recommenders import CWSampledLoss
+    >>> ar_loss = CWSampledLoss(num_to_sample=num_negatives, model=model, **presets.cw(temperature))
+
+    and training calls it as before, with either of its samplers. presets.infonce(τ) is SampledSoftmaxLoss with
+    softmax_temperature τ: with the same seed it draws the same negatives, and leaves out those that are the row's own
+    positive. Rows that have none left are left out of the mean (there they count with loss 0).
+
+    With the dot product (`interaction_module_type = "DotProduct"`) it goes through
+    :func:`cw_ext.cw_loss_from_embeddings`: the embeddings of negatives, [N', R, D] for N' targets, are not gathered;
+    activation checkpointing has nothing to save. With a learned similarity (MoL), or a sampler of another kind, they
+    are, and it goes through :func:`cw_ext.cw_loss` on the scores of the model's `similarity_fn`.
+    """
+
+    @documents_loss_arguments
+    def __init__(self, num_to_sample: int, model: nn.Module, **loss: Unpack[LossArguments]) -> None:
+        """Takes the number of negatives, the model and the loss arguments.
+
+        Args:
+            num_to_sample: R ≥ 1, negatives of a target.
+            model: the sequential encoder (not its DDP wrapper), whose similarity scores items.
+            **loss: see below. `temperature` is its softmax_temperature.
+
+        Raises:
+            TypeError, ValueError: the message contains the argument, what was expected and what came.
+        """
+        super().__init__()
+        if num_to_sample < 1:
+            raise ValueError(f"num_to_sample must be at least 1, got {num_to_sample}")
+        resolve(loss)
+        self.num_to_sample = num_to_sample
+        self._model: Any = model
+        self.loss: LossArguments = loss
+
+    def forward(
+        self,
+        lengths: Tensor,
+        output_embeddings: Tensor,
+        supervision_ids: Tensor,
+        supervision_embeddings: Tensor,
+        supervision_weights: Tensor,
+        negatives_sampler: nn.Module,
+        **kwargs: Any,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of padded sequences.
+
+        Args:
+            lengths: [B], how many of each sequence's first places count.
+            output_embeddings: [B, N, D], the encoder's.
+            supervision_ids: [B, N], the positives.
+            supervision_embeddings: [B, N, D], theirs.
+            supervision_weights: [B, N], of the rows.
+            negatives_sampler: LocalNegativesSampler, InBatchNegativesSampler after its process_batch, or one like them.
+            **kwargs: for the model's `similarity_fn`; of these user_ids [B] are repeated for each place.
+
+        Returns:
+            The mean over the targets by their weights (0 where all are 0), and the auxiliary losses of the similarity.
+
+        Raises:
+            ValueError: a shape is wrong.
+        """
+        shape = tuple(supervision_ids.shape)
+        if tuple(lengths.shape) != shape[:1]:
+            raise ValueError(f"lengths must have shape {shape[:1]}, one for each sequence, got {tuple(lengths.shape)}")
+        _check_shapes(2, output_embeddings, supervision_ids, supervision_embeddings, supervision_weights)
+        there = torch.arange(shape[1], device=lengths.device) < lengths.unsqueeze(1)  # [B, N]
+        if "user_ids" in kwargs:
+            kwargs["user_ids"] = kwargs["user_ids"].unsqueeze(1).expand(shape)[there]
+        return self.jagged_forward(
+            output_embeddings[there],
+            supervision_ids[there],
+            supervision_embeddings[there],
+            supervision_weights[there],
+            negatives_sampler,
+            **kwargs,
+        )
+
+    def jagged_forward(
+        self,
+        output_embeddings: Tensor,
+        supervision_ids: Tensor,
+        supervision_embeddings: Tensor,
+        supervision_weights: Tensor,
+        negatives_sampler: nn.Module,
+        **kwargs: Any,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of N' targets, [N', D] and [N'], with further arguments and results as of :meth:`forward`."""
+        _check_shapes(1, output_embeddings, supervision_ids, supervision_embeddings, supervision_weights)
+        sampler: Any = negatives_sampler
+        positives = sampler.normalize_embeddings(supervision_embeddings)
+        found = _candidates(sampler) if _is_dot_product(self._model) else None
+        if found is not None:
+            loss = loss_of_draws(
+                output_embeddings,
+                supervision_ids,
+                positives,
+                *found,
+                self.num_to_sample,
+                supervision_weights,
+                **self.loss,
+            )
+            return loss, {}
+
+        neg_ids, negatives = sampler(positive_ids=supervision_ids, num_to_sample=self.num_to_sample)
+        own = supervision_ids.unsqueeze(1)  # [N', 1]
+
+        def scores(ids: Tensor, embeddings: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            found: tuple[Tensor, dict[str, Tensor]] = self._model.similarity_fn(
+                query_embeddings=output_embeddings, item_ids=ids, item_embeddings=embeddings, **kwargs
+            )
+            return found
+
+        pos_scores, auxiliary = scores(own, positives.unsqueeze(1))
+        neg_scores, _ = scores(neg_ids, negatives)
+        loss = cw_loss(
+            pos_scores.squeeze(1),
+            neg_scores,
+            neg_log_weights=torch.zeros_like(neg_scores).masked_fill(neg_ids == own, -torch.inf),
+            row_weights=supervision_weights,
+            **self.loss,
+        )
+        return loss, auxiliary
+
+
+def _check_shapes(dims: int, outputs: Tensor, ids: Tensor, embeddings: Tensor, weights: Tensor) -> None:
+    if ids.dim() != dims:
+        expected = "[B, N]" if dims == 2 else "[N']"
+        raise ValueError(f"supervision_ids must have shape {expected}, got {tuple(ids.shape)}")
+    shape = tuple(ids.shape)
+    if outputs.shape[:-1] != shape:
+        raise ValueError(f"output_embeddings must have shape {[*shape, 'D']}, got {tuple(outputs.shape)}")
+    if embeddings.shape != outputs.shape:
+        raise ValueError(
+            f"supervision_embeddings must have output_embeddings' shape {tuple(outputs.shape)}, "
+            f"got {tuple(embeddings.shape)}"
+        )
+    if weights.shape != shape:
+        raise ValueError(f"supervision_weights must have supervision_ids' shape {shape}, got {tuple(weights.shape)}")
+
+
+def _is_dot_product(model: Any) -> bool:
+    """Known by the name of the class, as nothing of the package is imported."""
+    return type(getattr(model, "_ndp_module", None)).__name__ == "DotProductSimilarity"
+
+
+def _candidates(sampler: Any) -> tuple[Tensor, Tensor] | None:
+    """Ids [C] and embeddings [C, D] of what one of the package's samplers draws from; None for another sampler."""
+    match type(sampler).__name__:
+        case "InBatchNegativesSampler":
+            ids, embeddings = sampler.get_all_ids_and_embeddings()
+            return ids, embeddings
+        case "LocalNegativesSampler":
+            ids = sampler._all_item_ids
+            return ids, sampler.normalize_embeddings(sampler._item_emb(ids))
+    return None

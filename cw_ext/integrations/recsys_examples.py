@@ -1,0 +1,88 @@
+"""CW for NVIDIA's recsys-examples (its HSTU retrieval). By its conventions: its modules are not imported."""
+
+from __future__ import annotations
+
+from typing import Any, Unpack
+
+from torch import Tensor, nn
+
+from cw_ext.integrations.hstu_candidates import loss_of_draws
+from cw_ext.parameters import LossArguments, documents_loss_arguments, resolve
+
+
+class CWSampledLoss(nn.Module):
+    """CW in place of SampledSoftmaxLoss (arXiv 2402.17152), on the targets of RetrievalGR.
+
+    In the main() of pretrain_gr_retrieval, after the model is made:
+
+    >>> from cw_ext import presets
+    >>> from cw_ext.integrations.recsys_examples import CWSampledLoss
+    >>> model._loss_module = CWSampledLoss(num_negatives, model._loss_module._negatives_sampler, **presets.cw(0.05))
+
+    and training calls it as before. presets.infonce(τ) is SampledSoftmaxLoss with softmax_temperature τ: with the same
+    seed it draws the same negatives, and leaves out those that are the row's own positive.
+
+    It goes through :func:`cw_ext.cw_loss_from_embeddings`: the embeddings of negatives, [T, R, D] for T targets, are
+    not gathered. Scores are computed in fp32, as the model gives fp32 embeddings; those of SampledSoftmaxLoss on a GPU
+    are rounded to bf16 or fp16 by its DotProductSimilarity.
+    """
+
+    @documents_loss_arguments
+    def __init__(self, num_to_sample: int, negatives_sampler: nn.Module, **loss: Unpack[LossArguments]) -> None:
+        """Takes the number of negatives, their sampler and the loss arguments.
+
+        Args:
+            num_to_sample: R, negatives of a target; where it is not positive, as many as there are targets.
+            negatives_sampler: InBatchNegativesSampler.
+            **loss: see below. `temperature` is its softmax_temperature; `reduction` is "none" if it is not given, since
+                the training pipeline sums over the targets.
+
+        Raises:
+            TypeError, ValueError: the message contains the argument, what was expected and what came.
+        """
+        super().__init__()
+        if not hasattr(negatives_sampler, "gen_sampled_candidates"):
+            raise TypeError(
+                "negatives_sampler must have gen_sampled_candidates(), as InBatchNegativesSampler has, "
+                f"got {type(negatives_sampler).__name__}"
+            )
+        resolve(loss)
+        self.num_to_sample = num_to_sample
+        self._negatives_sampler: Any = negatives_sampler
+        self.loss: LossArguments = {"reduction": "none", **loss}
+
+    def forward(self, output_embeddings: Tensor, supervision_ids: Tensor, supervision_embeddings: Tensor) -> Tensor:
+        """The losses of the targets.
+
+        Args:
+            output_embeddings: [T, D], the model's.
+            supervision_ids: [T], the positives.
+            supervision_embeddings: [T, D], theirs.
+
+        Returns:
+            [T], or a scalar by the `reduction` that was given.
+
+        Raises:
+            ValueError: a shape is wrong.
+        """
+        if output_embeddings.shape != supervision_embeddings.shape:
+            raise ValueError(
+                f"supervision_embeddings must have output_embeddings' shape {tuple(output_embeddings.shape)}, "
+                f"got {tuple(supervision_embeddings.shape)}"
+            )
+        if supervision_ids.shape != output_embeddings.shape[:1]:
+            raise ValueError(
+                f"supervision_ids must have shape {tuple(output_embeddings.shape[:1])}, one for each target, "
+                f"got {tuple(supervision_ids.shape)}"
+            )
+        sampler = self._negatives_sampler
+        candidate_ids, candidates = sampler.gen_sampled_candidates(supervision_ids, supervision_embeddings)
+        return loss_of_draws(
+            output_embeddings,
+            supervision_ids,
+            sampler.normalize_embeddings(supervision_embeddings),
+            candidate_ids,
+            candidates,
+            self.num_to_sample if self.num_to_sample > 0 else supervision_ids.numel(),
+            **self.loss,
+        )

@@ -1,0 +1,286 @@
+"""CW as a loss of sentence-transformers, in place of its MultipleNegativesRankingLoss. For version 6."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, NamedTuple, Unpack
+
+import torch
+import torch.distributed as dist
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.losses import CachedLossMixin, has_static_embedding_input
+from sentence_transformers.base.losses.merged_forward import embed_columns
+from torch import Tensor, nn
+
+from cw_ext import checks, reference
+from cw_ext.autocast import floating_input, without_autocast
+from cw_ext.collectives import gather_rows
+from cw_ext.embedding_batch import Similarity, check_similarity, embedding_batch, loss_of_ids
+from cw_ext.functional import cw_loss
+from cw_ext.parameters import LossArguments, documents_loss_arguments, resolve
+
+Direction = Literal["query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc"]
+_DIRECTIONS = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
+
+
+class _Columns(NamedTuple):
+    """The embeddings of all processes."""
+
+    queries: Tensor  # [n, D]
+    documents: Tensor  # [n, D], the positives
+    candidates: Tensor  # [k·n, D]: the positives, then each column of hard negatives
+    own: Tensor  # [b], the rows of this process
+    share: float  # of a row, so that the mean over the processes of their sums is the mean over all rows
+
+    def part(self, begin: int, end: int) -> _Columns:
+        """With fewer rows of this process."""
+        return self._replace(own=self.own[begin:end])
+
+
+class CWMultipleNegativesRankingLoss(nn.Module):
+    """CW in place of sentence-transformers' MultipleNegativesRankingLoss: in-batch negatives, and hard ones in columns.
+
+    >>> loss = CWMultipleNegativesRankingLoss(model, **presets.cw(temperature=0.05, prior=0.01))
+    >>> SentenceTransformerTrainer(model=model, train_dataset=pairs, loss=loss).train()
+
+    With presets.infonce(temperature=1 / scale) it has the values and gradients of MultipleNegativesRankingLoss, but for
+    its `hardness_mode`, whose place the loss's own weights take (presets.hcl, for one).
+
+    A row is a query with its document. Its negatives are, by direction, with n queries in all and k columns of
+    documents (positives, then hard negatives):
+
+    - "query_to_doc": the k·n documents but its own positive, for the query;
+    - "query_to_query": the other n − 1 queries, for the query;
+    - "doc_to_query": the other n − 1 queries, for the positive document;
+    - "doc_to_doc": the k·(n − 1) documents of the other queries, for the positive document.
+    """
+
+    @documents_loss_arguments
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        *,
+        similarity: Similarity = "cosine",
+        gather_across_devices: bool = False,
+        directions: Sequence[Direction] = ("query_to_doc",),
+        partition_mode: Literal["joint", "per_direction"] = "joint",
+        **loss: Unpack[LossArguments],
+    ) -> None:
+        """Takes the model, what MultipleNegativesRankingLoss takes, and the loss arguments.
+
+        Args:
+            model: makes the embeddings.
+            similarity: "cosine", which is the library's, "half_cosine" ½·cos, or "dot".
+            gather_across_devices: the queries and documents of all processes of torch.distributed, if it is
+                initialised, are candidates; gradients flow back to them. Batches may differ in length: the mean over
+                the processes is that over all rows.
+            directions: see above; "query_to_doc" among them.
+            partition_mode: "joint": one row with the negatives of all directions (GTE, arXiv 2308.03281). Where
+                include_positive=True and "doc_to_query" is among them, the row's own pair is so twice, as there.
+                "per_direction": a loss per direction, and their mean; without "query_to_query" and "doc_to_doc".
+            **loss: see below; reduction="mean" and return_above=False are the only ones here.
+
+        Raises:
+            TypeError, ValueError: the message contains the argument, what was expected and what came.
+        """
+        super().__init__()
+        options = resolve(loss)
+        if options.reduction != "mean" or options.row.return_above:
+            raise ValueError(
+                "reduction must be 'mean', and return_above False, as the trainer takes one number, "
+                f"got reduction={options.reduction!r}, return_above={options.row.return_above}"
+            )
+        check_similarity(similarity)
+        checks.flags(gather_across_devices=gather_across_devices)
+        _check_directions(directions, partition_mode)
+        self.model = model
+        self.similarity = similarity
+        self.gather_across_devices = gather_across_devices
+        self.directions = tuple(directions)
+        self.partition_mode = partition_mode
+        self.include_positive = options.row.include_positive
+        self.arguments: LossArguments = loss
+
+    def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None = None) -> Tensor:
+        """The loss of a batch.
+
+        Args:
+            sentence_features: of the queries, their documents and any number of columns of hard negatives, with one
+                text for each query.
+            labels: not used.
+
+        Raises:
+            ValueError: fewer than two columns, or columns of different lengths.
+        """
+        return self.compute_loss_from_embeddings(embed_columns(self.model, sentence_features), labels)
+
+    def compute_loss_from_embeddings(self, embeddings: Sequence[Tensor], labels: Tensor | None = None) -> Tensor:
+        """The same from the embeddings [B, D] of each column."""
+        with without_autocast(embeddings[0].device.type if embeddings else "cpu"):
+            columns = self._columns(embeddings)
+            return self._rows(columns).sum() * columns.share
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """What the model card tells of the loss."""
+        names = ("similarity", "gather_across_devices", "directions", "partition_mode")
+        return {name: getattr(self, name) for name in names} | dict(self.arguments)
+
+    def _columns(self, embeddings: Sequence[Tensor]) -> _Columns:
+        """Of all processes, ready to be multiplied."""
+        if len(embeddings) < 2:
+            raise ValueError(
+                f"sentence_features must hold at least two columns, queries and documents, got {len(embeddings)}"
+            )
+        for n, column in enumerate(embeddings):
+            checks.has_shape(f"embeddings[{n}]", column, tuple(embeddings[0].shape), "that of the queries' embeddings")
+        rows = torch.cat([floating_input("embeddings", column) for column in embeddings], 1)
+        number, first, processes = len(rows), 0, 1
+        several = self.gather_across_devices and dist.is_available() and dist.is_initialized()
+        if several and (world := dist.group.WORLD) is not None:
+            rows, first = gather_rows(rows, world)
+            processes = dist.get_world_size()
+        dtype = reference.compute_dtype(rows.dtype)
+        units = [reference.unit_rows(column, self.similarity) for column in rows.to(dtype).chunk(len(embeddings), 1)]
+        own = torch.arange(first, first + number, device=rows.device)
+        return _Columns(units[0], units[1], torch.cat(units[1:]), own, processes / max(len(rows), 1))
+
+    def _rows(self, columns: _Columns) -> Tensor:
+        """The losses [b] of this process's rows."""
+        arguments: LossArguments = {**self.arguments, "reduction": "none"}
+        queries, documents = columns.queries[columns.own], columns.documents[columns.own]
+        scale = reference.SCORE_SCALE[self.similarity]
+        pairs = []  # the rows' vectors and what they are compared with, by direction
+        for direction in self.directions:
+            rows = queries if direction.startswith("query") else documents
+            pairs.append((scale * rows, columns.candidates if direction.endswith("doc") else columns.queries))
+        if self.partition_mode == "per_direction" or len(pairs) == 1:
+            return torch.stack([_rows_against(rows, pool, columns.own, arguments) for rows, pool in pairs]).mean(0)
+        return cw_loss(
+            scale * (queries * documents).sum(1),
+            torch.cat([rows @ pool.T for rows, pool in pairs], 1),
+            neg_log_weights=torch.cat([self._left_out(direction, columns) for direction in self.directions], 1),
+            **arguments,
+        )
+
+    def _left_out(self, direction: Direction, columns: _Columns) -> Tensor:
+        """Log weights of a direction's pool, −inf where it is no negative of the row."""
+        rows, number = torch.arange(len(columns.own), device=columns.own.device), len(columns.queries)
+        pool = columns.candidates if direction.endswith("doc") else columns.queries
+        weights = columns.queries.new_zeros(len(rows), len(pool))
+        if direction == "doc_to_query" and self.include_positive:
+            return weights
+        for first in range(0, len(pool) if direction == "doc_to_doc" else number, max(number, 1)):
+            weights[rows, first + columns.own] = -math.inf
+        return weights
+
+
+class CWCachedMultipleNegativesRankingLoss(CachedLossMixin, CWMultipleNegativesRankingLoss):
+    """CW in place of CachedMultipleNegativesRankingLoss: the same loss for batches whose activations do not fit.
+
+    The library's own gradient cache (arXiv 2101.06983) encodes the texts in parts, and once more in backward.
+    """
+
+    @documents_loss_arguments
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        *,
+        mini_batch_size: int = 32,
+        mini_batch_num_tokens: int | None = None,
+        show_progress_bar: bool = False,
+        similarity: Similarity = "cosine",
+        gather_across_devices: bool = False,
+        directions: Sequence[Direction] = ("query_to_doc",),
+        partition_mode: Literal["joint", "per_direction"] = "joint",
+        **loss: Unpack[LossArguments],
+    ) -> None:
+        """Takes what CachedMultipleNegativesRankingLoss takes, and the loss arguments.
+
+        Args:
+            model: see :class:`CWMultipleNegativesRankingLoss`. Not one of StaticEmbedding, which has no activations.
+            mini_batch_size: texts to encode at a time, and rows whose scores exist at a time.
+            mini_batch_num_tokens: encode texts of at most so many tokens at a time instead.
+            show_progress_bar: over the parts.
+            similarity, gather_across_devices, directions, partition_mode: see :class:`CWMultipleNegativesRankingLoss`.
+            **loss: see below.
+
+        Raises:
+            TypeError, ValueError: the message contains the argument, what was expected and what came.
+        """
+        super().__init__(
+            model,
+            similarity=similarity,
+            gather_across_devices=gather_across_devices,
+            directions=directions,
+            partition_mode=partition_mode,
+            **loss,
+        )
+        checks.whole_number("mini_batch_size", mini_batch_size, 1)
+        if mini_batch_num_tokens is not None:
+            checks.whole_number("mini_batch_num_tokens", mini_batch_num_tokens, 1)
+        if has_static_embedding_input(model):
+            raise ValueError(
+                "model must not be one of StaticEmbedding, whose inputs cannot be split: take "
+                "CWMultipleNegativesRankingLoss; got one"
+            )
+        self.mini_batch_size = mini_batch_size
+        self.mini_batch_num_tokens = mini_batch_num_tokens
+        self.show_progress_bar = show_progress_bar
+
+    def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None = None) -> Tensor:
+        """As of CWMultipleNegativesRankingLoss."""
+        found: Tensor = CachedLossMixin.forward_cached(self, sentence_features, labels)
+        return found
+
+    def calculate_loss(
+        self, reps: Sequence[Sequence[Tensor]], labels: Tensor | None = None, *, with_backward: bool = False
+    ) -> Tensor:
+        """The loss from the embeddings of each column, in parts; what the library's gradient cache calls."""
+        embeddings = [torch.cat([*parts]) for parts in reps]
+        with without_autocast(embeddings[0].device.type):
+            columns = self._columns(embeddings)
+            leaves = columns
+            if with_backward:
+                queries, documents, candidates = (column.detach().requires_grad_() for column in columns[:3])
+                leaves = columns._replace(queries=queries, documents=documents, candidates=candidates)
+            total = columns.queries.new_zeros(())
+            for begin in range(0, len(columns.own), self.mini_batch_size):
+                part = self._rows(leaves.part(begin, begin + self.mini_batch_size)).sum() * columns.share
+                if with_backward:
+                    part.backward()
+                    part = part.detach()
+                total = total + part
+            if with_backward:
+                torch.autograd.backward(columns[:3], [_gradient(leaf) for leaf in leaves[:3]])
+            return total
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """What the model card tells of the loss."""
+        names = ("mini_batch_size", "mini_batch_num_tokens")
+        return {name: getattr(self, name) for name in names} | super().get_config_dict()
+
+
+def _rows_against(rows: Tensor, pool: Tensor, own: Tensor, arguments: LossArguments) -> Tensor:
+    """The losses [b] of rows whose positives are `own` of the pool, and whose negatives are all others. The scores, of
+    all rows and the whole pool, need not exist."""
+    batch = embedding_batch(rows, pool, own, None, None, "dot", arguments)
+    return loss_of_ids(batch, torch.arange(len(pool), device=pool.device), None, sparse_grad=False, exclude=True)
+
+
+def _gradient(leaf: Tensor) -> Tensor:
+    """Zeros where no row used it."""
+    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+
+
+def _check_directions(directions: Sequence[str], partition_mode: str) -> None:
+    for direction in (directions,) if isinstance(directions, str) else directions:
+        checks.choice("directions", direction, _DIRECTIONS)
+    if isinstance(directions, str) or "query_to_doc" not in directions or len(set(directions)) < len(directions):
+        raise ValueError(f"directions must hold 'query_to_doc', and each direction once, got {directions!r}")
+    checks.choice("partition_mode", partition_mode, ("joint", "per_direction"))
+    if partition_mode == "per_direction" and {"query_to_query", "doc_to_doc"} & {*directions}:
+        raise ValueError(
+            "partition_mode must be 'joint' where directions hold 'query_to_query' or 'doc_to_doc', which do not "
+            "contain the pair, got 'per_direction'"
+        )
