@@ -4,6 +4,7 @@ loops over all pairs, and :func:`cw_ext.cw_loss`."""
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -150,6 +151,15 @@ def test_clips_loss(backend: str) -> None:
         assert_near(mine, its, torch.float64, "gradient")
     plain = {"symmetric": True, "log_q_correction": False, "weighting": "none", "backend": backend}
     assert torch.autograd.gradcheck(lambda q, x: cw_loss_in_batch(q, x, labels, **plain), (images, texts))
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_ids_of_any_size_and_kind(backend: str, symmetric: bool) -> None:
+    """Without counts ids are but names: small ones in int32, or those of row_numbers(), which are large."""
+    settings = {"backend": backend, "symmetric": symmetric, "log_q_correction": False}
+    expected = CASE.loss(**settings)
+    for ids in (CASE.item_ids.int(), CASE.item_ids + 2**31, CASE.item_ids * 2**40):
+        assert torch.equal(replace(CASE, item_ids=ids).loss(**settings), expected)
 
 
 def test_distinct_ids_are_rows_of_a_catalogue(backend: str) -> None:
