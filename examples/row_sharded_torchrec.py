@@ -17,7 +17,7 @@ from torchrec.distributed.shard import shard
 from torchrec.distributed.sharding_plan import construct_module_sharding_plan, row_wise
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 
-from examples.row_sharded import distinct_ids
+from cw_ext.distributed import distinct_ids
 
 
 class TorchRecTable(nn.Module):

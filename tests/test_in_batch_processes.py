@@ -114,12 +114,13 @@ def _refusals(rank: int) -> list[str]:
         lambda: cw_loss_in_batch(x, x, ids, item_ids=ids, ring=rank == 0, **plain),
         lambda: cw_loss_in_batch(x, x, ids, item_ids=ids, symmetric=rank == 0, **plain),
         lambda: cw_loss_in_batch(x.clone().requires_grad_(rank == 0), x, ids, item_ids=ids, **plain),
+        lambda: cw_loss_in_batch(x, x, ids + 9 * rank, item_ids=ids, **plain),  # ids out of range, in all but the first
         lambda: gather_rows(x[:, : DIM - rank], group),
     ):
         try:
             call()
-        except ValueError as error:
-            found.append(str(error))
+        except (IndexError, ValueError) as error:
+            found.append(f"{type(error).__name__}: {error}")
         else:
             found.append("none")
     return found
@@ -328,14 +329,19 @@ def test_a_ring_holds_one_part_at_a_time(kernels: None, found: list) -> None:
 
 
 def test_calls_that_differ_are_refused_everywhere(kernels: None, found: list) -> None:
-    expected = [
-        "the same table.*item_ids",
-        "ring: ",
-        "symmetric: ",
-        "queries require a gradient: ",
-        "rows must have the",
+    out_of_range = [
+        "IndexError: process 1 of the group has raised IndexError",
+        "IndexError: pos_ids must be in .* got ",
     ]
-    for process in found:
+    for rank, process in enumerate(found):
+        expected = [
+            "ValueError: items must be the same table.*item_ids",
+            "ValueError: .* ring: ",
+            "ValueError: .* symmetric: ",
+            "ValueError: .* queries require a gradient: ",
+            out_of_range[min(rank, 1)],
+            "ValueError: rows must have the",
+        ]
         assert len(process["refusals"]) == len(expected)
         for message, said in zip(expected, process["refusals"]):
             assert re.search(message, said), said

@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 
 from cw_ext.collectives import ProcessGroup
 from cw_ext.distributed.table import RowShardedTable
-from cw_ext.distributed.together import number_of, raise_in_all
+from cw_ext.together import number_of, raise_in_all
 
 _T = TypeVar("_T")
 
