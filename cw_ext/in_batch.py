@@ -97,8 +97,9 @@ def cw_loss_in_batch(
             Without item_ids `items` is a table that all processes hold alike, and only ids are sent; with item_ids the
             rows of `items` that are positives are sent, and in backward their gradients come back. A mean is that over
             all processes' rows in the sense that the mean of what the processes return is the loss of the whole batch;
-            so the mean of their gradients, as DistributedDataParallel takes it, is its gradient. torch.compile breaks
-            its graph here.
+            so the mean of their gradients, as DistributedDataParallel takes it, is its gradient. Item counts must be
+            those of all processes' data. Of the known positives a process needs those of its own queries; with
+            symmetric those of all processes' queries. torch.compile breaks its graph here.
         gather_gradients: with process_group and item_ids: False sends no gradients back, so that a process's items get
             the gradient of its own rows' loss only. Cheaper, and not the gradient of the whole batch.
         ring: with process_group: the rows travel from process to process, and the loss is computed with one process's

@@ -27,7 +27,7 @@ def in_all_processes(
     """(what `prepare` returns, how many rows each process has), or an error in all of them.
 
     Args:
-        prepare: checks the arguments; its first result is the EmbeddingBatch.
+        prepare: checks the arguments; its results are the EmbeddingBatch, the known positives, and the LogWeights.
         queries: as the user gave them.
         settings: what must be the same in all processes, beside the form of the vectors.
 
@@ -60,6 +60,9 @@ def in_all_processes(
         f"{name} a gradient": in_training and isinstance(value, Tensor) and value.requires_grad
         for name, value in with_gradient.items()
     }
+    # Of counts that each process made of its own data, the log-Q correction would be wrong without a word.
+    counts = prepared and prepared[2].counts
+    settings["sum of the item counts"] = counts and counts[1][0].item()
     rows = number_of(error) if batch is None and error is not None else batch.rows  # type: ignore[union-attr]
     device = queries.device if isinstance(queries, Tensor) else torch.device("cpu")
     told = tell_all([rows, *map(hash_of, settings.values())], device, process_group)

@@ -125,6 +125,7 @@ def _refusals(rank: int) -> list[str]:
         lambda: cw_loss_in_batch(x, x, ids + 9 * rank, item_ids=ids, **plain),  # ids out of range, in all but the first
         lambda: cw_loss_in_batch(x, x, ids, item_ids=ids, extra_pos_ids=ids.view(4, 1) + 9 * rank, **plain),
         lambda: cw_loss_in_batch(x, without_weight if rank else x, ids, item_ids=ids, **plain),
+        lambda: cw_loss_in_batch(x, x, ids, item_ids=ids, item_counts=ids + rank, process_group=group),
         lambda: gather_rows(x[:, : DIM - rank], group),
     ):
         try:
@@ -353,6 +354,7 @@ def test_calls_that_differ_are_refused_everywhere(kernels: None, found: list) ->
             "IndexError: pos_ids must be in .* got " if rank else out_of_range,
             "IndexError: extra_pos_ids must be in .* got " if rank else out_of_range,
             "AttributeError: .*weight" if rank else "RuntimeError: process 1 of the group has raised RuntimeError",
+            "ValueError: .* sum of the item counts: ",
             "ValueError: rows must have the",
         ]
         assert len(process["refusals"]) == len(expected)
