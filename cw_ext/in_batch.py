@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from cw_ext import checks
 from cw_ext.autocast import without_autocast
 from cw_ext.collectives import ProcessGroup
-from cw_ext.embedding_batch import Similarity, embedding_batch, loss_of_ids, rows_of_ids
+from cw_ext.embedding_batch import EmbeddingBatch, Similarity, embedding_batch, loss_of_ids, rows_of_ids
 from cw_ext.estimate_full import check_estimate_full, count_items_left, loss_over_all_items, without_positive
-from cw_ext.in_batch_form import catalogue_size, check_form, ids_of_all
+from cw_ext.in_batch_calls import check_same_table, ids_of_all, in_all_processes
+from cw_ext.in_batch_form import catalogue_size, check_form
 from cw_ext.in_batch_pairs import PairBatch, loss_of_pairs, query_weights
 from cw_ext.in_batch_weights import LogWeights, chosen_items, counts_of
 from cw_ext.interactions import Candidates, Interactions
@@ -96,8 +97,9 @@ def cw_loss_in_batch(
             Without item_ids `items` is a table that all processes hold alike, and only ids are sent; with item_ids the
             rows of `items` that are positives are sent, and in backward their gradients come back. A mean is that over
             all processes' rows in the sense that the mean of what the processes return is the loss of the whole batch;
-            so the mean of their gradients, as DistributedDataParallel takes it, is its gradient. torch.compile breaks
-            its graph here.
+            so the mean of their gradients, as DistributedDataParallel takes it, is its gradient. Item counts must be
+            those of all processes' data. Of the known positives a process needs those of its own queries; with
+            symmetric those of all processes' queries. torch.compile breaks its graph here.
         gather_gradients: with process_group and item_ids: False sends no gradients back, so that a process's items get
             the gradient of its own rows' loss only. Cheaper, and not the gradient of the whole batch.
         ring: with process_group: the rows travel from process to process, and the loss is computed with one process's
@@ -113,65 +115,75 @@ def cw_loss_in_batch(
     Raises:
         TypeError, ValueError, IndexError, RuntimeError: as :func:`cw_ext.sampled_cw_loss`.
     """
-    batch = embedding_batch(queries, items, pos_ids, extra_pos_ids, row_weights, similarity, loss)
-    checks.flags(
-        log_q_correction=log_q_correction,
-        estimate_full=estimate_full,
-        sparse_grad=sparse_grad,
-        symmetric=symmetric,
-        gather_gradients=gather_gradients,
-        ring=ring,
-    )
-    sparse_grad = sparse_grad or batch.sparse_items
-    checks.num_negatives(num_negatives, 0)
-    check_estimate_full(estimate_full, batch.options, log_q_correction, candidates)
-    check_form(
-        batch,
-        item_ids=item_ids,
-        num_negatives=num_negatives,
-        candidates=candidates,
-        estimate_full=estimate_full,
-        symmetric=symmetric,
-        process_group=process_group,
-        gather_gradients=gather_gradients,
-        ring=ring,
-        sparse_grad=sparse_grad,
-    )
-    with without_autocast(batch.device):
-        check_seed(seed, batch.queries.device)
-        known = known_positives(batch, query_ids, interactions)
-        num_items = catalogue_size(batch, item_ids, interactions, item_counts, candidates)
-        if item_counts is not None:
-            checks.item_counts(item_counts, "queries", batch.queries, num_items)
-        if interactions is not None and query_ids is None and not torch.compiler.is_compiling():
-            warnings.warn(
-                "interactions without query_ids leave no known positives out of the negatives. Give query_ids, or say "
-                "that only the counts are meant with item_counts=interactions.item_counts instead of interactions",
-                stacklevel=2,
-            )
-        counts = counts_of(interactions, item_counts) if log_q_correction else None
-        chosen = chosen_items(batch, num_items, interactions, candidates)
-        weights = LogWeights(counts, chosen, num_items if chosen is None else len(chosen), batch.dtype)
-        checks.ids_in_range("pos_ids", pos_ids, batch.items.shape[0])
-        batch = batch._replace(process_group=process_group)
-        if item_ids is not None or symmetric or ring:
+    forms = {"ring": ring, "symmetric": symmetric, "gather_gradients": gather_gradients}
+
+    def prepared() -> tuple[EmbeddingBatch, Interactions | None, LogWeights, LogWeights | None, int]:
+        batch = embedding_batch(queries, items, pos_ids, extra_pos_ids, row_weights, similarity, loss)
+        checks.flags(log_q_correction=log_q_correction, estimate_full=estimate_full, sparse_grad=sparse_grad, **forms)
+        checks.num_negatives(num_negatives, 0)
+        check_estimate_full(estimate_full, batch.options, log_q_correction, candidates)
+        check_form(
+            batch,
+            item_ids=item_ids,
+            num_negatives=num_negatives,
+            candidates=candidates,
+            estimate_full=estimate_full,
+            process_group=process_group,
+            sparse_grad=sparse_grad or batch.sparse_items,
+            **forms,
+        )
+        with without_autocast(batch.device):
+            check_seed(seed, batch.queries.device)
+            known = known_positives(batch, query_ids, interactions)
+            num_items = catalogue_size(batch, item_ids, interactions, item_counts, candidates)
+            if item_counts is not None:
+                checks.item_counts(item_counts, "queries", batch.queries, num_items)
+            counts = counts_of(interactions, item_counts) if log_q_correction else None
+            chosen = chosen_items(batch, num_items, interactions, candidates)
+            # All that a process refuses it must refuse here, before the others wait for it.
+            checks.ids_in_range("pos_ids", pos_ids, batch.items.shape[0])
+            checks.ids_in_range("extra_pos_ids", extra_pos_ids, batch.items.shape[0])
+            of_items = LogWeights(counts, chosen, num_items if chosen is None else len(chosen), batch.dtype)
             of_queries = query_weights(batch, known, log_q_correction) if symmetric else None
+        return batch._replace(process_group=process_group), known, of_items, of_queries, num_items
+
+    if interactions is not None and query_ids is None and not torch.compiler.is_compiling():
+        warnings.warn(
+            "interactions without query_ids leave no known positives out of the negatives. Give query_ids, or say "
+            "that only the counts are meant with item_counts=interactions.item_counts instead of interactions",
+            stacklevel=2,
+        )
+    parts = None
+    if process_group is None:
+        batch, known, of_items, of_queries, num_items = prepared()
+    else:
+        given = {"item_ids given": item_ids is not None, "query_ids given": query_ids is not None}
+        (batch, known, of_items, of_queries, num_items), parts = in_all_processes(
+            prepared, process_group, queries, forms | given
+        )
+        if item_ids is None:
+            check_same_table(batch, parts)
+    sparse_grad = sparse_grad or batch.sparse_items
+    with without_autocast(batch.device):
+        if item_ids is not None or symmetric or ring:
             return loss_of_pairs(
-                PairBatch(batch, item_ids, query_ids, known, weights, of_queries, num_items, gather_gradients),
+                PairBatch(batch, item_ids, query_ids, known, of_items, of_queries, num_items, gather_gradients),
+                parts,
                 estimate_full=estimate_full,
                 ring=ring,
                 sparse_grad=sparse_grad,
             )
         ids = pos_ids.long().view(-1)  # a tensor of its own to torch.compile, which takes none twice
-        if process_group is not None:
-            ids = ids_of_all(batch, ids)
+        if parts is not None:
+            ids = ids_of_all(ids, parts)
         if ids.numel() + num_negatives == 0:  # nothing to lose
             return loss_of_ids(batch, pos_ids.new_full((1,), -1), None, sparse_grad=sparse_grad)
         of_batch, in_batch = ids.numel(), (ids >= 0).sum()
         if num_negatives > 0:
+            chosen = of_items.chosen
             drawn = uniform_draws(num_negatives, seed, batch.items.device, None if chosen is None else chosen.ids)
             ids = torch.cat([ids, draw(drawn, 1, num_items, batch.fused)[0].long()])
-        log_q = weights.of(ids, in_batch, of_batch, num_negatives)
+        log_q = of_items.of(ids, in_batch, of_batch, num_negatives)
         log_q = None if log_q is None else log_q.expand(batch.rows, -1)
         history = None if known is None or query_ids is None else history_of(query_ids, known)
         if not estimate_full:

@@ -1,23 +1,17 @@
-"""What the arguments of the in-batch loss may be together, in one process and over many."""
+"""What the arguments of the in-batch loss may be together."""
 
 from __future__ import annotations
 
-import math
 from typing import NoReturn
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from cw_ext import checks
-from cw_ext.collectives import Parts, ProcessGroup, check_process_group, hash_of, tell_all
-from cw_ext.compiling import uncompiled
+from cw_ext.collectives import ProcessGroup, check_process_group
 from cw_ext.embedding_batch import EmbeddingBatch
 from cw_ext.interactions import Candidates, Interactions
 from cw_ext.known_positives import check_item_count
-
-# Tables that all processes hold alike differ by roundings only, sums of other vectors by far more.
-_ALIKE = 1e-3
 
 
 def check_form(
@@ -97,58 +91,6 @@ def catalogue_size(
                 f"or item_counts, which tell how many items there are, got {candidates.dtype} ids"
             )
         size = candidates.numel()
-    checks.ids_in_range("item_ids", item_ids, size or 2**62, padding=False)
+    # As int64, since the bound where nothing is known does not fit into int32.
+    checks.ids_in_range("item_ids", item_ids.long(), size or 2**62, padding=False)
     return size
-
-
-def parts_of(batch: EmbeddingBatch, process_group: ProcessGroup, **settings: object) -> Parts:
-    """The processes' numbers of rows. All of them must have made the same call.
-
-    Args:
-        settings: what must be the same, beside the vectors' form.
-
-    Raises:
-        ValueError: on all processes, if their calls differ.
-    """
-    queries, items = batch.queries, batch.items
-    in_training = torch.is_grad_enabled()
-    settings |= {
-        "D": queries.shape[1],
-        "dtype": str(queries.dtype).removeprefix("torch."),
-        "queries require a gradient": in_training and queries.requires_grad,
-        "items require a gradient": in_training and items.requires_grad,
-        "reduction": batch.options.reduction,
-    }
-    told = tell_all([batch.rows, *map(hash_of, settings.values())], queries.device, process_group)
-    for rank, numbers in enumerate(told):
-        for (name, value), here, there in zip(settings.items(), told[dist.get_rank(process_group)][1:], numbers[1:]):
-            if here != there:
-                raise ValueError(
-                    f"process_group needs the same call in all its processes, got {name}: {value} in process "
-                    f"{dist.get_rank(process_group)} and another in process {rank}"
-                )
-    return Parts(process_group, [int(numbers[0]) for numbers in told])
-
-
-@uncompiled
-def ids_of_all(batch: EmbeddingBatch, ids: Tensor) -> Tensor:
-    """The ids [ΣB] of all processes' positives, which point into a table that all of them have.
-
-    Raises:
-        ValueError: the tables are not alike.
-    """
-    group = batch.process_group
-    assert group is not None
-    parts = parts_of(batch, group, form="a table that all processes hold alike")
-    table = batch.items.detach()
-    count = len(table)
-    some = table[[0, count // 2, count - 1]].double() if count else table.double()
-    told = tell_all([count, some.sum().item(), some.abs().sum().item()], table.device, group)
-    for number, total, size in told:
-        if number != count or (math.isfinite(total) and abs(total - told[0][1]) > _ALIKE * size):
-            raise ValueError(
-                "items must be the same table on all processes of process_group, got different ones. For vectors that "
-                "each process encodes, give item_ids [I], which item of the catalogue each row of items is; where rows "
-                "have no such ids, cw_ext.distributed.row_numbers(len(items), process_group) makes some"
-            )
-    return parts.gather(ids)

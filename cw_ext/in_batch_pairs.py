@@ -12,7 +12,6 @@ from cw_ext.compiling import uncompiled
 from cw_ext.embedding_batch import EmbeddingBatch, rows_of_ids
 from cw_ext.estimate_full import count_items_left, loss_over_all_items, without_positive
 from cw_ext.excluded_pairs import Pairs, Side, left_out_items, left_out_queries
-from cw_ext.in_batch_form import parts_of
 from cw_ext.in_batch_weights import LogWeights
 from cw_ext.interactions import Interactions
 from cw_ext.op_inputs import Losses
@@ -72,20 +71,12 @@ def query_weights(batch: EmbeddingBatch, known: Interactions | None, log_q_corre
 
 
 @uncompiled
-def loss_of_pairs(pairs: PairBatch, *, estimate_full: bool, ring: bool, sparse_grad: bool) -> Tensor:
-    """The loss, in one process or over those of the batch's group."""
+def loss_of_pairs(
+    pairs: PairBatch, parts: Parts | None, *, estimate_full: bool, ring: bool, sparse_grad: bool
+) -> Tensor:
+    """The loss, in one process or, with `parts`, over those of the batch's group."""
     batch = pairs.batch
     of_negatives = without_positive(batch) if estimate_full else _by_row(batch)
-    parts = None
-    if batch.process_group is not None:
-        settings = {
-            "ring": ring,
-            "symmetric": pairs.symmetric,
-            "gather_gradients": pairs.gather_gradients,
-            "item_ids given": pairs.item_ids is not None,
-            "query_ids given": pairs.query_ids is not None,
-        }
-        parts = parts_of(batch, batch.process_group, **settings)
     if ring:
         assert parts is not None
         directions = _around(pairs._replace(batch=of_negatives), parts)
@@ -120,7 +111,9 @@ def _rows(
 
 def _no_rows(batch: EmbeddingBatch) -> Losses:
     """Of a batch without candidates, which has no rows either, with gradients of 0."""
-    zero = (batch.queries.sum() + batch.items.sum()).to(batch.dtype) * 0
+    # DistributedDataParallel waits for the gradient of a temperature too.
+    leaves = [batch.queries, batch.items, batch.curve.curve, *batch.row_values]
+    zero = torch.stack([x.sum().to(batch.dtype) for x in leaves if isinstance(x, Tensor)]).sum() * 0
     none = torch.zeros(0, dtype=torch.int64, device=zero.device)
     return Losses(zero.expand(0), none.bool(), none)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import re
 import time
 from pathlib import Path
 
@@ -24,8 +25,13 @@ PROCESSES, FAILING = 3, 1
 TIMEOUT = datetime.timedelta(seconds=8)  # of the group, which must end those that wait for one that hangs
 PATIENCE = 120  # seconds until the test gives up on a process, on a busy machine
 BATCH = make_drawn("sampled", 6, seed=9)
-STAGES = ("forward", "backward", "save")  # before which the process fails
-WAYS = ("raises", "dies", "hangs")
+# Before what the process fails, and how.
+QUICK = (("forward", "dies"), ("backward", "raises"), ("save", "hangs"))
+FAILURES = [
+    pytest.param(stage, way, marks=() if (stage, way) in QUICK else pytest.mark.thorough)
+    for stage in ("forward", "backward", "save")
+    for way in ("raises", "dies", "hangs")
+]
 
 
 def _fail(way: str) -> None:
@@ -80,8 +86,7 @@ def _load(rank: int, folder: Path) -> None:
     os._exit(0)
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(("stage", "way"), FAILURES)
 def test_the_others_end_with_an_error(tmp_path: Path, stage: str, way: str) -> None:
     context = mp.get_context("spawn")
     processes = [context.Process(target=_process, args=(rank, tmp_path, stage, way)) for rank in range(PROCESSES)]
@@ -95,8 +100,8 @@ def test_the_others_end_with_an_error(tmp_path: Path, stage: str, way: str) -> N
     finally:
         for process in processes:
             process.kill()
-    for rank in {*range(PROCESSES)} - {FAILING}:
-        assert (tmp_path / f"{rank}.txt").read_text() not in ("went on", "AttributeError", "UnboundLocalError")
+    for rank in {*range(PROCESSES)} - {FAILING}:  # gloo says so
+        assert re.search("(?i)connection|time", (tmp_path / f"{rank}.txt").read_text().split("\n")[0])
     assert (tmp_path / "before").is_dir() and not (tmp_path / "after").exists()
 
 

@@ -39,7 +39,7 @@ CASES: dict[str, tuple[Drawn, dict[str, Any]]] = {
     "nothing": (EMPTY, {}),
     "reference": (PLAIN, {"backend": "reference"}),
 }
-PROCESSES = (2, 3, 4)
+PROCESSES = (*(pytest.param(few, marks=pytest.mark.thorough) for few in (2, 3)), 4)
 # Uneven parts; of three processes one has no rows, of four two, and one that has nothing but padding.
 BOUNDS = {2: [0, 4, 11], 3: [0, 7, 7, 11], 4: [0, 0, 10, 10, 11]}
 NEGATIVES, SEED = 9, 5

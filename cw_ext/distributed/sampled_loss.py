@@ -12,7 +12,6 @@ from cw_ext import checks
 from cw_ext.autocast import floating_input, without_autocast
 from cw_ext.collectives import ProcessGroup, tell_all
 from cw_ext.compiling import uncompiled
-from cw_ext.distributed.together import number_of, raise_in_all
 from cw_ext.embedding_batch import EmbeddingBatch, Similarity, embedding_batch, loss_of_ids
 from cw_ext.excluded_pairs import Side, left_out_items
 from cw_ext.interactions import Candidates, Interactions
@@ -26,6 +25,7 @@ from cw_ext.negative_sampling import (
 )
 from cw_ext.parameters import REDUCTIONS, LossArguments, documents_loss_arguments
 from cw_ext.reference_sampling import Draws
+from cw_ext.together import number_of, raise_in_all
 
 
 @runtime_checkable

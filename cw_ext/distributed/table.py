@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from cw_ext import checks
 from cw_ext.collectives import ProcessGroup, check_process_group
 from cw_ext.compiling import uncompiled
-from cw_ext.distributed.together import number_of, raise_in_all
 from cw_ext.negative_sampling import seed_tensor
+from cw_ext.together import number_of, raise_in_all
 
 
 def distinct_ids(*ids: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -35,6 +35,20 @@ def distinct_ids(*ids: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
     padding = int((distinct == -1).sum())
     parts = (places - padding).split([t.numel() for t in ids])
     return distinct[padding:].long(), tuple(part.view(t.shape) for part, t in zip(parts, ids))
+
+
+class _Exchanged(torch.autograd.Function):
+    """Rows that each process sends to each other one; their gradients go back."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, received: list[int], sent: list[int], group: ProcessGroup) -> Tensor:
+        ctx.sizes, ctx.group = (sent, received), group
+        found: Tensor = collectives.wait_tensor(collectives.all_to_all_single(rows.contiguous(), received, sent, group))
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        return _Exchanged.apply(grad, *ctx.sizes, ctx.group), None, None, None  # type: ignore[no-untyped-call]
 
 
 class RowShardedTable(nn.Module):
@@ -134,7 +148,7 @@ class RowShardedTable(nn.Module):
         mine = counts.tolist()
         wanted = collectives.all_to_all_single(distinct, others, mine, self.process_group)
         rows = F.embedding(wanted - self.first, self.weight, sparse=self.sparse)
-        rows = collectives.all_to_all_single_autograd(rows, mine, others, self.process_group)
+        rows = _Exchanged.apply(rows, mine, others, self.process_group)  # type: ignore[no-untyped-call]
         if rows.requires_grad:
             rows.register_hook(lambda gradient: gradient / world)
         return rows, places

@@ -1,0 +1,1 @@
+"""An epoch on several processes against one."""

@@ -1,0 +1,105 @@
+"""The in-batch loss's call in all processes of a group, which must be the same call."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from cw_ext.collectives import Parts, ProcessGroup, check_process_group, hash_of, tell_all
+from cw_ext.compiling import uncompiled
+from cw_ext.embedding_batch import EmbeddingBatch
+from cw_ext.together import number_of, raise_in_all
+
+# Tables that all processes hold alike differ by roundings only, sums of other vectors by far more.
+_ALIKE = 1e-3
+_Prepared = TypeVar("_Prepared", bound=tuple[Any, ...])
+
+
+@uncompiled
+def in_all_processes(
+    prepare: Callable[[], _Prepared], process_group: ProcessGroup, queries: Tensor, settings: dict[str, Any]
+) -> tuple[_Prepared, Parts]:
+    """(what `prepare` returns, how many rows each process has), or an error in all of them.
+
+    Args:
+        prepare: checks the arguments; its results are the EmbeddingBatch, the known positives, and the LogWeights.
+        queries: as the user gave them.
+        settings: what must be the same in all processes, beside the form of the vectors.
+
+    Raises:
+        Exception: what `prepare` raised here; in all other processes the same class, or RuntimeError for a class that
+            no check of arguments raises, with the process that raised it.
+        ValueError: the calls differ.
+    """
+    check_process_group(process_group)
+    in_training = torch.is_grad_enabled()
+    error, prepared, batch = None, None, None
+    try:
+        prepared = prepare()
+        batch = prepared[0]
+    except Exception as caught:
+        error = caught
+    settings |= {
+        "D": batch and batch.queries.shape[1],
+        "dtype": batch and str(batch.queries.dtype).removeprefix("torch."),
+        "reduction": batch and batch.options.reduction,
+    }
+    # Gradients of these make the processes wait for one another in backward.
+    with_gradient = {
+        "queries require": batch and batch.queries,
+        "items require": batch and batch.items,
+        "row_weights require": batch and batch.row_weights,
+        "temperature requires": batch and batch.row_values.temperature,
+    }
+    settings |= {
+        f"{name} a gradient": in_training and isinstance(value, Tensor) and value.requires_grad
+        for name, value in with_gradient.items()
+    }
+    # Of counts that each process made of its own data, the log-Q correction would be wrong without a word.
+    counts = prepared and prepared[2].counts
+    settings["sum of the item counts"] = counts and counts[1][0].item()
+    rows = number_of(error) if batch is None and error is not None else batch.rows  # type: ignore[union-attr]
+    device = queries.device if isinstance(queries, Tensor) else torch.device("cpu")
+    told = tell_all([rows, *map(hash_of, settings.values())], device, process_group)
+    raise_in_all(error, [int(numbers[0]) for numbers in told])
+    here = dist.get_rank(process_group)
+    for rank, numbers in enumerate(told):
+        for (name, value), mine, other in zip(settings.items(), told[here][1:], numbers[1:]):
+            if mine != other:
+                raise ValueError(
+                    f"process_group needs the same call in all its processes, got {name}: {value} in process {here} "
+                    f"and another in process {rank}"
+                )
+    assert prepared is not None
+    return prepared, Parts(process_group, [int(numbers[0]) for numbers in told])
+
+
+@uncompiled
+def ids_of_all(ids: Tensor, parts: Parts) -> Tensor:
+    """The ids [ΣB] of all processes' positives."""
+    return parts.gather(ids)
+
+
+@uncompiled
+def check_same_table(batch: EmbeddingBatch, parts: Parts) -> None:
+    """Refuse, in all processes, tables that are not alike: ids would mean other items in each process.
+
+    Raises:
+        ValueError: the tables are not alike.
+    """
+    table = batch.items.detach()
+    count = len(table)
+    some = table[[0, count // 2, count - 1]].double() if count else table.double()
+    told = tell_all([count, some.sum().item(), some.abs().sum().item()], table.device, parts.group)
+    for number, total, size in told:
+        if number != count or (math.isfinite(total) and abs(total - told[0][1]) > _ALIKE * size):
+            raise ValueError(
+                "items must be the same table on all processes of process_group, got different ones. For vectors that "
+                "each process encodes, give item_ids [I], which item of the catalogue each row of items is; where rows "
+                "have no such ids, cw_ext.distributed.row_numbers(len(items), process_group) makes some"
+            )
