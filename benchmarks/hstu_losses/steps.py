@@ -69,17 +69,19 @@ def loss_of_nvidia(loss: str, table: nn.Embedding, negatives: int) -> Callable[[
     return run
 
 
-def step_of(code_base: str, loss: str, shape: tuple[int, int, int, int]) -> Callable[[], object]:
-    """A step, which computes the loss of a batch and the gradients of its states and of the table."""
+def step_of(code_base: str, loss: str, shape: tuple[int, int, int, int]) -> Callable[[], Tensor]:
+    """A step: the loss of a batch and its gradients by the states and by the table, of which it returns the latter."""
     targets, negatives, dim, items = shape
     generator = torch.Generator().manual_seed(0)
     table = nn.Embedding(items + 1, dim, padding_idx=0)
+    nn.init.normal_(table.weight, generator=generator)
     states = nn.functional.normalize(torch.randn(targets, dim, generator=generator), dim=1).requires_grad_()
     ids = torch.randint(1, items + 1, (targets,), generator=generator)
     run = {"meta": loss_of_meta, "nvidia": loss_of_nvidia}[code_base](loss, table, negatives)
 
-    def step() -> None:
+    def step() -> Tensor:
         states.grad = table.weight.grad = None
         run(states, ids).backward()
+        return table.weight.grad
 
     return step

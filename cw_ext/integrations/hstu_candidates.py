@@ -49,7 +49,7 @@ def loss_of_places(
     return cw_loss_from_embeddings(
         queries,
         torch.cat([table, positives]),
-        torch.arange(first, first + positives.shape[0], device=places.device),
+        torch.arange(first, first + positives.shape[0], dtype=places.dtype, device=places.device),
         places,
         row_weights=row_weights,
         similarity="dot",

@@ -13,6 +13,7 @@ from memory import peak_of
 from movielens import assert_same_loss, sequences
 from torch import Tensor, nn
 
+from benchmarks.hstu_losses.steps import LOSSES, TINY, step_of
 from cw_ext import presets
 from cw_ext.integrations.generative_recommenders import CWSampledLoss
 
@@ -116,6 +117,41 @@ def test_nothing_to_learn_from() -> None:
     found.backward()
     assert found.item() == 0
     assert (model.table.weight.grad == 0).all()
+
+
+def test_bf16() -> None:
+    """As with its main_module_bf16: the loss, in fp32, is that of fp32 embeddings up to their rounding."""
+    losses = []
+    for dtype in (torch.bfloat16, torch.float32):
+        torch.manual_seed(0)
+        model = Model().to(dtype)
+        batch = batch_of()
+        batch["output_embeddings"] = batch["output_embeddings"].to(dtype)
+        found, _ = CWSampledLoss(NEGATIVES, model, temperature=0.2)(
+            **batch,
+            supervision_embeddings=model.table(batch["supervision_ids"]),
+            negatives_sampler=LocalNegativesSampler(model.table),
+        )
+        found.backward()
+        assert model.table.weight.grad.dtype == dtype
+        losses.append(found)
+    assert losses[0].dtype == torch.float32
+    torch.testing.assert_close(*losses, rtol=0.05, atol=0)
+
+
+def test_int32_ids() -> None:
+    losses = []
+    for dtype in (torch.int32, torch.int64):
+        torch.manual_seed(0)
+        model = Model()
+        batch = batch_of()
+        batch["supervision_ids"] = batch["supervision_ids"].to(dtype)
+        embeddings = model.table(batch["supervision_ids"])
+        sampler = LocalNegativesSampler(model.table)
+        losses.append(
+            CWSampledLoss(NEGATIVES, model)(**batch, supervision_embeddings=embeddings, negatives_sampler=sampler)
+        )
+    assert losses[0][0].item() == losses[1][0].item()
 
 
 def test_large_ids_stay_apart() -> None:
@@ -335,6 +371,20 @@ def test_takes_less_memory(kind: str) -> None:
     ours = peak(CWSampledLoss(number, model, **presets.infonce(0.05)))
     assert 3 * ours < peak(softmax(number, 0.05, model))
     assert 3 * ours < peak(softmax(number, 0.05, model, activation_checkpoint=True))
+
+
+def test_what_is_compared() -> None:
+    """The losses of benchmarks.hstu_losses that should be equal give the item table equal gradients."""
+    theirs("sequential.losses.sampled_softmax", "SampledSoftmaxLoss")  # or skips
+    gradients = {}
+    for loss in LOSSES["meta"]:
+        step = step_of("meta", loss, TINY)
+        torch.manual_seed(0)
+        gradients[loss] = step()
+    expected = gradients.pop("softmax")
+    assert (gradients.pop("cw") - expected).abs().max() > 1e-3
+    for loss, found in gradients.items():
+        assert_near(found, expected, torch.float32, loss)
 
 
 @pytest.mark.parametrize("kind", ["SASRec", "HSTU"])

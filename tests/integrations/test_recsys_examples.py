@@ -12,6 +12,7 @@ from memory import peak_of
 from movielens import assert_same_loss, sequences
 from torch import Tensor, nn
 
+from benchmarks.hstu_losses.steps import LOSSES, TINY, step_of
 from cw_ext import presets
 from cw_ext.integrations.recsys_examples import CWSampledLoss
 
@@ -177,6 +178,21 @@ def test_takes_less_memory() -> None:
         )
     )
     assert 3 * ours < softmax
+
+
+@real
+def test_what_is_compared() -> None:
+    """The losses of benchmarks.hstu_losses that should be equal give the item table equal gradients."""
+    theirs("sampled_softmax_loss", "SampledSoftmaxLoss")  # or skips
+    gradients = {}
+    for loss in LOSSES["nvidia"]:
+        step = step_of("nvidia", loss, TINY)
+        torch.manual_seed(0)
+        gradients[loss] = step()
+    expected = gradients.pop("softmax")
+    assert (gradients.pop("cw") - expected).abs().max() > 1e-3
+    for loss, found in gradients.items():
+        assert_near(found, expected, torch.float32, loss)
 
 
 @real
