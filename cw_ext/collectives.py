@@ -26,13 +26,14 @@ _ROWS_APART = 2**40
 
 def check_process_group(process_group: ProcessGroup) -> None:
     """A group that this process belongs to."""
+    not_in_it: object = dist.is_available() and dist.GroupMember.NON_GROUP_MEMBER  # new_group()'s result in the others
+    if not_in_it and process_group == not_in_it:
+        raise ValueError("process_group must contain this process, got a group without it")
     if not dist.is_available() or not isinstance(process_group, dist.ProcessGroup):
         raise TypeError(
             "process_group must be a torch.distributed.ProcessGroup, such as torch.distributed.group.WORLD after "
             f"init_process_group(), got {type(process_group).__name__}"
         )
-    if dist.get_rank(process_group) < 0:
-        raise ValueError("process_group must contain this process, got a group without it")
 
 
 class Parts:

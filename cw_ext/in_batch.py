@@ -64,7 +64,8 @@ def cw_loss_in_batch(
         pos_ids: [B], int32 or int64, rows of `items`. −1 is padding: the row is left out, and is no negative.
         item_ids: [I], int32 or int64, ≥ 0: which item of the catalogue each row of `items` is. Two rows may be the same
             item: neither is a negative of a row whose positive it is. None: each row of `items` is an item of its own,
-            row i the item i of `interactions`, `item_counts` and `candidates`.
+            row i the item i of `interactions`, `item_counts` and `candidates`; so where a batch encodes an item twice,
+            one is taken for a negative of the other. Needs num_negatives=0. torch.compile breaks its graph here.
         query_ids: [B], int32 or int64, rows of `interactions` (to be given too), whose known positives are left out. A
             row of padding may have −1.
         interactions: the known positives. Without query_ids nothing is left out, only the item counts are used, and a
@@ -82,29 +83,37 @@ def cw_loss_in_batch(
             the sum with certainty, so it is not corrected. Needs include_positive=True and log_q_correction=True, takes
             no confidence and no candidates, and without item_ids `items` must be the whole catalogue.
         num_negatives: K in [0, 2^32], uniform negatives to mix in, the same for all rows.
-        seed: of those; as in :func:`cw_ext.sampled_cw_loss`.
+        seed: of those; as in :func:`cw_ext.sampled_cw_loss`. With process_group each process draws for its own rows:
+            the same with the same seed, others without one.
         candidates: the items that can be negatives, drawn or of the batch, as in :func:`cw_ext.sampled_cw_loss`; what
             is estimated is the loss with uniform negatives from these. A mask or ids need no `interactions`.
         extra_pos_ids: [B, M], extra positives of the same query for the correction. −1 is padding.
         row_weights: [B], multiplies the rows.
         symmetric: the mean of this loss and of the one from items to queries, as in CLIP (Radford et al., ICML 2021).
             There the negatives of a row's item are the other rows' queries, except those that are the row's own query,
-            have the row's item as their positive, or know it. Extra positives serve the first direction only. The
-            log-Q correction of the second one follows how many known positives each query has: it needs query_ids, and
-            interactions of distinct pairs.
+            have the row's item as their positive, or know it. Without query_ids each row's query is one of its own,
+            and nothing tells what it knows. Extra positives serve the first direction only. The log-Q correction of
+            the second one follows how many known positives each query has: it needs query_ids, and interactions of
+            distinct pairs. Needs num_negatives=0, estimate_full=False, candidates=None, return_above=False and dense
+            gradients. torch.compile breaks its graph here.
         process_group: such as torch.distributed.group.WORLD: the negatives of all its processes, which must call this
             together, and run backward together, each with its own rows, as many as it has. None: this process's alone.
-            Without item_ids `items` is a table that all processes hold alike, and only ids are sent; with item_ids the
-            rows of `items` that are positives are sent, and in backward their gradients come back. A mean is that over
-            all processes' rows in the sense that the mean of what the processes return is the loss of the whole batch;
-            so the mean of their gradients, as DistributedDataParallel takes it, is its gradient. Item counts must be
-            those of all processes' data. Of the known positives a process needs those of its own queries; with
-            symmetric those of all processes' queries. torch.compile breaks its graph here.
-        gather_gradients: with process_group and item_ids: False sends no gradients back, so that a process's items get
-            the gradient of its own rows' loss only. Cheaper, and not the gradient of the whole batch.
+            Without item_ids `items` is a table that all processes hold alike, and only ids are sent; with item_ids,
+            `ring` or `symmetric` the vectors of the positives (and of the queries, for the second direction) are sent,
+            and in backward their gradients come back. All settings are to be the same in all processes, and item counts
+            those of all processes' data. Of the known positives a process needs those of its own queries; with symmetric
+            those of all processes' queries. A mean is that over all processes' rows in the sense that the mean of what the processes
+            return is the loss of the whole batch; so the mean of their gradients, as DistributedDataParallel takes it,
+            is its gradient. With reduction="sum" or "none" a process returns the sum or the losses of its own rows, so
+            that what they return adds up to the loss of the whole batch, and so do their gradients. torch.compile
+            breaks its graph here.
+        gather_gradients: with process_group and item_ids: False sends no gradients back, so that the vectors that a
+            process has sent get the gradient of its own rows' loss only. Cheaper, and not the gradient of the whole
+            batch.
         ring: with process_group: the rows travel from process to process, and the loss is computed with one process's
             at a time, again in backward. For large batches: the scores of all candidates never exist, and memory does
-            not grow with the number of processes. Has no double backward.
+            not grow with the number of processes. Has no double backward, and needs num_negatives=0,
+            normalize_weights=False, score_curve=None and dense gradients.
         similarity, sparse_grad: as in :func:`cw_ext.cw_loss_from_embeddings`.
         **loss: see below.
 
@@ -113,7 +122,8 @@ def cw_loss_in_batch(
         mean.
 
     Raises:
-        TypeError, ValueError, IndexError, RuntimeError: as :func:`cw_ext.sampled_cw_loss`.
+        TypeError, ValueError, IndexError, RuntimeError: as :func:`cw_ext.sampled_cw_loss`. With process_group all its
+            processes raise what one does, and ValueError where their calls differ.
     """
     forms = {"ring": ring, "symmetric": symmetric, "gather_gradients": gather_gradients}
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from cw_ext import reference
+from cw_ext.autocast import without_autocast
 from cw_ext.collectives import Parts
 from cw_ext.embedding_batch import EmbeddingBatch, rows_of_ids
 from cw_ext.excluded_pairs import Pairs, Side
@@ -127,7 +128,8 @@ class _LogMean(torch.autograd.Function):
             if len(vectors) and len(queries):
                 leaves = [x.detach().requires_grad_() for x in (queries, positives, vectors)]
                 own_tau = None if tau is None else tau.detach().requires_grad_()
-                with torch.enable_grad():
+                # Backward may be called under autocast, where what is computed again would be something else.
+                with torch.enable_grad(), without_autocast(queries.device.type):
                     part = _of_part(direction, batch, leaves[0], leaves[1], leaves[2], own_tau, of_part)
                 share = torch.where(part.log_sum > -math.inf, (part.log_sum - log_sum).exp() * grad, 0.0)
                 leaves += [] if own_tau is None else [own_tau]
@@ -200,9 +202,28 @@ def _weights(
 ) -> tuple[Tensor, Tensor]:
     """(number [B], log Σ q [B]) of the candidates that a row does not leave out."""
     q = valid.double() if log_q is None else torch.where(valid, log_q.double().exp(), 0.0)
-    some = (q > 0).double()
-    out = torch.zeros(2, rows, dtype=torch.float64, device=q.device)
-    out.index_add_(1, left_out.rows, torch.stack([q, some])[:, left_out.candidates])
-    count = (some.sum() - out[1]).round().long()
-    log_weight = torch.where(count > 0, (q.sum() - out[0]).clamp(min=1e-300).log(), -math.inf)
-    return count, log_weight.to(dtype)
+    some = (q > 0).long()
+    out = torch.zeros(rows, dtype=torch.int64, device=q.device).index_add_(0, left_out.rows, some[left_out.candidates])
+    count = some.sum() - out
+    return count, torch.where(count > 0, _sums_of_rest(q, left_out, rows).log(), -math.inf).to(dtype)
+
+
+def _sums_of_rest(q: Tensor, left_out: Pairs, rows: int) -> Tensor:
+    """[B], the sum of the q ≥ 0 that a row does not leave out.
+
+    All of them minus those left out would be nothing but rounding where a row keeps popular items only, whose q are
+    small. In increasing order, the sum up to any q is at most their number times that q, so that differences of such
+    sums keep their digits.
+    """
+    n, device = len(q), q.device
+    ordered, order = q.sort()
+    place = torch.empty_like(order)
+    place[order] = torch.arange(n, device=device)
+    below = torch.cat([q.new_zeros(1), ordered.cumsum(0)])
+    # What lies between the places that a row leaves out: −1 before all, its own, and n behind all.
+    first = torch.arange(rows, device=device) * (n + 2)
+    keys = torch.cat([first, left_out.rows * (n + 2) + place[left_out.candidates] + 1, first + n + 1]).sort().values
+    row, end = keys // (n + 2), keys % (n + 2) - 1
+    between = below[end[1:].clamp(min=0)] - below[(end[:-1] + 1).clamp(max=n)]
+    between = torch.where(row[1:] == row[:-1], between, 0.0)
+    return torch.zeros(rows, dtype=q.dtype, device=device).index_add_(0, row[1:], between)

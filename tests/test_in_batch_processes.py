@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torchrun import process_of_group, torchrun
 
-from cw_ext import CWInBatchLoss, cw_loss_in_batch
+from cw_ext import CWInBatchLoss, Interactions, cw_loss_in_batch
 from cw_ext.collectives import gather_rows, row_numbers
 
 # (rows, items) of each process: uneven, one with nothing, and one of a single row.
@@ -102,6 +102,31 @@ def _of_table(case: PairCase, items: Tensor, rows: slice, form: dict[str, Any], 
     return _gradients(loss, queries=queries, items=table, temperature=tau)
 
 
+def _skewed(rank: int | None) -> tuple[PairCase, dict[str, Any]]:
+    """One item is 10^12 times as popular as the others, and all that a row keeps; rank None: the whole batch."""
+    counts = torch.ones(ITEMS, dtype=torch.float64)
+    counts[0] = 1e12
+    rare = torch.arange(1, ITEMS)
+    known = Interactions(torch.zeros_like(rare), rare, num_queries=2, num_items=ITEMS)
+    case = pair_case(((5, 5), (3, 3)))
+    ids = torch.tensor([0, 1, 2, 3, 4, 0, 0, 0])
+    query_ids = torch.tensor([1, 0, 1, 1, 1, 1, 1, 1])
+    case = replace(case, pos_ids=torch.arange(8), extra_ids=case.pos_ids.view(8, 1), item_ids=ids, query_ids=query_ids)
+    if rank is not None:
+        case = case.part(*[(slice(0, 5), slice(5, 8), slice(8, 8), slice(8, 8))[rank]] * 2)
+    return case, {"interactions": known, "query_ids": case.query_ids, "item_counts": counts, "reduction": "none"}
+
+
+def _in_autocast(case: PairCase, enabled: bool = True, **settings: Any) -> Tensor:
+    """The gradient of the queries where backward is called under autocast."""
+    names = ("queries", "items", "row_weights", "prior")
+    leaves = replace(case, **{name: getattr(case, name).float() for name in names}).leaves()
+    arguments = _arguments(KNOWN_ONES | SOFTMAX, case) | {"similarity": "cosine", "temperature": 0.01}
+    with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+        loss = leaves.loss(backend="reference", reduction="sum", **arguments, **settings)
+        return torch.autograd.grad(loss, leaves.queries)[0]
+
+
 def _refusals(rank: int) -> list[str]:
     """What is said in every process of calls that differ, and of tables that do."""
     found = []
@@ -111,6 +136,7 @@ def _refusals(rank: int) -> list[str]:
     plain: dict[str, Any] = {"log_q_correction": False, "process_group": group}
     without_weight = nn.Embedding(4, DIM)  # which raises what no check of arguments does
     del without_weight.weight
+    first_alone = dist.new_group([0])
     for call in (
         lambda: cw_loss_in_batch(x, x, ids, **plain),  # encoded vectors, without ids
         lambda: cw_loss_in_batch(x, x, ids, symmetric=True, **plain),
@@ -127,6 +153,7 @@ def _refusals(rank: int) -> list[str]:
         lambda: cw_loss_in_batch(x, without_weight if rank else x, ids, item_ids=ids, **plain),
         lambda: cw_loss_in_batch(x, x, ids, item_ids=ids, item_counts=ids + rank, process_group=group),
         lambda: gather_rows(x[:, : DIM - rank], group),
+        lambda: gather_rows(x, first_alone),
     ):
         try:
             call()
@@ -210,6 +237,9 @@ def _process(rank: int, folder: Path) -> None:
     compiled = torch.compile(lambda q, x: module(q, x, encoded.pos_ids, **ids), backend="aot_eager")
     found["compiled"] = compiled(encoded.queries, encoded.items)
     for ring in (False, True):
+        skewed, skewed_form = _skewed(rank)
+        found["skewed", ring] = skewed.loss(process_group=group, ring=ring, **skewed_form)
+        found["autocast", ring] = _in_autocast(encoded, process_group=group, ring=ring)
         found["trained", ring] = _trained(
             DistributedDataParallel(_TwoTowers()), encoded, process_group=group, ring=ring
         )
@@ -299,6 +329,20 @@ def test_counts_above(kernels: None, found: list, ring: bool) -> None:
     assert expected.any()
 
 
+@both_forms
+def test_popular_items_beside_rare_ones(kernels: None, found: list, ring: bool) -> None:
+    case, form = _skewed(None)
+    expected = case.loss(backend="reference", **form)
+    assert_near(torch.cat([process["skewed", ring] for process in found]), expected, torch.float64, "loss")
+    assert expected[1] > 0, "the row that keeps popular items only"
+
+
+@both_forms
+def test_backward_under_autocast(kernels: None, found: list, ring: bool) -> None:
+    expected = _in_autocast(pair_case(SIZES[len(found)]), enabled=False)
+    assert_near(torch.cat([process["autocast", ring] for process in found]), expected, torch.bfloat16, "queries")
+
+
 def test_module_and_compiled(kernels: None, found: list) -> None:
     for process in found:
         assert_near(process["compiled"], process["module"], torch.float64, "compiled")
@@ -356,6 +400,7 @@ def test_calls_that_differ_are_refused_everywhere(kernels: None, found: list) ->
             "AttributeError: .*weight" if rank else "RuntimeError: process 1 of the group has raised RuntimeError",
             "ValueError: .* sum of the item counts: ",
             "ValueError: rows must have the",
+            "ValueError: process_group must contain this process" if rank else "none",
         ]
         assert len(process["refusals"]) == len(expected)
         for message, said in zip(expected, process["refusals"]):
