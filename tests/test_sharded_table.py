@@ -156,6 +156,23 @@ def _made(rank: int) -> dict[str, Any]:
     return found
 
 
+class _Tower(nn.Module):
+    """A table and a map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.items = RowShardedTable(7 * dist.get_world_size(), 8)  # equal parts: with others DDP itself would object
+        self.map = nn.Linear(8, 8)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.map(self.items(ids)[0])
+
+
+def _inside_parallel() -> tuple[str, str]:
+    tower = nn.parallel.DistributedDataParallel(_Tower())
+    return _error(lambda: tower(torch.arange(5)))
+
+
 def _compiled_steps() -> dict[str, list[Tensor]]:
     """[loss, gradient of the table, gradient of the encoder], with and without torch.compile."""
     encoder, table = _encoder(), _filled(DRAWN.items, sparse=False)
@@ -229,6 +246,12 @@ def test_a_table_of_a_part_of_the_processes(found: list) -> None:
     whole[[0, last]] = 0.5  # means over the two processes
     whole[20] = 1
     assert torch.equal(torch.cat([found[rank]["made"]["gradient"] for rank in (0, last)]), whole)
+
+
+def test_a_table_inside_a_parallel_module_is_refused(found: list) -> None:
+    for process in found:
+        error, text = process["inside"]
+        assert error == "RuntimeError" and "must be beside what DistributedDataParallel wraps" in text
 
 
 @pytest.mark.parametrize("name", ["drawn", "fetched"])
@@ -314,6 +337,7 @@ if __name__ == "__main__":
                 for name, (wrong, _, _) in NO_TABLE.items()
             },
             "sizes": _error(lambda: RowShardedTable(20 + (rank == 1), 8)),
+            "inside": _inside_parallel(),
             "made": _made(rank),
             "steps": _compiled_steps(),
         }

@@ -146,13 +146,14 @@ class RowShardedTable(nn.Module):
         Raises:
             IndexError, TypeError, ValueError: an id out of range, or what are no ids. All processes raise it if one
                 does; the one whose ids are wrong names the id.
+            RuntimeError: the table is part of a module that DistributedDataParallel wraps.
         """
         world, error = dist.get_world_size(self.process_group), None
         try:
             distinct, places = self._checked(ids)
             # Increasing ids are already in the order of the processes that hold them.
             counts = torch.bincount(distinct // self.share, minlength=world)
-        except (IndexError, TypeError, ValueError) as caught:
+        except (IndexError, RuntimeError, TypeError, ValueError) as caught:
             error = caught
             counts = torch.full((world,), number_of(error), device=self.weight.device)
         asked = collectives.all_to_all_single(counts, None, None, self.process_group)
@@ -168,6 +169,13 @@ class RowShardedTable(nn.Module):
 
     def _checked(self, ids: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """distinct_ids(), all of which the table has."""
+        # That the process is in its forward, DistributedDataParallel tells no one else.
+        around = getattr(nn.parallel.DistributedDataParallel, "_active_ddp_module", None)
+        if around is not None and any(parameter is self.weight for parameter in around._module_parameters):
+            raise RuntimeError(
+                "a RowShardedTable must be beside what DistributedDataParallel wraps, got one inside, whose rows it "
+                "has overwritten with those of the first process"
+            )
         if not ids:
             raise ValueError("ids must be at least one tensor, got none")
         for tensor in ids:
