@@ -302,6 +302,7 @@ NO_TENSORS: dict[str, list[Mutation]] = {
         ),
     ),
     "query_ids": of_tensors(NO_IDS, NO_SHAPE, AXIS_MORE, ROWS_OFF, with_ids(_queries_known, padding=True)),
+    "item_ids": of_tensors(NO_IDS, NO_SHAPE, AXIS_MORE, ROWS_OFF, with_ids(lambda c: NUM_ITEMS, padding=False)),
     "item_counts": of_tensors(
         to_dtypes(COMPLEX, torch.bool, FLOAT8), NO_SHAPE, AXIS_MORE, ROWS_OFF, with_value(-1.0, NAN, INF, -INF)
     ),
@@ -352,6 +353,10 @@ NO_DRAWS: dict[str, list[Mutation]] = {
     "recompute": NO_FLAGS,
     "similarity": NO_CHOICES,
     "sparse_grad": NO_FLAGS,
+    "symmetric": NO_FLAGS,
+    "ring": NO_FLAGS,
+    "gather_gradients": NO_FLAGS,
+    "process_group": values("world", 0, True, {}, [0], object(), torch.ones(2)),
 }
 PER_ROW = {
     "temperature": NO_TEMPERATURE + _per_row(0.0, -0.1, NAN, INF),
@@ -591,6 +596,9 @@ def batch(function: Callable[..., Any], rng: random.Random) -> dict[str, Any]:
         history, mixed = in_batch_history(rng), {"num_negatives": rng.choice([0, 3]), "estimate_full": False}
         if "interactions" in history:
             mixed["candidates"] = rng.choice([None, torch.arange(NUM_ITEMS)])
+        mixed |= {"symmetric": False, "ring": False, "gather_gradients": True, "process_group": None}
+        if history.keys() & {"interactions", "item_counts"} and rng.random() < 0.4:  # these tell the number
+            mixed |= {"item_ids": torch.randperm(NUM_ITEMS), "num_negatives": 0}
         return loss | sparse | on_embeddings(rng, ids=False) | history | mixed | seed(rng)
     return loss | on_embeddings(rng, ids=False) | rng.choice([known(rng), {}])
 

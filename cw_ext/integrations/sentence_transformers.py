@@ -170,7 +170,7 @@ class CWMultipleNegativesRankingLoss(nn.Module):
         weights = columns.queries.new_zeros(len(rows), len(pool))
         if direction == "doc_to_query" and self.include_positive:
             return weights
-        for first in range(0, len(pool) if direction == "doc_to_doc" else number, number):
+        for first in range(0, len(pool) if direction == "doc_to_doc" else number, max(number, 1)):
             weights[rows, first + columns.own] = -math.inf
         return weights
 

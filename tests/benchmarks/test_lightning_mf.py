@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from training_cases import load_blocks
-
-from benchmarks.common.data import InteractionData
+from training_cases import load_blocks, write_split
 
 lightning = pytest.importorskip("lightning", reason="the example of Lightning needs the package lightning")
 
@@ -26,13 +24,6 @@ class _Losses(lightning.Callback):
         self.seen.append(trainer.callback_metrics["loss"].item())
 
 
-def _write_split(directory: Path, dataset: InteractionData) -> None:
-    for name in ("train", "test"):
-        users, items = (getattr(dataset, f"{name}_{kind}").tolist() for kind in ("users", "items"))
-        lines = ["user_procid\titem_procid", *(f"{user}\t{item}" for user, item in zip(users, items, strict=True))]
-        (directory / f"{name}.tsv").write_text("\n".join(lines) + "\n")
-
-
 @pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*is deprecated")
 def test_it_learns_blocks(kernels: None, tmp_path: Path) -> None:
     """Users take items of their own block only: a model that finds the blocks ranks the rest of the block first."""
@@ -49,7 +40,7 @@ def test_it_learns_blocks(kernels: None, tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*is deprecated")
 def test_command_line(kernels: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    _write_split(tmp_path, load_blocks(tmp_path))
+    write_split(tmp_path, load_blocks(tmp_path))
     assert lightning_mf.main(["--data", str(tmp_path), "--epochs", "1"]) == 0
     assert f"{tmp_path.name}: NDCG@20 0." in capsys.readouterr().out
     assert lightning_mf.main(["--data", str(tmp_path / "nothing")]) == 2

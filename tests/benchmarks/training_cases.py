@@ -32,6 +32,14 @@ def load_blocks(directory: Path) -> data.InteractionData:
     return data.load(write_blocks(directory / "blocks.txt"), core=2)
 
 
+def write_split(directory: Path, dataset: data.InteractionData) -> None:
+    """Write train.tsv and test.tsv."""
+    for name in ("train", "test"):
+        users, items = (getattr(dataset, f"{name}_{kind}").tolist() for kind in ("users", "items"))
+        lines = ["user_procid\titem_procid", *(f"{user}\t{item}" for user, item in zip(users, items, strict=True))]
+        (directory / f"{name}.tsv").write_text("\n".join(lines) + "\n")
+
+
 def make_data(train: dict[int, list[int]], num_items: int) -> data.InteractionData:
     """Data with the training items of each user, sorted by user, and nothing to test on."""
     pairs = [(user, item) for user in sorted(train) for item in train[user]]
