@@ -13,7 +13,7 @@ from cw_ext.autocast import without_autocast
 from cw_ext.collectives import ProcessGroup
 from cw_ext.embedding_batch import EmbeddingBatch, Similarity, embedding_batch, loss_of_ids, rows_of_ids
 from cw_ext.estimate_full import check_estimate_full, count_items_left, loss_over_all_items, without_positive
-from cw_ext.in_batch_calls import ids_of_all, in_all_processes
+from cw_ext.in_batch_calls import check_same_table, ids_of_all, in_all_processes
 from cw_ext.in_batch_form import catalogue_size, check_form
 from cw_ext.in_batch_pairs import PairBatch, loss_of_pairs, query_weights
 from cw_ext.in_batch_weights import LogWeights, chosen_items, counts_of
@@ -97,8 +97,9 @@ def cw_loss_in_batch(
             Without item_ids `items` is a table that all processes hold alike, and only ids are sent; with item_ids the
             rows of `items` that are positives are sent, and in backward their gradients come back. A mean is that over
             all processes' rows in the sense that the mean of what the processes return is the loss of the whole batch;
-            so the mean of their gradients, as DistributedDataParallel takes it, is its gradient. torch.compile breaks
-            its graph here.
+            so the mean of their gradients, as DistributedDataParallel takes it, is its gradient. Item counts must be
+            those of all processes' data. Of the known positives a process needs those of its own queries; with
+            symmetric those of all processes' queries. torch.compile breaks its graph here.
         gather_gradients: with process_group and item_ids: False sends no gradients back, so that a process's items get
             the gradient of its own rows' loss only. Cheaper, and not the gradient of the whole batch.
         ring: with process_group: the rows travel from process to process, and the loss is computed with one process's
@@ -139,7 +140,9 @@ def cw_loss_in_batch(
                 checks.item_counts(item_counts, "queries", batch.queries, num_items)
             counts = counts_of(interactions, item_counts) if log_q_correction else None
             chosen = chosen_items(batch, num_items, interactions, candidates)
+            # All that a process refuses it must refuse here, before the others wait for it.
             checks.ids_in_range("pos_ids", pos_ids, batch.items.shape[0])
+            checks.ids_in_range("extra_pos_ids", extra_pos_ids, batch.items.shape[0])
             of_items = LogWeights(counts, chosen, num_items if chosen is None else len(chosen), batch.dtype)
             of_queries = query_weights(batch, known, log_q_correction) if symmetric else None
         return batch._replace(process_group=process_group), known, of_items, of_queries, num_items
@@ -158,6 +161,8 @@ def cw_loss_in_batch(
         (batch, known, of_items, of_queries, num_items), parts = in_all_processes(
             prepared, process_group, queries, forms | given
         )
+        if item_ids is None:
+            check_same_table(batch, parts)
     sparse_grad = sparse_grad or batch.sparse_items
     with without_autocast(batch.device):
         if item_ids is not None or symmetric or ring:
@@ -170,7 +175,7 @@ def cw_loss_in_batch(
             )
         ids = pos_ids.long().view(-1)  # a tensor of its own to torch.compile, which takes none twice
         if parts is not None:
-            ids = ids_of_all(batch, ids, parts)
+            ids = ids_of_all(ids, parts)
         if ids.numel() + num_negatives == 0:  # nothing to lose
             return loss_of_ids(batch, pos_ids.new_full((1,), -1), None, sparse_grad=sparse_grad)
         of_batch, in_batch = ids.numel(), (ids >= 0).sum()

@@ -27,13 +27,14 @@ def in_all_processes(
     """(what `prepare` returns, how many rows each process has), or an error in all of them.
 
     Args:
-        prepare: checks the arguments; its first result is the EmbeddingBatch.
+        prepare: checks the arguments; its results are the EmbeddingBatch, the known positives, and the LogWeights.
         queries: as the user gave them.
         settings: what must be the same in all processes, beside the form of the vectors.
 
     Raises:
-        IndexError, TypeError, ValueError, RuntimeError: what `prepare` raised here; in all other processes the same
-            class, with the process that raised it. ValueError if the calls differ.
+        Exception: what `prepare` raised here; in all other processes the same class, or RuntimeError for a class that
+            no check of arguments raises, with the process that raised it.
+        ValueError: the calls differ.
     """
     check_process_group(process_group)
     in_training = torch.is_grad_enabled()
@@ -41,15 +42,27 @@ def in_all_processes(
     try:
         prepared = prepare()
         batch = prepared[0]
-    except (IndexError, TypeError, ValueError, RuntimeError) as caught:
+    except Exception as caught:
         error = caught
     settings |= {
         "D": batch and batch.queries.shape[1],
         "dtype": batch and str(batch.queries.dtype).removeprefix("torch."),
-        "queries require a gradient": batch and in_training and batch.queries.requires_grad,
-        "items require a gradient": batch and in_training and batch.items.requires_grad,
         "reduction": batch and batch.options.reduction,
     }
+    # Gradients of these make the processes wait for one another in backward.
+    with_gradient = {
+        "queries require": batch and batch.queries,
+        "items require": batch and batch.items,
+        "row_weights require": batch and batch.row_weights,
+        "temperature requires": batch and batch.row_values.temperature,
+    }
+    settings |= {
+        f"{name} a gradient": in_training and isinstance(value, Tensor) and value.requires_grad
+        for name, value in with_gradient.items()
+    }
+    # Of counts that each process made of its own data, the log-Q correction would be wrong without a word.
+    counts = prepared and prepared[2].counts
+    settings["sum of the item counts"] = counts and counts[1][0].item()
     rows = number_of(error) if batch is None and error is not None else batch.rows  # type: ignore[union-attr]
     device = queries.device if isinstance(queries, Tensor) else torch.device("cpu")
     told = tell_all([rows, *map(hash_of, settings.values())], device, process_group)
@@ -67,8 +80,14 @@ def in_all_processes(
 
 
 @uncompiled
-def ids_of_all(batch: EmbeddingBatch, ids: Tensor, parts: Parts) -> Tensor:
-    """The ids [ΣB] of all processes' positives, which point into a table that all of them have.
+def ids_of_all(ids: Tensor, parts: Parts) -> Tensor:
+    """The ids [ΣB] of all processes' positives."""
+    return parts.gather(ids)
+
+
+@uncompiled
+def check_same_table(batch: EmbeddingBatch, parts: Parts) -> None:
+    """Refuse, in all processes, tables that are not alike: ids would mean other items in each process.
 
     Raises:
         ValueError: the tables are not alike.
@@ -84,4 +103,3 @@ def ids_of_all(batch: EmbeddingBatch, ids: Tensor, parts: Parts) -> Tensor:
                 "each process encodes, give item_ids [I], which item of the catalogue each row of items is; where rows "
                 "have no such ids, cw_ext.distributed.row_numbers(len(items), process_group) makes some"
             )
-    return parts.gather(ids)

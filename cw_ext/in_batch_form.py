@@ -91,5 +91,6 @@ def catalogue_size(
                 f"or item_counts, which tell how many items there are, got {candidates.dtype} ids"
             )
         size = candidates.numel()
-    checks.ids_in_range("item_ids", item_ids, size or 2**62, padding=False)
+    # As int64, since the bound where nothing is known does not fit into int32.
+    checks.ids_in_range("item_ids", item_ids.long(), size or 2**62, padding=False)
     return size

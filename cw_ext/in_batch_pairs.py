@@ -111,7 +111,9 @@ def _rows(
 
 def _no_rows(batch: EmbeddingBatch) -> Losses:
     """Of a batch without candidates, which has no rows either, with gradients of 0."""
-    zero = (batch.queries.sum() + batch.items.sum()).to(batch.dtype) * 0
+    # DistributedDataParallel waits for the gradient of a temperature too.
+    leaves = [batch.queries, batch.items, batch.curve.curve, *batch.row_values]
+    zero = torch.stack([x.sum().to(batch.dtype) for x in leaves if isinstance(x, Tensor)]).sum() * 0
     none = torch.zeros(0, dtype=torch.int64, device=zero.device)
     return Losses(zero.expand(0), none.bool(), none)
 

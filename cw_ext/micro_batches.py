@@ -25,7 +25,7 @@ def encode_in_micro_batches(encoder: Callable[..., Tensor], inputs: Inputs, micr
 
     >>> queries = encode_in_micro_batches(query_encoder, query_tokens, 32)  # [1024, D]
     >>> items = encode_in_micro_batches(item_encoder, item_tokens, 32)  # [1024, D]
-    >>> cw_loss_in_batch(queries, items, torch.arange(1024)).backward()
+    >>> cw_loss_in_batch(queries, items, torch.arange(1024), log_q_correction=False).backward()
 
     An encoder that mixes the rows of its batch sees the rows of a part only, twice. Batch normalisation in training
     mode then normalises by each part, which is not the whole batch's result, and moves its running statistics in both
@@ -39,7 +39,8 @@ def encode_in_micro_batches(encoder: Callable[..., Tensor], inputs: Inputs, micr
             or a list, and encoder(**x) where it is a mapping (a tokenizer's output), with at most `micro_batch_size`
             rows of each tensor. Returns [rows, ...], one row for each row that it was given; for a model with another
             output, a function: ``lambda **x: model(**x).last_hidden_state[:, 0]``. An empty batch makes one call.
-        inputs: one tensor [B, ...] or several, all with the same B ≥ 0. Gradients reach them too.
+        inputs: one tensor [B, ...] or several, all with the same B ≥ 0, on the encoder's device: only the random states
+            of the CPU and of their device are brought back for the second pass. Gradients reach them too.
         micro_batch_size: ≥ 1. The least memory is taken by 1, the least time by the largest that fits.
 
     Returns:

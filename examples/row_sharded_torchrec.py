@@ -1,7 +1,8 @@
 """The table of row_sharded.py as a TorchRec table, for users of TorchRec: fp32, updated in backward.
 
-On the CPU with torch 2.13 that is torchrec 1.8.0 with fbgemm-gpu-cpu 1.8.0. There the dimension must be a multiple of
-4, the optimizer SGD or Adagrad, and every process must hold rows and ask for some.
+cw_ext.distributed.sampled_cw_loss takes it as it takes a RowShardedTable. On the CPU with torch 2.13 that is torchrec
+1.8.0 with fbgemm-gpu-cpu 1.8.0. There the dimension must be a multiple of 4, the optimizer SGD or Adagrad, and every
+process must hold rows and ask for some: a batch must have rows on all processes.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class TorchRecTable(nn.Module):
     def __init__(self, num_rows: int, dim: int, *, optimizer: type[torch.optim.Optimizer], **settings: Any) -> None:
         """Take the sizes, and the optimizer with its settings (`lr=…`), which backward runs."""
         super().__init__()
+        self.num_rows, self.dim, self.process_group = num_rows, dim, dist.group.WORLD
         config = EmbeddingConfig(name="table", embedding_dim=dim, num_embeddings=num_rows, feature_names=["id"])
         whole = EmbeddingCollection(tables=[config], device=torch.device("meta"))
         apply_optimizer_in_backward(optimizer, whole.parameters(), settings)
@@ -39,6 +41,12 @@ class TorchRecTable(nn.Module):
             device_type="cpu",
         )
         self.table = shard(whole, plan, device=torch.device("cpu"), sharder=sharder)
+
+    @property
+    def weight(self) -> Tensor:
+        """This process's own rows, ⌈I/R⌉ or what is left, as in RowShardedTable."""
+        (own,) = self.table.parameters()
+        return own.detach().as_subclass(Tensor)
 
     def forward(self, *ids: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Fetch the distinct rows [U, D] of some ids, and give the ids' places among them (−1 stays −1)."""

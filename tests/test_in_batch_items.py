@@ -4,6 +4,7 @@ loops over all pairs, and :func:`cw_ext.cw_loss`."""
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -152,6 +153,15 @@ def test_clips_loss(backend: str) -> None:
     assert torch.autograd.gradcheck(lambda q, x: cw_loss_in_batch(q, x, labels, **plain), (images, texts))
 
 
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_ids_of_any_size_and_kind(backend: str, symmetric: bool) -> None:
+    """Without counts ids are but names: small ones in int32, or those of row_numbers(), which are large."""
+    settings = {"backend": backend, "symmetric": symmetric, "log_q_correction": False}
+    expected = CASE.loss(**settings)
+    for ids in (CASE.item_ids.int(), CASE.item_ids + 2**31, CASE.item_ids * 2**40):
+        assert torch.equal(replace(CASE, item_ids=ids).loss(**settings), expected)
+
+
 def test_distinct_ids_are_rows_of_a_catalogue(backend: str) -> None:
     """Where each item is encoded once, it is the loss on the catalogue that holds these vectors."""
     items = torch.randn(ITEMS, DIM, generator=generator(8), dtype=torch.float64)
@@ -184,11 +194,13 @@ def test_compiled_with_a_graph_break() -> None:
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("rows", [0, 1])
 def test_small_batches(backend: str, rows: int, symmetric: bool) -> None:
-    """Nothing to compare with: loss 0, gradient 0."""
+    """Nothing to compare with: loss 0, gradient 0, also of a temperature, which DistributedDataParallel waits for."""
     ours = pair_case(((rows, rows),)).leaves()
-    loss = ours.loss(backend=backend, symmetric=symmetric, log_q_correction=False)
+    tau = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
+    loss = ours.loss(backend=backend, symmetric=symmetric, log_q_correction=False, temperature=tau)
     loss.backward()
-    assert loss.item() == 0 and not ours.queries.grad.any() and not ours.items.grad.any()
+    assert loss.item() == 0
+    assert not any(x.grad.any() for x in (ours.queries, ours.items, ours.row_weights, tau))
 
 
 def test_padding_that_holds_nan(backend: str) -> None:
@@ -211,6 +223,7 @@ KEEPS_COUNTS = Interactions([0, 0, 1], [0, 0, 1], num_queries=QUERIES, num_items
         ({"item_ids": CASE.item_ids[:3]}, ValueError, r"item_ids must have shape \(9,\), one id per row.*got \(3,\)"),
         ({"item_ids": CASE.item_ids - 5}, IndexError, r"item_ids must be in \[0, 12\), got -"),
         ({"item_ids": CASE.item_ids + 5, **WHO}, IndexError, r"item_ids must be in \[0, 12\), got 1"),
+        ({"extra_pos_ids": CASE.extra_ids - 3}, IndexError, r"extra_pos_ids must be in \[0, 9\), or −1.*, got -"),
         ({"num_negatives": 3}, ValueError, "item_ids needs num_negatives=0.* got 3"),
         ({"item_ids": None, "num_negatives": 3, "symmetric": True}, ValueError, "symmetric=True needs num_negatives=0"),
         ({"symmetric": 1}, TypeError, "symmetric must be True or False, got 1"),

@@ -109,17 +109,28 @@ def _refusals(rank: int) -> list[str]:
     x = torch.randn(4, DIM, generator=generator(rank))
     ids = torch.arange(4)
     plain: dict[str, Any] = {"log_q_correction": False, "process_group": group}
+    without_weight = nn.Embedding(4, DIM)  # which raises what no check of arguments does
+    del without_weight.weight
     for call in (
         lambda: cw_loss_in_batch(x, x, ids, **plain),  # encoded vectors, without ids
+        lambda: cw_loss_in_batch(x, x, ids, symmetric=True, **plain),
+        lambda: cw_loss_in_batch(x, x, ids, ring=True, **plain),
         lambda: cw_loss_in_batch(x, x, ids, item_ids=ids, ring=rank == 0, **plain),
         lambda: cw_loss_in_batch(x, x, ids, item_ids=ids, symmetric=rank == 0, **plain),
         lambda: cw_loss_in_batch(x.clone().requires_grad_(rank == 0), x, ids, item_ids=ids, **plain),
+        lambda: cw_loss_in_batch(
+            x, x, ids, item_ids=ids, row_weights=x[:, 0].clone().requires_grad_(rank == 0), **plain
+        ),
+        lambda: cw_loss_in_batch(x, x, ids, item_ids=ids, temperature=torch.ones(4, requires_grad=rank == 0), **plain),
         lambda: cw_loss_in_batch(x, x, ids + 9 * rank, item_ids=ids, **plain),  # ids out of range, in all but the first
+        lambda: cw_loss_in_batch(x, x, ids, item_ids=ids, extra_pos_ids=ids.view(4, 1) + 9 * rank, **plain),
+        lambda: cw_loss_in_batch(x, without_weight if rank else x, ids, item_ids=ids, **plain),
+        lambda: cw_loss_in_batch(x, x, ids, item_ids=ids, item_counts=ids + rank, process_group=group),
         lambda: gather_rows(x[:, : DIM - rank], group),
     ):
         try:
             call()
-        except (IndexError, ValueError) as error:
+        except (AttributeError, IndexError, RuntimeError, ValueError) as error:
             found.append(f"{type(error).__name__}: {error}")
         else:
             found.append("none")
@@ -329,17 +340,21 @@ def test_a_ring_holds_one_part_at_a_time(kernels: None, found: list) -> None:
 
 
 def test_calls_that_differ_are_refused_everywhere(kernels: None, found: list) -> None:
-    out_of_range = [
-        "IndexError: process 1 of the group has raised IndexError",
-        "IndexError: pos_ids must be in .* got ",
-    ]
     for rank, process in enumerate(found):
+        out_of_range = "IndexError: process 1 of the group has raised IndexError"
         expected = [
+            "ValueError: items must be the same table.*item_ids",
+            "ValueError: items must be the same table.*item_ids",
             "ValueError: items must be the same table.*item_ids",
             "ValueError: .* ring: ",
             "ValueError: .* symmetric: ",
             "ValueError: .* queries require a gradient: ",
-            out_of_range[min(rank, 1)],
+            "ValueError: .* row_weights require a gradient: ",
+            "ValueError: .* temperature requires a gradient: ",
+            "IndexError: pos_ids must be in .* got " if rank else out_of_range,
+            "IndexError: extra_pos_ids must be in .* got " if rank else out_of_range,
+            "AttributeError: .*weight" if rank else "RuntimeError: process 1 of the group has raised RuntimeError",
+            "ValueError: .* sum of the item counts: ",
             "ValueError: rows must have the",
         ]
         assert len(process["refusals"]) == len(expected)

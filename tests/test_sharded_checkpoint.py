@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,142 @@ def test_training_goes_on_with_another_number_of_processes(trained: Any, name: s
     assert not torch.allclose(expected["items.weight"], BATCH.items, atol=0.01), "nothing was learned"
 
 
+def _saved(folder: Path) -> tuple[Model, list[torch.optim.Optimizer]]:
+    """A trained model, and its checkpoint in folder / "saved"."""
+    model = _model(sparse=False)
+    optimizers = _optimizers("adam", model)
+    rows, (places,) = model.users(USER_IDS)
+    ids = (BATCH.query_ids, BATCH.pos_ids, BATCH.interactions)
+    _step(sampled_cw_loss(model.map(rows[places]), model.items, *ids, 6, seed=1), optimizers)
+    save_checkpoint(folder / "saved", model, optimizers, extra=["a", torch.ones(2)])
+    return model, optimizers
+
+
+def _other_shape() -> Model:
+    return Model(*(RowShardedTable(rows, 8, dtype=torch.float64) for rows in (USERS, 51)))
+
+
+def _without_map() -> Model:
+    model = _model(sparse=False)
+    del model.map
+    return model
+
+
+def _of(model: nn.Module, *kinds: type[torch.optim.Optimizer]) -> list[torch.optim.Optimizer]:
+    return [kind([model.users.weight, model.items.weight], lr=0.1) for kind in kinds]
+
+
+# What is loaded: a model that gets it, and its optimizers; and the error.
+NOT_LOADED: dict[str, tuple[Callable[[], tuple[Model, Any]], str, str]] = {
+    "shape": (lambda: (_other_shape(), ()), "ValueError", "module must have items.weight of shape (50, 8), as saved"),
+    "missing": (lambda: (_without_map(), ()), "ValueError", "module must have what was saved, got one without map"),
+    "class": (
+        lambda: ((m := _model(False)), [*_of(m, torch.optim.Adagrad), torch.optim.Adam(m.map.parameters())]),
+        "ValueError",
+        "optimizers must be of the classes and the parameters that were saved, Adam of",
+    ),
+    "too few": (
+        lambda: ((m := _model(False)), _of(m, torch.optim.Adam)),
+        "ValueError",
+        "optimizers must be as many as were saved, got only 1",
+    ),
+    "too many": (
+        lambda: ((m := _model(False)), _of(m, *[torch.optim.Adam] * 3)),
+        "ValueError",
+        "optimizers must be as many as were saved, 2, got more",
+    ),
+    "no optimizer": (lambda: (_model(False), ["adam"]), "TypeError", "optimizers must be torch.optim.Optimizer, got"),
+}
+# What is saved: optimizers and something else; and the error.
+NOT_SAVED: dict[str, tuple[Callable[[Model], Any], Any, str, str]] = {
+    "extra": (lambda m: (), print, "TypeError", "extra must hold numbers, strings, tensors and containers of them"),
+    "foreign": (
+        lambda m: torch.optim.SGD(nn.Linear(1, 1).parameters()),
+        None,
+        "ValueError",
+        "optimizers must be of parameters of the module",
+    ),
+    "columns": (
+        lambda m: _stepped(torch.optim.Adafactor([m.items.weight])),
+        None,
+        "ValueError",
+        "optimizers must hold numbers per element, or one, for the rows of a table",
+    ),
+}
+
+
+def _stepped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    return optimizer
+
+
+def _error(work: Callable[[], Any]) -> tuple[str, str]:
+    try:
+        work()
+    except BaseException as error:  # as CheckpointException is
+        return type(error).__name__, str(error)
+    return "none", ""
+
+
+def _whole(model: Model) -> list[Tensor]:
+    return [model.users.whole().full_tensor(), model.items.whole().full_tensor()]
+
+
+def _refused(rank: int, folder: Path) -> dict[str, Any]:
+    model, optimizers = _saved(folder)
+    errors = {"exists": _error(lambda: save_checkpoint(folder / "saved", model, optimizers))}
+    errors["absent"] = _error(lambda: load_checkpoint(folder / "absent", model))
+    other = _model(False)
+    kept = load_checkpoint(folder / "saved", other)
+    alone = all(torch.equal(a, b) for a, b in zip(_whole(model), _whole(other)))
+    changed = []
+    for name, (make, _, _) in NOT_LOADED.items():
+        other, of_other = make()
+        before = _whole(other)
+        errors[name] = _error(lambda: load_checkpoint(folder / "saved", other, of_other))
+        changed += [name for a, b in zip(before, _whole(other)) if not torch.equal(a, b)]
+    for name, (make, extra, _, _) in NOT_SAVED.items():
+        given = make(model)
+        errors[name] = _error(lambda: save_checkpoint(folder / name, model, given, extra=extra))
+
+    dist.barrier()
+    if rank == 0:
+        (folder / "again.incomplete").mkdir()
+        (folder / "again.incomplete" / "left.txt").write_text("of a save that failed")
+        file = max((folder / "saved").glob("*.distcp"), key=lambda path: path.stat().st_size)
+        file.write_bytes(file.read_bytes()[:100])
+    dist.barrier()
+    save_checkpoint(folder / "again", model)
+    errors["damaged"] = _error(lambda: load_checkpoint(folder / "saved", other))
+    return {"errors": errors, "changed": changed, "extra": kept, "alone": alone}
+
+
+def test_what_does_not_fit_is_refused_by_all_and_changes_nothing(tmp_path: Path) -> None:
+    torchrun(__file__, tmp_path, "refused")
+    expected = {name: case[-2:] for name, case in (NOT_LOADED | NOT_SAVED).items()}
+    expected["exists"] = ("FileExistsError", f"folder must not exist yet, got {tmp_path / 'saved'}")
+    expected["absent"] = ("FileNotFoundError", "folder must hold a checkpoint of save_checkpoint, got")
+    expected["damaged"] = ("CheckpointException", "")
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt")
+        for name, (kind, message) in expected.items():
+            got, text = found["errors"][name]
+            assert got == kind and message in text, f"{name}: {got}: {text}"
+        assert not found["changed"]
+        assert found["extra"][0] == "a" and torch.equal(found["extra"][1], torch.ones(2))
+        assert found["alone"], "the module alone"
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"saved", "again", "0.pt", "1.pt"}, "what could not be saved has left something"
+    assert not (tmp_path / "again" / "left.txt").exists()
+
+
 if __name__ == "__main__":
     with process_of_group() as (rank, folder):
         if "train" in sys.argv:
-            torch.save({name: _stage(name, folder) for name in OPTIMIZERS}, folder / f"{rank}.pt")
+            results = {name: _stage(name, folder) for name in OPTIMIZERS}
+        else:
+            results = _refused(rank, folder)
+        torch.save(results, folder / f"{rank}.pt")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import random
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from cases import Embeddings, assert_near, make_embeddings
+from cases import Embeddings, assert_near, child_environment, make_embeddings
 from drawing import make_drawn
 from torch import Tensor, nn
 from torchrun import process_of_group, torchrun
@@ -255,6 +257,27 @@ def test_distinct_ids() -> None:
 def test_what_makes_no_table(make: Callable[[], Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         make()
+
+
+_WITHOUT_DISTRIBUTED = """
+import sys
+import torch
+import cw_ext
+assert "torch.distributed.tensor" not in sys.modules and "cw_ext.distributed" not in sys.modules
+torch.distributed.is_available = lambda: False
+try:
+    import cw_ext.distributed
+except ImportError as error:
+    print(error)
+"""
+
+
+def test_what_needs_torch_distributed_is_imported_by_name_only() -> None:
+    environment = child_environment()
+    found = subprocess.run(
+        [sys.executable, "-c", _WITHOUT_DISTRIBUTED], env=environment, capture_output=True, text=True, check=True
+    )
+    assert found.stdout.startswith("cw_ext.distributed needs a torch with torch.distributed")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cw_ext.functional import cw_loss
-from cw_ext.integrations.hstu_candidates import loss_of_draws
+from cw_ext.integrations.hstu_candidates import draw, draw_from_batch, loss_of_places
 from cw_ext.parameters import LossArguments, documents_loss_arguments, resolve
 
 
@@ -23,7 +23,8 @@ class CWSampledLoss(nn.Module):
 
     and training calls it as before, with either of its samplers. presets.infonce(τ) is SampledSoftmaxLoss with
     softmax_temperature τ: with the same seed it draws the same negatives, and leaves out those that are the row's own
-    positive. Rows that have none left are left out of the mean (there they count with loss 0).
+    positive. Rows that have none left are left out of the mean (there they count with loss 0). Ids are compared as they
+    are: SampledSoftmaxLoss makes fp32 of them, which rounds those above 2^24 (findings/generative-recommenders-ids.sh).
 
     With the dot product (`interaction_module_type = "DotProduct"`) it goes through
     :func:`cw_ext.cw_loss_from_embeddings`: the embeddings of negatives, [N', R, D] for N' targets, are not gathered;
@@ -107,21 +108,13 @@ class CWSampledLoss(nn.Module):
         _check_shapes(1, output_embeddings, supervision_ids, supervision_embeddings, supervision_weights)
         sampler: Any = negatives_sampler
         positives = sampler.normalize_embeddings(supervision_embeddings)
-        found = _candidates(sampler) if _is_dot_product(self._model) else None
-        if found is not None:
-            loss = loss_of_draws(
-                output_embeddings,
-                supervision_ids,
-                positives,
-                *found,
-                self.num_to_sample,
-                supervision_weights,
-                **self.loss,
-            )
+        draws = _draws(sampler, supervision_ids, self.num_to_sample) if _is_dot_product(self._model) else None
+        if draws is not None:
+            loss = loss_of_places(output_embeddings, positives, *draws, supervision_weights, **self.loss)
             return loss, {}
 
-        neg_ids, negatives = sampler(positive_ids=supervision_ids, num_to_sample=self.num_to_sample)
         own = supervision_ids.unsqueeze(1)  # [N', 1]
+        neg_ids, negatives = sampler(positive_ids=supervision_ids, num_to_sample=self.num_to_sample)
 
         def scores(ids: Tensor, embeddings: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
             found: tuple[Tensor, dict[str, Tensor]] = self._model.similarity_fn(
@@ -162,13 +155,18 @@ def _is_dot_product(model: Any) -> bool:
     return type(getattr(model, "_ndp_module", None)).__name__ == "DotProductSimilarity"
 
 
-def _candidates(sampler: Any) -> tuple[Tensor, Tensor] | None:
-    """Ids [C] and embeddings [C, D] of what one of the package's samplers draws from; None for another sampler."""
+def _draws(sampler: Any, pos_ids: Tensor, number: int) -> tuple[Tensor, Tensor] | None:
+    """What one of the package's samplers draws: a table [C, D] and places in it [N', R], −1 for a row's own positive.
+
+    None for another sampler.
+    """
     match type(sampler).__name__:
         case "InBatchNegativesSampler":
-            ids, embeddings = sampler.get_all_ids_and_embeddings()
-            return ids, embeddings
+            ids, table = sampler.get_all_ids_and_embeddings()
+            return table, draw_from_batch(pos_ids, ids, number)
         case "LocalNegativesSampler":
             ids = sampler._all_item_ids
-            return ids, sampler.normalize_embeddings(sampler._item_emb(ids))
+            drawn = ids[draw(pos_ids, ids.shape[0], number)]
+            own = drawn == pos_ids.unsqueeze(1)
+            return sampler.normalize_embeddings(sampler._item_emb.weight), drawn.masked_fill_(own, -1)
     return None

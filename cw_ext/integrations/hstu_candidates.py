@@ -1,4 +1,4 @@
-"""What the adapters to HSTU's code bases have in common: candidates with their embeddings, and draws among them."""
+"""What the adapters to HSTU's code bases have in common: negatives as places in a table, and positives beside it."""
 
 from __future__ import annotations
 
@@ -11,41 +11,45 @@ from cw_ext.functional import cw_loss_from_embeddings
 from cw_ext.parameters import LossArguments
 
 
-def loss_of_draws(
+def draw(pos_ids: Tensor, candidates: int, num_negatives: int) -> Tensor:
+    """Places among the candidates, [T, R], drawn uniformly with replacement.
+
+    After the same torch.manual_seed() they are what both code bases' samplers draw.
+    """
+    shape = (pos_ids.shape[0], num_negatives)
+    return torch.randint(candidates, shape, dtype=pos_ids.dtype, device=pos_ids.device)
+
+
+def draw_from_batch(pos_ids: Tensor, candidate_ids: Tensor, num_negatives: int) -> Tensor:
+    """The same, with −1 where the candidate is the row's own positive, or where there is none to draw."""
+    if candidate_ids.numel() == 0:
+        return pos_ids.new_full((pos_ids.shape[0], 1), -1)
+    places = draw(pos_ids, candidate_ids.shape[0], num_negatives)
+    return places.masked_fill_(candidate_ids[places] == pos_ids.unsqueeze(1), -1)
+
+
+def loss_of_places(
     queries: Tensor,
-    pos_ids: Tensor,
     positives: Tensor,
-    candidate_ids: Tensor,
-    candidates: Tensor,
-    num_negatives: int,
+    table: Tensor,
+    places: Tensor,
     row_weights: Tensor | None = None,
     **loss: Unpack[LossArguments],
 ) -> Tensor:
-    """The loss of each query with negatives drawn uniformly among the candidates, with replacement.
-
-    The draws are those of both code bases' samplers: after the same torch.manual_seed() the negatives are the same. As
-    there, one that is the row's own positive is left out. Only their ids exist, [T, R].
+    """The loss of each query with a positive of its own and negatives from a table, by dot products.
 
     Args:
-        queries: [T, D].
-        pos_ids: [T], the ids of the positives.
-        positives: [T, D], the embeddings of the positives.
-        candidate_ids: [C].
-        candidates: [C, D], the embeddings of the candidates.
-        num_negatives: R.
+        queries, positives: [T, D].
+        table: [C, D].
+        places: [T, R], of the negatives in `table`; −1 is none.
         row_weights: [T].
-        **loss: as of :func:`cw_ext.cw_loss_from_embeddings`; the score is the dot product.
+        **loss: as of :func:`cw_ext.cw_loss_from_embeddings`.
     """
-    rows, number = pos_ids.shape[0], candidate_ids.shape[0]
-    if number == 0:
-        places = pos_ids.new_full((rows, 1), -1)
-    else:  # of the negatives among the candidates
-        places = torch.randint(number, (rows, num_negatives), dtype=pos_ids.dtype, device=pos_ids.device)
-        places.masked_fill_(candidate_ids[places] == pos_ids.unsqueeze(1), -1)
+    first = table.shape[0]
     return cw_loss_from_embeddings(
         queries,
-        torch.cat([candidates, positives]),
-        torch.arange(number, number + rows, device=pos_ids.device),
+        torch.cat([table, positives]),
+        torch.arange(first, first + positives.shape[0], device=places.device),
         places,
         row_weights=row_weights,
         similarity="dot",

@@ -6,7 +6,7 @@ from typing import Any, Unpack
 
 from torch import Tensor, nn
 
-from cw_ext.integrations.hstu_candidates import loss_of_draws
+from cw_ext.integrations.hstu_candidates import draw_from_batch, loss_of_places
 from cw_ext.parameters import LossArguments, documents_loss_arguments, resolve
 
 
@@ -77,12 +77,7 @@ class CWSampledLoss(nn.Module):
             )
         sampler = self._negatives_sampler
         candidate_ids, candidates = sampler.gen_sampled_candidates(supervision_ids, supervision_embeddings)
-        return loss_of_draws(
-            output_embeddings,
-            supervision_ids,
-            sampler.normalize_embeddings(supervision_embeddings),
-            candidate_ids,
-            candidates,
-            self.num_to_sample if self.num_to_sample > 0 else supervision_ids.numel(),
-            **self.loss,
-        )
+        number = self.num_to_sample if self.num_to_sample > 0 else supervision_ids.numel()
+        places = draw_from_batch(supervision_ids, candidate_ids, number)
+        positives = sampler.normalize_embeddings(supervision_embeddings)
+        return loss_of_places(output_embeddings, positives, candidates, places, **self.loss)

@@ -1,0 +1,1 @@
+"""Memory and time of a large batch that is encoded in parts."""
