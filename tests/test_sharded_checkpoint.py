@@ -145,7 +145,9 @@ def _saved(folder: Path) -> tuple[Model, list[torch.optim.Optimizer]]:
 
 
 def _other_shape() -> Model:
-    return Model(*(RowShardedTable(rows, 8, dtype=torch.float64) for rows in (USERS, 51)))
+    model = _model(sparse=False)
+    model.map = nn.Linear(7, 8)
+    return model
 
 
 def _without_map() -> Model:
@@ -158,9 +160,13 @@ def _of(model: nn.Module, *kinds: type[torch.optim.Optimizer]) -> list[torch.opt
     return [kind([model.users.weight, model.items.weight], lr=0.1) for kind in kinds]
 
 
-# What is loaded: a model that gets it, and its optimizers; and the error.
+# What the second process loads wrongly: a model that gets it, and its optimizers; and the error.
 NOT_LOADED: dict[str, tuple[Callable[[], tuple[Model, Any]], str, str]] = {
-    "shape": (lambda: (_other_shape(), ()), "ValueError", "module must have items.weight of shape (50, 8), as saved"),
+    "shape": (
+        lambda: (_other_shape(), ()),
+        "ValueError",
+        "module must have map.weight of shape (8, 8), as saved, got (8, 7)",
+    ),
     "missing": (lambda: (_without_map(), ()), "ValueError", "module must have what was saved, got one without map"),
     "class": (
         lambda: ((m := _model(False)), [*_of(m, torch.optim.Adagrad), torch.optim.Adam(m.map.parameters())]),
@@ -179,7 +185,7 @@ NOT_LOADED: dict[str, tuple[Callable[[], tuple[Model, Any]], str, str]] = {
     ),
     "no optimizer": (lambda: (_model(False), ["adam"]), "TypeError", "optimizers must be torch.optim.Optimizer, got"),
 }
-# What is saved: optimizers and something else; and the error.
+# What it saves wrongly: optimizers and something else; and the error.
 NOT_SAVED: dict[str, tuple[Callable[[Model], Any], Any, str, str]] = {
     "extra": (lambda m: (), print, "TypeError", "extra must hold numbers, strings, tensors and containers of them"),
     "foreign": (
@@ -226,13 +232,14 @@ def _refused(rank: int, folder: Path) -> dict[str, Any]:
     alone = all(torch.equal(a, b) for a, b in zip(_whole(model), _whole(other)))
     changed = []
     for name, (make, _, _) in NOT_LOADED.items():
-        other, of_other = make()
-        before = _whole(other)
+        other, of_other = make() if rank == 1 else ((m := _model(False)), _optimizers("adam", m))
+        before = [parameter.detach().clone() for parameter in other.parameters()]
         errors[name] = _error(lambda: load_checkpoint(folder / "saved", other, of_other))
-        changed += [name for a, b in zip(before, _whole(other)) if not torch.equal(a, b)]
+        changed += [name for a, b in zip(before, other.parameters()) if not torch.equal(a, b)]
     for name, (make, extra, _, _) in NOT_SAVED.items():
-        given = make(model)
-        errors[name] = _error(lambda: save_checkpoint(folder / name, model, given, extra=extra))
+        given = make(model) if rank == 1 else optimizers
+        wrong = extra if rank == 1 else None
+        errors[name] = _error(lambda: save_checkpoint(folder / name, model, given, extra=wrong))
 
     dist.barrier()
     if rank == 0:
@@ -248,12 +255,14 @@ def _refused(rank: int, folder: Path) -> dict[str, Any]:
 
 def test_what_does_not_fit_is_refused_by_all_and_changes_nothing(tmp_path: Path) -> None:
     torchrun(__file__, tmp_path, "refused")
-    expected = {name: case[-2:] for name, case in (NOT_LOADED | NOT_SAVED).items()}
+    expected = {}
     expected["exists"] = ("FileExistsError", f"folder must not exist yet, got {tmp_path / 'saved'}")
     expected["absent"] = ("FileNotFoundError", "folder must hold a checkpoint of save_checkpoint, got")
     expected["damaged"] = ("CheckpointException", "")
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt")
+        for name, (*_, kind, message) in (NOT_LOADED | NOT_SAVED).items():
+            expected[name] = (kind, message if rank == 1 else f"process 1 of the group has raised {kind}")
         for name, (kind, message) in expected.items():
             got, text = found["errors"][name]
             assert got == kind and message in text, f"{name}: {got}: {text}"

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from cases import assert_near, exact
-from drawing import Drawn, make_drawn
+from drawing import Drawn, make_drawn, make_interactions
 from torch import Tensor
 from torchrun import process_of_group, torchrun
 
@@ -50,7 +50,11 @@ WRONG: dict[str, tuple[type[Exception], str, dict[str, Any]]] = {
     "negatives": (ValueError, "num_negatives must be", {"num_negatives": 0}),
     "dtype": (TypeError, "table must have the dtype of queries", {"queries": PLAIN.queries.float()}),
     "dimension": (ValueError, "table must have rows of queries' D = 7", {"queries": PLAIN.queries[:, :7]}),
-    "catalogue": (ValueError, "table must have one row per item of interactions", {"rows": ITEMS + 1}),
+    "catalogue": (
+        ValueError,
+        "table must have one row per item of interactions, 51, got 50",
+        {"interactions": make_interactions(num_items=ITEMS + 1)},
+    ),
     "argument": (TypeError, "unknown loss argument 'temprature'", {"temprature": 0.1}),
     "first row": (ValueError, "first_row must be", {"first_row": -1}),
     "seed": (TypeError, "seed must be", {"seed": 0.5}),
@@ -113,11 +117,9 @@ def _errors(rank: int) -> dict[str, tuple[str, str]]:
             "interactions": PLAIN.interactions,
             "num_negatives": NEGATIVES,
         }
-        rows = ITEMS
         if rank == 1:
             given |= change
-            rows = given.pop("rows", ITEMS)
-        table = RowShardedTable(rows, 8, dtype=torch.float64)
+        table = RowShardedTable(ITEMS, 8, dtype=torch.float64)
         try:
             sampled_cw_loss(given.pop("queries"), table, **given)
         except Exception as error:

@@ -48,6 +48,12 @@ REFUSED: dict[str, tuple[type[Exception], str, Tensor]] = {
     "negative": (IndexError, "ids must be -1 or in [0, 21), got -2", torch.tensor([0, -2])),
     "no integers": (TypeError, "ids must have dtype int32, int64, got float32", torch.tensor([0.0])),
 }
+# What the second process makes in place of a table of 21 rows.
+NO_TABLE: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "rows": ({"num_rows": 0}, ValueError, "num_rows must be an integer ≥ 1, got 0"),
+    "columns": ({"dim": 2.5}, TypeError, "dim must be an integer ≥ 1, got float"),
+    "flag": ({"sparse": 1}, TypeError, "sparse must be True or False, got 1"),
+}
 
 
 def _part(batch: Embeddings, part: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -118,9 +124,9 @@ def _train_over_processes(batch: Embeddings, optimizer: str, rank: int) -> dict[
     return {"losses": torch.stack(losses), "table": whole, "encoder": encoder.module.weight.detach()}
 
 
-def _error(table: RowShardedTable, ids: Tensor) -> tuple[str, str]:
+def _error(work: Callable[[], Any]) -> tuple[str, str]:
     try:
-        table(ids)
+        work()
     except Exception as error:
         return type(error).__name__, str(error)
     return "none", ""
@@ -148,6 +154,23 @@ def _made(rank: int) -> dict[str, Any]:
         (gradient,) = torch.autograd.grad(rows.sum(), part.weight)
         found["rows"], found["places"], found["gradient"] = rows.detach(), places, gradient.to_dense()
     return found
+
+
+class _Tower(nn.Module):
+    """A table and a map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.items = RowShardedTable(7 * dist.get_world_size(), 8)  # equal parts: with others DDP itself would object
+        self.map = nn.Linear(8, 8)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.map(self.items(ids)[0])
+
+
+def _inside_parallel() -> tuple[str, str]:
+    tower = nn.parallel.DistributedDataParallel(_Tower())
+    return _error(lambda: tower(torch.arange(5)))
 
 
 def _compiled_steps() -> dict[str, list[Tensor]]:
@@ -225,6 +248,12 @@ def test_a_table_of_a_part_of_the_processes(found: list) -> None:
     assert torch.equal(torch.cat([found[rank]["made"]["gradient"] for rank in (0, last)]), whole)
 
 
+def test_a_table_inside_a_parallel_module_is_refused(found: list) -> None:
+    for process in found:
+        error, text = process["inside"]
+        assert error == "RuntimeError" and "must be beside what DistributedDataParallel wraps" in text
+
+
 @pytest.mark.parametrize("name", ["drawn", "fetched"])
 def test_torch_compile_changes_nothing(found: list, name: str) -> None:
     for process in found:
@@ -244,19 +273,27 @@ def test_distinct_ids() -> None:
     assert distinct.tolist() == [] and places[0].tolist() == [-1, -1]
 
 
-@pytest.mark.parametrize(
-    ("make", "error", "message"),
-    [
-        (lambda: RowShardedTable(0, 8), ValueError, "num_rows must be an integer ≥ 1, got 0"),
-        (lambda: RowShardedTable(9, 2.5), TypeError, "dim must be an integer ≥ 1, got float"),
-        (lambda: RowShardedTable(9, 8, sparse=1), TypeError, "sparse must be True or False, got 1"),
-        (lambda: RowShardedTable(9, 8, process_group=3), TypeError, "process_group must be"),
-        (lambda: RowShardedTable(9, 8), ValueError, "init_process_group"),
-    ],
-)
-def test_what_makes_no_table(make: Callable[[], Any], error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        make()
+@pytest.mark.parametrize("name", NO_TABLE)
+def test_what_one_process_makes_wrongly_all_refuse(found: list, name: str) -> None:
+    _, kind, message = NO_TABLE[name]
+    for rank, process in enumerate(found):
+        error, text = process["no table"][name]
+        assert error == kind.__name__
+        assert (message if rank == 1 else f"process 1 of the group has raised {kind.__name__}") in text
+
+
+def test_sizes_of_its_own_are_refused(found: list) -> None:
+    for rank, process in enumerate(found):
+        kind, text = process["sizes"]
+        assert kind == "ValueError" and text.startswith("num_rows and dim must be the same in all processes, got [")
+        assert f"[{21 if rank == 1 else 20}, 8] here and [{20 if rank == 1 else 21}, 8] in process" in text
+
+
+def test_a_table_needs_a_group() -> None:
+    with pytest.raises(ValueError, match="init_process_group"):
+        RowShardedTable(9, 8)
+    with pytest.raises(TypeError, match="process_group must be"):
+        RowShardedTable(9, 8, process_group=3)
 
 
 _WITHOUT_DISTRIBUTED = """
@@ -292,8 +329,15 @@ if __name__ == "__main__":
         results = {
             "trained": trained,
             "refusals": {
-                name: _error(of_21, ids if rank == 1 else torch.tensor([0])) for name, (_, _, ids) in REFUSED.items()
+                name: _error(lambda: of_21(ids if rank == 1 else torch.tensor([0])))
+                for name, (_, _, ids) in REFUSED.items()
             },
+            "no table": {
+                name: _error(lambda: RowShardedTable(**{"num_rows": 21, "dim": 8} | (wrong if rank == 1 else {})))
+                for name, (wrong, _, _) in NO_TABLE.items()
+            },
+            "sizes": _error(lambda: RowShardedTable(20 + (rank == 1), 8)),
+            "inside": _inside_parallel(),
             "made": _made(rank),
             "steps": _compiled_steps(),
         }

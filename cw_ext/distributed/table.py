@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.nn import functional as F
 
 from cw_ext import checks
-from cw_ext.collectives import ProcessGroup, check_process_group
+from cw_ext.collectives import ProcessGroup, check_process_group, tell_all
 from cw_ext.compiling import uncompiled
 from cw_ext.negative_sampling import seed_tensor
 from cw_ext.together import number_of, raise_in_all
@@ -82,6 +82,8 @@ class RowShardedTable(nn.Module):
     ) -> None:
         """Fill the process's own rows with numbers from N(0, 1), which follow torch's seed and differ by process.
 
+        All processes of the group must call this together.
+
         Args:
             num_rows: I ≥ 1, the same in all processes.
             dim: D ≥ 1, the same in all processes.
@@ -94,11 +96,22 @@ class RowShardedTable(nn.Module):
                 torch.distributed.init_process_group() has not been called.
         """
         super().__init__()
-        checks.whole_number("num_rows", num_rows, 1)
-        checks.whole_number("dim", dim, 1)
-        checks.flag("sparse", sparse)
         group = dist.distributed_c10d._get_default_group() if process_group is None else process_group
         check_process_group(group)
+        error, told = None, [0.0, 0.0]
+        try:
+            checks.whole_number("num_rows", num_rows, 1)
+            checks.whole_number("dim", dim, 1)
+            checks.flag("sparse", sparse)
+            told = [num_rows, dim]
+        except (TypeError, ValueError) as caught:
+            error, told = caught, [number_of(caught), 0]
+        of_all = tell_all(told, torch.empty(0, device=device).device, group)
+        raise_in_all(error, [int(rows) for rows, _ in of_all])
+        for rank, (rows, columns) in enumerate(of_all):
+            if [rows, columns] != told:
+                got = f"[{num_rows}, {dim}] here and [{int(rows)}, {int(columns)}] in process {rank}"
+                raise ValueError(f"num_rows and dim must be the same in all processes, got {got}")
         self.process_group, self.sparse = group, sparse
         self.num_rows, self.dim = num_rows, dim
         self.share = -(-num_rows // dist.get_world_size(group))
@@ -133,13 +146,14 @@ class RowShardedTable(nn.Module):
         Raises:
             IndexError, TypeError, ValueError: an id out of range, or what are no ids. All processes raise it if one
                 does; the one whose ids are wrong names the id.
+            RuntimeError: the table is part of a module that DistributedDataParallel wraps.
         """
         world, error = dist.get_world_size(self.process_group), None
         try:
             distinct, places = self._checked(ids)
             # Increasing ids are already in the order of the processes that hold them.
             counts = torch.bincount(distinct // self.share, minlength=world)
-        except (IndexError, TypeError, ValueError) as caught:
+        except (IndexError, RuntimeError, TypeError, ValueError) as caught:
             error = caught
             counts = torch.full((world,), number_of(error), device=self.weight.device)
         asked = collectives.all_to_all_single(counts, None, None, self.process_group)
@@ -155,6 +169,13 @@ class RowShardedTable(nn.Module):
 
     def _checked(self, ids: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """distinct_ids(), all of which the table has."""
+        # That the process is in its forward, DistributedDataParallel tells no one else.
+        around = getattr(nn.parallel.DistributedDataParallel, "_active_ddp_module", None)
+        if around is not None and any(parameter is self.weight for parameter in around._module_parameters):
+            raise RuntimeError(
+                "a RowShardedTable must be beside what DistributedDataParallel wraps, got one inside, whose rows it "
+                "has overwritten with those of the first process"
+            )
         if not ids:
             raise ValueError("ids must be at least one tensor, got none")
         for tensor in ids:
