@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +17,6 @@ if not dist.is_available():
 pytestmark = pytest.mark.cpu_kernels
 
 PAGE = Path(__file__).parents[1] / "docs" / "processes.md"
-PROCESSES = re.compile(r"--nproc-per-node \d+")
 LOSS = re.compile(r"step (\d+): loss (\S+)")
 
 
@@ -35,16 +33,23 @@ def sections() -> dict[str, tuple[str, list[str]]]:
 
 
 SECTIONS = sections()
+# What a process of its own needs to be a group of one; as torchrun has started it again already, none dies here.
+ALONE = {
+    "RANK": "0",
+    "WORLD_SIZE": "1",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "0",
+    "TORCHELASTIC_RESTART_COUNT": "1",
+}
+LAUNCHER = [sys.executable, "-m", "torch.distributed.run"]
 
 
-def run(command: str, folder: Path) -> str:
+def run(command: list[str], folder: Path, **environment: str) -> str:
     """What the command prints in this folder, if it succeeds."""
-    program, *arguments = shlex.split(command)
-    assert program == "torchrun", command
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", *arguments],
+        command,
         cwd=folder,
-        env=child_environment(OMP_NUM_THREADS="1"),
+        env=child_environment(OMP_NUM_THREADS="1", **environment),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -58,18 +63,29 @@ def run(command: str, folder: Path) -> str:
 def losses(name: str, folder: Path, processes: int | None = None) -> list[tuple[int, float]]:
     """Step and loss of each line that the section's commands print: as they stand, or with so many processes."""
     program, commands = SECTIONS[name]
-    if processes is not None:
-        commands = [PROCESSES.sub(f"--nproc-per-node {processes}", command) for command in commands]
     folder.mkdir(exist_ok=True)
     (folder / name).write_text(program, encoding="utf-8")
-    output = "".join(run(command, folder) for command in commands)
+    output = ""
+    for command in commands:
+        before, _, after = command.partition("torchrun ")
+        environment, arguments = dict(setting.split("=") for setting in before.split()), after.split()
+        assert arguments[-1] == name, command
+        if processes == 1:
+            output += run([sys.executable, name], folder, **ALONE)
+            continue
+        if processes is not None:
+            arguments[arguments.index("--nproc-per-node") + 1] = str(processes)
+        output += run([*LAUNCHER, *arguments], folder, **environment)
     return [(int(step), float(loss)) for step, loss in LOSS.findall(output)]
 
 
+@pytest.mark.parametrize("processes", [None, pytest.param(3, marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("name", SECTIONS)
-def test_a_program_learns_what_one_process_learns(name: str, tmp_path: Path) -> None:
-    printed = losses(name, tmp_path)
+def test_a_program_learns_what_one_process_learns(name: str, processes: int | None, tmp_path: Path) -> None:
+    if name.startswith("torchrec"):
+        pytest.importorskip("torchrec", reason="TorchRec is not installed")
+    printed, alone = losses(name, tmp_path / "several", processes), losses(name, tmp_path / "one", 1)
     assert [step for step, _ in printed] == [0, 29]
     assert printed[-1][1] < printed[0][1] - 0.5
-    for (step, loss), (_, alone) in zip(printed, losses(name, tmp_path / "alone", processes=1), strict=True):
-        assert loss == pytest.approx(alone, abs=2e-3), step  # 3 digits are printed
+    for (step, loss), (_, expected) in zip(printed, alone, strict=True):
+        assert loss == pytest.approx(expected, abs=2e-3), step  # 3 digits are printed

@@ -68,12 +68,13 @@ def _sizes(step: Mapping[str, Any]) -> tuple[int, int, int]:
 
 
 def _sent(step: Mapping[str, Any]) -> float:
-    """In all; nothing is drawn at zero on a logarithmic axis."""
+    """In all; a logarithmic axis has no place for zero."""
     return sum(step[kind] for kind in SENT) or float("nan")
 
 
 def _finish(axes: Axes, ylabel: str, title: str, measured: Sequence[tuple[int, Any]] | None) -> None:
-    axes.set(xscale="log", yscale="log", xlabel="processes", ylabel=ylabel, title=title)
+    sent_something = any(value > 0 for line in axes.lines for value in line.get_ydata())  # one process sends nothing
+    axes.set(xscale="log", yscale="log" if sent_something else "linear", xlabel="processes", ylabel=ylabel, title=title)
     axes.set_xticks(sorted({processes for processes, _ in measured}) if measured else [2, 8, 64, 1024])
     axes.xaxis.set_minor_locator(NullLocator())
     for axis in (axes.xaxis, axes.yaxis):

@@ -117,8 +117,12 @@ def test_what_is_sent_is_what_was_predicted(found: list) -> None:
 
 
 def test_the_plot(found: list, tmp_path: Path) -> None:
-    plot_traffic([found[0]["report"]], tmp_path / "results.png")
-    assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
+    """Also of one process alone, which sends nothing."""
+    report = found[0]["report"]
+    silent = [step | dict.fromkeys(SENT, 0) | {"predicted": dict.fromkeys(SENT, 0)} for step in report["measured"]]
+    for place, reports in enumerate(([report], [report | {"processes": 1, "measured": silent}])):
+        plot_traffic(reports, tmp_path / f"{place}.png")
+        assert (tmp_path / f"{place}.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_without_torchrun_it_does_not_start(capsys: pytest.CaptureFixture[str]) -> None:
