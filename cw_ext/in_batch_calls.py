@@ -73,7 +73,7 @@ def in_all_processes(
             if mine != other:
                 raise ValueError(
                     f"process_group needs the same call in all its processes, got {name}: {value} in process {here} "
-                    f"and another in process {rank}"
+                    f"and another value in process {rank}"
                 )
     assert prepared is not None
     return prepared, Parts(process_group, [int(numbers[0]) for numbers in told])

@@ -201,11 +201,12 @@ def _weights(
     valid: Tensor, log_q: Tensor | None, left_out: Pairs, rows: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """(number [B], log Σ q [B]) of the candidates that a row does not leave out."""
-    q = valid.double() if log_q is None else torch.where(valid, log_q.double().exp(), 0.0)
-    some = (q > 0).long()
-    out = torch.zeros(rows, dtype=torch.int64, device=q.device).index_add_(0, left_out.rows, some[left_out.candidates])
-    count = some.sum() - out
-    return count, torch.where(count > 0, _sums_of_rest(q, left_out, rows).log(), -math.inf).to(dtype)
+    q = None if log_q is None else torch.where(valid, log_q.double().exp(), 0.0)
+    some = (valid if q is None else q > 0).long()
+    out = torch.zeros(rows, dtype=torch.int64, device=some.device)
+    count = some.sum() - out.index_add_(0, left_out.rows, some[left_out.candidates])
+    sums = count.double() if q is None else _sums_of_rest(q, left_out, rows)
+    return count, torch.where(count > 0, sums.log(), -math.inf).to(dtype)
 
 
 def _sums_of_rest(q: Tensor, left_out: Pairs, rows: int) -> Tensor:
