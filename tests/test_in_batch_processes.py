@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from cases import assert_near, generator
 from memory import peak_of
-from pair_cases import DIM, ITEMS, KNOWN, PairCase, pair_case
+from pair_cases import DIM, ITEMS, KNOWN, QUERIES, PairCase, pair_case
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torchrun import process_of_group, torchrun
@@ -117,6 +117,13 @@ def _skewed(rank: int | None) -> tuple[PairCase, dict[str, Any]]:
     return case, {"interactions": known, "query_ids": case.query_ids, "item_counts": counts, "reduction": "none"}
 
 
+def _known_to(query_ids: Tensor) -> Interactions:
+    """The known positives of these queries only."""
+    owner = torch.arange(QUERIES).repeat_interleave(KNOWN.starts.diff())
+    mine = torch.isin(owner, query_ids)
+    return Interactions(owner[mine], KNOWN.items[mine], num_queries=QUERIES, num_items=ITEMS)
+
+
 def _in_autocast(case: PairCase, enabled: bool = True, **settings: Any) -> Tensor:
     """The gradient of the queries where backward is called under autocast."""
     names = ("queries", "items", "row_weights", "prior")
@@ -151,7 +158,13 @@ def _refusals(rank: int) -> list[str]:
         lambda: cw_loss_in_batch(x, x, ids + 9 * rank, item_ids=ids, **plain),  # ids out of range, in all but the first
         lambda: cw_loss_in_batch(x, x, ids, item_ids=ids, extra_pos_ids=ids.view(4, 1) + 9 * rank, **plain),
         lambda: cw_loss_in_batch(x, without_weight if rank else x, ids, item_ids=ids, **plain),
+<<<<<<< HEAD
         lambda: cw_loss_in_batch(x, x, ids, item_ids=ids, item_counts=ids + rank, process_group=group),
+=======
+        lambda: cw_loss_in_batch(
+            x, x, ids, item_ids=ids, query_ids=ids, interactions=_known_to(ids[: rank + 1]), process_group=group
+        ),
+>>>>>>> wt-review1
         lambda: gather_rows(x[:, : DIM - rank], group),
         lambda: gather_rows(x, first_alone),
     ):
@@ -239,6 +252,9 @@ def _process(rank: int, folder: Path) -> None:
     for ring in (False, True):
         skewed, skewed_form = _skewed(rank)
         found["skewed", ring] = skewed.loss(process_group=group, ring=ring, **skewed_form)
+        shard = {"item_counts": KNOWN.item_counts, "process_group": group, "ring": ring}
+        both = (KNOWN, _known_to(encoded.query_ids))
+        found["shard", ring] = [encoded.loss(query_ids=encoded.query_ids, interactions=x, **shard) for x in both]
         found["autocast", ring] = _in_autocast(encoded, process_group=group, ring=ring)
         found["trained", ring] = _trained(
             DistributedDataParallel(_TwoTowers()), encoded, process_group=group, ring=ring
@@ -338,6 +354,13 @@ def test_popular_items_beside_rare_ones(kernels: None, found: list, ring: bool) 
 
 
 @both_forms
+def test_a_process_needs_what_its_own_queries_know(kernels: None, found: list, ring: bool) -> None:
+    for process in found:
+        whole, own = process["shard", ring]
+        assert torch.equal(whole, own)
+
+
+@both_forms
 def test_backward_under_autocast(kernels: None, found: list, ring: bool) -> None:
     expected = _in_autocast(pair_case(SIZES[len(found)]), enabled=False)
     assert_near(torch.cat([process["autocast", ring] for process in found]), expected, torch.bfloat16, "queries")
@@ -398,7 +421,11 @@ def test_calls_that_differ_are_refused_everywhere(kernels: None, found: list) ->
             "IndexError: pos_ids must be in .* got " if rank else out_of_range,
             "IndexError: extra_pos_ids must be in .* got " if rank else out_of_range,
             "AttributeError: .*weight" if rank else "RuntimeError: process 1 of the group has raised RuntimeError",
+<<<<<<< HEAD
             "ValueError: .* sum of the item counts: ",
+=======
+            f"ValueError: .* interactions: {len(_known_to(torch.arange(rank + 1)))} pairs .* another value in process",
+>>>>>>> wt-review1
             "ValueError: rows must have the",
             "ValueError: process_group must contain this process" if rank else "none",
         ]
