@@ -100,23 +100,13 @@ def cw_loss_in_batch(
             together, and run backward together, each with its own rows, as many as it has. None: this process's alone.
             Without item_ids `items` is a table that all processes hold alike, and only ids are sent; with item_ids,
             `ring` or `symmetric` the vectors of the positives (and of the queries, for the second direction) are sent,
-<<<<<<< HEAD
-            and in backward their gradients come back. All settings are to be the same in all processes, and item
-            counts those of all processes' data. Of the known positives a process needs those of its own queries; with
-            symmetric those of all processes' queries. A mean is that over all processes' rows in the sense that the
+            and in backward their gradients come back. `item_counts`, `interactions` and all settings are to be the
+            same in all processes; with item_counts and without symmetric, `interactions` may be those of a process's
+            own queries. A mean is that over all processes' rows in the sense that the
             mean of what the processes return is the loss of the whole batch; so the mean of their gradients, as
             DistributedDataParallel takes it, is its gradient. With reduction="sum" or "none" a process returns the sum
             or the losses of its own rows, so that what they return adds up to the loss of the whole batch, and so do
             their gradients. torch.compile breaks its graph here.
-=======
-            and in backward their gradients come back. `item_counts`, `interactions` and all settings are to be the same
-            in all processes; with item_counts and without symmetric, `interactions` may be those of a process's own
-            queries. A mean is that over all processes' rows in the sense that the mean of what the processes
-            return is the loss of the whole batch; so the mean of their gradients, as DistributedDataParallel takes it,
-            is its gradient. With reduction="sum" or "none" a process returns the sum or the losses of its own rows, so
-            that what they return adds up to the loss of the whole batch, and so do their gradients. torch.compile
-            breaks its graph here.
->>>>>>> wt-review1
         gather_gradients: with process_group and item_ids: False sends no gradients back, so that the vectors that a
             process has sent get the gradient of its own rows' loss only. Cheaper, and not the gradient of the whole
             batch.

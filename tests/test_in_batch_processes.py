@@ -158,13 +158,10 @@ def _refusals(rank: int) -> list[str]:
         lambda: cw_loss_in_batch(x, x, ids + 9 * rank, item_ids=ids, **plain),  # ids out of range, in all but the first
         lambda: cw_loss_in_batch(x, x, ids, item_ids=ids, extra_pos_ids=ids.view(4, 1) + 9 * rank, **plain),
         lambda: cw_loss_in_batch(x, without_weight if rank else x, ids, item_ids=ids, **plain),
-<<<<<<< HEAD
         lambda: cw_loss_in_batch(x, x, ids, item_ids=ids, item_counts=ids + rank, process_group=group),
-=======
         lambda: cw_loss_in_batch(
             x, x, ids, item_ids=ids, query_ids=ids, interactions=_known_to(ids[: rank + 1]), process_group=group
         ),
->>>>>>> wt-review1
         lambda: gather_rows(x[:, : DIM - rank], group),
         lambda: gather_rows(x, first_alone),
     ):
@@ -421,11 +418,8 @@ def test_calls_that_differ_are_refused_everywhere(kernels: None, found: list) ->
             "IndexError: pos_ids must be in .* got " if rank else out_of_range,
             "IndexError: extra_pos_ids must be in .* got " if rank else out_of_range,
             "AttributeError: .*weight" if rank else "RuntimeError: process 1 of the group has raised RuntimeError",
-<<<<<<< HEAD
             "ValueError: .* sum of the item counts: ",
-=======
             f"ValueError: .* interactions: {len(_known_to(torch.arange(rank + 1)))} pairs .* another value in process",
->>>>>>> wt-review1
             "ValueError: rows must have the",
             "ValueError: process_group must contain this process" if rank else "none",
         ]
