@@ -97,7 +97,8 @@ def cw_loss_in_batch(
             distinct pairs. Needs num_negatives=0, estimate_full=False, candidates=None, return_above=False and dense
             gradients. torch.compile breaks its graph here.
         process_group: such as torch.distributed.group.WORLD: the negatives of all its processes, which must call this
-            together, and run backward together, each with its own rows, as many as it has. None: this process's alone.
+            together, and run backward together, each with its own rows, as many as it has. The same number among the
+            `item_ids` of two processes is the same item. None, as WORLD is before init_process_group(): this process's.
             Without item_ids `items` is a table that all processes hold alike, and only ids are sent; with item_ids,
             `ring` or `symmetric` the vectors of the positives (and of the queries, for the second direction) are sent,
             and in backward their gradients come back. `item_counts`, `interactions` and all settings are to be the

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -15,8 +14,9 @@ from cw_ext.compiling import uncompiled
 from cw_ext.embedding_batch import EmbeddingBatch
 from cw_ext.together import number_of, raise_in_all
 
-# Tables that all processes hold alike differ by roundings only, sums of other vectors by far more.
+# Tables that all processes hold alike differ by roundings only, other vectors by far more. As many columns tell.
 _ALIKE = 1e-3
+_COLUMNS = 16
 _Prepared = TypeVar("_Prepared", bound=tuple[Any, ...])
 
 
@@ -93,13 +93,16 @@ def check_same_table(batch: EmbeddingBatch, parts: Parts) -> None:
         ValueError: the tables are not alike.
     """
     table = batch.items.detach()
-    count = len(table)
-    some = table[[0, count // 2, count - 1]].double() if count else table.double()
-    told = tell_all([count, some.sum().item(), some.abs().sum().item()], table.device, parts.group)
-    for number, total, size in told:
-        if number != count or (math.isfinite(total) and abs(total - told[0][1]) > _ALIKE * size):
-            raise ValueError(
-                "items must be the same table on all processes of process_group, got different ones. For vectors that "
-                "each process encodes, give item_ids [I], which item of the catalogue each row of items is; where rows "
-                "have no such ids, cw_ext.distributed.row_numbers(len(items), process_group) makes some"
-            )
+    count, columns = len(table), min(_COLUMNS, table.shape[1])
+    # Elements, not their sum, which vectors with much in common share too.
+    some = table.new_zeros(3, columns) if count == 0 else table[[0, count // 2, count - 1], :columns]
+    own = torch.cat([some.flatten().double(), some.new_tensor([count], dtype=torch.float64)])
+    found = Parts(parts.group, [1] * parts.world).gather(own.unsqueeze(0))
+    values, counts = found[:, :-1], found[:, -1]
+    differs = (values - values[0]).abs() > _ALIKE * values[0].abs().max()  # no if one is NaN
+    if differs.any() or (counts != counts[0]).any():
+        raise ValueError(
+            "items must be the same table on all processes of process_group, got different ones. For vectors that "
+            "each process encodes, give item_ids [I], which item of the catalogue each row of items is; where rows "
+            "have no such ids, cw_ext.distributed.row_numbers(len(items), process_group) makes some"
+        )

@@ -140,13 +140,14 @@ def _refusals(rank: int) -> list[str]:
     group = dist.group.WORLD
     x = torch.randn(4, DIM, generator=generator(rank))
     ids = torch.arange(4)
+    alike = 9 + torch.eye(4, DIM).roll(rank, 1)
     plain: dict[str, Any] = {"log_q_correction": False, "process_group": group}
     without_weight = nn.Embedding(4, DIM)  # which raises what no check of arguments does
     del without_weight.weight
     first_alone = dist.new_group([0])
     for call in (
         lambda: cw_loss_in_batch(x, x, ids, **plain),  # encoded vectors, without ids
-        lambda: cw_loss_in_batch(x, x, ids, symmetric=True, **plain),
+        lambda: cw_loss_in_batch(x, alike, ids, symmetric=True, **plain),  # with the same sum
         lambda: cw_loss_in_batch(x, x, ids, ring=True, **plain),
         lambda: cw_loss_in_batch(x, x, ids, item_ids=ids, ring=rank == 0, **plain),
         lambda: cw_loss_in_batch(x, x, ids, item_ids=ids, symmetric=rank == 0, **plain),
