@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cw_ext import checks
 from cw_ext.compiling import uncompiled
+from cw_ext.together import number_of, raise_in_all
 
 if TYPE_CHECKING:
     ProcessGroup: TypeAlias = dist.ProcessGroup
@@ -205,14 +206,21 @@ def gather_rows(rows: Tensor, process_group: ProcessGroup, *, gradients: bool = 
     Raises:
         TypeError, ValueError: the message contains the argument, what was expected and what came.
     """
-    checks.is_tensor("rows", rows)
     check_process_group(process_group)
-    checks.flag("gradients", gradients)
-    if rows.dim() == 0:
-        raise ValueError("rows must have at least one dimension, got a tensor of shape ()")
-    shape = ", ".join(["B", *map(str, rows.shape[1:])])
-    with_gradient = gradients and rows.requires_grad and torch.is_grad_enabled()
-    told = tell_all([len(rows), hash_of(shape, rows.dtype, with_gradient)], rows.device, process_group)
+    error, shape, with_gradient = None, "", False
+    try:
+        checks.is_tensor("rows", rows)
+        checks.flag("gradients", gradients)
+        if rows.dim() == 0:
+            raise ValueError("rows must have at least one dimension, got a tensor of shape ()")
+        shape = ", ".join(["B", *map(str, rows.shape[1:])])
+        with_gradient = gradients and rows.requires_grad and torch.is_grad_enabled()
+    except (TypeError, ValueError) as caught:
+        error = caught
+    device = rows.device if isinstance(rows, Tensor) else torch.device("cpu")
+    own = [len(rows), hash_of(shape, rows.dtype, with_gradient)] if error is None else [number_of(error), 0]
+    told = tell_all(own, device, process_group)
+    raise_in_all(error, [int(size) for size, _ in told])
     if any(other[1] != told[0][1] for other in told):
         raise ValueError(
             "rows must have the same shape and dtype, and require a gradient, on all processes or on none, got here "

@@ -66,8 +66,8 @@ def cw_loss_in_batch(
             item: neither is a negative of a row whose positive it is. None: each row of `items` is an item of its own,
             row i the item i of `interactions`, `item_counts` and `candidates`; so where a batch encodes an item twice,
             one is taken for a negative of the other. Needs num_negatives=0. torch.compile breaks its graph here.
-        query_ids: [B], int32 or int64, rows of `interactions` (to be given too), whose known positives are left out. A
-            row of padding may have −1.
+        query_ids: [B], int32 or int64, rows of `interactions` (to be given too, but for symmetric=True), whose known
+            positives are left out. A row of padding may have −1.
         interactions: the known positives. Without query_ids nothing is left out, only the item counts are used, and a
             warning says so; item_counts=interactions.item_counts does the same without one.
         item_counts: [number of items], finite and ≥ 0, how often each item is a positive of the batches; default:
@@ -91,11 +91,11 @@ def cw_loss_in_batch(
         row_weights: [B], multiplies the rows.
         symmetric: the mean of this loss and of the one from items to queries, as in CLIP (Radford et al., ICML 2021).
             There the negatives of a row's item are the other rows' queries, except those that are the row's own query,
-            have the row's item as their positive, or know it. Without query_ids each row's query is one of its own,
-            and nothing tells what it knows. Extra positives serve the first direction only. The log-Q correction of
-            the second one follows how many known positives each query has: it needs query_ids, and interactions of
-            distinct pairs. Needs num_negatives=0, estimate_full=False, candidates=None, return_above=False and dense
-            gradients. torch.compile breaks its graph here.
+            have the row's item as their positive, or know it. With query_ids and no interactions, the whole batch's
+            pairs are what is known; without query_ids each row's query is one of its own. Extra positives serve the
+            first direction only. The log-Q correction of the second one follows how many known positives each query
+            has: it needs query_ids, and interactions of distinct pairs. Needs num_negatives=0, estimate_full=False,
+            candidates=None, return_above=False and dense gradients. torch.compile breaks its graph here.
         process_group: such as torch.distributed.group.WORLD: the negatives of all its processes, which must call this
             together, and run backward together, each with its own rows, as many as it has. The same number among the
             `item_ids` of two processes is the same item. None, as WORLD is before init_process_group(): this process's.
@@ -145,7 +145,7 @@ def cw_loss_in_batch(
         )
         with without_autocast(batch.device):
             check_seed(seed, batch.queries.device)
-            known = known_positives(batch, query_ids, interactions)
+            known = known_positives(batch, query_ids, interactions, alone=symmetric)
             num_items = catalogue_size(batch, item_ids, interactions, item_counts, candidates)
             if item_counts is not None:
                 checks.item_counts(item_counts, "queries", batch.queries, num_items)

@@ -30,6 +30,7 @@ class PairBatch(NamedTuple):
     of_queries: LogWeights | None  # where both directions are wanted
     num_items: int  # of the catalogue, 0 where that is not known
     gather_gradients: bool
+    numbers: Side | None = None  # this process's pairs, where they are numbered anew
 
     @property
     def symmetric(self) -> bool:
@@ -37,6 +38,8 @@ class PairBatch(NamedTuple):
 
     def side(self) -> Side:
         """The numbers of this process's pairs."""
+        if self.numbers is not None:
+            return self.numbers
         pos_ids = self.batch.pos_ids.long()
         valid = pos_ids >= 0
         if self.item_ids is None:
@@ -47,6 +50,24 @@ class PairBatch(NamedTuple):
             items = torch.full_like(pos_ids, -1)
         queries = None if self.query_ids is None else torch.where(valid, self.query_ids.long(), -1)
         return Side(items, queries)
+
+    def knowing_its_pairs(self, parts: Parts | None) -> PairBatch:
+        """With the pairs of the whole batch as all that is known, and numbers that are rows of it."""
+        own = self.side()
+        assert own.queries is not None
+        whole = own if parts is None else Side(parts.gather(own.items), parts.gather(own.queries))
+        assert whole.queries is not None
+        valid = whole.items >= 0
+        if not valid.any():
+            return self
+        items, item_rows = torch.unique(whole.items[valid], return_inverse=True)
+        queries, query_rows = torch.unique(whole.queries[valid], return_inverse=True)
+        known = Interactions(query_rows, item_rows, num_queries=len(queries), num_items=len(items))
+        padding = own.items < 0
+        numbers = [
+            torch.searchsorted(*x).masked_fill(padding, -1) for x in ((items, own.items), (queries, own.queries))
+        ]
+        return self._replace(known=known, numbers=Side(*numbers))
 
     def vectors(self) -> Tensor:
         """[B, D], each row's positive. A padded row has some vector, which nothing uses."""
@@ -75,6 +96,8 @@ def loss_of_pairs(
     pairs: PairBatch, parts: Parts | None, *, estimate_full: bool, ring: bool, sparse_grad: bool
 ) -> Tensor:
     """The loss, in one process or, with `parts`, over those of the batch's group."""
+    if pairs.symmetric and pairs.known is None and pairs.query_ids is not None:
+        pairs = pairs.knowing_its_pairs(parts)
     batch = pairs.batch
     of_negatives = without_positive(batch) if estimate_full else _by_row(batch)
     if ring:

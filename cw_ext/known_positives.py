@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from cw_ext import checks
 from cw_ext.embedding_batch import EmbeddingBatch
 from cw_ext.interactions import Interactions
 from cw_ext.negative_sampling import check_interactions, check_query_ids
@@ -19,12 +20,21 @@ def check_item_count(batch: EmbeddingBatch, interactions: Interactions) -> None:
 
 
 def known_positives(
-    batch: EmbeddingBatch, query_ids: Tensor | None, interactions: Interactions | None
+    batch: EmbeddingBatch, query_ids: Tensor | None, interactions: Interactions | None, *, alone: bool = False
 ) -> Interactions | None:
-    """The interactions, checked, where both arguments are given; None: nothing is known."""
+    """The interactions, checked, where both arguments are given; None: nothing is known.
+
+    Args:
+        alone: query_ids may come without interactions, and then only say which rows have the same query.
+    """
     if interactions is None:
-        if query_ids is not None:
+        if query_ids is not None and not alone:
             raise ValueError("interactions must be given with query_ids, which point into them, got None")
+        if query_ids is not None:
+            checks.has_dtype("query_ids", query_ids, checks.INTEGER)
+            checks.matches("query_ids", query_ids, "queries", batch.queries, dtype=False)
+            checks.has_shape("query_ids", query_ids, (batch.rows,), "one id per row of queries")
+            checks.ids_in_range("query_ids", query_ids.long(), 2**62, padding=False, unless_padding=batch.pos_ids)
         return None
     check_interactions(interactions, "queries", batch.queries)
     if query_ids is None:

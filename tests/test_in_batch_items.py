@@ -162,6 +162,17 @@ def test_ids_of_any_size_and_kind(backend: str, symmetric: bool) -> None:
         assert torch.equal(replace(CASE, item_ids=ids).loss(**settings), expected)
 
 
+def test_query_ids_alone_make_the_batchs_pairs_known(backend: str) -> None:
+    """Such as several captions of one image, which are no negatives of each other, either way."""
+    live = CASE.pos_ids >= 0
+    items = CASE.item_ids[CASE.pos_ids[live]]
+    pairs = Interactions(CASE.query_ids[live], items, num_queries=QUERIES, num_items=ITEMS)
+    settings = {"symmetric": True, "log_q_correction": False, "backend": backend}
+    found = CASE.loss(query_ids=CASE.query_ids * 10**6, **settings)
+    assert_near(found, CASE.loss(query_ids=CASE.query_ids, interactions=pairs, **settings), torch.float64, "loss")
+    assert (found - CASE.loss(**settings)).abs() > 1e-3
+
+
 def test_distinct_ids_are_rows_of_a_catalogue(backend: str) -> None:
     """Where each item is encoded once, it is the loss on the catalogue that holds these vectors."""
     items = torch.randn(ITEMS, DIM, generator=generator(8), dtype=torch.float64)
@@ -226,6 +237,8 @@ KEEPS_COUNTS = Interactions([0, 0, 1], [0, 0, 1], num_queries=QUERIES, num_items
         ({"extra_pos_ids": CASE.extra_ids - 3}, IndexError, r"extra_pos_ids must be in \[0, 9\), or −1.*, got -"),
         ({"num_negatives": 3}, ValueError, "item_ids needs num_negatives=0.* got 3"),
         ({"item_ids": None, "num_negatives": 3, "symmetric": True}, ValueError, "symmetric=True needs num_negatives=0"),
+        ({"symmetric": True, "query_ids": CASE.query_ids - 9}, IndexError, "query_ids must be in .* got -"),
+        ({"query_ids": CASE.query_ids}, ValueError, "interactions must be given with query_ids"),
         ({"symmetric": 1}, TypeError, "symmetric must be True or False, got 1"),
         ({"symmetric": True, "return_above": True}, ValueError, "symmetric=True needs return_above=False"),
         ({"symmetric": True, "sparse_grad": True}, ValueError, "symmetric=True needs sparse_grad=False"),

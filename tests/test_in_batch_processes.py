@@ -38,6 +38,7 @@ ENCODED: dict[str, dict[str, Any]] = {
     "weights in the gradient": KNOWN_ONES | {"detach_weights": False},
     "symmetric": KNOWN_ONES | {"symmetric": True},
     "symmetric, plain": {"symmetric": True, "log_q_correction": False},
+    "symmetric, queries": {"symmetric": True, "log_q_correction": False, "interactions": None},
     "sum": KNOWN_ONES | {"reduction": "sum"},
 }
 TABLE: dict[str, dict[str, Any]] = {
@@ -164,6 +165,7 @@ def _refusals(rank: int) -> list[str]:
             x, x, ids, item_ids=ids, query_ids=ids, interactions=_known_to(ids[: rank + 1]), process_group=group
         ),
         lambda: gather_rows(x[:, : DIM - rank], group),
+        lambda: gather_rows(x if rank else x.sum(), group),
         lambda: gather_rows(x, first_alone),
     ):
         try:
@@ -422,6 +424,7 @@ def test_calls_that_differ_are_refused_everywhere(kernels: None, found: list) ->
             "ValueError: .* sum of the item counts: ",
             f"ValueError: .* interactions: {len(_known_to(torch.arange(rank + 1)))} pairs .* another value in process",
             "ValueError: rows must have the",
+            "ValueError: process 0 of the group has raised" if rank else "ValueError: rows must have at least one",
             "ValueError: process_group must contain this process" if rank else "none",
         ]
         assert len(process["refusals"]) == len(expected)
