@@ -102,12 +102,12 @@ def cw_loss_in_batch(
             Without item_ids `items` is a table that all processes hold alike, and only ids are sent; with item_ids,
             `ring` or `symmetric` the vectors of the positives (and of the queries, for the second direction) are sent,
             and in backward their gradients come back. `item_counts`, `interactions` and all settings are to be the
-            same in all processes; with item_counts and without symmetric, `interactions` may be those of a process's
-            own queries. A mean is that over all processes' rows in the sense that the
-            mean of what the processes return is the loss of the whole batch; so the mean of their gradients, as
-            DistributedDataParallel takes it, is its gradient. With reduction="sum" or "none" a process returns the sum
-            or the losses of its own rows, so that what they return adds up to the loss of the whole batch, and so do
-            their gradients. torch.compile breaks its graph here.
+            same in all processes; without symmetric, `interactions` may hold only the known positives of a process's
+            own queries, if item_counts of all data are given. With reduction="mean" a process returns R times its
+            share, so that the mean over the R processes is the loss of the whole batch; DistributedDataParallel's
+            mean of the gradients is then its gradient. With "sum" or "none" it returns the sum or the losses of its
+            own rows, which add up to those of the whole batch, and so do their gradients. torch.compile breaks its
+            graph here.
         gather_gradients: with process_group and item_ids: False sends no gradients back, so that the vectors that a
             process has sent get the gradient of its own rows' loss only. Cheaper, and not the gradient of the whole
             batch.
@@ -123,8 +123,9 @@ def cw_loss_in_batch(
         mean.
 
     Raises:
-        TypeError, ValueError, IndexError, RuntimeError: as :func:`cw_ext.sampled_cw_loss`. With process_group all its
-            processes raise what one does, and ValueError where their calls differ.
+        TypeError, ValueError, IndexError, RuntimeError: as :func:`cw_ext.sampled_cw_loss`. With process_group, where
+            one process raises all do, with the same class: that one says what is wrong. ValueError also where what
+            they were called with differs (switches, choices, what is given, dtypes; not numbers such as temperature).
     """
     forms = {"ring": ring, "symmetric": symmetric, "gather_gradients": gather_gradients}
 
@@ -168,7 +169,13 @@ def cw_loss_in_batch(
     if process_group is None:
         batch, known, of_items, of_queries, num_items = prepared()
     else:
-        given: dict[str, object] = {"item_ids given": item_ids is not None, "query_ids given": query_ids is not None}
+        given: dict[str, object] = {
+            "item_ids given": item_ids is not None,
+            "query_ids given": query_ids is not None,
+            "log_q_correction": log_q_correction,
+            "estimate_full": estimate_full,
+            "num_negatives": num_negatives,
+        }
         if isinstance(interactions, Interactions) and (symmetric or (log_q_correction and item_counts is None)):
             given["interactions"] = f"{len(interactions)} pairs of {interactions.num_events}"
         else:

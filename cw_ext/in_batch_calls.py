@@ -12,6 +12,7 @@ from torch import Tensor
 from cw_ext.collectives import Parts, ProcessGroup, check_process_group, hash_of, tell_all
 from cw_ext.compiling import uncompiled
 from cw_ext.embedding_batch import EmbeddingBatch
+from cw_ext.parameters import FLAGS_AND_CHOICES
 from cw_ext.together import number_of, raise_in_all
 
 # Tables that all processes hold alike differ by roundings only, other vectors by far more. As many columns tell.
@@ -48,7 +49,11 @@ def in_all_processes(
         "D": batch and batch.queries.shape[1],
         "dtype": batch and str(batch.queries.dtype).removeprefix("torch."),
         "reduction": batch and batch.options.reduction,
+        "similarity": batch and batch.similarity,
+        "row_weights given": batch and batch.row_weights is not None,
     }
+    # Numbers may differ by process, as temperature and prior may by row.
+    settings |= {name: batch and getattr(batch.options.row, name) for name in FLAGS_AND_CHOICES}
     # Gradients of these make the processes wait for one another in backward.
     with_gradient = {
         "queries require": batch and batch.queries,

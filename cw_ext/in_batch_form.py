@@ -75,7 +75,7 @@ def catalogue_size(
     """How many items there are, and that `item_ids` are below it; 0 where nothing says how many there are."""
     if item_ids is None:
         if interactions is not None:
-            check_item_count(batch, interactions)
+            check_item_count(batch, interactions, "; for items that a batch encodes, give item_ids")
         return batch.items.shape[0]
     size = 0
     if interactions is not None:

@@ -11,11 +11,12 @@ from cw_ext.negative_sampling import check_interactions, check_query_ids
 from cw_ext.reference_sampling import History, history_of
 
 
-def check_item_count(batch: EmbeddingBatch, interactions: Interactions) -> None:
-    """`items` is the catalogue of the interactions."""
+def check_item_count(batch: EmbeddingBatch, interactions: Interactions, else_: str = "") -> None:
+    """`items` is the catalogue of the interactions; `else_` tells what to do if it is meant to be something else."""
     if batch.items.shape[0] != interactions.num_items:
         raise ValueError(
-            f"items must have one row per item of interactions, {interactions.num_items}, got {batch.items.shape[0]}"
+            f"items must have one row per item of interactions, {interactions.num_items}, "
+            f"got {batch.items.shape[0]}{else_}"
         )
 
 

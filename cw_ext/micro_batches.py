@@ -32,7 +32,8 @@ def encode_in_micro_batches(encoder: Callable[..., Tensor], inputs: Inputs, micr
     passes: put it into eval mode, or use another normalisation.
 
     Under DistributedDataParallel wrap the module whose forward() calls this function; or the encoder, if it has no
-    buffers or does not send them at each pass. Processes may have other numbers of parts.
+    buffers or does not send them at each pass (forward_sync_buffers=False). Different processes may have different
+    numbers of parts.
 
     Args:
         encoder: a module or function. Called as encoder(x) where `inputs` is a tensor, encoder(*x) where it is a tuple

@@ -258,6 +258,9 @@ CHOICES = {
     if isinstance(ARGUMENTS[name].default, str)
 }
 
+# Those that are no numbers.
+FLAGS_AND_CHOICES = tuple(name for name in RowParameters._fields if isinstance(ARGUMENTS[name].default, (str, bool)))
+
 
 def as_numbers(parameters: RowParameters) -> tuple[float, ...]:
     """The same as the ops take it: None as NaN, a flag as 0 or 1, a choice as its place in the list."""

@@ -285,7 +285,9 @@ def test_what_one_process_makes_wrongly_all_refuse(found: list, name: str) -> No
 def test_sizes_of_its_own_are_refused(found: list) -> None:
     for rank, process in enumerate(found):
         kind, text = process["sizes"]
-        assert kind == "ValueError" and text.startswith("num_rows and dim must be the same in all processes, got [")
+        assert kind == "ValueError" and text.startswith(
+            "num_rows, dim, dtype and sparse must be the same in all processes, got ["
+        )
         assert f"[{21 if rank == 1 else 20}, 8] here and [{20 if rank == 1 else 21}, 8] in process" in text
 
 

@@ -107,8 +107,9 @@ class _Runner:
 
 
 def _known(step: Step) -> Interactions:
-    pairs = QUERIES * KNOWN_PER_QUERY
-    query_ids, item_ids = torch.randint(QUERIES, (pairs,)), torch.randint(step.items, (pairs,))
+    """The same in all processes."""
+    pairs, shared = QUERIES * KNOWN_PER_QUERY, torch.Generator().manual_seed(0)
+    query_ids, item_ids = (torch.randint(n, (pairs,), generator=shared) for n in (QUERIES, step.items))
     return Interactions(query_ids, item_ids, num_queries=QUERIES, num_items=step.items, keep_counts=True)
 
 

@@ -1,4 +1,15 @@
-"""Tables that are too large for one process, on torch.distributed: `import cw_ext.distributed`."""
+"""Training over many processes, on torch.distributed. docs/processes.md has a program for each step.
+
+For encoders and in-batch negatives, beside `process_group=` of :func:`cw_ext.cw_loss_in_batch`:
+    row_numbers: `item_ids` for rows that have no id in a catalogue.
+    gather_rows: the rows of all processes, with gradients.
+
+For tables that are too large for one process:
+    RowShardedTable: an embedding table of which each process holds a part.
+    sampled_cw_loss: the loss on it with drawn negatives.
+    save_checkpoint, load_checkpoint: it and its optimizer, for any number of processes.
+    distinct_ids, ShardedTable: for tables of other libraries.
+"""
 
 import torch
 

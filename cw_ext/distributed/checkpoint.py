@@ -80,6 +80,7 @@ def save_checkpoint(
             incomplete.rename(folder)
 
     state = _together(prepare, process_group)
+    _check_same_folder(folder, process_group)
     _together(make_folder, process_group)
     save(state, storage_writer=FileSystemWriter(incomplete), process_group=process_group)
     _together(put_in_place, process_group)
@@ -126,6 +127,7 @@ def load_checkpoint(
         return of_module, of_optimizers
 
     of_module, of_optimizers = _together(prepare, process_group)
+    _check_same_folder(folder, process_group)
     # What decides whether the rest fits is read first.
     small = {"extra": None} | {f"optimizers.{place}.settings": None for place in range(len(of_optimizers))}
     _read(folder, small, process_group)
@@ -161,6 +163,14 @@ def _together(step: Callable[[], _T], group: ProcessGroup | None) -> _T:
     dist.all_gather_object(told, 0 if error is None else number_of(error), group=group)
     raise_in_all(error, told)
     return result  # type: ignore[return-value]
+
+
+def _check_same_folder(folder: Path, group: ProcessGroup | None) -> None:
+    """Two of them may both be whole: a process may not see the latest one yet."""
+    told: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(told, folder.name, group=group)
+    if len({*told}) > 1:
+        raise ValueError(f"folder must be the same in all processes, got {', '.join(told)}")
 
 
 def _several(optimizers: Optimizer | Sequence[Optimizer]) -> Sequence[Optimizer]:

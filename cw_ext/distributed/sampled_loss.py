@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cw_ext import checks
 from cw_ext.autocast import floating_input, without_autocast
-from cw_ext.collectives import ProcessGroup, tell_all
+from cw_ext.collectives import ProcessGroup, hash_of, tell_all
 from cw_ext.compiling import uncompiled
 from cw_ext.embedding_batch import EmbeddingBatch, Similarity, embedding_batch, loss_of_ids
 from cw_ext.excluded_pairs import Side, left_out_items
@@ -76,7 +76,7 @@ def sampled_cw_loss(
     processes of the table's group must call this, and backward, together; some may have no rows (B = 0).
 
     A process sends 8 bytes per distinct id and 4·D per distinct row in fp32, and as much in backward, for what others
-    hold. With `shared` that are at most B + N rows, without up to B·(1 + N).
+    hold. With `shared` that is at most B + N rows, otherwise up to B·(1 + N).
 
     Args:
         queries: [B, D], one row per positive, already gathered; fp16, bf16, fp32 or fp64.
@@ -112,7 +112,14 @@ def sampled_cw_loss(
     """
     if not isinstance(table, ShardedTable):
         raise TypeError(f"table must be a cw_ext.distributed.RowShardedTable, got {type(table).__name__}")
-    group, error, told = table.process_group, None, [0, 0]
+    group, error, told = table.process_group, None, [0, 0, 0]
+    settings = {
+        "num_negatives": num_negatives,
+        "distribution": distribution,
+        "shared": shared,
+        "log_q_correction": log_q_correction,
+        "similarity": similarity,
+    }
     try:  # everything that can be wrong with this process's arguments, before any process waits for another
         batch = _batch(queries, table, pos_ids, extra_pos_ids, row_weights, similarity, loss)
         checks.flags(log_q_correction=log_q_correction, shared=shared)
@@ -133,16 +140,18 @@ def sampled_cw_loss(
                 pos_ids=pos_ids,
                 log_weights_dtype=batch.dtype if log_q_correction else None,
             )
-        told = [batch.rows, REDUCTIONS.index(batch.options.reduction)]
+        told = [batch.rows, REDUCTIONS.index(batch.options.reduction), int(hash_of(settings))]
     except (IndexError, TypeError, ValueError, RuntimeError) as caught:
-        error, told = caught, [number_of(caught), 0]
+        error, told = caught, [number_of(caught), 0, 0]
     of_all = [[int(number) for number in numbers] for numbers in tell_all(told, table.weight.device, group)]
-    raise_in_all(error, [rows for rows, _ in of_all])
-    if len({reduction for _, reduction in of_all}) > 1:
-        given = ", ".join(repr(REDUCTIONS[reduction]) for _, reduction in of_all)
+    raise_in_all(error, [rows for rows, *_ in of_all])
+    if len({reduction for _, reduction, _ in of_all}) > 1:
+        given = ", ".join(repr(REDUCTIONS[reduction]) for _, reduction, _ in of_all)
         raise ValueError(f"reduction must be the same in all processes, got {given}")
+    if len({of_settings for *_, of_settings in of_all}) > 1:
+        raise ValueError(f"{', '.join(settings)} must be the same in all processes, got here {settings}")
     if first_row is None and not shared:
-        draws = draws._replace(first_row=sum(rows for rows, _ in of_all[: dist.get_rank(group)]))
+        draws = draws._replace(first_row=sum(rows for rows, *_ in of_all[: dist.get_rank(group)]))
     with without_autocast(batch.device):
         return _loss(batch._replace(process_group=group), table, draws, query_ids, interactions, shared)
 

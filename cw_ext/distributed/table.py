@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.nn import functional as F
 
 from cw_ext import checks
-from cw_ext.collectives import ProcessGroup, check_process_group, tell_all
+from cw_ext.collectives import ProcessGroup, check_process_group, hash_of, tell_all
 from cw_ext.compiling import uncompiled
 from cw_ext.negative_sampling import seed_tensor
 from cw_ext.together import number_of, raise_in_all
@@ -60,8 +60,13 @@ class RowShardedTable(nn.Module):
     overwrite all parts with those of the first process.
 
     The optimizer works on `weight`, the process's own rows, so that its state is spread alike: SparseAdam, or with
-    sparse=False any that treats each number or each row by itself. To save both: :func:`save_checkpoint`. state_dict()
-    has this process's rows only. Under torch.compile the table and what it sends run as they do without it.
+    sparse=False any that treats each number or each row by itself. A norm over all gradients is not such a thing:
+    torch's clip_grad_norm_ sees this process's rows alone, and would scale what all processes have alike by another
+    factor in each. To save table and state: :func:`save_checkpoint`. state_dict() has this process's rows only. Under
+    torch.compile the table and what it sends run as they do without it.
+
+    >>> rows, (places,) = table(ids)
+    >>> vectors = rows[places]  # [*ids.shape, D], as of an nn.Embedding
 
     Attributes:
         weight: this process's own rows, [≤ ⌈I/R⌉, D]; rows first to first + len(weight) of the table.
@@ -98,20 +103,22 @@ class RowShardedTable(nn.Module):
         super().__init__()
         group = dist.distributed_c10d._get_default_group() if process_group is None else process_group
         check_process_group(group)
-        error, told = None, [0.0, 0.0]
+        error, alike = None, f"[{num_rows}, {dim}] with dtype={dtype or torch.get_default_dtype()}, sparse={sparse}"
         try:
             checks.whole_number("num_rows", num_rows, 1)
             checks.whole_number("dim", dim, 1)
             checks.flag("sparse", sparse)
-            told = [num_rows, dim]
+            number = 0
         except (TypeError, ValueError) as caught:
-            error, told = caught, [number_of(caught), 0]
-        of_all = tell_all(told, torch.empty(0, device=device).device, group)
-        raise_in_all(error, [int(rows) for rows, _ in of_all])
-        for rank, (rows, columns) in enumerate(of_all):
-            if [rows, columns] != told:
-                got = f"[{num_rows}, {dim}] here and [{int(rows)}, {int(columns)}] in process {rank}"
-                raise ValueError(f"num_rows and dim must be the same in all processes, got {got}")
+            error, number = caught, number_of(caught)
+        of_all = tell_all([number, hash_of(alike)], torch.empty(0, device=device).device, group)
+        raise_in_all(error, [int(number) for number, _ in of_all])
+        for rank, (_, other) in enumerate(of_all):
+            if other != of_all[dist.get_rank(group)][1]:
+                raise ValueError(
+                    "num_rows, dim, dtype and sparse must be the same in all processes, "
+                    f"got {alike} here and others in process {rank}"
+                )
         self.process_group, self.sparse = group, sparse
         self.num_rows, self.dim = num_rows, dim
         self.share = -(-num_rows // dist.get_world_size(group))
