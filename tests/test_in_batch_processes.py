@@ -164,6 +164,8 @@ def _refusals(rank: int) -> list[str]:
         lambda: cw_loss_in_batch(
             x, x, ids, item_ids=ids, query_ids=ids, interactions=_known_to(ids[: rank + 1]), process_group=group
         ),
+        lambda: cw_loss_in_batch(x, x, ids, item_ids=ids, similarity="dot" if rank else "cosine", **plain),
+        lambda: cw_loss_in_batch(x, x, ids, item_ids=ids, include_positive=rank == 0, **plain),
         lambda: gather_rows(x[:, : DIM - rank], group),
         lambda: gather_rows(x if rank else x.sum(), group),
         lambda: gather_rows(x, first_alone),
@@ -423,6 +425,8 @@ def test_calls_that_differ_are_refused_everywhere(kernels: None, found: list) ->
             "AttributeError: .*weight" if rank else "RuntimeError: process 1 of the group has raised RuntimeError",
             "ValueError: .* sum of the item counts: ",
             f"ValueError: .* interactions: {len(_known_to(torch.arange(rank + 1)))} pairs .* another value in process",
+            "ValueError: .* similarity: ",
+            "ValueError: .* include_positive: ",
             "ValueError: rows must have the",
             "ValueError: process 0 of the group has raised" if rank else "ValueError: rows must have at least one",
             "ValueError: process_group must contain this process" if rank else "none",

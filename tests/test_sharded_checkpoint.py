@@ -249,6 +249,8 @@ def _refused(rank: int, folder: Path) -> dict[str, Any]:
         file.write_bytes(file.read_bytes()[:100])
     dist.barrier()
     save_checkpoint(folder / "again", model)
+    errors["another"] = _error(lambda: load_checkpoint(folder / ["saved", "again"][rank], other))
+    errors["elsewhere"] = _error(lambda: save_checkpoint(folder / f"of {rank}", model))
     errors["damaged"] = _error(lambda: load_checkpoint(folder / "saved", other))
     return {"errors": errors, "changed": changed, "extra": kept, "alone": alone}
 
@@ -258,6 +260,8 @@ def test_what_does_not_fit_is_refused_by_all_and_changes_nothing(tmp_path: Path)
     expected = {}
     expected["exists"] = ("FileExistsError", f"folder must not exist yet, got {tmp_path / 'saved'}")
     expected["absent"] = ("FileNotFoundError", "folder must hold a checkpoint of save_checkpoint, got")
+    expected["another"] = ("ValueError", "folder must be the same in all processes, got saved, again")
+    expected["elsewhere"] = ("ValueError", "folder must be the same in all processes, got of 0, of 1")
     expected["damaged"] = ("CheckpointException", "")
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt")

@@ -124,18 +124,12 @@ def _errors(rank: int) -> dict[str, tuple[str, str]]:
             sampled_cw_loss(given.pop("queries"), table, **given)
         except Exception as error:
             found[name] = (type(error).__name__, str(error))
-    try:
-        sampled_cw_loss(
-            PLAIN.queries,
-            _table(PLAIN.items),
-            PLAIN.query_ids,
-            PLAIN.pos_ids,
-            PLAIN.interactions,
-            NEGATIVES,
-            reduction="sum" if rank else "mean",
-        )
-    except ValueError as error:
-        found["reduction"] = (type(error).__name__, str(error))
+    batch = (PLAIN.queries, _table(PLAIN.items), PLAIN.query_ids, PLAIN.pos_ids, PLAIN.interactions, NEGATIVES)
+    for name, setting in {"reduction": "sum" if rank else "mean", "similarity": "dot" if rank else "cosine"}.items():
+        try:
+            sampled_cw_loss(*batch, **{name: setting})
+        except ValueError as error:
+            found[name] = (type(error).__name__, str(error))
     return found
 
 
@@ -188,10 +182,13 @@ def test_what_one_process_does_wrong_all_raise(found: list[dict[str, Any]], name
         assert (message if rank == 1 else f"process 1 of the group has raised {kind.__name__}") in text
 
 
-def test_a_reduction_of_its_own_is_refused(found: list[dict[str, Any]]) -> None:
+def test_settings_of_its_own_are_refused(found: list[dict[str, Any]]) -> None:
     given = ", ".join(["'mean'"] + ["'sum'"] * (len(found) - 1))
     expected = ("ValueError", f"reduction must be the same in all processes, got {given}")
     assert all(process["errors"]["reduction"] == expected for process in found)
+    for rank, process in enumerate(found):
+        kind, text = process["errors"]["similarity"]
+        assert kind == "ValueError" and f"'similarity': '{'dot' if rank else 'cosine'}'" in text
 
 
 def test_a_table_is_required() -> None:

@@ -283,12 +283,12 @@ def test_what_one_process_makes_wrongly_all_refuse(found: list, name: str) -> No
 
 
 def test_sizes_of_its_own_are_refused(found: list) -> None:
+    message = "num_rows, dim, dtype and sparse must be the same in all processes, got "
     for rank, process in enumerate(found):
-        kind, text = process["sizes"]
-        assert kind == "ValueError" and text.startswith(
-            "num_rows, dim, dtype and sparse must be the same in all processes, got ["
-        )
-        assert f"[{21 if rank == 1 else 20}, 8] here and [{20 if rank == 1 else 21}, 8] in process" in text
+        for form, own in {"sizes": "[21, 8] with", "dtype": "[20, 8] with dtype=torch.float64"}.items():
+            kind, text = process[form]
+            assert kind == "ValueError" and text.startswith(message)
+            assert (own in text) == (rank == 1)
 
 
 def test_a_table_needs_a_group() -> None:
@@ -339,6 +339,7 @@ if __name__ == "__main__":
                 for name, (wrong, _, _) in NO_TABLE.items()
             },
             "sizes": _error(lambda: RowShardedTable(20 + (rank == 1), 8)),
+            "dtype": _error(lambda: RowShardedTable(20, 8, dtype=torch.float64 if rank == 1 else torch.float32)),
             "inside": _inside_parallel(),
             "made": _made(rank),
             "steps": _compiled_steps(),
