@@ -288,7 +288,8 @@ def _is_whole(found: list[dict[Any, Any]], key: Any, expected: dict[str, Tensor]
         assert_near(mine, whole, torch.float64, f"{key}, {name}")
 
 
-pytestmark = pytest.mark.cpu_kernels
+# In one worker: the processes of all tests are started once.
+pytestmark = [pytest.mark.cpu_kernels, pytest.mark.xdist_group("in_batch_processes")]
 both_forms = pytest.mark.parametrize("ring", [False, True], ids=["gathered", "ring"])
 
 

@@ -18,7 +18,8 @@ from torchrun import process_of_group, torchrun
 import cw_ext
 from cw_ext.distributed import RowShardedTable, load_checkpoint, sampled_cw_loss, save_checkpoint
 
-pytestmark = pytest.mark.cpu_kernels
+# In one worker: the processes of all tests are started once.
+pytestmark = [pytest.mark.cpu_kernels, pytest.mark.xdist_group("sharded_checkpoint")]
 
 # 50 items; 5 users, so that of four processes the last one has none.
 BATCH = make_drawn("sampled", 12, seed=7)

@@ -20,7 +20,8 @@ from torchrun import process_of_group, torchrun
 import cw_ext
 from cw_ext.distributed import RowShardedTable, sampled_cw_loss
 
-pytestmark = pytest.mark.cpu_kernels
+# In one worker: the processes of all tests are started once.
+pytestmark = [pytest.mark.cpu_kernels, pytest.mark.xdist_group("sharded_loss")]
 
 PLAIN = make_drawn("sampled", 11, seed=3)
 FULL = make_drawn("sampled", 11, m=2, seed=4, padding=True, row_weights=True)  # its last row is padding

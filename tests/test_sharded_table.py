@@ -21,7 +21,8 @@ from torchrun import process_of_group, torchrun
 from cw_ext import cw_loss_from_embeddings
 from cw_ext.distributed import RowShardedTable, distinct_ids, sampled_cw_loss
 
-pytestmark = pytest.mark.cpu_kernels
+# In one worker: the processes of all tests are started once.
+pytestmark = [pytest.mark.cpu_kernels, pytest.mark.xdist_group("sharded_table")]
 
 OPTIMIZERS = {
     "sgd": torch.optim.SGD,

@@ -29,7 +29,7 @@ def main() -> int:
     if dist.is_torchelastic_launched():
         dist.init_process_group("gloo")
         rank, world = dist.get_rank(), dist.get_world_size()
-    users, items = torch.load(arguments.pairs)
+    users, items = torch.load(arguments.pairs, weights_only=True)
     tables = {"num_queries": int(users.max()) + 1, "num_items": int(items.max()) + 1}
     known = Interactions(users, items, **tables, keep_counts=True)
     train = make(arguments.way, known, Sizes(arguments.dim, arguments.negatives))
