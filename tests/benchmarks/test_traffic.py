@@ -24,8 +24,8 @@ pytestmark = pytest.mark.cpu_kernels
 # What a process asks for of a table of 21 rows, of which the first one holds 11.
 ASKED = ([0, 3, -1, 15, 20, 3], [3, 20])
 ROWS = 6
-# Of ids that travel, more than the rows' own: how many each process has, and where in-batch rows begin.
-SMALL = 300
+# Bytes that a process sends to another so that both know that they make the same call, on the same table.
+SMALL = 800
 TINY = tuple(Step(way, items=50, negatives=4 if way in WAYS[:2] else 0, batch_size=ROWS) for way in WAYS)
 
 
@@ -107,11 +107,13 @@ def test_what_is_sent_is_what_was_predicted(found: list) -> None:
             most = ROWS + measured["negatives"] * (1 if measured["way"] == "shared" else ROWS)
             assert 1 < measured["distinct_rows"] <= most
             vectors = 4 * DIM / 8 * (measured["sent_ids"] - 8 * (len(found) - 1))
-            assert measured["sent_backward"] == measured["sent_forward"] == pytest.approx(vectors)
+            assert measured["sent_forward"] == pytest.approx(vectors)
+            assert measured["sent_backward"] == pytest.approx(vectors)
             assert predicted["held"] == 3 * 4 * DIM * -(-50 // len(found))
         else:
             for kind in SENT:
-                assert predicted[kind] - 1 <= measured[kind] <= predicted[kind] + SMALL, (measured["way"], kind)
+                small = SMALL * (len(found) - 1) if kind == "sent_forward" else 32
+                assert predicted[kind] - 1 <= measured[kind] <= predicted[kind] + small, (measured["way"], kind)
         parts = [seconds["median"] for name, seconds in measured["seconds"].items() if name != "step"]
         assert 0 < max(parts) < measured["seconds"]["step"]["q80"]
 
