@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from cw_ext import checks
 from cw_ext.autocast import without_autocast
-from cw_ext.collectives import ProcessGroup
+from cw_ext.collectives import Parts, ProcessGroup
+from cw_ext.compiling import uncompiled
 from cw_ext.embedding_batch import EmbeddingBatch, Similarity, embedding_batch, loss_of_ids, rows_of_ids
 from cw_ext.estimate_full import check_estimate_full, count_items_left, loss_over_all_items, without_positive
-from cw_ext.in_batch_calls import check_same_table, ids_of_all, in_all_processes
+from cw_ext.in_batch_calls import check_same_table, in_all_processes
 from cw_ext.in_batch_form import catalogue_size, check_form
 from cw_ext.in_batch_pairs import PairBatch, loss_of_pairs, query_weights
 from cw_ext.in_batch_weights import LogWeights, chosen_items, counts_of
@@ -21,7 +22,7 @@ from cw_ext.interactions import Candidates, Interactions
 from cw_ext.known_positives import known_positives
 from cw_ext.negative_sampling import check_seed, draw, uniform_draws
 from cw_ext.parameters import LossArguments, documents_loss_arguments
-from cw_ext.reference_sampling import history_of
+from cw_ext.reference_sampling import History, history_of
 
 
 @documents_loss_arguments
@@ -127,6 +128,31 @@ def cw_loss_in_batch(
             one process raises all do, with the same class: that one says what is wrong. ValueError also where what
             they were called with differs (switches, choices, what is given, dtypes; not numbers such as temperature).
     """
+    if torch.compiler.is_compiling() and (item_ids is not None or symmetric or process_group is not None):
+        # As a whole, since torch 2.11 does not break a graph beside the tuples made here.
+        return uncompiled(cw_loss_in_batch)(
+            queries,
+            items,
+            pos_ids,
+            item_ids=item_ids,
+            query_ids=query_ids,
+            interactions=interactions,
+            item_counts=item_counts,
+            log_q_correction=log_q_correction,
+            estimate_full=estimate_full,
+            num_negatives=num_negatives,
+            seed=seed,
+            candidates=candidates,
+            extra_pos_ids=extra_pos_ids,
+            row_weights=row_weights,
+            symmetric=symmetric,
+            process_group=process_group,
+            gather_gradients=gather_gradients,
+            ring=ring,
+            similarity=similarity,
+            sparse_grad=sparse_grad,
+            **loss,
+        )
     forms = {"ring": ring, "symmetric": symmetric, "gather_gradients": gather_gradients}
 
     def prepared() -> tuple[EmbeddingBatch, Interactions | None, LogWeights, LogWeights | None, int]:
@@ -186,28 +212,49 @@ def cw_loss_in_batch(
         if item_ids is None:
             check_same_table(batch, parts)
     sparse_grad = sparse_grad or batch.sparse_items
+    if item_ids is not None or symmetric or ring:
+        return loss_of_pairs(
+            PairBatch(batch, item_ids, query_ids, known, of_items, of_queries, num_items, gather_gradients),
+            parts,
+            estimate_full=estimate_full,
+            ring=ring,
+            sparse_grad=sparse_grad,
+        )
+    history = None if known is None or query_ids is None else history_of(query_ids, known)
+    return _loss_of_table(
+        batch, parts, history, interactions, of_items, num_negatives, seed, estimate_full, sparse_grad
+    )
+
+
+def _loss_of_table(
+    batch: EmbeddingBatch,
+    parts: Parts | None,
+    history: History | None,
+    interactions: Interactions | None,
+    weights: LogWeights,
+    uniform: tuple[int, int | Tensor | None],
+    estimate_full: bool,
+    sparse_grad: bool,
+) -> Tensor:
+    """The loss where ids mean the same rows of the same table everywhere.
+
+    Args:
+        uniform: how many uniform negatives, and their seed.
+    """
+    num_negatives, seed = uniform
     with without_autocast(batch.device):
-        if item_ids is not None or symmetric or ring:
-            return loss_of_pairs(
-                PairBatch(batch, item_ids, query_ids, known, of_items, of_queries, num_items, gather_gradients),
-                parts,
-                estimate_full=estimate_full,
-                ring=ring,
-                sparse_grad=sparse_grad,
-            )
-        ids = pos_ids.long().view(-1)  # a tensor of its own to torch.compile, which takes none twice
+        ids = batch.pos_ids.long().view(-1)  # a tensor of its own to torch.compile, which takes none twice
         if parts is not None:
-            ids = ids_of_all(ids, parts)
+            ids = parts.gather(ids)
         if ids.numel() + num_negatives == 0:  # nothing to lose
-            return loss_of_ids(batch, pos_ids.new_full((1,), -1), None, sparse_grad=sparse_grad)
-        of_batch, in_batch = ids.numel(), (ids >= 0).sum()
+            return loss_of_ids(batch, batch.pos_ids.new_full((1,), -1), None, sparse_grad=sparse_grad)
+        num_items, of_batch, in_batch = batch.items.shape[0], ids.numel(), (ids >= 0).sum()
         if num_negatives > 0:
-            chosen = of_items.chosen
+            chosen = weights.chosen
             drawn = uniform_draws(num_negatives, seed, batch.items.device, None if chosen is None else chosen.ids)
             ids = torch.cat([ids, draw(drawn, 1, num_items, batch.fused)[0].long()])
-        log_q = of_items.of(ids, in_batch, of_batch, num_negatives)
+        log_q = weights.of(ids, in_batch, of_batch, num_negatives)
         log_q = None if log_q is None else log_q.expand(batch.rows, -1)
-        history = None if known is None or query_ids is None else history_of(query_ids, known)
         if not estimate_full:
             return loss_of_ids(batch, ids, log_q, sparse_grad=sparse_grad, exclude=True, history=history)
         of_negatives = without_positive(batch)

@@ -10,7 +10,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cw_ext.collectives import Parts, ProcessGroup, check_process_group, hash_of, tell_all
-from cw_ext.compiling import uncompiled
 from cw_ext.embedding_batch import EmbeddingBatch
 from cw_ext.parameters import FLAGS_AND_CHOICES
 from cw_ext.together import number_of, raise_in_all
@@ -21,7 +20,6 @@ _COLUMNS = 16
 _Prepared = TypeVar("_Prepared", bound=tuple[Any, ...])
 
 
-@uncompiled
 def in_all_processes(
     prepare: Callable[[], _Prepared], process_group: ProcessGroup, queries: Tensor, settings: dict[str, Any]
 ) -> tuple[_Prepared, Parts]:
@@ -84,13 +82,6 @@ def in_all_processes(
     return prepared, Parts(process_group, [int(numbers[0]) for numbers in told])
 
 
-@uncompiled
-def ids_of_all(ids: Tensor, parts: Parts) -> Tensor:
-    """The ids [ΣB] of all processes' positives."""
-    return parts.gather(ids)
-
-
-@uncompiled
 def check_same_table(batch: EmbeddingBatch, parts: Parts) -> None:
     """Refuse, in all processes, tables that are not alike: ids would mean other items in each process.
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from cw_ext.autocast import without_autocast
 from cw_ext.collectives import Parts, gathered, sum_over_processes
-from cw_ext.compiling import uncompiled
 from cw_ext.embedding_batch import EmbeddingBatch, rows_of_ids
 from cw_ext.estimate_full import count_items_left, loss_over_all_items, without_positive
 from cw_ext.excluded_pairs import Pairs, Side, left_out_items, left_out_queries
@@ -91,29 +91,31 @@ def query_weights(batch: EmbeddingBatch, known: Interactions | None, log_q_corre
     return LogWeights((counts, bounds), None, known.num_queries, batch.dtype)
 
 
-@uncompiled
 def loss_of_pairs(
     pairs: PairBatch, parts: Parts | None, *, estimate_full: bool, ring: bool, sparse_grad: bool
 ) -> Tensor:
     """The loss, in one process or, with `parts`, over those of the batch's group."""
-    if pairs.symmetric and pairs.known is None and pairs.query_ids is not None:
-        pairs = pairs.knowing_its_pairs(parts)
-    batch = pairs.batch
-    of_negatives = without_positive(batch) if estimate_full else _by_row(batch)
-    if ring:
-        assert parts is not None
-        directions = _around(pairs._replace(batch=of_negatives), parts)
-    else:
-        directions = _gathered(pairs._replace(batch=of_negatives), parts, sparse_grad)
-    if estimate_full:
-        history = None if pairs.known is None or pairs.query_ids is None else history_of(pairs.query_ids, pairs.known)
-        left = count_items_left(pairs.side().items, pairs.num_items, history, pairs.known)
-        return loss_over_all_items(batch, directions[0], left)
-    if not pairs.symmetric:
-        loss = batch.reduced(directions[0].loss, directions[0].live)
-        return (loss, directions[0].above) if batch.options.row.return_above else loss  # type: ignore[return-value]
-    forth, back = (batch.reduced(rows.loss, rows.live) for rows in directions)
-    return (forth + back) / 2
+    with without_autocast(pairs.batch.device):
+        if pairs.symmetric and pairs.known is None and pairs.query_ids is not None:
+            pairs = pairs.knowing_its_pairs(parts)
+        batch = pairs.batch
+        of_negatives = without_positive(batch) if estimate_full else _by_row(batch)
+        if ring:
+            assert parts is not None
+            directions = _around(pairs._replace(batch=of_negatives), parts)
+        else:
+            directions = _gathered(pairs._replace(batch=of_negatives), parts, sparse_grad)
+        if estimate_full:
+            history = (
+                None if pairs.known is None or pairs.query_ids is None else history_of(pairs.query_ids, pairs.known)
+            )
+            left = count_items_left(pairs.side().items, pairs.num_items, history, pairs.known)
+            return loss_over_all_items(batch, directions[0], left)
+        if not pairs.symmetric:
+            loss = batch.reduced(directions[0].loss, directions[0].live)
+            return (loss, directions[0].above) if batch.options.row.return_above else loss  # type: ignore[return-value]
+        forth, back = (batch.reduced(rows.loss, rows.live) for rows in directions)
+        return (forth + back) / 2
 
 
 def _by_row(batch: EmbeddingBatch) -> EmbeddingBatch:
