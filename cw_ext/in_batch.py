@@ -221,9 +221,8 @@ def cw_loss_in_batch(
             sparse_grad=sparse_grad,
         )
     history = None if known is None or query_ids is None else history_of(query_ids, known)
-    return _loss_of_table(
-        batch, parts, history, interactions, of_items, num_negatives, seed, estimate_full, sparse_grad
-    )
+    uniform = (num_negatives, seed)
+    return _loss_of_table(batch, parts, history, interactions, of_items, uniform, estimate_full, sparse_grad)
 
 
 def _loss_of_table(
