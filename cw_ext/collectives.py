@@ -168,7 +168,6 @@ def gathered(rows: Tensor, parts: Parts, gradients: bool) -> Tensor:
     return torch.cat([others[: parts.first], rows, others[parts.first + len(rows) :]])
 
 
-@uncompiled
 def sum_over_processes(value: Tensor, group: ProcessGroup) -> Tensor:
     """The sum of a tensor over the processes."""
     if value.requires_grad and torch.is_grad_enabled():
@@ -179,7 +178,6 @@ def sum_over_processes(value: Tensor, group: ProcessGroup) -> Tensor:
     return value
 
 
-@uncompiled
 def tell_all(numbers: Sequence[float], device: torch.device, group: ProcessGroup) -> list[list[float]]:
     """The numbers of each process, by rank; waits for all of them."""
     own = torch.tensor([numbers], dtype=torch.float64, device=device)

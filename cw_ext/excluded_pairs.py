@@ -1,4 +1,7 @@
-"""Which candidates of a batch a row leaves out, where candidates are vectors of items and not rows of a catalogue."""
+"""Which candidates of a batch a row leaves out, where candidates are vectors of items and not rows of a catalogue.
+
+How many pairs there are depends on the data, which torch.compile cannot trace: its callers are not compiled.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cw_ext.compiling import uncompiled
 from cw_ext.interactions import Interactions
 from cw_ext.reference_sampling import History
 
@@ -32,8 +34,6 @@ class Pairs(NamedTuple):
         return History(torch.arange(rows, device=self.rows.device), starts, self.candidates.int())
 
 
-# How many of them there are depends on the data, which torch.compile cannot trace.
-@uncompiled
 def left_out_items(rows: Side, candidates: Side, known: Interactions | None, places: Tensor, size: int) -> Pairs:
     """Candidates whose item is the row's positive, or a known positive of its query.
 
@@ -49,7 +49,6 @@ def left_out_items(rows: Side, candidates: Side, known: Interactions | None, pla
     return _distinct(found, places, size)
 
 
-@uncompiled
 def left_out_queries(rows: Side, candidates: Side, known: Interactions | None, places: Tensor, size: int) -> Pairs:
     """Candidates whose query likes the row's item: its own positive, or known; or is the row's query."""
     found = [_equal(rows.items, candidates.items)]

@@ -124,13 +124,13 @@ def _by_row(batch: EmbeddingBatch) -> EmbeddingBatch:
 
 
 def _rows(
-    batch: EmbeddingBatch, neg_ids: Tensor, log_q: Tensor | None, left_out: Pairs | None, sparse_grad: bool = False
+    batch: EmbeddingBatch, neg_ids: Tensor, log_q: Tensor | None, left_out: Pairs, sparse_grad: bool = False
 ) -> Losses:
     """The rows' losses with shared negatives [N], rows of the batch's table."""
     if not neg_ids.numel():
         return _no_rows(batch)
     log_q = None if log_q is None else log_q.expand(batch.rows, -1)
-    history = None if left_out is None else left_out.history(batch.rows)
+    history = left_out.history(batch.rows)
     return rows_of_ids(batch, neg_ids, log_q, sparse_grad=sparse_grad, exclude=True, history=history)
 
 
