@@ -14,12 +14,15 @@ TEST_NEEDS := pytest pytest-xdist hypothesis scipy ranx faiss-cpu
 BENCHMARK_NEEDS := matplotlib tqdm torch_geometric safetensors
 EXAMPLE_NEEDS := lightning scikit-learn
 DEV_NEEDS := ruff mypy build
+# Only make docs and make test-docs install these. playwright drives Debian's chromium through the pages.
+DOCS_NEEDS := "sphinx>=9" myst-nb jupytext ipykernel pydata-sphinx-theme sphinx-copybutton sphinx-design \
+	sphinx-mathjax-offline playwright
 # Only for the MovieLens-100K file inside its wheel; it is never imported.
 DATA_NEEDS := recbole==1.2.1
 
 SOURCES := setup.py $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp)
 
-.PHONY: help venv build test test-build test-benchmarks test-all fuzz sanitize demo wheels clean
+.PHONY: help venv build docs test test-build test-benchmarks test-docs test-all fuzz sanitize demo wheels clean
 
 help:
 	@echo "make demo             train on MovieLens-100K with BPR, SL, SL@20 and CW; table, JSON and plot under runs/"
@@ -30,6 +33,8 @@ help:
 	@echo "make fuzz             random calls of every level against the reference, and random wrong ones"
 	@echo "make sanitize         run the tests of the CPU kernels under the compiler's sanitizers"
 	@echo "make build            build the extension in place"
+	@echo "make docs             build this project's documentation site in docs/_build/html"
+	@echo "make test-docs        run every code block of the documentation, and look at its pages in Chromium"
 	@echo "make wheels           build the binary wheels, for Linux on x86-64 and ARM, with and without CUDA: see .ci/wheels"
 	@echo "make clean            remove builds and the virtual environment"
 
@@ -86,6 +91,19 @@ sanitize: build
 # Compiles everything by itself, for machines and Pythons other than these.
 wheels: venv
 	@$(PY) .ci/wheels
+
+$(VENV)/.docs: $(VENV)/.installed
+	@echo "installing what the documentation needs"
+	@$(PIP) $(DOCS_NEEDS)
+	@touch $@
+
+# -W: a warning is an error; -n would also ask for links to torch's own classes.
+docs: build $(VENV)/.docs
+	@$(PY) -m sphinx -W --keep-going --quiet -b html docs docs/_build/html
+	@echo "open docs/_build/html/index.html"
+
+test-docs: docs
+	@$(PY) -m pytest $(PARALLEL) tests/documentation
 
 demo: build
 	@$(PY) -m benchmarks.demo

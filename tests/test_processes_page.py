@@ -1,4 +1,4 @@
-"""What docs/processes.md has readers type: it runs, learns, and prints the same for any number of processes."""
+"""What docs/guides/processes.md has readers type: it runs, learns, and prints the same for any number of processes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if not dist.is_available():
 
 pytestmark = pytest.mark.cpu_kernels
 
-PAGE = Path(__file__).parents[1] / "docs" / "processes.md"
+PAGE = Path(__file__).parents[1] / "docs" / "guides" / "processes.md"
 LOSS = re.compile(r"step (\d+): loss (\S+)")
 
 

@@ -1,4 +1,4 @@
-"""Training over many processes, on torch.distributed. docs/processes.md has a program for each step.
+"""Training over many processes, on torch.distributed. docs/guides/processes.md has a program for each step.
 
 For encoders and in-batch negatives, beside `process_group=` of :func:`cw_ext.cw_loss_in_batch`:
     row_numbers: `item_ids` for rows that have no id in a catalogue.

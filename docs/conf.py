@@ -1,0 +1,81 @@
+"""The documentation site: `make docs` builds it into docs/_build/html."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+sys.path.insert(0, str(ROOT))
+
+import jupytext  # noqa: E402
+
+import cw_ext  # noqa: E402
+
+project = "cw_ext"
+author = "the cw_ext authors"
+release = version = cw_ext.__version__
+copyright = author  # noqa: A001  (Sphinx's name)
+language = "en"
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.mathjax",
+    "sphinx_copybutton",
+    "sphinx_design",
+]
+exclude_patterns = ["_build"]
+
+# Markdown
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath", "attrs_inline"]
+myst_heading_anchors = 4
+
+# API pages
+default_role = "code"  # docstrings write `name` for code
+autodoc_typehints = "none"  # the signatures in the docstrings' Args are easier to read
+autodoc_member_order = "bysource"
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+
+# The tutorial is a notebook in percent format, which also runs as a program. The build runs it and shows its output.
+_notebook = jupytext.read(ROOT / "examples" / "movielens.py")
+_notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+jupytext.write(_notebook, HERE / "get-started" / "tutorial.ipynb")
+nb_execution_mode = "cache"  # runs it again only after a change
+nb_execution_cache_path = str(HERE / "_build" / "notebooks")
+nb_execution_timeout = 300
+nb_execution_raise_on_error = True
+nb_execution_show_tb = True
+
+# Formulas: MathJax comes with the site. The package is a carrier of MathJax 3; one file of it is enough.
+_mathjax = importlib.util.find_spec("sphinx-mathjax-offline")
+assert _mathjax is not None and _mathjax.origin is not None, 'pip install -e ".[docs]"'
+_fetched = HERE / "_build" / "mathjax"
+_fetched.mkdir(parents=True, exist_ok=True)
+shutil.copy(Path(_mathjax.origin).parent / "static" / "mathjax" / "tex-svg.js", _fetched)
+mathjax_path = "tex-svg.js"
+
+# Theme
+html_theme = "pydata_sphinx_theme"
+html_title = "cw_ext"
+html_static_path = ["_static", "_build/mathjax"]
+html_css_files = ["site.css"]
+html_theme_options = {
+    "show_prev_next": True,
+    "navigation_with_keys": False,
+    "use_edit_page_button": False,
+    "header_links_before_dropdown": 6,
+    "secondary_sidebar_items": ["page-toc"],
+    "footer_start": ["copyright"],
+    "footer_end": [],
+    "pygments_light_style": "a11y-high-contrast-light",
+    "pygments_dark_style": "a11y-high-contrast-dark",
+}
+html_show_sourcelink = False
+html_copy_source = False
+copybutton_exclude = ".linenos, .gp"

@@ -1,0 +1,7 @@
+# %% [markdown]
+# # MovieLens, from ratings to recommendations
+#
+# To be written.
+
+# %%
+print("to be written")
