@@ -81,9 +81,9 @@ class RowShardedTable(nn.Module):
 
     The optimizer works on `weight`, this process's rows, so its state is split in the same way. Use SparseAdam, or with
     sparse=False any optimizer that updates each number or each row independently. Don't clip by a norm over all
-    gradients: torch's `clip_grad_norm_` sees only this process's rows, and would scale the shared parameters differently
-    on each process. :func:`save_checkpoint` saves the table and the optimizer's state, while state_dict() has only this
-    process's rows. Inside torch.compile, the table and its communication run uncompiled.
+    gradients: torch's `clip_grad_norm_` sees only this process's rows, and would scale the shared parameters by a
+    different factor on each process. :func:`save_checkpoint` saves the table and the optimizer's state; state_dict()
+    has only this process's rows. Inside torch.compile, the table and its communication run uncompiled.
 
     Attributes:
         weight: this process's rows, [≤ ⌈I/R⌉, D], which are rows first to first + len(weight) of the table.
