@@ -8,10 +8,13 @@ without gathering the embeddings of the negatives.
 
     >>> import torch
     >>> from cw_ext import Interactions, sampled_cw_loss
-    >>> users, items = torch.nn.Embedding(3, 16), torch.nn.Embedding(50, 16)
-    >>> user_ids, item_ids = torch.tensor([0, 0, 1, 2]), torch.tensor([10, 11, 11, 42])
+    >>> users = torch.nn.Embedding(3, 16)
+    >>> items = torch.nn.Embedding(50, 16)
+    >>> user_ids = torch.tensor([0, 0, 1, 2])
+    >>> item_ids = torch.tensor([10, 11, 11, 42])
     >>> known = Interactions(user_ids, item_ids, num_queries=3, num_items=50)
-    >>> sampled_cw_loss(users(user_ids), items, user_ids, item_ids, known, num_negatives=20).backward()
+    >>> loss = sampled_cw_loss(users(user_ids), items, user_ids, item_ids, known, 20)
+    >>> loss.backward()
 
 The loss, for what you have:
     cw_loss: scores that your model computes.

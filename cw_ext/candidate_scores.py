@@ -50,7 +50,7 @@ def candidate_scores(
         >>> import torch
         >>> from cw_ext import Interactions, candidate_scores, draw_negatives
         >>> query_ids = torch.tensor([0, 1, 2])
-        >>> known = Interactions(query_ids, torch.tensor([10, 11, 42]), num_queries=3, num_items=50)
+        >>> known = Interactions(query_ids, [10, 11, 42], num_queries=3, num_items=50)
         >>> queries, items = torch.randn(3, 16), torch.randn(50, 16)
         >>> drawn = draw_negatives(query_ids, known, 10)
         >>> scores = candidate_scores(queries, items, drawn)

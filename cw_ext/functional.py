@@ -60,11 +60,11 @@ def cw_loss(
         >>> import torch
         >>> from cw_ext import cw_loss
         >>> pos_scores = torch.tensor([0.4, 0.1], requires_grad=True)
-        >>> neg_scores = torch.tensor([[0.3, -0.2, 0.0], [0.2, -0.4, -0.1]], requires_grad=True)
+        >>> neg_scores = torch.tensor([[0.3, -0.2], [0.2, -0.4]], requires_grad=True)
         >>> loss = cw_loss(pos_scores, neg_scores, temperature=0.2)
         >>> loss.backward()
         >>> print(f"{loss.item():.3f}")
-        -0.321
+        -0.607
     """
     if extra_pos_scores is None and neg_log_weights is None and row_weights is None:
         at_once = plain_scores.loss(pos_scores, neg_scores, loss)
@@ -145,8 +145,10 @@ def cw_loss_from_embeddings(
         >>> import torch
         >>> from cw_ext import cw_loss_from_embeddings
         >>> _ = torch.manual_seed(0)
-        >>> users, items = torch.nn.Embedding(100, 16), torch.nn.Embedding(500, 16)
-        >>> user_ids, pos_ids = torch.tensor([3, 8]), torch.tensor([41, 7])
+        >>> users = torch.nn.Embedding(100, 16)
+        >>> items = torch.nn.Embedding(500, 16)
+        >>> user_ids = torch.tensor([3, 8])
+        >>> pos_ids = torch.tensor([41, 7])
         >>> neg_ids = torch.randint(500, (2, 20))
         >>> loss = cw_loss_from_embeddings(
         ...     users(user_ids), items, pos_ids, neg_ids, similarity="cosine", temperature=0.2

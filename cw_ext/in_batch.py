@@ -142,10 +142,14 @@ def cw_loss_in_batch(
         >>> import torch
         >>> from cw_ext import Interactions, cw_loss_in_batch
         >>> _ = torch.manual_seed(0)
-        >>> users, items = torch.nn.Embedding(3, 16), torch.nn.Embedding(50, 16)
-        >>> user_ids, pos_ids = torch.tensor([0, 0, 1, 2]), torch.tensor([10, 11, 11, 42])
+        >>> users = torch.nn.Embedding(3, 16)
+        >>> items = torch.nn.Embedding(50, 16)
+        >>> user_ids = torch.tensor([0, 0, 1, 2])
+        >>> pos_ids = torch.tensor([10, 11, 11, 42])
         >>> known = Interactions(user_ids, pos_ids, num_queries=3, num_items=50)
-        >>> loss = cw_loss_in_batch(users(user_ids), items, pos_ids, query_ids=user_ids, interactions=known)
+        >>> loss = cw_loss_in_batch(
+        ...     users(user_ids), items, pos_ids, query_ids=user_ids, interactions=known
+        ... )
         >>> print(f"{loss.item():.2f}")
         -0.72
 
@@ -153,8 +157,10 @@ def cw_loss_in_batch(
 
         >>> captions, images = torch.randn(4, 16), torch.randn(4, 16)
         >>> image_ids = torch.tensor([7, 7, 8, 9])
-        >>> settings = {"symmetric": True, "log_q_correction": False, "similarity": "cosine"}
-        >>> loss = cw_loss_in_batch(captions, images, torch.arange(4), item_ids=image_ids, **settings)
+        >>> loss = cw_loss_in_batch(
+        ...     captions, images, torch.arange(4), item_ids=image_ids,
+        ...     symmetric=True, log_q_correction=False, similarity="cosine",
+        ... )
         >>> print(f"{loss.item():.2f}")
         0.12
     """

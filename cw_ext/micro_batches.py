@@ -51,11 +51,15 @@ def encode_in_micro_batches(encoder: Callable[..., Tensor], inputs: Inputs, micr
     Example:
         >>> import torch
         >>> from cw_ext import cw_loss_in_batch, encode_in_micro_batches
-        >>> query_encoder, item_encoder = torch.nn.Linear(30, 16), torch.nn.Linear(40, 16)
-        >>> query_inputs, item_inputs = torch.randn(64, 30), torch.randn(64, 40)
+        >>> query_encoder = torch.nn.Linear(30, 16)
+        >>> item_encoder = torch.nn.Linear(40, 16)
+        >>> query_inputs = torch.randn(64, 30)
+        >>> item_inputs = torch.randn(64, 40)
         >>> queries = encode_in_micro_batches(query_encoder, query_inputs, 8)
         >>> items = encode_in_micro_batches(item_encoder, item_inputs, 8)
-        >>> cw_loss_in_batch(queries, items, torch.arange(64), log_q_correction=False).backward()
+        >>> ids = torch.arange(64)
+        >>> loss = cw_loss_in_batch(queries, items, ids, log_q_correction=False)
+        >>> loss.backward()
     """
     call, tensors = _call(encoder, inputs)
     checks.whole_number("micro_batch_size", micro_batch_size, 1)

@@ -56,7 +56,8 @@ class CWLoss(_Loss):
         >>> import torch
         >>> from cw_ext import CWLoss
         >>> criterion = CWLoss(temperature=0.1, weighting="none")
-        >>> pos_scores, neg_scores = torch.tensor([0.5]), torch.tensor([[0.3, 0.4]])
+        >>> pos_scores = torch.tensor([0.5])
+        >>> neg_scores = torch.tensor([[0.3, 0.4]])
         >>> print(f"{criterion(pos_scores, neg_scores).item():.3f}")
         -0.687
     """
@@ -95,8 +96,10 @@ class CWEmbeddingLoss(_Loss):
         >>> import torch
         >>> from cw_ext import CWEmbeddingLoss
         >>> criterion = CWEmbeddingLoss(temperature=0.2, similarity="cosine")
-        >>> users, items = torch.nn.Embedding(100, 16), torch.nn.Embedding(500, 16)
-        >>> user_ids, pos_ids, neg_ids = torch.tensor([3, 8]), torch.tensor([41, 7]), torch.randint(500, (2, 20))
+        >>> users = torch.nn.Embedding(100, 16)
+        >>> items = torch.nn.Embedding(500, 16)
+        >>> user_ids, pos_ids = torch.tensor([[3, 8], [41, 7]])
+        >>> neg_ids = torch.randint(500, (2, 20))
         >>> criterion(users(user_ids), items, pos_ids, neg_ids).backward()
     """
 
@@ -183,8 +186,10 @@ class CWSampledLoss(_InteractionsLoss):
     Example:
         >>> import torch
         >>> from cw_ext import CWSampledLoss, Interactions
-        >>> users, items = torch.nn.Embedding(3, 16), torch.nn.Embedding(50, 16)
-        >>> user_ids, item_ids = torch.tensor([0, 0, 1, 2]), torch.tensor([10, 11, 11, 42])
+        >>> users = torch.nn.Embedding(3, 16)
+        >>> items = torch.nn.Embedding(50, 16)
+        >>> user_ids = torch.tensor([0, 0, 1, 2])
+        >>> item_ids = torch.tensor([10, 11, 11, 42])
         >>> known = Interactions(user_ids, item_ids, num_queries=3, num_items=50)
         >>> criterion = CWSampledLoss(known, num_negatives=20, temperature=0.1)
         >>> criterion(users(user_ids), items, user_ids, item_ids).backward()
@@ -271,11 +276,14 @@ class CWInBatchLoss(_InteractionsLoss):
     Example:
         >>> import torch
         >>> from cw_ext import CWInBatchLoss, Interactions
-        >>> users, items = torch.nn.Embedding(3, 16), torch.nn.Embedding(50, 16)
-        >>> user_ids, item_ids = torch.tensor([0, 0, 1, 2]), torch.tensor([10, 11, 11, 42])
+        >>> users = torch.nn.Embedding(3, 16)
+        >>> items = torch.nn.Embedding(50, 16)
+        >>> user_ids = torch.tensor([0, 0, 1, 2])
+        >>> item_ids = torch.tensor([10, 11, 11, 42])
         >>> known = Interactions(user_ids, item_ids, num_queries=3, num_items=50)
         >>> criterion = CWInBatchLoss(known, num_negatives=20, temperature=0.1)
-        >>> criterion(users(user_ids), items, item_ids, query_ids=user_ids).backward()
+        >>> loss = criterion(users(user_ids), items, item_ids, query_ids=user_ids)
+        >>> loss.backward()
     """
 
     @documents_loss_arguments
@@ -368,11 +376,14 @@ class CWFullLoss(_InteractionsLoss):
     Example:
         >>> import torch
         >>> from cw_ext import CWFullLoss, Interactions
-        >>> users, items = torch.nn.Embedding(3, 16), torch.nn.Embedding(50, 16)
-        >>> user_ids, item_ids = torch.tensor([0, 0, 1, 2]), torch.tensor([10, 11, 11, 42])
+        >>> users = torch.nn.Embedding(3, 16)
+        >>> items = torch.nn.Embedding(50, 16)
+        >>> user_ids = torch.tensor([0, 0, 1, 2])
+        >>> item_ids = torch.tensor([10, 11, 11, 42])
         >>> known = Interactions(user_ids, item_ids, num_queries=3, num_items=50)
         >>> criterion = CWFullLoss(known, temperature=0.1)
-        >>> criterion(users(user_ids), items, item_ids, query_ids=user_ids).backward()
+        >>> loss = criterion(users(user_ids), items, item_ids, query_ids=user_ids)
+        >>> loss.backward()
     """
 
     @documents_loss_arguments

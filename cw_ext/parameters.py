@@ -95,8 +95,8 @@ def _is_positive(x: float) -> bool:
 class LossArguments(TypedDict, total=False):
     """The keyword arguments that every form of the loss takes.
 
-    A function of yours that passes them on has ``**loss: Unpack[LossArguments]`` in its signature, so that a type
-    checker knows them::
+    If your own function passes them on, declare them as ``**loss: Unpack[LossArguments]``, so that a type checker knows
+    them::
 
         from typing import Unpack
         from cw_ext.parameters import LossArguments

@@ -4,17 +4,21 @@ Each preset returns keyword arguments for :func:`cw_ext.cw_loss`, its other form
 
 >>> import torch
 >>> from cw_ext import CWLoss, cw_loss, cw_loss_from_embeddings, presets
->>> pos_scores, neg_scores = torch.tensor([0.4, 0.1]), torch.tensor([[0.3, -0.2], [0.2, -0.4]])
->>> loss = cw_loss(pos_scores, neg_scores, **presets.infonce(temperature=0.1))
->>> criterion = CWLoss(**presets.dcl(temperature=0.1, prior=0.05), reduction="sum")
+>>> pos_scores = torch.tensor([0.4, 0.1])
+>>> neg_scores = torch.tensor([[0.3, -0.2], [0.2, -0.4]])
+>>> loss = cw_loss(pos_scores, neg_scores, **presets.infonce(0.1))
+>>> criterion = CWLoss(**presets.dcl(0.1, prior=0.05), reduction="sum")
 
 A loss is only the same on the same scores. Where cw_ext computes the scores from embeddings, give the preset the
 `similarity` of that loss: "dot", "cosine" or, if you give none, "half_cosine". The temperature is on the scale of these
 scores. Except in `hcl` and `bsl`, it may be a tensor.
 
 >>> queries, items = torch.randn(2, 8), torch.randn(20, 8)
->>> pos_ids, neg_ids = torch.tensor([3, 5]), torch.tensor([[1, 2], [8, 9]])
->>> loss = cw_loss_from_embeddings(queries, items, pos_ids, neg_ids, **presets.sl(5.0, similarity="dot"))
+>>> pos_ids = torch.tensor([3, 5])
+>>> neg_ids = torch.tensor([[1, 2], [8, 9]])
+>>> loss = cw_loss_from_embeddings(
+...     queries, items, pos_ids, neg_ids, **presets.sl(5.0, similarity="dot")
+... )
 
 A wrong argument raises a TypeError or ValueError that names it.
 """
@@ -121,10 +125,12 @@ def infonce(temperature: float | Tensor = 0.1, *, similarity: Similarity | None 
         >>> import torch
         >>> import torch.nn.functional as F
         >>> from cw_ext import cw_loss, presets
-        >>> pos_scores, neg_scores = torch.tensor([0.4, 0.1]), torch.tensor([[0.3, -0.2], [0.2, -0.4]])
+        >>> pos_scores = torch.tensor([0.4, 0.1])
+        >>> neg_scores = torch.tensor([[0.3, -0.2], [0.2, -0.4]])
         >>> loss = cw_loss(pos_scores, neg_scores, **presets.infonce(0.1))
-        >>> logits = torch.cat([pos_scores.unsqueeze(1), neg_scores], dim=1) / 0.1
-        >>> torch.allclose(loss, F.cross_entropy(logits, torch.zeros(2, dtype=torch.int64)))
+        >>> logits = torch.cat([pos_scores.unsqueeze(1), neg_scores], 1) / 0.1
+        >>> first = torch.zeros(2, dtype=torch.int64)
+        >>> torch.allclose(loss, F.cross_entropy(logits, first))
         True
     """
     arguments: InfoNCEArguments = {"weighting": "none", "temperature": temperature, "include_positive": True}
@@ -186,7 +192,8 @@ def pucl(
 
     Example:
         >>> from cw_ext import presets
-        >>> print(f"{presets.pucl(prior=0.2, label_frequency=0.5)['prior']:.3f}")
+        >>> settings = presets.pucl(prior=0.2, label_frequency=0.5)
+        >>> print(f"{settings['prior']:.3f}")
         0.111
     """
     if not 0 <= checks.number("prior", prior, "a number in [0, 1)") < 1:
@@ -222,8 +229,10 @@ def hcl(
     Example:
         >>> import torch
         >>> from cw_ext import cw_loss, presets
-        >>> pos_scores, neg_scores = torch.tensor([0.4, 0.1]), torch.tensor([[0.3, -0.2], [0.2, -0.4]])
-        >>> loss = cw_loss(pos_scores, neg_scores, **presets.hcl(0.1, prior=0.01, concentration=0.5))
+        >>> pos_scores = torch.tensor([0.4, 0.1])
+        >>> neg_scores = torch.tensor([[0.3, -0.2], [0.2, -0.4]])
+        >>> settings = presets.hcl(0.1, prior=0.01, concentration=0.5)
+        >>> loss = cw_loss(pos_scores, neg_scores, **settings)
     """
     checks.number("temperature", temperature, "a number > 0 (weight_temperature is made of it)")
     if checks.number("concentration", concentration, "a number > 0 (0 is dcl)") <= 0:
@@ -251,7 +260,8 @@ def psl(temperature: float | Tensor = 0.1, surrogate: Surrogate = "tanh") -> PSL
     Example:
         >>> import torch
         >>> from cw_ext import cw_loss, presets
-        >>> pos_scores, neg_scores = torch.tensor([0.4, 0.1]), torch.tensor([[0.3, -0.2], [0.2, -0.4]])
+        >>> pos_scores = torch.tensor([0.4, 0.1])
+        >>> neg_scores = torch.tensor([[0.3, -0.2], [0.2, -0.4]])
         >>> loss = cw_loss(pos_scores, neg_scores, **presets.psl(0.1, "atan"))
     """
     arguments: PSLArguments = {"weighting": "none", "temperature": temperature, "surrogate": surrogate}
@@ -299,8 +309,10 @@ def slk(
     Example:
         >>> import torch
         >>> from cw_ext import TopKThreshold, cw_loss_from_embeddings, presets
-        >>> queries, items = torch.randn(4, 8, requires_grad=True), torch.randn(50, 8, requires_grad=True)
-        >>> query_ids, pos_ids, neg_ids = torch.arange(4), torch.randint(50, (4,)), torch.randint(50, (4, 10))
+        >>> queries = torch.randn(4, 8, requires_grad=True)
+        >>> items = torch.randn(50, 8, requires_grad=True)
+        >>> query_ids, pos_ids = torch.arange(4), torch.randint(50, (4,))
+        >>> neg_ids = torch.randint(50, (4, 10))
         >>> beta = TopKThreshold(num_queries=8, k=20, num_items=50)
         >>> loss, above = cw_loss_from_embeddings(
         ...     queries, items, pos_ids, neg_ids, **presets.slk(0.1, 1.25),

@@ -99,10 +99,14 @@ def sampled_cw_loss(
         >>> import torch
         >>> from cw_ext import Interactions, sampled_cw_loss
         >>> _ = torch.manual_seed(0)
-        >>> users, items = torch.nn.Embedding(3, 16), torch.nn.Embedding(50, 16)
-        >>> user_ids, item_ids = torch.tensor([0, 0, 1, 2]), torch.tensor([10, 11, 11, 42])
+        >>> users = torch.nn.Embedding(3, 16)
+        >>> items = torch.nn.Embedding(50, 16)
+        >>> user_ids = torch.tensor([0, 0, 1, 2])
+        >>> item_ids = torch.tensor([10, 11, 11, 42])
         >>> known = Interactions(user_ids, item_ids, num_queries=3, num_items=50)
-        >>> loss = sampled_cw_loss(users(user_ids), items, user_ids, item_ids, known, 20, seed=1)
+        >>> loss = sampled_cw_loss(
+        ...     users(user_ids), items, user_ids, item_ids, known, 20, seed=1
+        ... )
         >>> loss.backward()
         >>> print(f"{loss.item():.2f}")
         2.24
@@ -194,12 +198,12 @@ def cw_loss_full(
     Example:
         >>> import torch
         >>> import torch.nn.functional as F
-        >>> from cw_ext import cw_loss_full
+        >>> from cw_ext import cw_loss_full, presets
         >>> _ = torch.manual_seed(0)
         >>> queries, items = torch.randn(4, 16), torch.randn(50, 16)
         >>> pos_ids = torch.tensor([10, 11, 12, 42])
-        >>> softmax = {"weighting": "none", "include_positive": True, "temperature": 1.0}
-        >>> loss = cw_loss_full(queries, items, pos_ids, similarity="dot", **softmax)
+        >>> settings = presets.infonce(1.0, similarity="dot")
+        >>> loss = cw_loss_full(queries, items, pos_ids, **settings)
         >>> torch.allclose(loss, F.cross_entropy(queries @ items.T, pos_ids))
         True
     """

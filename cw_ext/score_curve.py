@@ -50,7 +50,8 @@ class ScoreCurve:
         >>> curve = ScoreCurve(-0.5, 0.5, torch.tensor([0.0, 0.0, -1.0]))
         >>> curve(torch.tensor([-0.2, 0.25, 0.9]))
         tensor([ 0.0000, -0.5000, -1.0000])
-        >>> pos_scores, neg_scores = torch.tensor([0.4, 0.1]), torch.tensor([[0.3, -0.2], [0.2, -0.4]])
+        >>> pos_scores = torch.tensor([0.4, 0.1])
+        >>> neg_scores = torch.tensor([[0.3, -0.2], [0.2, -0.4]])
         >>> loss = cw_loss(pos_scores, neg_scores, score_curve=curve)
     """
 
@@ -94,7 +95,8 @@ class ScoreCurve:
         Example:
             >>> import torch.nn.functional as F
             >>> from cw_ext import ScoreCurve
-            >>> ScoreCurve.from_function(lambda d: F.logsigmoid(-d / 0.1), -1.0, 1.0, on="margin")
+            >>> log_weight = lambda d: F.logsigmoid(-d / 0.1)
+            >>> ScoreCurve.from_function(log_weight, -1.0, 1.0, on="margin")
             ScoreCurve(-1.0, 1.0, 257 log weights, on='margin')
         """
         checks.whole_number("knots", knots, 2)

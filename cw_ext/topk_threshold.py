@@ -48,8 +48,10 @@ class TopKThreshold(nn.Module):
 
         >>> import torch
         >>> from cw_ext import Interactions, TopKThreshold, presets, sampled_cw_loss
-        >>> users, items = torch.nn.Embedding(3, 16), torch.nn.Embedding(50, 16)
-        >>> user_ids, pos_ids = torch.tensor([0, 1, 2]), torch.tensor([10, 11, 42])
+        >>> users = torch.nn.Embedding(3, 16)
+        >>> items = torch.nn.Embedding(50, 16)
+        >>> user_ids = torch.tensor([0, 1, 2])
+        >>> pos_ids = torch.tensor([10, 11, 42])
         >>> known = Interactions(user_ids, pos_ids, num_queries=3, num_items=50)
         >>> beta = TopKThreshold(num_queries=3, k=20, num_items=50)
         >>> loss, above = sampled_cw_loss(

@@ -37,6 +37,7 @@ myst_heading_anchors = 4
 
 # API pages
 default_role = "code"  # docstrings write `name` for code
+smartquotes_action = "D"  # dashes only: curly quotes around "none" would not be Python
 autodoc_typehints = "none"  # the signatures in the docstrings' Args are easier to read
 autodoc_member_order = "bysource"
 autodoc_mock_imports = ["rectools", "replay", "sentence_transformers"]  # for the adapters
