@@ -237,7 +237,7 @@ def test_training_steps_of_any_size(kernels: None, name: str) -> None:
 
 @pytest.mark.thorough
 def test_training_steps_of_few_and_of_many_rows(kernels: None) -> None:
-    """At level 2 a graph serves batches that are sorted in one block, and another all that take several."""
+    """From embeddings a graph serves batches that are sorted in one block, and another all that take several."""
     model = make_recommender("embeddings")
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
     for rows in (6, 1100):
