@@ -82,7 +82,7 @@ PRIOR = [
     Question(
         ["Positives that training has not used", "and that score like hidden ones?"],
         "yes",
-        ["Try weights 1 − p_FN, and prior=0", "`FalseNegatives.fit(…).curve()`"],
+        ["Try weights 1 − p_FN", "`FalseNegatives.fit(…).curve()`"],
         "no",
     ),
 ]
