@@ -60,7 +60,7 @@ NEGATIVES = [
     Question(
         ["Is the loss most of the time", "of a training step?"],
         "yes",
-        ["One shared set, with more of them", "`sampled_cw_loss(…, shared=True)`"],
+        ["One shared, larger set", "`sampled_cw_loss(…, shared=True)`"],
         "no",
     ),
 ]
@@ -82,7 +82,7 @@ PRIOR = [
     Question(
         ["Positives that training has not used", "and that score like hidden ones?"],
         "yes",
-        ["Weights 1 − p_FN, prior=0", "`FalseNegatives.fit(…).curve()`"],
+        ["Try weights 1 − p_FN", "`FalseNegatives.fit(…).curve()`"],
         "no",
     ),
 ]
