@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -80,6 +81,7 @@ def setup(app):  # noqa: ANN001, ANN201
 _notebook = jupytext.read(ROOT / "examples" / "movielens.py")
 _notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
 jupytext.write(_notebook, HERE / "get-started" / "tutorial.ipynb")
+os.environ["PYTHONPATH"] = str(ROOT)  # for the notebook's process, which runs in another folder
 nb_execution_mode = "cache"  # runs it again only after a change
 nb_execution_cache_path = str(HERE / "_build" / "notebooks")
 nb_execution_timeout = 300
@@ -110,6 +112,7 @@ html_theme_options = {
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
 }
+html_context = {"default_mode": "auto"}  # light or dark as the reader's system is
 html_show_sourcelink = False
 html_copy_source = False
 copybutton_exclude = ".linenos, .gp"

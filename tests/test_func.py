@@ -241,7 +241,7 @@ def test_compiled_transforms(kernels: None) -> None:
     torch.compiler.reset()
 
 
-# ---- levels 2 and 3 ----------------------------------------------------------------------------------------
+# ---- embeddings and sampled --------------------------------------------------------------------------------
 
 
 def _embedding_loss(case: Embeddings, **arguments: Any) -> Callable[..., Tensor]:
