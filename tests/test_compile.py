@@ -168,7 +168,7 @@ def _with_counts(case: Case, loss: Any) -> tuple[Result, Tensor]:
 
 def test_a_popularity_table_is_made_before(kernels: None) -> None:
     case = replace(_drawn("popularity"), interactions=make_interactions(pairs=400))
-    with pytest.raises(Exception, match=r"before, call once interactions.popularity\(0.75\)"):
+    with pytest.raises(Exception, match=r"before compiling, call once interactions.popularity\(0.75\)"):
         torch.compile(lambda c: c.loss(), fullgraph=True, backend="aot_eager")(case)
 
 

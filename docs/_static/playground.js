@@ -201,7 +201,7 @@
     const slider = element("input", {
       type: "range", id, min: 0, max: positions(c), step: 1, class: "form-range", "aria-describedby": describedBy,
     });
-    const value = element("output", { for: id });
+    const value = element("output", { for: id, "aria-live": "off" });  // the slider itself tells its value
     const box = c.optional
       ? element("input", { type: "checkbox", class: "form-check-input", "aria-label": `Set ${c.label}` }) : null;
     let last = c.first;
@@ -382,7 +382,7 @@
   // ---- the page -----------------------------------------------------------------------------------------------------
 
   const preset = element("select", { id: "playground-preset", class: "form-select" });
-  const loss = element("output", { class: "number", "aria-labelledby": "playground-loss-label" });
+  const loss = element("output", { class: "number", "aria-labelledby": "playground-loss-label", "aria-live": "off" });
   const reading = element("div", { class: "reading" });
   const announced = element("div", { class: "visually-hidden", "aria-live": "polite" });
   const code = element("pre", { class: "code", tabindex: "0", "aria-label": "Python" });
