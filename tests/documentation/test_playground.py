@@ -261,6 +261,32 @@ def test_the_address_keeps_the_settings(page: Any, address: str) -> None:
     assert math.isfinite(shown_loss(page))
 
 
+def test_any_settings_show_what_python_computes(page: Any, address: str) -> None:
+    r = random.Random(2)
+    for _ in range(15):
+        settings = {
+            "weighting": r.choice(WEIGHTINGS),
+            "temperature": r.choice([0.02, 0.1, 1]),
+            "weight_temperature": r.choice(["", 0.02, 2]),
+            "prior": r.choice([0, 0.1, 0.9]),
+            "extras": r.choice([0, 1, 40]),
+            "floor": r.choice([0.05, 0.3, 1]),
+            "positive_temperature": r.choice(["", 0.02, 1]),
+            "pos": r.choice([-0.4, 0, 0.4]),
+            "margin": r.choice([-0.7, 0, 0.7]),
+            "number": r.choice([2, 40, 200]),
+            "include_positive": r.choice(["true", "false"]),
+            "detach_weights": r.choice(["true", "false"]),
+            "normalize_weights": r.choice(["true", "false"]),
+            "min_margin": r.choice(["", -1, 0.5]),
+            "confidence_temperature": r.choice(["", 0.05, 5]),
+            "surrogate": r.choice(SURROGATES),
+        }
+        page.goto(f"{address}?{'&'.join(f'{name}={value}' for name, value in settings.items())}")
+        assert shown_loss(page) == pytest.approx(printed_by_python(page), rel=1e-3, abs=1e-4), settings
+        assert not re.search("NaN|Infinity", page.locator("#cw-playground").inner_html()), settings
+
+
 @pytest.mark.parametrize("width", [360, 390, 768, 1280])
 def test_it_fits(page: Any, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 800})
