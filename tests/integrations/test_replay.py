@@ -186,7 +186,7 @@ def test_table_and_logits_agree() -> None:
     assert_same_loss((losses[0], by_table), (losses[1], by_logits))
 
 
-def test_other_positives_are_further_positives() -> None:
+def test_other_positives_are_extra_positives() -> None:
     """The correction of a target takes the other positives of its position, and no padding."""
     torch.manual_seed(0)
     model = model_of("SasRec").train()
