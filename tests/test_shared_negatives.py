@@ -394,7 +394,7 @@ WHO = {"query_ids": torch.tensor([2, 3, 4]), "interactions": INTERACTIONS}
             cw_loss_in_batch,
             WHO | {"interactions": Interactions([0, 0, 1], [2, 2, 3], num_queries=20, num_items=50)},
             ValueError,
-            "interactions must tell what the batches follow .* got 3 pairs of which 2 are distinct",
+            "interactions must tell how often items occur in the batches .* got 3 pairs of which 2 are distinct",
         ),
         (cw_loss_in_batch, {"item_counts": torch.ones(49)}, ValueError, r"item_counts must have shape \(50,\)"),
         (cw_loss_in_batch, {"item_counts": [1] * 50}, TypeError, "item_counts must be a torch.Tensor, got list"),
