@@ -16,7 +16,7 @@ from cw_ext.score_samples import Scores, sorted_scores
 
 Family = Literal["normal", "isotonic"]
 
-# fp32, in which the loss sees most scores, tells no more places apart.
+# fp32, the dtype of most scores in the loss, cannot distinguish more places.
 _MOST_KNOTS = 2**24
 
 
