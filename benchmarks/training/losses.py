@@ -376,8 +376,8 @@ def _thresholds(k: int | None, options: LossOptions) -> Thresholds | None:
         return Thresholds(k, options.refresh_epochs)
     if options.negatives.kind not in COUNTED:
         raise ValueError(
-            f"refresh_epochs must be given with {options.negatives} negatives: the scores of a user's first K are "
-            f"learned from {', '.join(COUNTED)} ones only, got None"
+            f"refresh_epochs must be given with {options.negatives} negatives, since the score of a user's K-th best "
+            f"item is learned from {', '.join(COUNTED)} ones only, got None"
         )
     return None
 

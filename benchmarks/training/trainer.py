@@ -155,7 +155,7 @@ class Trainer:
         self.false_negatives = None
         if config.false_negatives is not None:
             if loss.negatives.kind not in PER_ROW:
-                raise ValueError(f"false negatives take those of each row's own, got {loss.negatives}")
+                raise ValueError(f"false_negatives need negatives drawn for each row, got {loss.negatives}")
             self.false_negatives, fit = FalseNegatives.hold_out(fit, config.false_negatives, config.seed)
         self.interactions = _interactions(fit)
         self.held_out = None

@@ -335,7 +335,7 @@ def test_a_history_is_that_of_a_data_set(kernels, tmp_path, monkeypatch, capsys)
     capsys.readouterr()
     assert throughput.main(["--quick", "--history", str(tmp_path / "none"), "--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err.splitlines() == [
-        f"error: {tmp_path / 'none'}: expected an interaction file, got nothing there"
+        f"error: {tmp_path / 'none'}: expected an interaction file, got none"
     ]
 
 
