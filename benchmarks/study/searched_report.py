@@ -34,7 +34,7 @@ def _found(store: Store, contest: Contest) -> dict[str, Summary]:
 
 
 def _summarise(store: Store, runs: Iterable[Run]) -> Summary | None:
-    """Results of runs that say what is recommended: older ones of the same runs do not."""
+    """Summarise the runs whose results include what is recommended, which older results lack."""
     return summarise(store, [run for run in runs if run in store and "balanced_ndcg" in store[run].get("test", {})])
 
 

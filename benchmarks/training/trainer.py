@@ -181,7 +181,7 @@ class Trainer:
             self._function.to(config.device)
         if isinstance(self._function, LearningLoss):
             self._loss_optimizer = self._function.optimizer(config.lr, config.weight_decay)
-        if config.device != "cpu":  # with draws of its own, since a generator belongs to one device
+        if config.device != "cpu":  # with its own draws, since a generator belongs to one device
             generator = torch.Generator(config.device).manual_seed(config.seed)
         self.generator = generator
         self._unseen = Unseen(self.validation_users, self.validation_items, self._drawn)
