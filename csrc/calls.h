@@ -67,7 +67,7 @@ struct Draws {
   MaybeTensor pos_ids;       // [B] int64, or undefined: rows that draw nothing have −1
 };
 
-// Level 1. Rows may have any stride; within a row elements are contiguous.
+// From scores. Rows may have any stride; within a row elements are contiguous.
 struct ScoresCall {
   Loss loss;
   MaybeTensor pos;    // [B]
@@ -75,8 +75,8 @@ struct ScoresCall {
   MaybeTensor extra;  // [B, M], M may be 0, or undefined
   MaybeTensor log_q;  // [B, N] T, or undefined
   MaybeTensor row_scale;     // [B] T, both or none: the negatives' scores are neg · row_scale · column_scale; a negative
-  MaybeTensor column_scale;  // [N] T               factor masks out. Only CUDA's level 2 sets them
-  MaybeTensor excluded;      // [B] int32, or undefined: how many scores of −∞ are not negatives. Only CUDA's level 2 sets it
+  MaybeTensor column_scale;  // [N] T               factor masks out. Only CUDA's embeddings set them
+  MaybeTensor excluded;      // [B] int32, or undefined: how many scores of −∞ are not negatives. Only CUDA's embeddings set it
   bool with_gradients;
   RowOutputs out;
   MaybeTensor d_pos;    // [B] T      these three only with_gradients
@@ -84,7 +84,7 @@ struct ScoresCall {
   MaybeTensor d_extra;  // [B, M] T
 };
 
-// Level 2 without the negatives. All contiguous.
+// From embeddings, without the negatives. All contiguous.
 struct QueryCall {
   Loss loss;
   MaybeTensor queries;    // [B, D]
@@ -113,7 +113,7 @@ struct EmbeddingsCall : QueryCall {
   MaybeTensor pair_ends;  // [blocks, buckets] int32   else empty
 };
 
-// Level 3. Negatives are drawn again wherever they are needed, for a bounded part of the batch at a time.
+// Sampled. Negatives are drawn again wherever they are needed, for a bounded part of the batch at a time.
 struct SampledCall {
   EmbeddingsCall rows;  // without neg_ids, log_q, pair_keys and pair_ends; coefficients in the order of the pairs, or
   Draws draws;          // undefined if they are not kept
@@ -154,7 +154,7 @@ struct ItemGradientCall {
   MaybeTensor gradient;  // [I, D] in the dtype of items, uninitialised
 };
 
-// The same for level 3.
+// The same for sampled.
 struct SampledItemGradientCall {
   ItemGradientCall gradient;  // without neg_ids and what is shared; coefficients [B, 1 + M + N] in the order of the pairs, or
   EmbeddingsCall rows;        // undefined: then they are computed again from these, without d_queries and unit_queries

@@ -1,4 +1,4 @@
-// The scores of given items for each query, as level 2 has them, without the loss.
+// The scores of given items for each query, as the loss from embeddings has them, without the loss.
 #include "query_arguments.h"
 
 namespace cw_ext {

@@ -4,7 +4,8 @@
 //     A = Σ_j q_j ω(d_j) e^φ(d_j) / Σ_j q_j      C = (1/M) Σ_k ω(d_k) e^φ(d_k)      G = max(A − πC, floor) / (1 − π)
 //     L = log(N_eff·G)  or  log(1 + N_eff·G), plus s⁺(1/τ − 1/τ⁺) with a temperature of the positive's own
 //     row loss = c(s⁺)·L
-// where e^φ is exp(d/τ) or one of PSL's surrogates. The README states it in full; cw_ext/reference.py is its twin.
+// where e^φ is exp(d/τ) or one of PSL's surrogates. docs/how-it-works/formula.md states it in full; cw_ext/reference.py is its
+// twin.
 //
 // How a caller walks a row:
 //   1. for every element, `mass()`: its part of the sum as factor·e^exponent, so that nothing overflows;

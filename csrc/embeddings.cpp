@@ -1,4 +1,4 @@
-// Level 2: the loss from embeddings and ids, where each row has its own negatives or all rows share them.
+// From embeddings: the loss from embeddings and ids, where each row has its own negatives or all rows share them.
 #include <tuple>
 
 #include "dense_rule.h"

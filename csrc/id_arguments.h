@@ -1,4 +1,4 @@
-// The similarity, the ids and the known positives that levels 2 and 3 take.
+// The similarity, the ids and the known positives that the embeddings and the sampled ops take.
 #pragma once
 
 #include "checks.h"

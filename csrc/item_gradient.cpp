@@ -23,7 +23,7 @@ std::vector<Tensor> scale_rows(const std::vector<Tensor>& gradients, const Tenso
 }
 
 // The same in place. Where the factor is 1, as for a mean over rows that are all live and whose own gradient is 1, nothing is
-// touched: at level 1 that saves half of a step's memory traffic.
+// touched: from scores that saves half of a step's memory traffic.
 void scale_rows_(const std::vector<Tensor>& gradients, const Tensor& factor, const OptionalTensor& rescale) {
   if (gradients.empty()) return;
   check_factor(factor, gradients[0]);

@@ -7,7 +7,7 @@
 
 namespace cw_ext {
 
-// Level 2's, without its pairs' order and how CUDA sums. `dense`: the coefficients are those of all items, [B, I].
+// Of embeddings, without its pairs' order and how CUDA sums. `dense`: the coefficients are those of all items, [B, I].
 inline ItemGradientCall item_gradient_call(const Tensor& unit_queries, const OptionalTensor& factor,
                                            const Tensor& coefficients, const Tensor& shared_coefficients,
                                            const Tensor& items, const Tensor& pos_ids, const Tensor& neg_ids,
@@ -50,7 +50,7 @@ inline Draws checked_draws(Draws draws, const PositiveIds& positives, const Tens
   return draws;
 }
 
-// Level 3's: `draws` and `loss` make the call's from the checked queries.
+// Of sampled: `draws` and `loss` make the call's from the checked queries.
 template <typename MakeDraws, typename MakeLoss>
 SampledItemGradientCall sampled_item_gradient_call(const Tensor& unit_queries, const OptionalTensor& factor,
                                                    const OptionalTensor& coefficients, const Tensor& queries,

@@ -1,4 +1,4 @@
-// What levels 2 and 3 take and return, without their negatives.
+// What the embeddings and the sampled ops take and return, without their negatives.
 #pragma once
 
 #include "id_arguments.h"

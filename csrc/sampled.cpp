@@ -1,4 +1,4 @@
-// Level 3: negatives that are drawn inside the op, so that their ids never exist as a tensor.
+// Sampled: negatives that are drawn inside the op, so that their ids never exist as a tensor.
 #include <tuple>
 
 #include "dense_rule.h"

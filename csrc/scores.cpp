@@ -1,4 +1,4 @@
-// Level 1: the loss of scores, and the gradient of each.
+// From scores: the loss, and the gradient of each.
 #include <tuple>
 
 #include "loss_arguments.h"

@@ -1,4 +1,4 @@
-// Level 2 where all rows share their negatives.
+// From embeddings, where all rows share their negatives.
 #pragma once
 
 #include "backend.h"

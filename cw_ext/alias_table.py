@@ -1,4 +1,4 @@
-"""Alias tables: an item drawn from any distribution with one random slot and one random word."""
+"""Alias tables, which draw an item from any distribution with one random slot and one random word."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ class Popularity(NamedTuple):
     u < thresholds[i], else aliases[i].
 
     Attributes:
-        thresholds: uint32 [I]; 0 for an item that has its slot to itself and is its own alias.
+        thresholds: uint32 [I]; 0 for an item that fills its own slot and is its own alias.
         aliases: int32 [I], items of positive probability.
         masses: fp64 [I], the probabilities p; they sum to 1. What the table draws is within 2⁻³²/I of each.
         log_weights: fp64 [I], −log(p′ · number of items with p > 0): the log importance weights that turn the
             distribution into the uniform one over the items that can occur. p′ is p or, where rounding changes p by
             more than a millionth, the probability that the table draws with. 0 where p = 0.
         cumulative: int64 [I], the running sums of the items' shares of all (slot, word): the last is I·2³².
-        known_shares: int64 [P + 1], or None: of an Interactions' items, the share of items[:k] together, modulo 2⁶⁴.
-            Only if a query knows so many items that drawing again may fail.
+        known_shares: int64 [P + 1], or None: the share of items[:k] of an Interactions together, modulo 2⁶⁴. Only made
+            if a query knows so many items that drawing again may fail.
     """
 
     thresholds: Tensor
@@ -69,7 +69,7 @@ def popularity_table(weights: Tensor) -> Popularity:
     masses = relative / relative.sum()
     shares = _shares(masses)
     thresholds, aliases = _sweep(shares)
-    alone = thresholds == ONE  # more than a word holds
+    alone = thresholds == ONE  # does not fit into a word
     thresholds[alone], aliases[alone] = 0, alone.nonzero().squeeze(1)
     drawn = torch.where(shares < _SMALL, shares.double() / (masses.numel() * ONE), masses)
     log_weights = torch.where(masses > 0, -torch.log(drawn * (masses > 0).sum()), 0.0)
@@ -83,7 +83,7 @@ def _shares(masses: Tensor) -> Tensor:
     An item with mass gets at least one word, so that it can be drawn, even for a query that knows all others. The
     largest item gives up these words.
 
-    With whole numbers the sweep is exact: no rounding errors are left over.
+    With whole numbers the sweep is exact, without rounding errors.
     """
     total = masses.numel() * ONE  # below 2⁶³, as ids have 31 bits
     exact = masses * total

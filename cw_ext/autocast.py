@@ -1,4 +1,4 @@
-"""What every form of the loss does with its inputs before it computes."""
+"""How every form of the loss treats its inputs under autocast."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _autocasts(device: str) -> bool:
 
 
 def floating_input(name: str, value: Tensor) -> Tensor:
-    """A floating tensor; under autocast, one in half precision is cast once, to fp32, as for torch's own losses."""
+    """A floating-point tensor. Under autocast, half precision is cast once, to fp32, as for torch's own losses."""
     checks.has_dtype(name, value, checks.FLOATING)
     if value.dtype in (torch.float16, torch.bfloat16) and _autocasts(value.device.type):
         return value.float()

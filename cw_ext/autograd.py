@@ -37,12 +37,12 @@ from cw_ext.sparse_rows import compacted, sparse_gradient
 if extension.available():
     from cw_ext import fake  # noqa: F401  (registers the fake kernels)
 
-# Without fullgraph=True the call runs uncompiled between two graphs.
+# Without fullgraph=True, the call runs uncompiled between two graphs.
 NO_SPARSE_GRAPH = (
     "sparse_grad=True makes a sparse gradient, which torch.compile cannot capture: "
     "leave out fullgraph=True, or sparse_grad=True"
 )
-# A library with CUDA's kernels alone has none.
+# A library with only the CUDA kernels has none.
 _HAS_SPARSE_OPS = extension.available() and hasattr(torch.ops.cw_ext, "sparse_item_gradient")
 
 
@@ -89,7 +89,7 @@ def _losses(results: tuple[Tensor, ...]) -> Losses:
 
 
 def score_rows(inputs: ScoreInputs) -> Losses:
-    """Level 1, with rows of any shape [...]."""
+    """The loss on scores, with rows of any shape [...]."""
     shape = inputs.pos.shape
     if len(shape) != 1:
         # Not −1: it is ambiguous for a tensor without elements.
@@ -172,7 +172,7 @@ _SPARSE_EMBEDDINGS = _SparseEmbeddings("embeddings_forward", EMBEDDINGS, Embeddi
 
 
 def has_sparse_gradients(device: str) -> bool:
-    """Whether the kernels compute them on such a device; otherwise the table is to be made compact."""
+    """Whether the kernels compute them on such a device; otherwise the table has to be made compact."""
     return device == "cpu" and _HAS_SPARSE_OPS and not is_exporting()
 
 
@@ -185,14 +185,14 @@ def _uncompiled(rows: Callable[..., Losses], *arguments: Any) -> Losses:
 
 
 def embedding_rows(inputs: EmbeddingInputs) -> Losses:
-    """Level 2."""
+    """The loss on embeddings."""
     if is_exporting():
         return Losses(*torch.ops.cw_ext_export.embeddings_forward(*EMBEDDINGS.flat(inputs)))
     return _losses(_EMBEDDINGS(inputs))
 
 
 def sparse_embedding_rows(inputs: EmbeddingInputs) -> Losses:
-    """Level 2 with a sparse gradient of the items."""
+    """The loss on embeddings, with a sparse gradient of the items."""
     return _uncompiled(lambda: _losses(_SPARSE_EMBEDDINGS(inputs)))
 
 
@@ -264,19 +264,19 @@ _SPARSE_SAMPLED = _SparseSampled("sampled_forward", SAMPLED, SampledResults, _co
 
 
 def sampled_rows(inputs: SampledInputs, recompute: bool) -> Losses:
-    """Level 3, with negatives drawn inside."""
+    """The sampled loss: the negatives are drawn inside."""
     return _losses(_SAMPLED(inputs, recompute))
 
 
 def sparse_sampled_rows(inputs: SampledInputs, recompute: bool) -> Losses:
-    """Level 3 with a sparse gradient of the items."""
+    """The sampled loss, with a sparse gradient of the items."""
     return _uncompiled(lambda: _losses(_SPARSE_SAMPLED(inputs, recompute)))
 
 
 class _Full(Op):
-    """The gradient of the items is a sum over rows. If the rows' losses are summed too, the forward pass computes it;
-    if each row's loss has a gradient of its own, backward repeats the forward pass. So it does for fp16, in which a
-    mean's gradients would fall below the smallest number before a loss scale brings them back.
+    """The gradient of the items is a sum over rows. If the rows' losses are summed too, the forward pass computes it.
+    If each row's loss gets its own gradient, backward repeats the forward pass. It does so for fp16 too, where the
+    gradients of a mean would underflow before a loss scale brings them back.
     """
 
     def wanted(self, inputs: FullInputs, needs_gradient: bool) -> FullWanted:
@@ -288,7 +288,7 @@ class _Full(Op):
         if saved.wanted.with_gradients:
             if "items" not in needed or needed["items"].dtype != torch.bfloat16:
                 return self.scaled(saved, grad, needed)
-            # One of a size that nobody wants twice, so it is in the dtype of the items already.
+            # Too large to have twice, so it is in the dtype of the items already.
             found = self.scaled(saved, grad, {name: x for name, x in needed.items() if name != "items"})
             d_items: Tensor = saved.results.d_items
             found["items"] = d_items.mul_(grad) if may_overwrite() else d_items * grad

@@ -1,4 +1,4 @@
-"""Scores of given items for each query: level 2's look-up, without the loss."""
+"""Scores of given items for each query: the look-up of the loss on embeddings, without the loss."""
 
 from __future__ import annotations
 
@@ -20,34 +20,43 @@ def candidate_scores(
     similarity: Similarity = "half_cosine",
     backend: Backend = "auto",
 ) -> Tensor:
-    """The scores of some items for each query, as :func:`cw_ext.cw_loss_from_embeddings` sees them, to choose by.
+    """The scores of some items for each query, as :func:`cw_ext.cw_loss_from_embeddings` computes them.
 
-    Nothing of size B·K·D is allocated (the reference backend does allocate it). The scores have no gradient.
+    Use it to choose among items, for example hard negatives. It allocates nothing of size B·K·D, except in the
+    reference backend. The scores have no gradient.
 
     Args:
-        queries: [B, D], fp16, bf16, fp32 or fp64.
-        items: [I, D], in the dtype of `queries`, or the nn.Embedding that holds it.
-        ids: [B, K], int32 or int64, rows of `items`; −1 is padding.
-        similarity: "half_cosine" ½·cos(q, x) in [−½, ½], "cosine" or "dot". A zero vector has cosine 0 with everything.
-        backend: "auto" (the kernels where they exist, else the reference), "fused" (the kernels, or an error that says
-            why not) or "reference" (pure PyTorch).
+        queries: [B, D], the query vectors, fp16, bf16, fp32 or fp64.
+        items: [I, D], the embedding table in the dtype of `queries`, or the nn.Embedding that holds it.
+        ids: [B, K], int32 or int64, the items to score, as rows of `items`. −1 is padding.
+        similarity: "half_cosine": ½·cos(q, x), in [−½, ½]; "cosine"; or "dot", the inner product. A zero vector has the
+            cosine 0 with every vector.
+        backend: "auto": the compiled kernels where they run, else the reference; "fused": the kernels, or an error that
+            says why they cannot run; "reference": plain PyTorch.
 
     Returns:
-        [B, K], fp64 for fp64 tables, else fp32; −inf where an id is −1. What is not finite in a query or an item gets
-        into the scores of that query or item, and no others.
+        [B, K], fp64 for fp64 tables, else fp32; −inf where an id is −1. A value that is not finite in a query or an
+        item only affects the scores of that query or item.
 
     Raises:
-        TypeError, ValueError: the message contains the argument, what was expected and what came.
-        IndexError: an id out of range, which the message contains, on the CPU; on CUDA a device-side assertion.
+        TypeError, ValueError: the message names the argument, what was expected, and what it got.
+        IndexError: an id out of range, with that id in the message, on the CPU. On CUDA it is a device-side assertion.
         NotImplementedError: inside torch.func.vmap.
         RuntimeError: backend="fused" where the kernels cannot run.
 
     Example:
-        The ten hardest of a hundred negatives that were drawn for each query::
+        The three hardest of ten negatives drawn for each query:
 
-            drawn = cw_ext.draw_negatives(query_ids, known, 100)
-            scores = cw_ext.candidate_scores(queries, items, drawn)
-            hardest = drawn.gather(1, scores.topk(10).indices)
+        >>> import torch
+        >>> from cw_ext import Interactions, candidate_scores, draw_negatives
+        >>> query_ids = torch.tensor([0, 1, 2])
+        >>> known = Interactions(query_ids, [10, 11, 42], num_queries=3, num_items=50)
+        >>> queries, items = torch.randn(3, 16), torch.randn(50, 16)
+        >>> drawn = draw_negatives(query_ids, known, 10)
+        >>> scores = candidate_scores(queries, items, drawn)
+        >>> hardest = drawn.gather(1, scores.topk(3).indices)
+        >>> hardest.shape
+        torch.Size([3, 3])
     """
     check_similarity(similarity)
     checks.choice("backend", backend, BACKENDS)

@@ -1,4 +1,4 @@
-"""The items that can be negatives, if not all can: some are out of stock, or of another market."""
+"""The items that may be negatives, where not all may: some are out of stock, or not sold in a market."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class CandidateItems:
     """
 
     def __init__(self, candidates: Tensor, num_items: int, like_name: str, like: Tensor) -> None:
-        """From a mask or ids, on the device of `like`."""
+        """Make it from a mask or ids, on the device of `like`."""
         if torch.compiler.is_compiling():
             raise RuntimeError(
-                "torch.compile cannot trace how candidates are prepared: before, call once "
+                "torch.compile cannot prepare candidates; before compiling, call once "
                 "candidates = interactions.candidates(candidates)"
             )
         checks.has_dtype("candidates", candidates, (torch.bool, *checks.INTEGER))

@@ -1,4 +1,4 @@
-"""Checks of the user's arguments: each error contains the argument, what was expected and what came."""
+"""Checks of the user's arguments: each error names the argument, what was expected, and what it got."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ REAL, WHOLE = (float, Real), (int, Integral)
 # A draw's place in its row is a counter of 32 bits (csrc/negative_sampling.h).
 MOST_DRAWS = 2**32
 NO_VMAP = (
-    "torch.func.vmap is not supported where the loss looks embeddings up by id; it is by cw_loss, on scores, and "
-    'reduction="none" gives a loss per row without it'
+    "torch.func.vmap is not supported where the loss looks embeddings up by id. Use it with cw_loss, on scores, or use "
+    'reduction="none", which gives a loss per row without it'
 )
 
 
@@ -29,14 +29,14 @@ def _names(dtypes: tuple[torch.dtype, ...]) -> str:
 def is_tensor(name: str, value: object) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
-    # Here, where every tensor passes: few operations support other layouts, and their errors lack the argument.
+    # Checked for every tensor: few operations support other layouts, and their errors do not name the argument.
     if value.layout != torch.strided or value.is_nested:
         got = f"layout {value.layout}" if value.layout != torch.strided else "a nested tensor"
         raise TypeError(f"{name} must be a dense (strided) tensor, got {got}")
 
 
 def has_values(name: str, tensor: Tensor) -> None:
-    """For values that have to be checked."""
+    """Needed to check the values."""
     if tensor.is_meta:
         raise ValueError(f"{name} must hold values, got a tensor on the device meta")
 
@@ -136,7 +136,7 @@ def per_row(name: str, value: Tensor | float, like_name: str, like: Tensor) -> N
 def in_range(
     name: str, values: Tensor | float, dtype: torch.dtype, within: str, contains: Callable[[Any], Any]
 ) -> None:
-    """A tensor's values, rounded to `dtype`, where a look at them costs no synchronisation and breaks no graph."""
+    """Checks a tensor's values, rounded to `dtype`, if reading them neither synchronises nor breaks a graph."""
     if not isinstance(values, Tensor) or values.device.type != "cpu" or torch.compiler.is_compiling():
         return
     values = torch.func.debug_unwrap(values)  # torch.func.vmap hides a sample's values, but not those of all samples
@@ -163,7 +163,7 @@ def row_weights(value: Tensor | None, like_name: str, like: Tensor) -> None:
 
 
 def log_weights(value: Tensor | None, shape: tuple[int, ...], like_name: str, like: Tensor) -> None:
-    """External log weights: the shape of the negatives, or one that broadcasts to it over the leading dimensions."""
+    """External log weights: in the shape of the negatives, or one that broadcasts to it over the leading dimensions."""
     if value is None:
         return
     has_dtype("neg_log_weights", value, FLOATING)
@@ -190,13 +190,13 @@ def item_counts(value: Tensor, like_name: str, like: Tensor, rows: int) -> None:
 
 
 def scores(pos: Tensor, neg: Tensor, extra: Tensor | None) -> None:
-    """Level 1's tensors."""
+    """The tensors of the loss on scores."""
     has_dtype("pos_scores", pos, FLOATING)
     is_tensor("neg_scores", neg)
     matches("neg_scores", neg, "pos_scores", pos)
     if neg.dim() == 0 or neg.shape[:-1] != pos.shape:
         raise ValueError(
-            f"neg_scores must have shape [..., N] with pos_scores' shape {tuple(pos.shape)} in place of the dots, "
+            f"neg_scores must have shape [..., N], where ... is the shape of pos_scores, {tuple(pos.shape)}, "
             f"got {tuple(neg.shape)}"
         )
     if neg.shape[-1] == 0:
@@ -206,8 +206,8 @@ def scores(pos: Tensor, neg: Tensor, extra: Tensor | None) -> None:
         matches("extra_pos_scores", extra, "pos_scores", pos)
         if extra.dim() == 0 or extra.shape[:-1] != pos.shape:
             raise ValueError(
-                f"extra_pos_scores must have shape [..., M] with pos_scores' shape {tuple(pos.shape)} in place of "
-                f"the dots, got {tuple(extra.shape)}"
+                f"extra_pos_scores must have shape [..., M], where ... is the shape of pos_scores, "
+                f"{tuple(pos.shape)}, got {tuple(extra.shape)}"
             )
 
 
@@ -223,7 +223,7 @@ def not_vmapped(*tensors: Tensor | None) -> None:
 
 
 def tables(queries: Tensor, items: Tensor) -> None:
-    """Rows of the same length, and an item at least where there are queries."""
+    """Rows of the same length, and at least one item if there are queries."""
     not_vmapped(queries, items)
     has_dtype("queries", queries, FLOATING)
     is_tensor("items", items)
@@ -283,9 +283,9 @@ def candidate_ids(ids: Tensor, queries: Tensor) -> None:
 def ids_in_range(
     name: str, ids: Tensor | None, count: int, *, padding: bool = True, unless_padding: Tensor | None = None
 ) -> None:
-    """Values of ids on the CPU; on CUDA, and inside torch.compile, indexing itself checks.
+    """Checks the ids on the CPU. On CUDA, and inside torch.compile, the look-up itself checks.
 
-    With padding −1 is allowed; without, where `unless_padding` has a −1.
+    −1 is allowed with `padding`, and otherwise where `unless_padding` is −1.
     """
     if ids is None or ids.device.type != "cpu" or ids.numel() == 0 or torch.compiler.is_compiling():
         return

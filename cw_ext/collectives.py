@@ -1,4 +1,4 @@
-"""Rows that the processes of a group exchange, with gradients. The engine is torch.distributed."""
+"""Exchange rows between the processes of a group, with gradients, by torch.distributed."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from cw_ext.together import number_of, raise_in_all
 if TYPE_CHECKING:
     ProcessGroup: TypeAlias = dist.ProcessGroup
 else:
-    ProcessGroup = Any  # a torch without the distributed package has no such name
+    ProcessGroup = Any  # a torch without torch.distributed has no such class
 
-# torch 2.13 has other names for these two, and warns of the ones from before.
+# torch 2.13 renamed these two, and warns about the old names.
 _all_gather: Any = getattr(dist, "all_gather_single", None) or getattr(dist, "all_gather_into_tensor", None)
 _reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or getattr(dist, "reduce_scatter_tensor", None)
-# More rows than a process has.
+# More rows than any process has.
 _ROWS_APART = 2**40
 
 
 def check_process_group(process_group: ProcessGroup) -> None:
-    """A group that this process belongs to."""
-    not_in_it: object = dist.is_available() and dist.GroupMember.NON_GROUP_MEMBER  # new_group()'s result in the others
+    """Check that it is a group and that this process belongs to it."""
+    not_in_it: object = dist.is_available() and dist.GroupMember.NON_GROUP_MEMBER  # new_group()'s result for others
     if not_in_it and process_group == not_in_it:
         raise ValueError("process_group must contain this process, got a group without it")
     if not dist.is_available() or not isinstance(process_group, dist.ProcessGroup):
@@ -38,12 +38,12 @@ def check_process_group(process_group: ProcessGroup) -> None:
 
 
 class Parts:
-    """How many rows each process of a group has.
+    """The number of rows that each process of a group has.
 
     Attributes:
         sizes: by rank.
-        rank, world: this process's place in the group, and the number of processes.
-        first: where its rows begin among those of all, in the order of the ranks.
+        rank, world: this process's rank in the group, and the number of processes.
+        first: the place of its first row among the rows of all processes, in the order of the ranks.
     """
 
     def __init__(self, group: ProcessGroup, sizes: Sequence[int]) -> None:
@@ -57,12 +57,12 @@ class Parts:
         return sum(self.sizes)
 
     def gather(self, rows: Tensor) -> Tensor:
-        """The rows [B, ...] of all processes, [ΣB, ...], in the order of the ranks; without gradients."""
+        """Gather the rows [B, ...] of all processes, [ΣB, ...], in the order of the ranks, without gradients."""
         longest = max(self.sizes)
         padded = rows.new_zeros((longest, *rows.shape[1:]))
         padded[: len(rows)] = rows
         found = rows.new_empty((self.world, *padded.shape))
-        # What has no elements is not sent: not every backend takes it.
+        # Tensors without elements are not sent: not every backend accepts them.
         if padded.numel():
             _all_gather(found.flatten(0, 1), padded, group=self.group)
         if min(self.sizes) == longest:
@@ -70,7 +70,7 @@ class Parts:
         return torch.cat([part[:size] for part, size in zip(found, self.sizes)])
 
     def scatter(self, rows: Tensor) -> Tensor:
-        """Of rows [ΣB, ...], the sum over the processes for this process's own rows, [B, ...]."""
+        """The sum over the processes of rows [ΣB, ...], but only of this process's rows, [B, ...]."""
         longest = max(self.sizes)
         if min(self.sizes) == longest:
             padded = rows.contiguous()
@@ -85,12 +85,12 @@ class Parts:
         return found[: self.sizes[self.rank]]
 
     def start_to_pass_on(self, tensors: Sequence[Tensor], owner: int) -> tuple[list[Tensor], list[Any]]:
-        """Begin to send tensors, the rows of process `owner`, to the next process, and to receive the last one's.
+        """Start to send tensors, the rows of process `owner`, to the next process, and to receive from the one before.
 
         Returns:
-            (what is received, which must be waited for)
+            (the tensors that are received, what to wait for before using them)
         """
-        before = (owner - 1) % self.world  # whose rows come from the last process
+        before = (owner - 1) % self.world  # the owner of the rows that come from the previous process
         received = [x.new_empty((self.sizes[before], *x.shape[1:])) for x in tensors]
         there = dist.get_global_rank(self.group, (self.rank + 1) % self.world)
         here = dist.get_global_rank(self.group, (self.rank - 1) % self.world)
@@ -99,14 +99,14 @@ class Parts:
         return received, dist.batch_isend_irecv([*sent, *got]) if sent or got else []
 
     def pass_on(self, tensors: Sequence[Tensor], owner: int) -> list[Tensor]:
-        """The same, waiting for it."""
+        """The same, and wait for it."""
         received, waiting = self.start_to_pass_on(tensors, owner)
         for work in waiting:
             work.wait()
         return received
 
     def around(self, tensors: Sequence[Tensor]) -> Iterator[tuple[int, list[Tensor]]]:
-        """(owner, its tensors) for each process, this one first; while a part is used the next one travels."""
+        """(owner, its tensors) for each process, this one first. While a part is used, the next one is on its way."""
         owner, current = self.rank, [*tensors]
         for step in range(self.world):
             received, waiting = ([], []) if step == self.world - 1 else self.start_to_pass_on(current, owner)
@@ -117,7 +117,7 @@ class Parts:
 
 
 class _Gathered(torch.autograd.Function):
-    """Parts.gather; its gradient is Parts.scatter."""
+    """Parts.gather, whose gradient is Parts.scatter."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, parts: Parts) -> Tensor:
@@ -130,7 +130,7 @@ class _Gathered(torch.autograd.Function):
 
 
 class _Scattered(torch.autograd.Function):
-    """Parts.scatter; its gradient is Parts.gather."""
+    """Parts.scatter, whose gradient is Parts.gather."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, parts: Parts) -> Tensor:
@@ -143,7 +143,7 @@ class _Scattered(torch.autograd.Function):
 
 
 class _Summed(torch.autograd.Function):
-    """The sum over the processes; so is its gradient."""
+    """The sum over the processes. Its gradient is such a sum, too."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, group: ProcessGroup) -> Tensor:
@@ -179,7 +179,7 @@ def sum_over_processes(value: Tensor, group: ProcessGroup) -> Tensor:
 
 
 def tell_all(numbers: Sequence[float], device: torch.device, group: ProcessGroup) -> list[list[float]]:
-    """The numbers of each process, by rank; waits for all of them."""
+    """The numbers of each process, by rank. Waits for all processes."""
     own = torch.tensor([numbers], dtype=torch.float64, device=device)
     found = own.new_empty((dist.get_world_size(group), len(numbers)))
     _all_gather(found, own, group=group)
@@ -189,20 +189,29 @@ def tell_all(numbers: Sequence[float], device: torch.device, group: ProcessGroup
 
 @uncompiled
 def gather_rows(rows: Tensor, process_group: ProcessGroup, *, gradients: bool = True) -> tuple[Tensor, int]:
-    """The rows of all processes of a group, in the order of the ranks. All of them must call this together.
+    """Gather the rows of all processes of a group, in the order of the ranks. All must call this together.
+
+    >>> import torch
+    >>> import torch.distributed as dist
+    >>> from cw_ext.distributed import gather_rows
+    >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # torchrun starts more
+    >>> vectors, first = gather_rows(torch.ones(3, 8), dist.group.WORLD)
+    >>> vectors.shape, first  # with more processes, the sum of their rows
+    (torch.Size([3, 8]), 0)
+    >>> dist.destroy_process_group()
 
     Args:
-        rows: [B, ...], with the same dtype and, but for B ≥ 0, the same shape on each process.
-        process_group: such as torch.distributed.group.WORLD.
-        gradients: send the gradients of the other processes' rows back to them, and add what they send (a
-            reduce-scatter in backward, which all processes must run, or none). Without, each process's rows get the
-            gradient of its own loss alone, and backward sends nothing.
+        rows: [B, ...], B ≥ 0. The dtype and the other dimensions must be the same on all processes.
+        process_group: for example torch.distributed.group.WORLD.
+        gradients: send the gradients of the other processes' rows back to them, and add the gradients they send. This
+            is a reduce-scatter in backward, which all processes must run, or none. If False, the rows get only the
+            gradient of their own process's loss, and backward sends nothing.
 
     Returns:
-        (rows [ΣB, ...], first): this process's rows are rows[first : first + B].
+        (rows [ΣB, ...], first): the rows of all processes. This process's are rows[first : first + B].
 
     Raises:
-        TypeError, ValueError: the message contains the argument, what was expected and what came.
+        TypeError, ValueError: an argument is invalid. The message has its name, what was expected and what it got.
     """
     check_process_group(process_group)
     error, shape, with_gradient = None, "", False
@@ -229,7 +238,7 @@ def gather_rows(rows: Tensor, process_group: ProcessGroup, *, gradients: bool = 
 
 
 def hash_of(*values: object) -> float:
-    """A number that differs where the text of the values does, the same in every process."""
+    """A number that differs if the text of the values differs, the same on every process."""
     number = 0
     for byte in repr(values).encode():
         number = (number * 257 + byte) % (2**31 - 1)
@@ -237,18 +246,28 @@ def hash_of(*values: object) -> float:
 
 
 def row_numbers(count: int, process_group: ProcessGroup, device: torch.device | str | None = None) -> Tensor:
-    """Numbers that no other process of a group has: `item_ids` for rows that have no id in a catalogue.
+    """Numbers that no other process of a group has, as `item_ids` for rows without an id in a catalogue.
+
+    Don't use torch.arange for such rows: it gives the same numbers on all processes, and rows with the same number
+    count as the same item.
+
+    >>> import torch.distributed as dist
+    >>> from cw_ext.distributed import row_numbers
+    >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # torchrun starts more
+    >>> row_numbers(3, dist.group.WORLD)
+    tensor([0, 1, 2])
+    >>> dist.destroy_process_group()
 
     Args:
-        count: how many, in [0, 2^40]. They are the same at each call.
-        process_group: such as torch.distributed.group.WORLD.
+        count: how many, in [0, 2^40]. Each call returns the same numbers.
+        process_group: for example torch.distributed.group.WORLD.
         device: of the result.
 
     Returns:
         int64 [count].
 
     Raises:
-        TypeError, ValueError: the message contains the argument, what was expected and what came.
+        TypeError, ValueError: an argument is invalid. The message has its name, what was expected and what it got.
     """
     checks.whole_number("count", count, 0, _ROWS_APART)
     check_process_group(process_group)

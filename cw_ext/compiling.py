@@ -1,7 +1,7 @@
-"""What torch.compile is told: questions to torch whose answers are taken as they are at the time of compiling, and
-functions that it does not trace.
+"""For torch.compile: questions to torch whose answers become constants when compiling, and functions it does not trace.
 
-torch 2.11 cannot compile the first question and the last, and would answer the second with yes wherever it compiles.
+torch 2.11 cannot compile has_autocast and has_medium_precision, and would answer is_exporting with yes whenever it
+compiles.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ _Result = TypeVar("_Result")
 
 
 def uncompiled(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
-    """Run the function between two graphs of torch.compile; with fullgraph=True that is an error, which says so.
+    """Runs the function between two graphs of torch.compile. With fullgraph=True that is an error, which says so.
 
-    As torch.compiler.disable, which takes the time to import the compiler.
+    Like torch.compiler.disable, but without importing the compiler, which takes time.
     """
 
     @functools.wraps(function)
@@ -35,25 +35,25 @@ def uncompiled(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, 
 
 
 def _constant(question: _Question) -> _Question:
-    """As torch.compiler.assume_constant_result, which takes the time to import the compiler."""
+    """Like torch.compiler.assume_constant_result, but without importing the compiler, which takes time."""
     question._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return question
 
 
 @_constant
 def has_autocast(device: str) -> bool:
-    """Some devices, such as "meta", have none."""
+    """Whether the device type has autocast. Some, such as "meta", do not."""
     return torch.amp.is_autocast_available(device)
 
 
 @_constant
 def is_exporting() -> bool:
-    """Whether torch.export traces, which looks through an autograd.Function to what it calls."""
+    """Whether torch.export is tracing. It looks through an autograd.Function to what that calls."""
     return torch.compiler.is_exporting()
 
 
 @_constant
 def has_medium_precision() -> bool:
-    """Whether torch.set_float32_matmul_precision("medium") holds. torch.compile compiles again when that changes from
-    or to "highest", the default."""
+    """Whether torch.set_float32_matmul_precision("medium") is in effect. torch.compile compiles again when that changes
+    from or to "highest", the default."""
     return torch.get_float32_matmul_precision() == "medium"

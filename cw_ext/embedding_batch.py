@@ -1,4 +1,4 @@
-"""What every form of the loss on embeddings has in common: a batch that is checked, and the loss of negatives by id."""
+"""What all forms of the loss on embeddings share: a checked batch, and the loss of negatives given by their ids."""
 
 from __future__ import annotations
 
@@ -51,21 +51,21 @@ class EmbeddingBatch(NamedTuple):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the loss is computed in."""
+        """The dtype in which the loss is computed."""
         return reference.compute_dtype(self.queries.dtype)
 
     @property
     def reduction(self) -> str:
-        """Of the rows' losses, to which row weights are still to be applied."""
+        """The reduction inside the op: "none" if row weights must still be applied."""
         return self.options.reduction if self.row_weights is None and self.process_group is None else "none"
 
     @property
     def of_loss(self) -> tuple[RowValues, CurveInputs, RowParameters, str, str]:
-        """The last fields of every op's inputs."""
+        """The last fields of the inputs of every op."""
         return self.row_values, self.curve, self.options.row, self.similarity, self.reduction
 
     def result(self, rows: Losses) -> Tensor:
-        """What the user gets, from the rows reduced as above."""
+        """What the user gets, from rows with the `reduction` above."""
         already = self.row_weights is None and self.process_group is None
         loss = rows.loss if already else self.reduced(rows.loss, rows.live)
         return (loss, rows.above) if self.options.row.return_above else loss  # type: ignore[return-value]
@@ -73,7 +73,7 @@ class EmbeddingBatch(NamedTuple):
     def reduced(self, loss: Tensor, live: Tensor) -> Tensor:
         """The rows' losses with row weights, reduced as the user asks."""
         group = self.process_group
-        # The mean over the processes of their rows' weight: the mean of their results is then that of all rows.
+        # Divides by the mean weight of a process's rows: the mean of the processes' results is then that of all rows.
         mean_over = (
             None if group is None else lambda weight: sum_over_processes(weight, group) / dist.get_world_size(group)
         )
@@ -89,7 +89,7 @@ def embedding_batch(
     similarity: str,
     loss: LossArguments,
 ) -> EmbeddingBatch:
-    """Checks what comes from a user. What of it is computed with autocast off is computed so here too."""
+    """Checks the user's arguments, with autocast off where the loss is computed with autocast off."""
     options = resolve(loss)
     check_similarity(similarity)
     table, sparse_items = item_table(items)
@@ -142,7 +142,7 @@ def rows_of_ids(
     With `exclude`, each row leaves out the shared negatives that are its positive, or known in `history`.
 
     Returns:
-        The rows without the row weights.
+        The rows, without row weights.
     """
     inputs = EmbeddingInputs(
         batch.queries,

@@ -15,7 +15,7 @@ from cw_ext.reference_sampling import History
 
 
 def check_estimate_full(estimate_full: bool, options: LossOptions, log_q_correction: bool, candidates: object) -> None:
-    """Refuse settings with which a row is not part of the softmax over all items."""
+    """Refuses settings under which a row is not part of the softmax over all items."""
     row = options.row
     if estimate_full and candidates is not None:
         raise ValueError(f"estimate_full=True needs candidates=None, got {type(candidates).__name__}")
@@ -35,8 +35,8 @@ def check_estimate_full(estimate_full: bool, options: LossOptions, log_q_correct
 
 
 def without_positive(batch: EmbeddingBatch) -> EmbeddingBatch:
-    """What computes the rows that :func:`loss_over_all_items` takes."""
-    # The kernels count the negatives that score above a threshold: above −∞, all of them.
+    """The batch whose rows :func:`loss_over_all_items` takes."""
+    # The kernels count the negatives that score above a threshold. Above −∞ that is all of them.
     row = batch.options.row._replace(include_positive=False, return_above=True)
     return batch._replace(
         options=batch.options._replace(row=row, reduction="none"),
@@ -47,12 +47,12 @@ def without_positive(batch: EmbeddingBatch) -> EmbeddingBatch:
 def loss_over_all_items(batch: EmbeddingBatch, rows: Losses, left: Tensor) -> Tensor:
     """log(1 + I′·G) per row, reduced; see `estimate_full` of :func:`cw_ext.cw_loss_in_batch`.
 
-    A row without the positive is log(N_eff·G), so the wanted one is log(1 + e^x) of x = that plus log(I′ / N_eff). The
+    A row without the positive is log(N_eff·G). The wanted loss is log(1 + e^x), x = log(N_eff·G) + log(I′ / N_eff). The
     gradient of log(1 + e^x) is the weight 1 − P(positive).
 
     Args:
-        batch: as the user wants it.
-        rows: of :func:`without_positive`.
+        batch: the batch with the user's settings.
+        rows: the rows of :func:`without_positive`.
         left: [B], I′.
     """
     loss, live, above = rows
@@ -75,7 +75,7 @@ def count_items_left(
     last = history.known.shape[0] - 1
     if last < 0:
         return left - 1
-    for step in reversed(range(interactions.most_per_query.bit_length())):  # binary search in every row at once
+    for step in reversed(range(interactions.most_per_query.bit_length())):  # binary search in all rows together
         ahead = place + (1 << step)
         smaller = (ahead <= end) & (history.known[(ahead - 1).clamp(max=last)] < positives)
         place = torch.where(smaller, ahead, place)

@@ -1,6 +1,6 @@
-"""Which candidates of a batch a row leaves out, where candidates are vectors of items and not rows of a catalogue.
+"""The candidates that each row of a batch leaves out, if candidates are vectors of items and not rows of a catalogue.
 
-How many pairs there are depends on the data, which torch.compile cannot trace: its callers are not compiled.
+The number of pairs depends on the data, which torch.compile cannot trace. So the callers are not compiled.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Side(NamedTuple):
     """Pairs of a query and its positive. −1 is padding."""
 
     items: Tensor  # int64 [n], the number of each pair's item
-    queries: Tensor | None  # int64 [n], the number of its query; None: not known
+    queries: Tensor | None  # int64 [n], the number of its query; None if not known
 
 
 class Pairs(NamedTuple):
@@ -28,7 +28,7 @@ class Pairs(NamedTuple):
     candidates: Tensor  # int64 [P]
 
     def history(self, rows: int) -> History:
-        """For ops, which leave out the known positives of each of so many rows."""
+        """The pairs in the form of known positives of rows, which the ops leave out."""
         starts = torch.zeros(rows + 1, dtype=torch.int64, device=self.rows.device)
         torch.cumsum(torch.bincount(self.rows, minlength=rows), 0, out=starts[1:])
         return History(torch.arange(rows, device=self.rows.device), starts, self.candidates.int())
@@ -39,9 +39,9 @@ def left_out_items(rows: Side, candidates: Side, known: Interactions | None, pla
 
     Args:
         rows: [B]. candidates: [N].
-        known: whose rows the query numbers are, and whose items the item numbers are; None: nothing is known.
-        places: int64 [N], what the result calls each candidate. −1 is padding.
-        size: these are below it.
+        known: interactions whose queries and items are numbered as those of the pairs; None if nothing is known.
+        places: int64 [N], the number of each candidate in the result. −1 is padding.
+        size: an upper bound of `places`.
     """
     found = [_equal(rows.items, candidates.items)]
     if known is not None and rows.queries is not None:
@@ -50,7 +50,7 @@ def left_out_items(rows: Side, candidates: Side, known: Interactions | None, pla
 
 
 def left_out_queries(rows: Side, candidates: Side, known: Interactions | None, places: Tensor, size: int) -> Pairs:
-    """Candidates whose query likes the row's item: its own positive, or known; or is the row's query."""
+    """Candidates whose query likes the row's item (its own positive, or a known one), or is the row's query."""
     found = [_equal(rows.items, candidates.items)]
     if rows.queries is not None and candidates.queries is not None:
         found.append(_equal(rows.queries, candidates.queries))
@@ -88,7 +88,7 @@ def _known(queries: Tensor, items: Tensor, known: Interactions) -> tuple[Tensor,
 
 
 def _ranges(first: Tensor, count: Tensor) -> Tensor:
-    """first[0], …, first[0] + count[0] − 1, then those of 1, and so on."""
+    """first[0], …, first[0] + count[0] − 1, then the same from first[1], and so on."""
     before = count.cumsum(0) - count
     total = int(count.sum())
     return torch.arange(total, device=first.device) + (first - before).repeat_interleave(count)

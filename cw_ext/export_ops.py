@@ -1,8 +1,8 @@
 """The ops that an exported program calls, torch.ops.cw_ext_export.*.
 
-torch.export sees through an autograd.Function to the op in it, whose results have no gradient, and whose further
-results would fix the number of rows by their sizes. The ops here have the arguments of cw_ext's ops of the same names,
-without those that choose which gradients to compute: they compute the loss, and backward computes all of it again.
+torch.export sees through an autograd.Function to the op inside. The results of that op have no gradient, and the sizes
+of its other results would fix the number of rows. The ops here have the arguments of cw_ext's ops of the same names,
+except those that choose which gradients to compute. They compute the loss, and backward computes everything again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from cw_ext.op_inputs import EMBEDDINGS, SCORES, Layout, Losses, Wanted
 
 
 def _define(name: str, layout: Layout[Any], rows_of: Callable[[Any], Losses]) -> None:
-    """The op's schema and results, and its gradients: those of rows_of(inputs).loss."""
+    """Defines the op's schema, results and gradients; the latter are those of rows_of(inputs).loss."""
     op = getattr(torch.ops.cw_ext, name).default
     arguments = str(op._schema).partition("(")[2].partition(", bool with_gradients")[0]
     exported = f"cw_ext_export::{name}"

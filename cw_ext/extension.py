@@ -1,7 +1,7 @@
-"""Finds the compiled kernels, and tells why they cannot be used.
+"""Finds the compiled kernels, or the reason why they cannot be used.
 
-Three files hold them: ``_cpu``, the ops with their CPU kernels, and ``_cuda``, the ops' CUDA kernels, are built on
-LibTorch's stable ABI and serve every torch and every Python; ``_C``, one per Python, says how they were built.
+There are three files. ``_cpu`` has the ops with their CPU kernels, and ``_cuda`` their CUDA kernels; both are built on
+LibTorch's stable ABI and work with every supported torch and Python. ``_C``, one per Python, tells how they were built.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 
 # The oldest torch that the libraries load under: setup.py's MINIMUM_TORCH.
 MINIMUM_TORCH = (2, 11)
-# The path of a library to load in place of ``_cpu``: the project's own tests have builds of other kinds.
+# The path of a library to load instead of ``_cpu``: the project's own tests use other builds.
 ANOTHER_LIBRARY = "CW_EXT_TEST_LIBRARY"
 PACKAGE = Path(__file__).resolve().parent
 BUILD = "pip install --no-build-isolation " + ("." if "site-packages" in PACKAGE.parts else "-e .")
@@ -31,7 +31,7 @@ def _library(folder: Path, name: str) -> Path | None:
 
 
 def built_elsewhere() -> Path | None:
-    """Another copy of the package with compiled kernels, further down Python's path: its folder."""
+    """The folder of another copy of the package, further down Python's path, that has compiled kernels."""
     for entry in sys.path:
         folder = Path(entry, "cw_ext").resolve()
         if folder != PACKAGE and _library(folder, "_cpu"):
@@ -40,14 +40,14 @@ def built_elsewhere() -> Path | None:
 
 
 def _why_no_cpu() -> str:
-    """Loads the CPU's library; why it cannot be, or an empty string."""
+    """Loads the CPU library. Returns why that failed, or an empty string."""
     library = Path(another) if (another := os.environ.get(ANOTHER_LIBRARY)) else _library(PACKAGE, "_cpu")
     if library is None:
         why_not = f"the compiled kernels of cw_ext are not in {PACKAGE}, the copy that was imported"
         if other := built_elsewhere():
             return f"{why_not}, but they are in {other}: to use that copy, start Python in another folder"
         return f"{why_not}; in its source tree, build them with: {BUILD}"
-    # Before loading: what an older torch lacks shows as a missing symbol.
+    # Before loading: with an older torch that fails with a missing symbol.
     version = re.match(r"(\d+)\.(\d+)", torch.__version__)
     if version is not None and (int(version[1]), int(version[2])) < MINIMUM_TORCH:
         return (
@@ -57,7 +57,7 @@ def _why_no_cpu() -> str:
     try:
         torch.ops.load_library(str(library))
     except OSError as error:
-        # What torch itself says is only that it could not.
+        # torch's own message only says that it failed.
         return (
             f"the compiled kernels of cw_ext do not load ({error.__cause__ or error}); reinstall the wheel, or in its "
             f"source tree rebuild with: {BUILD}"
@@ -68,23 +68,23 @@ def _why_no_cpu() -> str:
 
 
 def _why_no_cuda() -> str:
-    """Loads CUDA's library where torch has CUDA; why it cannot be, or an empty string."""
+    """Loads the CUDA library if torch has CUDA. Returns why that failed, or an empty string."""
     if hasattr(torch.ops.cw_ext, "cuda_build"):
-        return ""  # it is part of a library of the tests
+        return ""  # it is part of a library that the tests use
     if torch.version.cuda is None:
         return "this torch has no CUDA"
     library = _library(PACKAGE, "_cuda")
     if library is None:
         return (
-            "cw_ext was installed without CUDA's kernels; take a wheel that has them (+cu13), or in its source tree "
-            f"rebuild with: USE_CUDA=1 {BUILD}"
+            "cw_ext was installed without its CUDA kernels; install a wheel that has them (+cu13), or in its source "
+            f"tree rebuild with: USE_CUDA=1 {BUILD}"
         )
     try:
         torch.ops.load_library(str(library))
     except OSError as error:
         return (
-            f"cw_ext's CUDA kernels do not load beside torch {torch.__version__} for CUDA {torch.version.cuda} "
-            f"({error.__cause__ or error}); a wheel's are for CUDA 13"
+            f"cw_ext's CUDA kernels do not load with torch {torch.__version__} for CUDA {torch.version.cuda} "
+            f"({error.__cause__ or error}); those in a wheel are for CUDA 13"
         )
     return ""
 
@@ -99,14 +99,24 @@ def available() -> bool:
 
 
 def build_config() -> dict[str, Any]:
-    """How the kernels were built and what they run on.
+    """How the kernels were built and what they run on, or why they do not run.
 
     Returns:
-        A dict with "available" (bool); where it is False, "reason"; where it is True, "compiler", "cpu_capabilities"
-        (the instruction sets built), "cpu_capability" (the one this machine uses; ATEN_CPU_CAPABILITY=default|avx2|
-        avx512 in the environment lowers it), "torch" (the version built with; any from 2.11 on runs), "cuda" (bool:
-        the CUDA kernels are loaded), "cuda_reason" (why not, or None), "cuda_version" and "cuda_archs" (that they were
-        built for, or None). The first three and "torch" are None where the kernels were built with another Python.
+        A dict. "available" (bool) says whether the kernels run. If not, "reason" says why; everything then uses the
+        plain PyTorch reference. If they do, it has
+
+        - "compiler", "cpu_capabilities" (the instruction sets in the build), "cpu_capability" (the one in use here) and
+          "torch" (the version in the build; every version from 2.11 on works). These four are None if the kernels were
+          built with another Python. The environment variable ATEN_CPU_CAPABILITY lowers the instruction set: "default",
+          "avx2" or "avx512".
+        - "cuda" (bool, whether the CUDA kernels are loaded), "cuda_reason" (why not, or None), "cuda_version" and
+          "cuda_archs" (what they were built for, or None).
+
+    Example:
+        >>> from cw_ext import build_config
+        >>> config = build_config()
+        >>> print("kernels:", config["available"] or config["reason"])
+        kernels: ...
     """
     if _no_cpu:
         return {"available": False, "reason": _no_cpu}
@@ -140,7 +150,7 @@ def use_kernels(backend: str, device_type: str) -> bool:
     if not _warned and not torch.compiler.is_compiling():
         _warned = True
         warnings.warn(
-            f"{reason} (falling back to the reference backend, which is slow and needs far more memory)",
+            f"{reason} (falling back to the reference backend, which is slower and needs far more memory)",
             stacklevel=3,
         )
     return False

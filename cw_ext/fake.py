@@ -1,4 +1,4 @@
-"""Shapes and dtypes of the ops' results, for torch.compile. Imported only if the ops exist."""
+"""Shapes and dtypes of the ops' results, for torch.compile. Only imported if the ops exist."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class _New:
         return self._like.new_empty(shape if wanted else (0,), dtype=compute_dtype(self._like.dtype))
 
     def kept(self, *shape: int, wanted: bool = True) -> Tensor:
-        """The dtype in which the negatives' gradients are kept until backward: csrc/checks.h has the same rule."""
+        """In the dtype of the negatives' gradients that are kept for backward: csrc/checks.h has the same rule."""
         narrow = self._like.device.type == "cuda" and self._like.dtype == torch.bfloat16
         return self._like.new_empty(shape, dtype=torch.bfloat16) if narrow and wanted else self(*shape, wanted=wanted)
 
@@ -85,7 +85,7 @@ def _sorted_pairs(queries: Tensor, rows: int, width: int, items: int, *, wanted:
     if not wanted or queries.device.type != "cpu":
         return queries.new_empty((0,), dtype=torch.int16), queries.new_empty((0,), dtype=torch.int32)
     buckets = (items + 63) // 64
-    # torch.sym_min and sym_max, unlike min and max, are for any size at once.
+    # Unlike min and max, torch.sym_min and sym_max work for symbolic sizes.
     grown = torch.sym_min((4 * buckets + width - 1) // width, rows // 128)
     rows_per_block = torch.sym_min(1024, torch.sym_max(torch.sym_max(1, 16384 // width), grown))
     blocks = (rows + rows_per_block - 1) // rows_per_block
@@ -93,7 +93,7 @@ def _sorted_pairs(queries: Tensor, rows: int, width: int, items: int, *, wanted:
 
 
 def _at_most(x: int, most: int) -> int:
-    """1 if x ≤ most, else 0: unlike a condition, for any size at once."""
+    """1 if x ≤ most, else 0; unlike a condition, for symbolic sizes too."""
     found: int = torch.sym_max(0, torch.sym_min(1, most - x + 1))
     return found
 

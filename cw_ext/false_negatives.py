@@ -1,4 +1,4 @@
-"""How likely a negative is a positive in truth, as a function of its score, and the weights that follow from it."""
+"""The probability that a negative is really a positive, as a function of its score, and weights computed from it."""
 
 from __future__ import annotations
 
@@ -21,49 +21,63 @@ _MOST_KNOTS = 2**24
 
 
 class DelayedKind(IntEnum):
-    """What an observation in a stream with delayed positives is."""
+    """The kinds of observations in a stream where some positives arrive late. See :func:`delayed_weights`.
 
-    IMMEDIATE_POSITIVE = 0  # it became positive while one waited for it
-    REAL_NEGATIVE = 1  # observed as a negative, and stays one
-    FAKE_NEGATIVE = 2  # observed as a negative, and will come back
-    DELAYED_POSITIVE = 3  # a fake negative that came back, observed for the second time
+    >>> from cw_ext.false_negatives import DelayedKind
+    >>> int(DelayedKind.FAKE_NEGATIVE)
+    2
+    """
+
+    IMMEDIATE_POSITIVE = 0  # a positive that arrived during the waiting time
+    REAL_NEGATIVE = 1  # observed as a negative, and really one
+    FAKE_NEGATIVE = 2  # observed as a negative; the positive arrives later
+    DELAYED_POSITIVE = 3  # a fake negative, observed again when its positive arrives
 
 
 @dataclass(frozen=True, eq=False, repr=False)  # a comparison of tensors is not a bool
 class FalseNegatives:
-    """The probability p_FN that a negative is a positive in truth, estimated as a function of its score.
+    """The probability p_FN that a negative is really a positive, estimated as a function of its score.
 
-    With f⁺ the density of the positives' scores, f_u that of the unlabeled items' and π the share of positives among
-    the unlabeled, p_FN(s) = min(1, π f⁺(s)/f_u(s)), fitted so that it does not decrease in s. The weights 1 − p_FN
-    leave of each unlabeled item the part that is a true negative: Σ (1 − p_FN) g / Σ (1 − p_FN) tends to the mean
-    of g over true negatives, whatever g, where f⁺ and π are right. Use them with `prior=0`, since the loss's own
-    correction would take the same positives out again. (Posterior weights are in arXiv 2111.00980, 2002.10261 and
-    2308.04380; see the documentation for what differs.)
+    Weight each negative by 1 − p_FN to count doubtful negatives less. Make an estimate with :meth:`fit`, from the
+    scores of held-out positives and of randomly drawn items. Then pass :meth:`curve` or :meth:`log_weights` to the
+    loss, with `prior=0`: the loss's own correction would remove the same positives a second time.
 
-    Two families:
+    >>> import torch
+    >>> from cw_ext import FalseNegatives, cw_loss
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> held_out = 0.3 + 0.1 * torch.randn(500, generator=generator)  # scores of held-out positives
+    >>> drawn = 0.1 * torch.randn(5000, generator=generator)  # scores of items drawn at random,
+    >>> drawn[:500] += 0.3  # a tenth of which are positives
+    >>> estimate = FalseNegatives.fit(held_out, drawn, prior=0.1)
+    >>> estimate.probability(torch.tensor([0.0, 0.2, 0.4]))
+    tensor([0.00, 0.33, 1.00])
+    >>> pos_scores, neg_scores = torch.rand(8), torch.rand(8, 50)
+    >>> loss = cw_loss(pos_scores, neg_scores, score_curve=estimate.curve())
 
-    - ``"normal"``: f⁺ is normal with the moments of the positive scores, f_u the mixture π f⁺ + (1 − π) f⁻, and f⁻ the
-      normal density that makes the unlabeled scores likeliest (by expectation maximisation). Smooth, and p_FN < 1 for
-      every finite score. Where the deviations differ, the ratio f⁺/f⁻ has a turning point; p_FN rises on the side of
-      it that holds both means, and keeps its value at the turning point on the other side. If f⁻ comes out with a
-      mean that is not below that of f⁺, the scores tell nothing and p_FN is π for all. Where the mean of p_FN over the
-      unlabeled scores would be above π, which it is not for scores that are normal, its log odds are lowered by a
-      constant until it is π.
-    - ``"isotonic"``: the non-decreasing f⁺/f_u that makes both samples likeliest, without a shape given: isotonic
-      regression of "is a positive" on the pooled samples, each sample weighing as much as the other (by pooling of
-      adjacent violators), turned from odds into the quotient. Piecewise linear between the samples' scores. Needs
-      more scores than the normal family, a thousand positives or more; at the highest ones p_FN may reach 1.
+    With f⁺ the density of the positives' scores, f_u the density of the unlabeled items' scores, and π the share of
+    positives among the unlabeled items, p_FN(s) = min(1, π f⁺(s)/f_u(s)). The fit does not decrease with s. If f⁺ and π
+    are correct, the weighted mean Σ (1 − p_FN) g / Σ (1 − p_FN) of any function g of the score tends to the mean of g
+    over the true negatives. (Posterior weights are in arXiv 2111.00980, 2002.10261 and 2308.04380. The documentation
+    describes the differences.)
 
-    Made by :meth:`fit`.
+    There are two families:
+
+    - ``"normal"``: f⁺ is the normal density with the mean and deviation of the positive scores. f_u is the mixture
+      π f⁺ + (1 − π) f⁻, where the normal density f⁻ has the maximum likelihood (found by expectation maximisation).
+      p_FN is smooth, and below 1 for every finite score. If the deviations differ, the ratio f⁺/f⁻ has a turning point:
+      p_FN rises on the side of both means, and is constant on the other side. If the mean of f⁻ is not below that of
+      f⁺, the scores carry no information, and p_FN is π everywhere. If the mean of p_FN over the unlabeled scores would
+      be above π (not for normal scores), a constant is subtracted from its log odds so that it is π.
+    - ``"isotonic"``: the non-decreasing f⁺/f_u with the maximum likelihood, without a given shape. It is the isotonic
+      regression of "is a positive" on both samples together, each with the same total weight (by the pool adjacent
+      violators algorithm), converted from odds to the ratio. p_FN is piecewise linear between the scores. This family
+      needs more scores than the normal one, at least a thousand positives. At the highest scores p_FN may reach 1.
 
     Attributes:
         prior: π.
         family: "normal" or "isotonic".
-        low, high: the lowest and the highest score that it was fitted on, without padding.
-
-    >>> estimate = FalseNegatives.fit(held_out_pos_scores, drawn_neg_scores, prior=0.1)
-    >>> loss = cw_loss_from_embeddings(..., prior=0.0, score_curve=estimate.curve())  # inside the kernels
-    >>> loss = cw_loss(pos_scores, neg_scores, neg_log_weights=estimate.log_weights(neg_scores))  # the same on scores
+        low: the lowest score of the fit, without padding.
+        high: the highest score of the fit, without padding.
     """
 
     prior: float
@@ -76,28 +90,29 @@ class FalseNegatives:
     def fit(
         cls, positive_scores: Scores, unlabeled_scores: Scores, prior: float, *, family: Family = "normal"
     ) -> FalseNegatives:
-        """Estimate p_FN.
+        """Estimate p_FN from two samples of scores.
 
-        Scores move with training, so fit anew from time to time, such as each epoch.
+        Scores change during training, so fit again from time to time, for example before each epoch.
 
         Args:
-            positive_scores: of positives that training has not used, any shape: a tensor on any device, an array or a
-                sequence, of any floating dtype. Scores that training has pushed up would hide the false negatives,
-                which it has not; and false negatives that it has pushed down, such as the same few items drawn for a
-                query again and again, no longer score as positives and cannot be found by their scores. On the scale
-                of the scores as the loss sees them (½·cosine by default). −∞ is padding and is left out.
-            unlabeled_scores: of unknown items that were drawn uniformly, likewise; not of negatives that a sampler
-                chose by their scores, for which p_FN at a score is the same.
-            prior: π, the share of positives among the unlabeled, in [0, 1); `cw_ext.prior.estimate_prior` finds it.
+            positive_scores: scores of positives that training has not used, any shape: a tensor on any device, an array
+                or a sequence, of any floating dtype. They must be on the scale of the scores in the loss (½·cosine by
+                default). −∞ is padding and is left out. Do not use training positives: training has raised their
+                scores, so they no longer look like false negatives. False negatives that training has pushed down,
+                such as the same few items drawn again and again for a query, cannot be found by their scores either.
+            unlabeled_scores: scores of items that the query has not interacted with, drawn uniformly, in the same form.
+                Use uniform items even if training draws negatives by their scores: p_FN at a score is the same.
+            prior: π, the share of positives among the unlabeled items, in [0, 1). You can estimate it with
+                :func:`cw_ext.prior.estimate_prior`.
             family: "normal" or "isotonic", see above.
 
         Returns:
-            The estimate, fitted in fp64 on the device of `positive_scores`, which is waited for.
+            The estimate, fitted in fp64 on the device of `positive_scores`. This waits for the device.
 
         Raises:
-            TypeError, ValueError: the message contains the argument, what was expected and what came: scores that are
-                not floating-point, none at all, a NaN or +∞ among them, for "normal" no two that differ, or some
-                whose squares exceed fp64; a prior outside [0, 1).
+            TypeError, ValueError: an argument is invalid: scores that are not floating-point, are empty or contain NaN
+                or +∞; for "normal", scores that are all equal or whose squares overflow fp64; a prior outside [0, 1).
+                The message has the argument, what was expected and what it got.
         """
         prior = _share("prior", prior)
         checks.choice("family", family, get_args(Family))
@@ -116,44 +131,48 @@ class FalseNegatives:
         """p_FN at the scores.
 
         Args:
-            scores: any shape, fp16, bf16, fp32 or fp64, on any device; on the one of the fitted scores nothing is
-                copied. They get no gradient.
+            scores: any shape, fp16, bf16, fp32 or fp64, on any device; the device of the fitted scores avoids a copy.
+                They get no gradient.
 
         Returns:
-            The shape of `scores`, in [0, 1] and not decreasing in s; fp64 for fp64, else fp32. NaN where a score is.
+            Values in [0, 1] with the shape of `scores`, fp64 for fp64 scores, else fp32. They do not decrease with the
+            score. NaN for a score of NaN.
         """
         return self._model.probability(_computed(scores))
 
     @torch.no_grad()
     def log_weights(self, scores: Tensor, *, strength: float = 1.0) -> Tensor:
-        """γ·log(1 − p_FN) at the scores, for `neg_log_weights`.
+        """The weights (1 − p_FN)^γ of negatives as logarithms, for the `neg_log_weights` argument of the loss.
 
         Args:
-            scores: [..., N], as above.
-            strength: γ ≥ 0; 0 gives weights of exactly 1.
+            scores: [..., N], as for :meth:`probability`.
+            strength: γ ≥ 0. With 0 all weights are exactly 1.
 
         Returns:
-            The shape and dtype of :meth:`probability`, ≤ 0. −∞, which masks out, where p_FN is 1; NaN where a score is.
+            γ·log(1 − p_FN), with the shape and dtype of :meth:`probability`. −∞, which leaves the negative out, where
+            p_FN is 1. NaN for a score of NaN.
         """
         strength = checks.non_negative_number("strength", strength)
         return self._log_weights(_computed(scores), strength)
 
     @torch.no_grad()
     def curve(self, knots: int = 257, strength: float = 1.0) -> ScoreCurve:
-        """The same weights as a curve, for `score_curve`: the kernels apply it, without a look-up of their own.
+        """The same weights as a function of the score, for the `score_curve` argument of the loss.
+
+        The kernels compute the weights from the scores, so you need no scores of the negatives yourself.
 
         Args:
-            knots: K places, 2 ≤ K ≤ 2**24, equally far apart from the lowest fitted score to the highest. Between
-                them the log weight is a straight line, and beyond them it stays as it is at the ends. Where p_FN is 1
-                at a knot, the weights are 0 up to its neighbours.
-            strength: γ ≥ 0.
+            knots: K, 2 ≤ K ≤ 2**24, the number of evenly spaced scores from the lowest fitted one to the highest at
+                which the log weight is stored. It is linear in between and constant beyond the ends. If p_FN is 1 at a
+                knot, the weights are 0 up to its neighbours.
+            strength: γ ≥ 0, as for :meth:`log_weights`.
 
         Returns:
             The curve, on the scores, with log weights in fp32 on the device of the fitted scores.
         """
         checks.whole_number("knots", knots, 2, _MOST_KNOTS)
         strength = checks.non_negative_number("strength", strength)
-        # A curve has to have a length, also where all scores are alike.
+        # A curve needs a length even if all scores are equal.
         half = max((self.high - self.low) / 2, 1e-6 * max(1.0, abs(self.high)))
         middle = (self.low + self.high) / 2
         low, high = middle - half, middle + half
@@ -167,24 +186,34 @@ class FalseNegatives:
 
 
 def cvir_log_weights(neg_scores: Tensor, prior: float) -> Tensor:
-    """Leave the highest-scored negatives of each row out, as CVIR does (arXiv 2111.00980, algorithm 2).
+    """Leave out the highest-scoring negatives of each row, as CVIR does (arXiv 2111.00980, algorithm 2).
 
-    Of a row's N negatives the ⌊πN⌋ that score highest are taken for the positives among them. Per row, since queries'
-    scores can seldom be compared (the paper ranks all samples at once). Biased where positives and negatives overlap:
-    the positives that score low stay, and the negatives that score high go. Use it with `prior=0` in the loss.
+    The ⌊πN⌋ highest of a row's N negatives are treated as its false negatives. This is done per row, since scores of
+    different queries are rarely comparable (the paper ranks all samples together). The result is biased where the
+    scores of positives and negatives overlap: false negatives with low scores stay, and true negatives with high scores
+    are left out. Use it with `prior=0` in the loss.
 
     Args:
-        neg_scores: [..., N], fp16, bf16, fp32 or fp64. −∞ is padding: it does not count in N. They get no gradient.
-        prior: π in [0, 1). πN is rounded down as fp64 has it: .29 of 100 are 28.
+        neg_scores: [..., N], fp16, bf16, fp32 or fp64. −∞ is padding and does not count in N. They get no gradient.
+        prior: π in [0, 1). πN is computed in fp64 and rounded down: .29 of 100 is 28.
 
     Returns:
-        [..., N] for `neg_log_weights`: −∞ for those left out, else 0; fp64 for fp64, else fp32. Of equal scores at
-        the limit the first ones are left out. A NaN is not ranked, and keeps the weight 1, so that the loss shows it.
+        [..., N] for `neg_log_weights`: −∞ for the negatives left out, 0 for the others; fp64 for fp64 scores, else
+        fp32. Of equal scores at the limit, the first ones are left out. A NaN is not ranked and keeps the weight 1, so
+        that it shows in the loss.
 
     Raises:
-        TypeError, ValueError: the message contains the argument, what was expected and what came.
+        TypeError, ValueError: an argument is invalid. The message has its name, what was expected and what it got.
 
-    >>> cw_loss(pos_scores, neg_scores, neg_log_weights=cvir_log_weights(neg_scores, estimate.prior))
+    >>> import torch
+    >>> from cw_ext import cw_loss
+    >>> from cw_ext.false_negatives import cvir_log_weights
+    >>> pos_scores = torch.tensor([0.2])
+    >>> neg_scores = torch.tensor([[0.1, 0.4, -0.2, 0.3, 0.0]])
+    >>> weights = cvir_log_weights(neg_scores, prior=0.4)  # leaves out 2 of 5
+    >>> weights
+    tensor([[0., -inf, 0., -inf, 0.]])
+    >>> loss = cw_loss(pos_scores, neg_scores, neg_log_weights=weights)
     """
     checks.has_dtype("neg_scores", neg_scores, checks.FLOATING)
     if neg_scores.dim() == 0:
@@ -201,33 +230,36 @@ def cvir_log_weights(neg_scores: Tensor, prior: float) -> Tensor:
 
 
 def delayed_weights(kinds: Tensor, f_dp: Tensor) -> Tensor:
-    """Weights of the rows of a stream in which positives come late, for `row_weights`: DEFUSE's (arXiv 2202.06472).
+    """Row weights for a stream where some positives arrive late, after DEFUSE (arXiv 2202.06472).
 
-    Positives that are not there after some waiting are observed as negatives first (fake ones), and for a second time
-    when they come. With f_dp(x) the probability that x is such a delayed positive, DEFUSE weighs immediate positives
-    and real negatives 1 + f_dp, fake negatives, as positives, f_dp, and delayed positives 1. Here all four are divided
-    by 1 + f_dp. Then each x counts as often as it is observed for the first time, and the mean over the stream
-    is exactly the loss on the labels as they will be in the end; without it, x counts 1 + f_dp(x) times.
+    A positive that has not arrived within the waiting time is first observed as a (fake) negative, and a second time
+    when it arrives. Let f_dp(x) be the probability that x is such a delayed positive. DEFUSE's weights are 1 + f_dp for
+    immediate positives and real negatives, f_dp for fake negatives (as positives), and 1 for delayed positives. Here
+    all four are divided by 1 + f_dp. So each x counts once, and the mean over the stream is exactly the loss on the
+    final labels. Without the division, x counts 1 + f_dp(x) times.
 
-    Which observed negatives are fake is not known. With z(x) the probability that one is, each counts as both:
-    with z times the fake one's weight as a positive, and with 1 − z times the real one's as a negative. z is
-    f_dp/(f_dp + 1 − f), f the probability of being positive in the end. In a ranking loss, rows are the positives
-    (immediate, fake, delayed), and log(1 − z) belongs into the `neg_log_weights` of observed negatives.
+    You don't know which observed negatives are fake. Let z(x) be the probability that one is. Then each counts as both:
+    as a positive with z times the weight of a fake negative, and as a negative with 1 − z times the weight of a real
+    one. z is f_dp/(f_dp + 1 − f), where f is the probability that the final label is positive. In a ranking loss the
+    rows are the positives (immediate, fake, delayed), and log(1 − z) goes into `neg_log_weights` of observed negatives.
 
     Args:
-        kinds: [B], int32 or int64, of :class:`DelayedKind`: 0 immediate positive, 1 real negative, 2 fake negative,
-            3 delayed positive. −1 is padding, with weight 0.
-        f_dp: [B] in [0, 1], fp16, bf16, fp32 or fp64; checked on the CPU outside torch.compile. It gets no gradient.
-            Anything where the row is padding.
+        kinds: [B], int32 or int64, values of :class:`DelayedKind`: 0 immediate positive, 1 real negative, 2 fake
+            negative, 3 delayed positive. −1 is padding, with weight 0.
+        f_dp: [B] in [0, 1], fp16, bf16, fp32 or fp64, checked on the CPU outside torch.compile. It gets no gradient.
+            In rows of padding its value does not matter.
 
     Returns:
-        [B], in fp64 for fp64, else fp32.
+        [B] for `row_weights`, in fp64 for fp64, else fp32.
 
     Raises:
-        TypeError, ValueError: the message contains the argument, what was expected and what came.
-        IndexError: a kind out of range, on the CPU.
+        TypeError, ValueError: an argument is invalid. The message has its name, what was expected and what it got.
+        IndexError: a kind is out of range (checked on the CPU).
 
-    >>> weights = delayed_weights(torch.tensor([0, 2, 3]), torch.tensor([0.25, 0.25, 0.25]))  # 1, .2 and .8
+    >>> import torch
+    >>> from cw_ext.false_negatives import delayed_weights
+    >>> delayed_weights(torch.tensor([0, 2, 3]), torch.tensor([0.25, 0.25, 0.25]))
+    tensor([1.0, 0.2, 0.8])
     """
     checks.has_dtype("kinds", kinds, checks.INTEGER)
     checks.has_dtype("f_dp", f_dp, checks.FLOATING)
@@ -252,7 +284,7 @@ def _share(name: str, value: object) -> float:
 
 
 def _computed(scores: Tensor) -> Tensor:
-    """Without gradient, in the dtype that is computed in."""
+    """Without gradient, in the dtype of the computation."""
     checks.has_dtype("scores", scores, checks.FLOATING)
     return scores.detach().to(torch.promote_types(scores.dtype, torch.float32))
 

@@ -28,31 +28,43 @@ def cw_loss(
     row_weights: Tensor | None = None,
     **loss: Unpack[LossArguments],
 ) -> Tensor:
-    """The CW loss ("Correct and Weight", arXiv 2601.04291) on scores that the model computed.
+    """The CW loss ("Correct and Weight", arXiv 2601.04291) on scores that your model has computed.
 
-    The fused kernels compute the loss and the gradient of the scores in one pass over the negatives. Double
-    backward, and gradients in torch.func's transforms, run through the reference. torch.func.vmap is one call of the
-    kernels for all samples.
+    The fused kernels compute the loss and the gradient of the scores in one pass over the negatives. Double backward,
+    and gradients under the transforms of torch.func, use the plain PyTorch reference. torch.func.vmap makes one call
+    of the kernels for all samples.
 
     Args:
-        pos_scores: s⁺ [...], fp16, bf16, fp32 or fp64; any leading shape, any strides.
-        neg_scores: s_j [..., N], N ≥ 1. A score of −inf is a negative with no mass (it still counts in N; mask it
-            out with `neg_log_weights` where it should not). NaN or +inf makes its own row's loss NaN, no other.
-        extra_pos_scores: s_k [..., M], extra positives of the same query for the correction; −inf is padding.
-        neg_log_weights: log q_j [..., N], or a shape that broadcasts to it (such as [N]): importance weights, a
-            sampling correction, a log probability of being a true negative. −inf masks the negative out.
-        row_weights: [...], multiplies the rows.
+        pos_scores: s⁺ [...], the score of each row's positive; fp16, bf16, fp32 or fp64, any leading shape, any
+            strides.
+        neg_scores: s_j [..., N], the scores of its negatives, N ≥ 1. A score of −inf is a negative without mass, which
+            still counts in N; to mask it out, use `neg_log_weights`. NaN or +inf makes the loss of its own row NaN,
+            and of no other.
+        extra_pos_scores: s_k [..., M], extra positives of the same query for the correction. −inf is padding.
+        neg_log_weights: log q_j [..., N], or a shape that broadcasts to it, such as [N]: importance weights, a
+            sampling correction, or the log of the probability that it is a true negative. −inf masks a negative out.
+        row_weights: [...], the weight w of each row. The mean is then Σ w·L / Σ w.
         **loss: see below.
 
     Returns:
-        A scalar, or [...] with reduction="none"; fp64 for fp64 scores, else fp32. Gradients come back in the
-        dtype of each input.
+        A scalar, or [...] with reduction="none"; fp64 for fp64 scores, else fp32. Each input gets its gradient in its
+        own dtype.
 
     Raises:
-        TypeError, ValueError: the message contains the argument, what was expected and what came.
-        NotImplementedError: the kernels in a transform of torch.func inside torch.compile, which loses its gradients;
-            backend="reference" works there.
+        TypeError, ValueError: the message names the argument, what was expected, and what it got.
+        NotImplementedError: the kernels under a transform of torch.func inside torch.compile, which loses their
+            gradients. Use backend="reference" there.
         RuntimeError: backend="fused" where the kernels cannot run.
+
+    Example:
+        >>> import torch
+        >>> from cw_ext import cw_loss
+        >>> pos_scores = torch.tensor([0.4, 0.1], requires_grad=True)
+        >>> neg_scores = torch.tensor([[0.3, -0.2], [0.2, -0.4]], requires_grad=True)
+        >>> loss = cw_loss(pos_scores, neg_scores, temperature=0.2)
+        >>> loss.backward()
+        >>> print(f"{loss.item():.3f}")
+        -0.607
     """
     if extra_pos_scores is None and neg_log_weights is None and row_weights is None:
         at_once = plain_scores.loss(pos_scores, neg_scores, loss)
@@ -97,37 +109,53 @@ def cw_loss_from_embeddings(
     sparse_grad: bool = False,
     **loss: Unpack[LossArguments],
 ) -> Tensor:
-    """The CW loss ("Correct and Weight", arXiv 2601.04291) straight from embedding tables and ids.
+    """The CW loss ("Correct and Weight", arXiv 2601.04291) from embeddings and ids.
 
-    Gather, similarity, loss and both gradients in one operation: nothing of size B·N·D is allocated (the reference
-    backend and double backward do allocate it).
+    Look-up, similarity, loss and both gradients are one operation, which allocates nothing of size B·N·D. Only the
+    reference backend and double backward do.
 
     Args:
-        queries: [B, D], one row per positive, already gathered; fp16, bf16, fp32 or fp64.
-        items: [I, D], any table, in the dtype of `queries`, or the nn.Embedding that holds it. A tensor, such as
-            `embedding.weight`, knows nothing of the embedding's options. The module keeps them as in `items(ids)`:
-            a row at `padding_idx` is used as it is and gets no gradient (an id is masked by −1 only), and `sparse=True`
-            is sparse_grad=True; `max_norm`, `scale_grad_by_freq` and a forward of its own are refused. Its hooks are
-            not run.
-        pos_ids: [B], int32 or int64, rows of `items`. −1 is padding: the row is left out.
-        neg_ids: [B, N], or [N] where all rows share the negatives. −1 is padding: the negative is masked out.
+        queries: [B, D], the query vector of each row: one row per positive; fp16, bf16, fp32 or fp64.
+        items: [I, D], the embedding table of the items in the dtype of `queries`, or the nn.Embedding that holds it.
+            The nn.Embedding keeps its options, as in `items(ids)`: the row at `padding_idx` is used, but gets no
+            gradient, and `sparse=True` means sparse_grad=True. `max_norm`, `scale_grad_by_freq` and a subclass with
+            another forward raise an error. Hooks do not run. A tensor, such as `embedding.weight`, has none of these
+            options.
+        pos_ids: [B], int32 or int64, the positive of each row, as a row of `items`. −1 is padding: the row is left out.
+        neg_ids: [B, N], or [N] if all rows share the negatives. −1 is padding: the negative is masked out.
         extra_pos_ids: [B, M], extra positives of the same query for the correction. −1 is padding.
-        neg_log_weights: log q_j [B, N], or a shape that broadcasts to it (such as [N]); −inf masks out.
-        row_weights: [B], multiplies the rows.
-        similarity: the score: "half_cosine" ½·cos(q, x) in [−½, ½] (as in the paper), "cosine" or "dot". A zero
-            vector has cosine 0 with everything, and gradient 0.
-        sparse_grad: give `items` a coalesced sparse gradient (for torch.optim.SparseAdam) in place of a dense one.
+        neg_log_weights: log q_j [B, N], or a shape that broadcasts to it, such as [N]. −inf masks a negative out.
+        row_weights: [B], the weight w of each row. The mean is then Σ w·L / Σ w.
+        similarity: the score. "half_cosine": ½·cos(q, x), in [−½, ½], as in the paper; "cosine"; or "dot", the inner
+            product. A zero vector has the cosine 0 with every vector, and the gradient 0.
+        sparse_grad: give `items` a coalesced sparse gradient, as torch.optim.SparseAdam takes, instead of a dense one.
         **loss: see below.
 
     Returns:
-        A scalar, or [B] with reduction="none"; fp64 for fp64 tables, else fp32. Gradients come back in the dtype of
-        each input.
+        A scalar, or [B] with reduction="none"; fp64 for fp64 tables, else fp32. Each input gets its gradient in its
+        own dtype.
 
     Raises:
-        TypeError, ValueError: the message contains the argument, what was expected and what came.
-        IndexError: an id out of range, which the message contains, on the CPU; on CUDA a device-side assertion.
+        TypeError, ValueError: the message names the argument, what was expected, and what it got.
+        IndexError: an id out of range, with that id in the message, on the CPU. On CUDA it is a device-side assertion.
         NotImplementedError: inside torch.func.vmap.
         RuntimeError: backend="fused" where the kernels cannot run.
+
+    Example:
+        >>> import torch
+        >>> from cw_ext import cw_loss_from_embeddings
+        >>> _ = torch.manual_seed(0)
+        >>> users = torch.nn.Embedding(100, 16)
+        >>> items = torch.nn.Embedding(500, 16)
+        >>> user_ids = torch.tensor([3, 8])
+        >>> pos_ids = torch.tensor([41, 7])
+        >>> neg_ids = torch.randint(500, (2, 20))
+        >>> loss = cw_loss_from_embeddings(
+        ...     users(user_ids), items, pos_ids, neg_ids, similarity="cosine", temperature=0.2
+        ... )
+        >>> loss.backward()
+        >>> print(f"{loss.item():.2f}")
+        2.51
     """
     batch = embedding_batch(queries, items, pos_ids, extra_pos_ids, row_weights, similarity, loss)
     checks.flag("sparse_grad", sparse_grad)

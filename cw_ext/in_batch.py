@@ -50,86 +50,122 @@ def cw_loss_in_batch(
     sparse_grad: bool = False,
     **loss: Unpack[LossArguments],
 ) -> Tensor:
-    """The CW loss with the other rows' positives as negatives; with `num_negatives`, mixed with uniform ones.
+    """The CW loss with the other rows' positives as negatives.
 
-    A row leaves out its own positive, in whatever rows it occurs, and the known positives of its query. In-batch
-    negatives are popular ones, as the batch is drawn from interactions: with the log-Q correction (Bengio & Senécal,
-    2008; Yi et al., RecSys 2019) the loss estimates the one with uniform negatives. With num_negatives > 0 that many
-    uniform negatives are drawn for all rows, and what is corrected is the mixture (Yang et al., "Mixed negative
-    sampling", WWW 2020).
+    Each row leaves out its own positive, in whichever rows it occurs, and the known positives of its query. In-batch
+    negatives are popular items, since batches are drawn from interactions. With the log-Q correction (Bengio & Senécal,
+    2008; Yi et al., RecSys 2019) the loss estimates the one with uniform negatives. With `num_negatives`, that many
+    uniform negatives are drawn for all rows as well, and the correction is that of the mixture (Yang et al., "Mixed
+    negative sampling", WWW 2020).
 
     Args:
-        queries: [B, D], one row per positive; fp16, bf16, fp32 or fp64.
-        items: [I, D], in the dtype of `queries`: a table, or an nn.Embedding, that `pos_ids` point into; or, with
-            `item_ids`, the vectors that an encoder made of the batch's items.
-        pos_ids: [B], int32 or int64, rows of `items`. −1 is padding: the row is left out, and is no negative.
-        item_ids: [I], int32 or int64, ≥ 0: which item of the catalogue each row of `items` is. Two rows may be the same
-            item: neither is a negative of a row whose positive it is. None: each row of `items` is an item of its own,
-            row i the item i of `interactions`, `item_counts` and `candidates`; so where a batch encodes an item twice,
-            one is taken for a negative of the other. Needs num_negatives=0. torch.compile breaks its graph here.
-        query_ids: [B], int32 or int64, rows of `interactions` (to be given too, but for symmetric=True), whose known
-            positives are left out. A row of padding may have −1.
-        interactions: the known positives. Without query_ids nothing is left out, only the item counts are used, and a
-            warning says so; item_counts=interactions.item_counts does the same without one.
-        item_counts: [number of items], finite and ≥ 0, how often each item is a positive of the batches; default:
-            interactions.item_counts. The counts must follow what the batches are drawn from. If pairs repeat and the
-            batches repeat them, make the interactions with keep_counts=True. If the batches have each pair once, pass
-            the counts of distinct pairs. With item_ids one count per item of the catalogue. The values are
-            checked on the CPU outside torch.compile. They are read whole at each call; those of `interactions` are not.
-        log_q_correction: needs item_counts or interactions.
-        estimate_full: estimate the softmax over all items, that is :func:`cw_loss_full` with include_positive=True:
-            log(1 + I′·G), where I′ is the number of items that the row does not leave out, in place of the number of
-            negatives. The gradient is the one of Khrylchenko et al., "Correcting the LogQ Correction" (RecSys 2025,
-            arXiv 2507.09331): that of the loss without the positive, times 1 − P(positive). The positive is in
-            the sum with certainty, so it is not corrected. Needs include_positive=True and log_q_correction=True, takes
-            no confidence and no candidates, and without item_ids `items` must be the whole catalogue.
-        num_negatives: K in [0, 2^32], uniform negatives to mix in, the same for all rows.
-        seed: of those; as in :func:`cw_ext.sampled_cw_loss`. With process_group each process draws for its own rows:
-            the same with the same seed, others without one.
-        candidates: the items that can be negatives, drawn or of the batch, as in :func:`cw_ext.sampled_cw_loss`; what
-            is estimated is the loss with uniform negatives from these. A mask or ids need no `interactions`.
+        queries: [B, D], the query vector of each row: one row per positive; fp16, bf16, fp32 or fp64.
+        items: [I, D], in the dtype of `queries`. Either the embedding table that `pos_ids` index, or an nn.Embedding;
+            or, with `item_ids`, the vectors that an encoder computed for the batch's items.
+        pos_ids: [B], int32 or int64, the positive of each row, as a row of `items`. −1 is padding: the row is left out,
+            and is no negative of other rows.
+        item_ids: [I], int32 or int64, ≥ 0, for encoded items: which item of the catalogue each row of `items` is. Two
+            rows may be the same item; then neither is a negative of a row that has it as its positive. None: row i of
+            `items` is item i of `interactions`, `item_counts` and `candidates`, so if a batch encodes an item twice,
+            the one counts as a negative of the other. Needs num_negatives=0. torch.compile breaks its graph here.
+        query_ids: [B], int32 or int64, the query of each row, as a row of `interactions`, whose known positives are
+            then left out. Needs `interactions`, unless symmetric=True. It may be −1 where the row is padding.
+        interactions: the known positives. Without `query_ids` only their item counts are used, nothing is left out, and
+            a warning tells you so; item_counts=interactions.item_counts does the same without the warning.
+        item_counts: [number of items], finite and ≥ 0, how often each item is a positive in the batches. By default
+            interactions.item_counts. The counts must match the data that batches are drawn from. If the batches repeat
+            pairs as the data does, make the interactions with keep_counts=True. If they contain each pair once, pass
+            the counts of distinct pairs. With `item_ids`, there is one count per item of the catalogue. Values are
+            checked on the CPU outside torch.compile. Every call reads all of `item_counts`, but not the counts of
+            `interactions`.
+        log_q_correction: correct for the popularity of in-batch negatives. Needs `item_counts` or `interactions`.
+        estimate_full: estimate the softmax over all items, that is :func:`cw_ext.cw_loss_full` with
+            include_positive=True. The row is log(1 + I′·G), where I′ is the number of items that the row does not leave
+            out, instead of the number of negatives. Its gradient is the one of Khrylchenko et al., "Correcting the LogQ
+            Correction" (RecSys 2025, arXiv 2507.09331): that of the loss without the positive, times 1 − P(positive).
+            The positive is in the sum with certainty, so it is not corrected. Needs include_positive=True and
+            log_q_correction=True, no confidence and no candidates; without `item_ids`, `items` must be the whole
+            catalogue.
+        num_negatives: K in [0, 2^32], how many uniform negatives to mix in, the same ones for all rows.
+        seed: the seed of these, as for :func:`cw_ext.sampled_cw_loss`. With `process_group` each process draws for its
+            own rows: the same negatives if they give the same seed, others without a seed.
+        candidates: the items that can be negatives, whether drawn or from the batch, as for
+            :func:`cw_ext.sampled_cw_loss`. The loss then estimates the one with uniform negatives from these. A mask or
+            ids need no `interactions`.
         extra_pos_ids: [B, M], extra positives of the same query for the correction. −1 is padding.
-        row_weights: [B], multiplies the rows.
-        symmetric: the mean of this loss and of the one from items to queries, as in CLIP (Radford et al., ICML 2021).
-            There the negatives of a row's item are the other rows' queries, except those that are the row's own query,
-            have the row's item as their positive, or know it. With query_ids and no interactions, the whole batch's
-            pairs are what is known; without query_ids each row's query is one of its own. Extra positives serve the
-            first direction only. The log-Q correction of the second one follows how many known positives each query
-            has: it needs query_ids, and interactions of distinct pairs. Needs num_negatives=0, estimate_full=False,
-            candidates=None, return_above=False and dense gradients. torch.compile breaks its graph here.
-        process_group: such as torch.distributed.group.WORLD: the negatives of all its processes, which must call this
-            together, and run backward together, each with its own rows, as many as it has. The same number among the
-            `item_ids` of two processes is the same item. None, as WORLD is before init_process_group(): this process's.
-            Without item_ids `items` is a table that all processes hold alike, and only ids are sent; with item_ids,
-            `ring` or `symmetric` the vectors of the positives (and of the queries, for the second direction) are sent,
-            and in backward their gradients come back. `item_counts`, `interactions` and all settings are to be the
-            same in all processes; without symmetric, `interactions` may hold only the known positives of a process's
-            own queries, if item_counts of all data are given. With reduction="mean" a process returns R times its
-            share, so that the mean over the R processes is the loss of the whole batch; DistributedDataParallel's
-            mean of the gradients is then its gradient. With "sum" or "none" it returns the sum or the losses of its
-            own rows, which add up to those of the whole batch, and so do their gradients. torch.compile breaks its
-            graph here.
-        gather_gradients: with process_group and item_ids: False sends no gradients back, so that the vectors that a
-            process has sent get the gradient of its own rows' loss only. Cheaper, and not the gradient of the whole
+        row_weights: [B], the weight w of each row. The mean is then Σ w·L / Σ w.
+        symmetric: return the mean of this loss and of the loss from items to queries, as in CLIP (Radford et al., ICML
+            2021). In the second direction, the negatives of a row's item are the other rows' queries, except those
+            that are the row's own query, have the row's item as their positive, or know it. With `query_ids` and no
+            `interactions`, the known pairs are those of the whole batch. Without `query_ids`, every row is a different
+            query. Extra positives are used in the first direction only. The log-Q correction of the second direction
+            uses the number of known positives of each query: it needs `query_ids`, and interactions of distinct pairs.
+            Needs num_negatives=0, estimate_full=False, candidates=None, return_above=False and dense gradients.
+            torch.compile breaks its graph here.
+        process_group: use the negatives of all processes of this group, such as torch.distributed.group.WORLD. All of
+            them must call the loss, and run backward, together, each with its own rows, of which it may have any
+            number. None (as WORLD is before init_process_group()): this process only. The same number in the `item_ids`
+            of two processes is the same item.
+            Without `item_ids`, `items` must be the same table in all processes, and only ids are sent. With `item_ids`,
+            `ring` or `symmetric`, the vectors of the positives are sent, for the second direction those of the queries
+            too, and in backward their gradients come back. `item_counts`, `interactions` and all settings must be the
+            same in all processes. Without `symmetric`, `interactions` may be limited to the known positives of the
+            process's own queries, if `item_counts` are those of all data.
+            With reduction="mean" a process returns R times its share, so that the mean over the R processes is the loss
+            of the whole batch, and the mean of gradients that DistributedDataParallel takes is the gradient of that
+            loss. With "sum" or "none" it returns the sum or the losses of its own rows. These add up to those of the
+            whole batch, and so do their gradients. torch.compile breaks its graph here.
+        gather_gradients: with `process_group` and `item_ids`. False sends no gradients back: the vectors that a process
+            has sent get only the gradient of its own rows' loss. This is cheaper, but not the gradient of the whole
             batch.
-        ring: with process_group: the rows travel from process to process, and the loss is computed with one process's
-            at a time, again in backward. For large batches: the scores of all candidates never exist, and memory does
-            not grow with the number of processes. Has no double backward, and needs num_negatives=0,
-            normalize_weights=False, score_curve=None and dense gradients.
-        similarity, sparse_grad: as in :func:`cw_ext.cw_loss_from_embeddings`.
+        ring: with `process_group`, let the rows travel from process to process, and compute the loss with those of one
+            process at a time, and again in backward. For large batches: the scores of all candidates never exist
+            together, and memory does not grow with the number of processes. It has no double backward, and needs
+            num_negatives=0, normalize_weights=False, score_curve=None and dense gradients.
+        similarity: "half_cosine", "cosine" or "dot", as for :func:`cw_ext.cw_loss_from_embeddings`.
+        sparse_grad: give `items` a coalesced sparse gradient instead of a dense one.
         **loss: see below.
 
     Returns:
-        A scalar, or [B] with reduction="none". A row for which no negative is left has loss 0 and is left out of the
+        A scalar, or [B] with reduction="none". A row that has no negative left has the loss 0 and is left out of the
         mean.
 
     Raises:
-        TypeError, ValueError, IndexError, RuntimeError: as :func:`cw_ext.sampled_cw_loss`. With process_group, where
-            one process raises all do, with the same class: that one says what is wrong. ValueError also where what
-            they were called with differs (switches, choices, what is given, dtypes; not numbers such as temperature).
+        TypeError, ValueError, IndexError, RuntimeError: as for :func:`cw_ext.sampled_cw_loss`. With `process_group`, an
+            error in one process raises one of the same class in all, and the message of that process says what is
+            wrong. ValueError also if the processes' calls differ in their switches, choices, given arguments or dtypes;
+            numbers, such as the temperature, may differ.
+
+    Example:
+        Embeddings of users and items, with the known positives left out:
+
+        >>> import torch
+        >>> from cw_ext import Interactions, cw_loss_in_batch
+        >>> _ = torch.manual_seed(0)
+        >>> users = torch.nn.Embedding(3, 16)
+        >>> items = torch.nn.Embedding(50, 16)
+        >>> user_ids = torch.tensor([0, 0, 1, 2])
+        >>> pos_ids = torch.tensor([10, 11, 11, 42])
+        >>> known = Interactions(user_ids, pos_ids, num_queries=3, num_items=50)
+        >>> loss = cw_loss_in_batch(
+        ...     users(user_ids), items, pos_ids, query_ids=user_ids, interactions=known
+        ... )
+        >>> print(f"{loss.item():.2f}")
+        -0.72
+
+        Pairs from two encoders, in both directions, where the first two captions describe the same image:
+
+        >>> captions, images = torch.randn(4, 16), torch.randn(4, 16)
+        >>> image_ids = torch.tensor([7, 7, 8, 9])
+        >>> loss = cw_loss_in_batch(
+        ...     captions, images, torch.arange(4), item_ids=image_ids,
+        ...     symmetric=True, log_q_correction=False, similarity="cosine",
+        ... )
+        >>> print(f"{loss.item():.2f}")
+        0.12
     """
     if torch.compiler.is_compiling() and (item_ids is not None or symmetric or process_group is not None):
-        # As a whole, since torch 2.11 does not break a graph beside the tuples made here.
+        # The whole call, since torch 2.11 cannot break a graph next to the tuples made here.
         return uncompiled(cw_loss_in_batch)(
             queries,
             items,
@@ -178,7 +214,7 @@ def cw_loss_in_batch(
                 checks.item_counts(item_counts, "queries", batch.queries, num_items)
             counts = counts_of(interactions, item_counts) if log_q_correction else None
             chosen = chosen_items(batch, num_items, interactions, candidates)
-            # All that a process refuses it must refuse here, before the others wait for it.
+            # A process must refuse bad arguments here, before the others wait for it.
             checks.ids_in_range("pos_ids", pos_ids, batch.items.shape[0])
             checks.ids_in_range("extra_pos_ids", extra_pos_ids, batch.items.shape[0])
             of_items = LogWeights(counts, chosen, num_items if chosen is None else len(chosen), batch.dtype)
@@ -187,8 +223,8 @@ def cw_loss_in_batch(
 
     if interactions is not None and query_ids is None and not torch.compiler.is_compiling():
         warnings.warn(
-            "interactions without query_ids leave no known positives out of the negatives. Give query_ids, or say "
-            "that only the counts are meant with item_counts=interactions.item_counts instead of interactions",
+            "interactions without query_ids leave no known positives out of the negatives. Give query_ids too or, if "
+            "you only want the item counts, item_counts=interactions.item_counts instead of interactions",
             stacklevel=2,
         )
     parts = None
@@ -235,14 +271,14 @@ def _loss_of_table(
     estimate_full: bool,
     sparse_grad: bool,
 ) -> Tensor:
-    """The loss where ids mean the same rows of the same table everywhere.
+    """The loss if ids mean the same rows of the same table in all processes.
 
     Args:
         uniform: how many uniform negatives, and their seed.
     """
     num_negatives, seed = uniform
     with without_autocast(batch.device):
-        ids = batch.pos_ids.long().view(-1)  # a tensor of its own to torch.compile, which takes none twice
+        ids = batch.pos_ids.long().view(-1)  # a separate tensor for torch.compile, which takes none twice
         if parts is not None:
             ids = parts.gather(ids)
         if ids.numel() + num_negatives == 0:  # nothing to lose

@@ -1,4 +1,4 @@
-"""The in-batch loss's call in all processes of a group, which must be the same call."""
+"""Makes sure that all processes of a group make the same call of the in-batch loss."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cw_ext.embedding_batch import EmbeddingBatch
 from cw_ext.parameters import FLAGS_AND_CHOICES
 from cw_ext.together import number_of, raise_in_all
 
-# Tables that all processes hold alike differ by roundings only, other vectors by far more. As many columns tell.
+# Copies of one table differ by rounding only, other vectors by far more. These many columns are enough to tell.
 _ALIKE = 1e-3
 _COLUMNS = 16
 _Prepared = TypeVar("_Prepared", bound=tuple[Any, ...])
@@ -23,16 +23,16 @@ _Prepared = TypeVar("_Prepared", bound=tuple[Any, ...])
 def in_all_processes(
     prepare: Callable[[], _Prepared], process_group: ProcessGroup, queries: Tensor, settings: dict[str, Any]
 ) -> tuple[_Prepared, Parts]:
-    """(what `prepare` returns, how many rows each process has), or an error in all of them.
+    """(what `prepare` returns, how many rows each process has), or an error in all processes.
 
     Args:
-        prepare: checks the arguments; its results are the EmbeddingBatch, the known positives, and the LogWeights.
+        prepare: checks the arguments, and returns the EmbeddingBatch, the known positives, the LogWeights and more.
         queries: as the user gave them.
-        settings: what must be the same in all processes, beside the form of the vectors.
+        settings: what must be the same in all processes, besides the form of the vectors.
 
     Raises:
-        Exception: what `prepare` raised here; in all other processes the same class, or RuntimeError for a class that
-            no check of arguments raises, with the process that raised it.
+        Exception: what `prepare` raised here. All other processes raise the same class, or RuntimeError for a class
+            that no argument check raises, and name the process that raised it.
         ValueError: the calls differ.
     """
     check_process_group(process_group)
@@ -50,9 +50,9 @@ def in_all_processes(
         "similarity": batch and batch.similarity,
         "row_weights given": batch and batch.row_weights is not None,
     }
-    # Numbers may differ by process, as temperature and prior may by row.
+    # Numbers may differ between processes, as temperature and prior may between rows.
     settings |= {name: batch and getattr(batch.options.row, name) for name in FLAGS_AND_CHOICES}
-    # Gradients of these make the processes wait for one another in backward.
+    # If these need gradients, the processes wait for one another in backward.
     with_gradient = {
         "queries require": batch and batch.queries,
         "items require": batch and batch.items,
@@ -63,7 +63,7 @@ def in_all_processes(
         f"{name} a gradient": in_training and isinstance(value, Tensor) and value.requires_grad
         for name, value in with_gradient.items()
     }
-    # Of counts that each process made of its own data, the log-Q correction would be wrong without a word.
+    # If each process counted only its own data, the log-Q correction would silently be wrong.
     counts = prepared and prepared[2].counts
     settings["sum of the item counts"] = counts and counts[1][0].item()
     rows = number_of(error) if batch is None and error is not None else batch.rows  # type: ignore[union-attr]
@@ -83,14 +83,14 @@ def in_all_processes(
 
 
 def check_same_table(batch: EmbeddingBatch, parts: Parts) -> None:
-    """Refuse, in all processes, tables that are not alike: ids would mean other items in each process.
+    """Refuses, in all processes, tables that differ: the same id would mean another item in each process.
 
     Raises:
-        ValueError: the tables are not alike.
+        ValueError: the tables differ.
     """
     table = batch.items.detach()
     count, columns = len(table), min(_COLUMNS, table.shape[1])
-    # Elements, not their sum, which vectors with much in common share too.
+    # Elements rather than their sum, which similar vectors could share.
     some = table.new_zeros(3, columns) if count == 0 else table[[0, count // 2, count - 1], :columns]
     own = torch.cat([some.flatten().double(), some.new_tensor([count], dtype=torch.float64)])
     found = Parts(parts.group, [1] * parts.world).gather(own.unsqueeze(0))
@@ -99,6 +99,6 @@ def check_same_table(batch: EmbeddingBatch, parts: Parts) -> None:
     if differs.any() or (counts != counts[0]).any():
         raise ValueError(
             "items must be the same table on all processes of process_group, got different ones. For vectors that "
-            "each process encodes, give item_ids [I], which item of the catalogue each row of items is; where rows "
-            "have no such ids, cw_ext.distributed.row_numbers(len(items), process_group) makes some"
+            "each process encodes, give item_ids [I], which item of the catalogue each row of items is; if rows have "
+            "no such ids, cw_ext.distributed.row_numbers(len(items), process_group) makes some"
         )

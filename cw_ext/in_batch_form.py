@@ -1,4 +1,4 @@
-"""What the arguments of the in-batch loss may be together."""
+"""Which arguments of the in-batch loss go together."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def check_form(
     ring: bool,
     sparse_grad: bool,
 ) -> None:
-    """Refuse arguments that cannot act together."""
+    """Refuses arguments that do not work together."""
     if item_ids is not None:
         checks.has_dtype("item_ids", item_ids, checks.INTEGER)
         checks.matches("item_ids", item_ids, "queries", batch.queries, dtype=False)
@@ -72,7 +72,7 @@ def catalogue_size(
     item_counts: Tensor | None,
     candidates: Tensor | Candidates | None,
 ) -> int:
-    """How many items there are, and that `item_ids` are below it; 0 where nothing says how many there are."""
+    """How many items there are, or 0 if no argument tells. Checks that `item_ids` are below that number."""
     if item_ids is None:
         if interactions is not None:
             check_item_count(batch, interactions, "; for items that a batch encodes, give item_ids")
@@ -87,10 +87,10 @@ def catalogue_size(
     elif isinstance(candidates, Tensor):
         if candidates.dtype != torch.bool:
             raise ValueError(
-                "candidates with item_ids must be a mask, a value per item of the catalogue, or come with interactions "
-                f"or item_counts, which tell how many items there are, got {candidates.dtype} ids"
+                "candidates with item_ids must be a mask, one value per item of the catalogue, or come with "
+                f"interactions or item_counts, which tell how many items there are, got {candidates.dtype} ids"
             )
         size = candidates.numel()
-    # As int64, since the bound where nothing is known does not fit into int32.
+    # As int64, since the bound for an unknown number of items does not fit into int32.
     checks.ids_in_range("item_ids", item_ids.long(), size or 2**62, padding=False)
     return size

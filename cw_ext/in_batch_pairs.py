@@ -1,4 +1,4 @@
-"""The in-batch loss on pairs of vectors: encoded items, both directions, many processes."""
+"""The in-batch loss on pairs of vectors: encoded items, both directions, several processes."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ class PairBatch(NamedTuple):
     query_ids: Tensor | None  # [B]
     known: Interactions | None
     of_items: LogWeights
-    of_queries: LogWeights | None  # where both directions are wanted
-    num_items: int  # of the catalogue, 0 where that is not known
+    of_queries: LogWeights | None  # if both directions are wanted
+    num_items: int  # of the catalogue; 0 if not known
     gather_gradients: bool
-    numbers: Side | None = None  # this process's pairs, where they are numbered anew
+    numbers: Side | None = None  # this process's pairs, if they are renumbered
 
     @property
     def symmetric(self) -> bool:
         return self.of_queries is not None
 
     def side(self) -> Side:
-        """The numbers of this process's pairs."""
+        """The item and query numbers of this process's pairs."""
         if self.numbers is not None:
             return self.numbers
         pos_ids = self.batch.pos_ids.long()
@@ -52,7 +52,7 @@ class PairBatch(NamedTuple):
         return Side(items, queries)
 
     def knowing_its_pairs(self, parts: Parts | None) -> PairBatch:
-        """With the pairs of the whole batch as all that is known, and numbers that are rows of it."""
+        """A copy whose known positives are the pairs of the whole batch, with numbers that are rows of these."""
         own = self.side()
         assert own.queries is not None
         whole = own if parts is None else Side(parts.gather(own.items), parts.gather(own.queries))
@@ -70,9 +70,9 @@ class PairBatch(NamedTuple):
         return self._replace(known=known, numbers=Side(*numbers))
 
     def vectors(self) -> Tensor:
-        """[B, D], each row's positive. A padded row has some vector, which nothing uses."""
+        """[B, D], each row's positive. A padded row has an arbitrary vector, which is not used."""
         items = self.batch.items
-        # Not items[…], whose backward pass on several threads adds in an order that varies from run to run.
+        # Not items[…], which in backward adds on several threads, in an order that varies from run to run.
         return items.index_select(0, self.batch.pos_ids.clamp(min=0)) if len(items) else items
 
 
@@ -84,7 +84,7 @@ def query_weights(batch: EmbeddingBatch, known: Interactions | None, log_q_corre
         got = "none" if known is None else "interactions with keep_counts=True"
         raise ValueError(
             "symmetric=True with log_q_correction=True needs query_ids and interactions of distinct pairs, which tell "
-            f"how often each query occurs, got {got}; or switch it off with log_q_correction=False"
+            f"how often each query occurs, got {got}; or switch the correction off with log_q_correction=False"
         )
     counts = known.starts.diff()
     bounds = torch.stack([counts.sum(), counts[counts > 0].min() if len(known) else counts.sum()]).double()
@@ -94,7 +94,7 @@ def query_weights(batch: EmbeddingBatch, known: Interactions | None, log_q_corre
 def loss_of_pairs(
     pairs: PairBatch, parts: Parts | None, *, estimate_full: bool, ring: bool, sparse_grad: bool
 ) -> Tensor:
-    """The loss, in one process or, with `parts`, over those of the batch's group."""
+    """The loss in one process or, with `parts`, over those of the batch's group."""
     with without_autocast(pairs.batch.device):
         if pairs.symmetric and pairs.known is None and pairs.query_ids is not None:
             pairs = pairs.knowing_its_pairs(parts)
@@ -119,7 +119,7 @@ def loss_of_pairs(
 
 
 def _by_row(batch: EmbeddingBatch) -> EmbeddingBatch:
-    """What computes a loss per row, still to be reduced."""
+    """The batch without a reduction, for one loss per row."""
     return batch._replace(options=batch.options._replace(reduction="none"))
 
 
@@ -135,8 +135,8 @@ def _rows(
 
 
 def _no_rows(batch: EmbeddingBatch) -> Losses:
-    """Of a batch without candidates, which has no rows either, with gradients of 0."""
-    # DistributedDataParallel waits for the gradient of a temperature too.
+    """The losses of a batch without candidates, which has no rows either, with gradients of 0."""
+    # DistributedDataParallel also waits for the gradient of a temperature.
     leaves = [batch.queries, batch.items, batch.curve.curve, *batch.row_values]
     zero = torch.stack([x.sum().to(batch.dtype) for x in leaves if isinstance(x, Tensor)]).sum() * 0
     none = torch.zeros(0, dtype=torch.int64, device=zero.device)
@@ -144,7 +144,7 @@ def _no_rows(batch: EmbeddingBatch) -> Losses:
 
 
 def _gathered(pairs: PairBatch, parts: Parts | None, sparse_grad: bool) -> list[Losses]:
-    """With the candidates of this process, or of all, in one table."""
+    """The losses with the candidates of this process, or of all processes, in one table."""
     batch, own = pairs.batch, pairs.side()
     count, first = (batch.rows, 0) if parts is None else (parts.total, parts.first)
     whole = own
@@ -178,7 +178,7 @@ def _gathered(pairs: PairBatch, parts: Parts | None, sparse_grad: bool) -> list[
 
 
 def _around(pairs: PairBatch, parts: Parts) -> list[Losses]:
-    """With the candidates of one process at a time."""
+    """The losses with the candidates of one process at a time."""
     batch, own = pairs.batch, pairs.side()
     assert batch.process_group is not None
     in_batch = sum_over_processes((own.items >= 0).sum(), batch.process_group)
@@ -205,6 +205,6 @@ def _around(pairs: PairBatch, parts: Parts) -> list[Losses]:
 
 
 def _places(part: Side) -> tuple[Tensor, int]:
-    """The candidates of a part by their place in it."""
+    """The candidates of a part by their position in it."""
     count = len(part.items)
     return torch.where(part.items >= 0, torch.arange(count, device=part.items.device), -1), count

@@ -1,4 +1,4 @@
-"""The log-Q correction of in-batch negatives, and which of them can be negatives at all."""
+"""The log-Q correction of in-batch negatives, and which items can be negatives at all."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from cw_ext.interactions import Candidates, Interactions, count_bounds
 
 
 class LogWeights(NamedTuple):
-    """What the log weight of a negative follows from.
+    """Computes the log weights of negatives.
 
     Attributes:
-        counts: [I], how often each item is a positive of the batches, and their count_bounds(); None: no correction.
+        counts: [I], how often each item is a positive in the batches, and their count_bounds(); None: no correction.
         chosen: the items that can be negatives; None: all.
-        drawable: how many items that is; without counts it does not matter.
-        dtype: of the log weights.
+        drawable: how many items that is; not used without counts.
+        dtype: the dtype of the log weights.
     """
 
     counts: tuple[Tensor, Tensor] | None
@@ -35,8 +35,8 @@ class LogWeights(NamedTuple):
         Args:
             numbers: int64 [N], the negatives' items. −1 is padding.
             in_batch: [], how many positives the whole batch has.
-            of_batch: how many of the negatives, the first ones, are such positives.
-            uniform: K, how many uniform negatives each row has beside them.
+            of_batch: how many of the negatives, from the first on, are such positives.
+            uniform: K, how many uniform negatives each row has in addition.
         """
         log_q = None if self.counts is None else self._corrected(numbers, in_batch, of_batch, uniform)
         if self.chosen is None:
@@ -46,12 +46,13 @@ class LogWeights(NamedTuple):
         return torch.where(self.chosen.is_candidate[numbers.clamp(min=0)], log_q, -math.inf)
 
     def _corrected(self, numbers: Tensor, in_batch: Tensor, of_batch: int, uniform: int) -> Tensor:
-        """log of uniform over actual probability, of in-batch and K uniform negatives from `drawable` items."""
+        """The log of the uniform over the actual probability, for in-batch and K uniform negatives of `drawable`
+        items."""
         assert self.counts is not None
         item_counts, bounds = self.counts
         total, least = bounds.unbind()
         found = item_counts[numbers.clamp(min=0)].double()
-        # A positive of the batch occurs at least once, even if its count is 0; a drawn item may not occur at all.
+        # A positive in the batch occurs at least once, even if its count is 0; a drawn item may not occur at all.
         found[:of_batch] = found[:of_batch].maximum(least)
         popular = found / torch.where(total > 0, total, 1.0) * self.drawable
         mixture = (in_batch * popular + uniform) / (in_batch + uniform).clamp(min=1)
@@ -65,13 +66,13 @@ def counts_of(interactions: Interactions | None, item_counts: Tensor | None) -> 
     if interactions is None:
         raise ValueError(
             "log_q_correction=True needs to know how popular the items are: give interactions or item_counts, or "
-            "switch it off with log_q_correction=False"
+            "switch the correction off with log_q_correction=False"
         )
     if interactions.num_events != len(interactions) and not interactions.keep_counts:
         raise ValueError(
-            "interactions must tell what the batches follow for the log-Q correction, got "
+            "interactions must tell how often items occur in the batches for the log-Q correction, got "
             f"{interactions.num_events} pairs of which {len(interactions)} are distinct. If the batches repeat pairs "
-            "as they came, make the interactions with keep_counts=True. If they have each pair once, pass "
+            "as the data does, make the interactions with keep_counts=True. If they contain each pair once, pass "
             "item_counts=interactions.item_counts"
         )
     return interactions.item_counts, interactions.count_bounds

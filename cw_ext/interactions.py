@@ -1,4 +1,4 @@
-"""The known positives of every query, for drawing negatives that are not among them."""
+"""The known positives of each query, so that no known positive is drawn as a negative."""
 
 from __future__ import annotations
 
@@ -35,21 +35,33 @@ Ids = Tensor | np.ndarray | Sequence[int]
 
 
 class Interactions:
-    """Which items each query is known to like: pairs (query, item), sorted, each once, as a CSR.
+    """The known positives of each query: the items that each user has interacted with, as sorted pairs in CSR form.
+
+    Build it once from the training data. The functions that draw negatives take it and never draw a known positive of
+    the row's query.
+
+    >>> from cw_ext import Interactions
+    >>> known = Interactions([0, 1, 0], [5, 7, 2], num_queries=2, num_items=10)  # user 0 likes 5 and 2, user 1 likes 7
+    >>> known
+    Interactions(num_queries=2, num_items=10, pairs=3, device='cpu')
+    >>> known.items[known.starts[0] : known.starts[1]].tolist()  # of user 0
+    [2, 5]
 
     Attributes:
-        num_queries, num_items: ids lie in [0, num_queries) and [0, num_items).
-        starts: int64 [num_queries + 1]; query q's items are items[starts[q]:starts[q + 1]].
+        num_queries: query ids are in [0, num_queries).
+        num_items: item ids are in [0, num_items).
+        starts: int64 [num_queries + 1]. The items of query q are items[starts[q]:starts[q + 1]].
         items: int32 [number of distinct pairs], increasing within each query.
-        item_counts: int64 [num_items], how many queries each item occurs with; with keep_counts, in how many events.
-        num_events: how many pairs were given, repeated ones counted each time.
+        item_counts: int64 [num_items], the number of queries of each item; with keep_counts, its number of events.
+        num_events: the number of pairs that were given, with repeated pairs counted each time.
         keep_counts: whether item_counts counts events.
-        most_per_query: the length of the longest history, 0 if there is none.
-        num_occurring: how many items occur at all.
-        count_bounds: fp64 [2], the sum of item_counts, and the least that is not 0.
-        query_labels, item_labels: numpy arrays [num_queries] and [num_items], sorted: the file's id of each row, if its
-            ids were numbered anew. None if ids are rows as they are.
-        source: for interactions of a file, a line that tells what was taken from it and what was left out.
+        most_per_query: the length of the longest history; 0 if all are empty.
+        num_occurring: the number of items with at least one interaction.
+        count_bounds: fp64 [2], the sum of item_counts and the smallest count that is not 0.
+        query_labels: a sorted numpy array [num_queries], the file's id of each row, if the file's ids were renumbered.
+            None if the ids are the row numbers.
+        item_labels: the same for the items.
+        source: for interactions from a file, one line that describes what was read and what was left out.
     """
 
     num_queries: int
@@ -72,20 +84,20 @@ class Interactions:
     def __init__(
         self, query_ids: Ids, item_ids: Ids, *, num_queries: int, num_items: int, keep_counts: bool = False
     ) -> None:
-        """Sort the pairs by query and item; a pair that occurs twice is kept once.
-
-        Args:
-            query_ids, item_ids: [P] each, P ≥ 0: tensors of any integer dtype, numpy arrays or lists; pair k is
-                (query_ids[k], item_ids[k]), in any order.
-            num_queries, num_items: the ranges of the ids, at least 1; num_items at most 2³¹ − 1.
-            keep_counts: count a pair in item_counts as often as it occurs, for training on plays or purchases that
-                repeat. Popularity draws and the log-Q correction of in-batch negatives then follow events, not pairs.
+        """Sort the pairs by query and item, and keep repeated pairs once.
 
         The result is on the device of `query_ids` if that is a tensor, else on the CPU.
 
+        Args:
+            query_ids, item_ids: [P] each, P ≥ 0: tensors of any integer dtype, numpy arrays or lists. Pair k is
+                (query_ids[k], item_ids[k]). The order does not matter.
+            num_queries, num_items: the numbers of queries and items, at least 1; num_items at most 2³¹ − 1.
+            keep_counts: let item_counts count repeated pairs each time, for data where plays or purchases repeat.
+                Popularity draws and the log-Q correction of in-batch negatives then follow events instead of pairs.
+
         Raises:
-            TypeError, ValueError: the message contains the argument, what was expected and what came.
-            IndexError: an id out of range, with its position.
+            TypeError, ValueError: an argument is invalid. The message has its name, what was expected and what it got.
+            IndexError: an id is out of range. The message has its position.
         """
         checks.flags(keep_counts=keep_counts)
         self.keep_counts = keep_counts
@@ -123,16 +135,22 @@ class Interactions:
 
     @classmethod
     def from_scipy(cls, matrix: Any, *, keep_counts: bool = False) -> Interactions:
-        """The positions of a sparse matrix's non-zero values.
+        """Make interactions from the non-zero values of a sparse matrix.
 
         Args:
-            matrix: any scipy.sparse matrix or array [num_queries, num_items]. Only whether a value is zero counts;
-                entries at the same position are summed first, as scipy understands them.
-            keep_counts: take the values, whole numbers ≥ 0, as numbers of events, and count these in item_counts.
+            matrix: any scipy.sparse matrix or array [num_queries, num_items]. A value that is not zero is a positive,
+                whatever its size. As usual in scipy, entries at the same position are summed first.
+            keep_counts: read the values, whole numbers ≥ 0, as numbers of events for item_counts.
 
         Raises:
-            TypeError: not a scipy.sparse matrix. ValueError: not two dimensions, or a dimension of 0, or values that
-                cannot be counts.
+            TypeError: not a scipy.sparse matrix.
+            ValueError: not two dimensions, a dimension of size 0, or values that cannot be counts.
+
+        >>> import scipy.sparse
+        >>> from cw_ext import Interactions
+        >>> plays = scipy.sparse.csr_array([[0, 3, 1], [2, 0, 0]])
+        >>> Interactions.from_scipy(plays, keep_counts=True).item_counts.tolist()
+        [2, 3, 1]
         """
         checks.flags(keep_counts=keep_counts)
         query_ids, item_ids, values, shape = nonzeros(matrix)
@@ -162,42 +180,65 @@ class Interactions:
         renumber: bool | None = None,
         keep_counts: bool = False,
     ) -> Interactions:
-        """Read the positives of a file: the users are the queries.
+        """Read the positives from a file. Its users become the queries.
 
-        The kind of file is recognised by its content: a table with a header (columns by their usual names, in any
-        order, or RecBole's `user_id:token`); a table of two columns without a header, or of more where their numbers
-        are given; MovieLens' ratings; LightGCN's lists; SNAP's check-ins; MIND's behaviors.tsv (the clicks of
-        impressions and of histories); JSON lines; parquet; or an .npz that scipy.sparse.save_npz wrote. Columns are
-        separated by tabs, commas, semicolons, bars, `::` or blanks; text may be compressed by gzip, bzip2 or xz; lines
-        at the top that begin with `# ` are skipped, but a header with usual names counts there, too. Files
-        other than two columns of integers need polars, `cw_ext[files]` (and an .npz scipy).
+        The content decides how the file is read. It can be:
 
-        An integer id is a row as it is. Ids are numbered anew, in their sorted order, where they are strings, or where
-        the largest integer is beyond 2²⁰ with more than 100 rows per distinct id; `query_labels` and `item_labels`
-        then hold the file's ids, and `query_rows` and `item_rows` give the row of an id.
+        - a table with a header: columns with common names such as `user_id` or `customer` are found in any order, and
+          so are RecBole's `user_id:token`;
+        - a table of two columns without a header, or of more columns if you give their numbers;
+        - MovieLens ratings, LightGCN lists, SNAP check-ins, or MIND's behaviors.tsv (the clicks of impressions and
+          histories);
+        - JSON lines, parquet, or an .npz file written by scipy.sparse.save_npz.
+
+        Columns of text can be separated by tabs, commas, semicolons, bars, `::` or blanks. Text can be compressed with
+        gzip, bzip2 or xz. Lines at the top that begin with `#` and a blank are skipped; a header with common names is
+        recognised there, too. Two columns of integers need nothing else installed. Other files need polars
+        (`cw_ext[files]`), and an .npz file needs scipy.
+
+        Integer ids are used as row numbers. Ids are renumbered in sorted order if they are strings, or if the largest
+        integer is above 2²⁰ and there would be more than 100 rows per distinct id. `query_labels` and `item_labels`
+        then hold the file's ids, and `query_rows` and `item_rows` return the row of an id.
 
         Args:
             path: the file.
-            num_queries, num_items: the ranges of the ids, which then are rows as they are; by default the largest
-                id + 1, the number of distinct ids where they are numbered anew, or the matrix's shape.
+            num_queries, num_items: the numbers of queries and items; the ids are then row numbers. By default the
+                largest id + 1, the number of distinct ids if they are renumbered, or the shape of the matrix.
             user_column, item_column: the name of the column, or its number from 0.
-            rating_column: by default the column with a usual name; used only with `min_rating`.
-            label_column: by default a column such as `label` or `is_click`; only rows above 0 are positives.
-            split_column: by default a column `split`, of train, valid and test; only rows of train are taken.
-            separator: of the columns of a text: a character, "::", "tab" or "blanks"; by default that which gives most
-                columns.
-            format: "table" or "lightgcn", for files that could be both.
-            encoding: of a text, such as "latin-1"; UTF-8 if None.
-            min_rating: lower ratings are not positives; None keeps every rating.
-            renumber: True numbers all ids anew, False never does; None as above.
-            keep_counts: count a pair in item_counts as often as the file has it (for an .npz: see `from_scipy`).
+            rating_column: by default a column such as `rating`. Used only with `min_rating`.
+            label_column: by default a column such as `label` or `is_click`. Only rows with a value above 0 are
+                positives.
+            split_column: by default a column named `split`, with the values train, valid and test. Only the rows of
+                train are read.
+            separator: between the columns of a text: a character, "::", "tab" or "blanks". By default the one that
+                gives the most columns.
+            format: "table" or "lightgcn", for files that could be either.
+            encoding: of a text, such as "latin-1". None means UTF-8.
+            min_rating: ratings below it are not positives. None keeps every rating.
+            renumber: True renumbers all ids, False none. None decides as described above.
+            keep_counts: let item_counts count a pair as often as the file has it (not for .npz: see `from_scipy`).
 
         Raises:
-            OSError: the file cannot be read; FileNotFoundError if it is not there.
-            ValueError: the content is not as above (the message gives file, line or columns), or an argument cannot
-                act on this file, or there is no pair and no number of queries and items either.
-            IndexError: an id beyond `num_queries` or `num_items`.
+            OSError: the file cannot be read; FileNotFoundError if it does not exist.
+            ValueError: the content is none of the above (the message has the file and the line or the columns), an
+                argument does not apply to this kind of file, or the file is empty and the numbers of queries and items
+                are not given.
+            IndexError: an id is not below `num_queries` or `num_items`.
             ImportError: polars or scipy is needed and not installed.
+
+        >>> import pathlib, tempfile
+        >>> from cw_ext import Interactions
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> orders = pathlib.Path(folder.name, "orders.csv")
+        >>> _ = orders.write_text("customer,sku,price\\nann,tea,3\\nbob,tea,3\\nann,jam,2\\n")
+        >>> known = Interactions.from_file(orders)
+        >>> known
+        Interactions(num_queries=2, num_items=2, pairs=3, device='cpu')
+        >>> known.item_labels.tolist(), known.item_rows(["tea", "jam"]).tolist()
+        (['jam', 'tea'], [1, 0])
+        >>> known.source
+        '3 positives of 2 users and 2 items: columns customer, sku'
+        >>> folder.cleanup()
         """
         if not isinstance(path, (str, os.PathLike)):
             raise TypeError(f"path must be a str or os.PathLike, got {type(path).__name__}")
@@ -214,9 +255,9 @@ class Interactions:
         if path.suffix == ".npz":
             reading.refuse_all(path, "an .npz")
             if renumber:
-                raise ValueError(f"{path}: renumber=True cannot act on an .npz, whose ids are rows")
+                raise ValueError(f"{path}: renumber=True does not apply to an .npz, whose ids are rows")
             if keep_counts:
-                raise ValueError(f"{path}: keep_counts=True cannot act on an .npz; load the matrix, and use from_scipy")
+                raise ValueError(f"{path}: keep_counts=True does not apply to an .npz; load the matrix, use from_scipy")
             query_ids, item_ids, shape = load_npz(path)
             queries, items = (
                 files.Rows(query_ids, shape[0] if num_queries is None else num_queries, None),
@@ -236,21 +277,21 @@ class Interactions:
         return made
 
     def query_rows(self, ids: Any) -> Tensor:
-        """The rows of queries by the ids that the file has for them.
+        """The row numbers of queries, from their ids in the file.
 
         Args:
             ids: a sequence or an array of integers or strings, as in the file.
 
         Returns:
-            int64, of the shape of `ids`, on the CPU.
+            int64, with the shape of `ids`, on the CPU.
 
         Raises:
-            KeyError: an id without a query.
+            KeyError: no query has such an id.
         """
         return _rows("query", ids, self.query_labels, self.num_queries)
 
     def item_rows(self, ids: Any) -> Tensor:
-        """The rows of items by the ids that the file has for them; otherwise as `query_rows`."""
+        """The row numbers of items, from their ids in the file. Otherwise the same as `query_rows`."""
         return _rows("item", ids, self.item_labels, self.num_items)
 
     @property
@@ -259,7 +300,7 @@ class Interactions:
         return self.starts.device
 
     def to(self, device: torch.device | str | int) -> Interactions:
-        """The same interactions on the device: this object if it is there already.
+        """The same interactions on another device; this object itself if it is already there.
 
         Raises:
             TypeError, ValueError: not a device.
@@ -278,15 +319,16 @@ class Interactions:
     def popularity(self, exponent: float, smoothing: float = 0.0) -> Popularity:
         """A table for drawing items with probability proportional to (item_counts + smoothing) ** exponent.
 
-        Made once for each pair of numbers, and kept.
+        The functions that draw call this for you. You only need it before torch.compile, to build the table once. The
+        table is kept.
 
         Args:
-            exponent: a number ≥ 0; with 0 all items that can be drawn are equally likely.
-            smoothing: a number ≥ 0. With 0, items that never occur are never drawn.
+            exponent: a number ≥ 0. With 0, all items that can be drawn are equally likely.
+            smoothing: a number ≥ 0. With 0, items without interactions are never drawn.
 
         Raises:
-            TypeError, ValueError: not such numbers, or neither interactions nor smoothing.
-            RuntimeError: a first call inside torch.compile.
+            TypeError, ValueError: a number is invalid, or there are no interactions and no smoothing.
+            RuntimeError: the first call is inside torch.compile.
         """
         checks.non_negative_number("exponent", exponent)
         checks.non_negative_number("smoothing", smoothing)
@@ -295,7 +337,7 @@ class Interactions:
         if key not in self._tables:
             if torch.compiler.is_compiling():
                 raise RuntimeError(
-                    "torch.compile cannot trace how a popularity table is made: before, call once "
+                    "torch.compile cannot build a popularity table; before compiling, call once "
                     f"{self._maker}.popularity({exponent}{f', {smoothing}' if smoothing else ''})"
                 )
             counts = self.item_counts.double() + smoothing
@@ -305,24 +347,34 @@ class Interactions:
         return self._tables[key]
 
     def candidates(self, candidates: Tensor | Candidates) -> Candidates:
-        """The items that can be negatives, prepared for `candidates=` of the functions that draw.
+        """Prepare the items that may be drawn as negatives, for the `candidates` argument of the functions that draw.
 
-        Made once for a tensor, again when the tensor is written to, and kept as long as the tensor lives. Writes
-        through numpy or `.data` are not noticed: make a new tensor instead.
+        The result is kept while the tensor exists, and prepared again after you write to the tensor. Writes through
+        numpy or `.data` cannot be detected: make a new tensor instead.
 
         Args:
-            candidates: a mask, bool [num_items], or ids, int32 or int64 [C], in any order; ids that occur twice
-                count once. On the device of the interactions. Or a result of this method.
+            candidates: a mask, bool [num_items], or ids, int32 or int64 [C], in any order; repeated ids count once. On
+                the device of the interactions. A result of this method is returned as it is.
 
         Raises:
-            TypeError, ValueError, IndexError: not such a tensor, or no candidate is left.
-            RuntimeError: a first call inside torch.compile.
+            TypeError, ValueError, IndexError: the tensor is invalid, or leaves no candidate.
+            RuntimeError: the first call is inside torch.compile.
+
+        >>> import torch
+        >>> from cw_ext import Interactions, draw_negatives
+        >>> known = Interactions([0, 0], [1, 4], num_queries=1, num_items=6)
+        >>> in_stock = known.candidates(torch.tensor([1, 2, 3]))
+        >>> in_stock
+        Candidates(3 of 6 items)
+        >>> drawn = draw_negatives(torch.tensor([0]), known, 100, seed=0, candidates=in_stock)
+        >>> drawn.unique().tolist()  # in stock and not a known positive
+        [2, 3]
         """
         if isinstance(candidates, Candidates):
             if candidates.interactions is not self:
                 raise ValueError(
-                    "candidates must be prepared by the same interactions, got those of others; call "
-                    "candidates(mask_or_ids) of these"
+                    "candidates must be prepared by the same interactions, got some of other interactions; call "
+                    "interactions.candidates(mask_or_ids) again"
                 )
             return candidates
         checks.is_tensor("candidates", candidates)
@@ -341,19 +393,21 @@ class Interactions:
         popularity_smoothing: float = 0.0,
         pos_ids: Tensor | None = None,
     ) -> None:
-        """Refuse queries that know every item that could be drawn for them.
+        """Raise an error for queries whose known positives are all the items that could be drawn.
 
-        The ids are not read, so that no device is waited for, unless there is such a query at all.
+        The ids are read only if such a query exists. So there is usually no wait for the device.
 
         Args:
             query_ids: any shape, int32 or int64, on this device, in [0, num_queries), or −1 for padding.
-            distribution: "uniform" draws from all items, "popularity" from those that occur; with smoothing from all.
+            distribution: "uniform" draws from all items. "popularity" draws from the items with interactions, or from
+                all items with smoothing.
             popularity_smoothing: a number ≥ 0.
-            pos_ids: the shape of query_ids, or None; rows with −1 are padding.
+            pos_ids: with the shape of query_ids, or None. Rows with −1 are padding.
 
         Raises:
-            ValueError: the message contains the first such query; or nothing occurs, so that there is no popularity.
-            TypeError, IndexError: query_ids are not as above (their range is checked only if they are read).
+            ValueError: there is such a query (the message has the first one), or there are no interactions to compute
+                popularity from.
+            TypeError, IndexError: query_ids are invalid (their range is checked only if they are read).
         """
         checks.choice("distribution", distribution, DISTRIBUTIONS)
         checks.has_dtype("query_ids", query_ids, checks.INTEGER)
@@ -383,11 +437,11 @@ class Interactions:
         return f"{type(self).__name__}({sizes}, device='{self.device}')"
 
     def __getstate__(self) -> dict[str, Any]:
-        # Tables and candidates are quickly made again, on the device of the copy.
+        # Tables and candidates are quick to make again, on the device of the copy.
         return {name: value for name, value in self.__dict__.items() if name not in ("_tables", "_candidates")}
 
     def _count(self, item_ids: np.ndarray, values: np.ndarray) -> None:
-        """Take the values of a matrix as numbers of events."""
+        """Use the values of a matrix as numbers of events."""
         wrong = (values < 0) | (values != np.floor(values)) | (values > 2**53)
         if wrong.any():
             raise ValueError(f"matrix must hold whole numbers ≥ 0 with keep_counts=True, got {values[wrong][0]}")
@@ -408,7 +462,7 @@ class Interactions:
             )
 
     def _with_known_shares(self, table: Popularity) -> Popularity:
-        """The table, with the shares of the known items if a query knows half of all or more."""
+        """The table, with the shares of the known items if those of one query have half of the whole or more."""
         shares = table.cumulative.diff(prepend=table.cumulative.new_zeros(1))
         sums = torch.zeros(len(self) + 1, dtype=torch.int64, device=self.device)
         torch.cumsum(shares[self.items], 0, out=sums[1:])
@@ -417,19 +471,29 @@ class Interactions:
 
 
 class Candidates(CandidateItems):
-    """What `interactions.candidates(mask_or_ids)` returns.
+    """The items that may be drawn as negatives. Made by :meth:`Interactions.candidates`.
 
-    Negatives are drawn as from a catalogue of the candidates alone, whose items are positions in `ids`; at the end a
-    position becomes an id. So known positives that are not candidates cost nothing.
+    Use it if some items cannot be recommended, for example because they are out of stock or not sold in a market.
+
+    Negatives are drawn as if the candidates were the whole catalogue. So known positives that are not candidates cost
+    nothing.
+
+    >>> import torch
+    >>> from cw_ext import Interactions
+    >>> known = Interactions([0, 0], [1, 4], num_queries=1, num_items=6)
+    >>> in_stock = known.candidates(torch.tensor([False, True, True, True, False, False]))
+    >>> len(in_stock), in_stock.ids.tolist()
+    (3, [1, 2, 3])
 
     Attributes:
-        ids, is_candidate: as of CandidateItems.
-        interactions: the interactions that they were made for.
-        known: the pairs of these with a candidate, by its position.
+        ids: int32 [C], the candidates, distinct and increasing.
+        is_candidate: bool [num_items].
+        interactions: the interactions that the candidates were prepared for.
+        known: those pairs of the interactions whose item is a candidate, with the item's position in `ids`.
     """
 
     def __init__(self, candidates: Tensor, interactions: Interactions) -> None:
-        """Use interactions.candidates() instead, which documents the arguments and keeps the result."""
+        """Use interactions.candidates() instead. It describes the arguments, and keeps the result."""
         super().__init__(candidates, interactions.num_items, "interactions", interactions.starts)
         self.interactions = interactions
         places = self.is_candidate.cumsum(0).int() - 1
@@ -447,8 +511,10 @@ class Candidates(CandidateItems):
         self._tables: dict[tuple[float, float], Popularity] = {}
 
     def popularity(self, exponent: float, smoothing: float = 0.0) -> Popularity:
-        """As of :meth:`cw_ext.Interactions.popularity`, of the candidates alone: by position in `ids`, except
-        `log_weights`, which are by item."""
+        """:meth:`Interactions.popularity` of the candidates alone, by position in `ids`.
+
+        Only `log_weights` are by item.
+        """
         table = self.known.popularity(exponent, smoothing)
         key = float(exponent), float(smoothing)
         if key not in self._tables:
@@ -462,7 +528,7 @@ class Candidates(CandidateItems):
 
 
 def count_bounds(item_counts: Tensor) -> Tensor:
-    """fp64 [2]: the sum of the counts, and the least that is not 0, or 1. It reads all items, which no step should."""
+    """fp64 [2]: the sum of the counts, and the smallest that is not 0, or 1. Reads all items: not for every step."""
     counts = item_counts.double()
     least = torch.where(counts > 0, counts, math.inf).amin()
     return torch.stack([counts.sum(), torch.where(least < math.inf, least, 1.0)])

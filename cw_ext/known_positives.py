@@ -1,4 +1,4 @@
-"""The known positives that a batch's rows leave out."""
+"""The known positives that the rows of a batch leave out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cw_ext.reference_sampling import History, history_of
 
 
 def check_item_count(batch: EmbeddingBatch, interactions: Interactions, else_: str = "") -> None:
-    """`items` is the catalogue of the interactions; `else_` tells what to do if it is meant to be something else."""
+    """Check that `items` is the catalogue of the interactions. `else_` has the advice for any other use of items."""
     if batch.items.shape[0] != interactions.num_items:
         raise ValueError(
             f"items must have one row per item of interactions, {interactions.num_items}, "
@@ -23,10 +23,10 @@ def check_item_count(batch: EmbeddingBatch, interactions: Interactions, else_: s
 def known_positives(
     batch: EmbeddingBatch, query_ids: Tensor | None, interactions: Interactions | None, *, alone: bool = False
 ) -> Interactions | None:
-    """The interactions, checked, where both arguments are given; None: nothing is known.
+    """Check both arguments. Returns the interactions if both are given, else None.
 
     Args:
-        alone: query_ids may come without interactions, and then only say which rows have the same query.
+        alone: query_ids may be given without interactions. Then they only tell which rows have the same query.
     """
     if interactions is None:
         if query_ids is not None and not alone:
@@ -47,7 +47,7 @@ def known_positives(
 def history_of_batch(
     batch: EmbeddingBatch, query_ids: Tensor | None, interactions: Interactions | None
 ) -> History | None:
-    """The same for an op on the whole catalogue."""
+    """The known positives for an op on the whole catalogue."""
     known = known_positives(batch, query_ids, interactions)
     if interactions is not None:
         check_item_count(batch, interactions)

@@ -1,4 +1,4 @@
-"""Items that queries would probably like, found without a model: what a correction takes its further positives from."""
+"""Items that queries would probably like, found without training a model: extra positives for the correction."""
 
 from __future__ import annotations
 
@@ -15,30 +15,40 @@ from cw_ext.interactions import Interactions
 from cw_ext.negative_sampling import check_interactions, check_seed, seed_tensor
 from cw_ext.samplers.base import few_random_numbers, fractions
 
-# Most numbers of a dense block of columns, and of what is made of it.
+# The most numbers in a dense block of columns, and in what is computed from it.
 _BLOCK = 2**24
 
 
 @dataclass(frozen=True, eq=False, repr=False)  # a comparison of tensors is not a bool
 class LikelyPositives:
-    """For each query, the unknown items that it would most probably like, each with a probability to be drawn.
+    """For each query, new items that it would most probably like, to draw as extra positives.
 
-    The correction of the CW loss, log(A − πC), needs further positives of the row's query: a sample of the items that
-    it likes. Known positives that training uses are no such sample, since training has pushed their scores up. These
-    here are none of the known ones: they are items that go together with them in the interactions of all queries, found
-    in closed form, before training. Drawn for each row and given as `extra_pos_ids`, they have their part taken out of
-    the negatives, and their scores are raised until the floor of the correction binds.
+    The correction of the CW loss, log(A − πC), needs extra positives of the row's query: a sample of the items that the
+    query likes. Known positives are not such a sample, as training has already raised their scores. Likely positives
+    are not among the known ones. They occur together with them in the interactions of all queries, and are found before
+    training, without a model. Draw some for each row and pass them as `extra_pos_ids`. The correction then removes
+    their share from the negatives, and raises their scores until its floor binds.
 
-    Made by :meth:`by_regression`, for catalogues of up to some ten thousand items, or by :meth:`by_walks`, for larger
-    ones. In both, a query's items of the highest scores s are kept, and drawn with probability ∝ max(s, 0)^power.
+    Make them with :meth:`by_regression` for catalogues of up to about ten thousand items, or with :meth:`by_walks` for
+    larger ones. Both keep the items with the highest scores s of each query, and draw them with probability
+    ∝ max(s, 0)^power.
+
+    >>> import torch
+    >>> from cw_ext import Interactions, LikelyPositives, sampled_cw_loss
+    >>> users = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3, 3])
+    >>> liked = torch.tensor([0, 1, 0, 1, 0, 2, 3, 4, 1])
+    >>> known = Interactions(users, liked, num_queries=4, num_items=5)
+    >>> likely = LikelyPositives.by_walks(known, number=2)
+    >>> likely.ids.tolist()  # users 0 and 1 would like item 2, then item 4; −1: user 2 has only one item
+    [[2, 4], [2, 4], [1, -1], [0, -1]]
+    >>> extra = likely.draw(users, 3, seed=0)  # three for each row of the batch
+    >>> queries, items = torch.randn(9, 8), torch.randn(5, 8)
+    >>> loss = sampled_cw_loss(queries, items, users, liked, known, 50, prior=0.1, extra_pos_ids=extra)
 
     Attributes:
-        ids: int32 [num_queries, K], the most probable first; −1 where a query has fewer items with a score above 0.
-        probabilities: fp32 [num_queries, K], the rows sum to 1; 0 where there is no item.
-
-    >>> likely = LikelyPositives.by_walks(interactions)
-    >>> extra_pos_ids = likely.draw(query_ids, 20, seed=step)
-    >>> sampled_cw_loss(queries, items, query_ids, pos_ids, interactions, 1000, prior=0.1, extra_pos_ids=extra_pos_ids)
+        ids: int32 [num_queries, K], the most probable item first. −1 where a query has fewer items with a score above
+            0.
+        probabilities: fp32 [num_queries, K]. Each row sums to 1. 0 where there is no item.
     """
 
     ids: Tensor
@@ -48,22 +58,28 @@ class LikelyPositives:
     def by_regression(
         cls, interactions: Interactions, number: int = 20, *, penalty: float = 100.0, power: float = 2.0
     ) -> LikelyPositives:
-        """By EASE (Steck, "Embarrassingly shallow autoencoders for sparse data", WWW 2019, arXiv 1905.03375).
+        """Find likely positives by ridge regression: EASE.
 
-        Each item is predicted from the others by ridge regression over all queries: with G = XᵀX and P = (G + λI)⁻¹ the
-        scores are XB, B_ij = −P_ij/P_jj for i ≠ j and 0 on the diagonal (eq. 8). Takes time ∝ num_items³ and three
-        tables of num_items² fp32 numbers, 1.2 GB for 10,000 items and 120 GB for 100,000.
+        (Steck, "Embarrassingly shallow autoencoders for sparse data", WWW 2019, arXiv 1905.03375.) Each item is
+        predicted from the others by ridge regression over all queries. With G = XᵀX and P = (G + λI)⁻¹ the scores are
+        XB, with B_ij = −P_ij/P_jj for i ≠ j and 0 on the diagonal (eq. 8). The time grows with num_items³. Memory holds
+        three tables of num_items² fp32 numbers: 1.2 GB for 10,000 items and 120 GB for 100,000.
 
         Args:
-            interactions: the known positives X, each counted once. Of training only.
-            number: K ≥ 1, at most this many items per query.
-            penalty: λ > 0. About a hundred; more gives more popular items.
-            power: > 0.
+            interactions: the known positives X, each counted once. Use the training data only.
+            number: K ≥ 1, the most items kept per query.
+            penalty: λ > 0, about a hundred. A larger penalty gives more popular items.
+            power: > 0. A larger power draws the most probable items more often.
 
         Raises:
-            TypeError, ValueError: the message contains the argument, what was expected and what came. So many items
-                that their tables do not fit into the memory of the interactions' device are refused before any is made;
-                a penalty is refused that is too small for G + λI to be inverted.
+            TypeError, ValueError: an argument is invalid. The message has its name, what was expected and what it got.
+                This includes more items than the memory of the interactions' device has room for (checked before any
+                table is made), and a penalty too small for the inverse of G + λI.
+
+        >>> from cw_ext import Interactions, LikelyPositives
+        >>> known = Interactions([0, 0, 1, 1, 2], [0, 1, 0, 2, 0], num_queries=3, num_items=3)
+        >>> LikelyPositives.by_regression(known, number=1, penalty=1.0).ids.tolist()
+        [[2], [1], [1]]
         """
         _check(interactions, number, power)
         checks.positive_number("penalty", penalty)
@@ -87,22 +103,22 @@ class LikelyPositives:
     def by_walks(
         cls, interactions: Interactions, number: int = 20, *, popularity_exponent: float = 0.35, power: float = 4.0
     ) -> LikelyPositives:
-        """By RP3β (Paudel et al., "Updatable, accurate, diverse, and scalable recommendations for interactive
-        applications", ACM TiiS 7(1), 2017), with its α = ½.
+        """Find likely positives by random walks: RP3β, with its α = ½.
 
-        The score of an item j is the probability of a random walk from the query over one of its items to another query
-        and on to j, each step's probability to the power ½, divided by the β-th power of how many queries know j. No
-        table between items is made. It takes time ∝ num_queries · number of pairs, so it is for up to some hundred
-        thousand queries, and memory for some queries' scores at a time.
+        (Paudel et al., "Updatable, accurate, diverse, and scalable recommendations for interactive applications", ACM
+        TiiS 7(1), 2017.) The score of an item j is the probability of a random walk from the query to one of its items,
+        to another query and on to j, with each step's probability to the power ½. It is divided by the number of
+        queries of j to the power β. There is no table between items. The time grows with num_queries · number of pairs,
+        so use it for up to some hundred thousand queries. Memory holds the scores of a few queries at a time.
 
         Args:
-            interactions: the known positives, each counted once. Of training only.
-            number: K ≥ 1, at most this many items per query.
-            popularity_exponent: β ≥ 0. More gives less popular items.
-            power: > 0.
+            interactions: the known positives, each counted once. Use the training data only.
+            number: K ≥ 1, the most items kept per query.
+            popularity_exponent: β ≥ 0. A larger exponent gives less popular items.
+            power: > 0. A larger power draws the most probable items more often.
 
         Raises:
-            TypeError, ValueError: the message contains the argument, what was expected and what came.
+            TypeError, ValueError: an argument is invalid. The message has its name, what was expected and what it got.
         """
         _check(interactions, number, power)
         if checks.number("popularity_exponent", popularity_exponent, "a number of at least 0") < 0:
@@ -123,7 +139,11 @@ class LikelyPositives:
     def _of(
         cls, interactions: Interactions, number: int, power: float, score: Callable[[Tensor], Tensor], rows: int
     ) -> LikelyPositives:
-        """The highest scores, computed from known items [I, queries] as ones, by way of matrices with so many rows."""
+        """Keep the highest scores. `score` computes them from the known items as ones, [I, queries].
+
+        Args:
+            rows: of the tallest matrix that `score` makes.
+        """
         count = min(number, interactions.num_items)
         ids, weights = [], []
         _, by_item = _matrices(interactions)
@@ -132,27 +152,27 @@ class LikelyPositives:
             scores = score(block).masked_fill_(block > 0, 0.0)
             highest, items = scores.topk(count, dim=0)
             ids.append(items.T.int().masked_fill_(highest.T <= 0, -1))
-            # Relative to the highest, so that no power of a small score is 0 for all of a query's items.
+            # Relative to the highest, so that no power of small scores is 0 for all items of a query.
             weights.append((highest / highest[:1].clamp(min=torch.finfo(highest.dtype).tiny)).T.clamp(min=0) ** power)
         weight = torch.cat(weights)
         return cls(torch.cat(ids), weight / weight.sum(1, keepdim=True).clamp(min=1.0))
 
     @torch.no_grad()
     def draw(self, query_ids: Tensor, number: int, *, seed: int | Tensor | None = None) -> Tensor:
-        """Draw items for each row, with replacement.
+        """Draw likely positives for each row of a batch, with replacement.
 
         Args:
             query_ids: int32 or int64 [B]; −1 is padding.
-            number: M ≥ 1.
-            seed: a number ≥ 0, or an int64 tensor without dimensions; the same items for the same seed, also on another
-                device. Drawn from torch's generator if None.
+            number: M ≥ 1, draws per row.
+            seed: a number ≥ 0, or an int64 tensor without dimensions. The same seed draws the same items, on any
+                device. None takes a seed from torch's generator.
 
         Returns:
-            int64 [B, M] for `extra_pos_ids`; −1 in rows of padding and of queries that have no likely item.
+            int64 [B, M] for `extra_pos_ids`. −1 in rows of padding and of queries without a likely item.
 
         Raises:
-            TypeError, ValueError: the message contains the argument, what was expected and what came.
-            IndexError: an id out of range, on the CPU.
+            TypeError, ValueError: an argument is invalid. The message has its name, what was expected and what it got.
+            IndexError: an id is out of range (checked on the CPU).
         """
         checks.whole_number("number", number, 1, checks.MOST_DRAWS)
         checks.has_dtype("query_ids", query_ids, (torch.int32, torch.int64))
@@ -170,7 +190,7 @@ class LikelyPositives:
         return drawn.masked_fill_(query_ids.unsqueeze(1) < 0, -1)
 
     def to(self, device: torch.device | str) -> LikelyPositives:
-        """The same on another device."""
+        """The same likely positives on another device."""
         return LikelyPositives(self.ids.to(device), self.probabilities.to(device))
 
     def __repr__(self) -> str:
@@ -184,7 +204,7 @@ def _check(interactions: Interactions, number: int, power: float) -> None:
 
 
 def _check_tables_fit(interactions: Interactions) -> None:
-    """Before they are made: the system may kill the process rather than refuse it the memory."""
+    """Check before they are made: the system may kill the process instead of refusing the memory."""
     memory = _memory(interactions.device)
     if memory is not None and interactions.num_items > (most := math.isqrt(memory // (3 * 4))):
         raise ValueError(
@@ -195,7 +215,7 @@ def _check_tables_fit(interactions: Interactions) -> None:
 
 
 def _memory(device: torch.device) -> int | None:
-    """How many bytes the device has in all; None where the system does not say."""
+    """The total number of bytes of the device; None if the system does not tell."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[1]
     try:
@@ -215,10 +235,10 @@ def _matrices(interactions: Interactions) -> tuple[Tensor, Tensor]:
 
 
 def _dense_columns(matrix: Tensor, columns: Tensor, rows: int) -> Iterator[Tensor]:
-    """The columns of a sparse matrix, some at a time, as dense ones.
+    """The columns of a sparse matrix as dense ones, a few at a time.
 
     Args:
-        rows: of the tallest matrix made of them.
+        rows: of the tallest matrix computed from them.
     """
     for some in columns.split(max(1, _BLOCK // rows)):
         yield matrix.index_select(1, some).to_dense()

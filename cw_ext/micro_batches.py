@@ -1,4 +1,4 @@
-"""The embeddings of a large batch, from an encoder that has room for a small one."""
+"""The embeddings of a large batch, from an encoder whose activations fit only for a small one."""
 
 from __future__ import annotations
 
@@ -15,41 +15,51 @@ Inputs = Tensor | tuple[Tensor, ...] | list[Tensor] | Mapping[str, Tensor]
 
 
 def encode_in_micro_batches(encoder: Callable[..., Tensor], inputs: Inputs, micro_batch_size: int) -> Tensor:
-    """Encodes a batch in parts, and keeps the activations of none: backward encodes each part again.
+    """Encode a batch in parts, and keep the activations of none: backward encodes each part again.
 
-    A loss over all embeddings then has the gradients of the whole batch, those of gradient caching ("Scaling Deep
-    Contrastive Learning Batch Size under Memory Limited Setup", arXiv 2101.06983), and its `backward()` is called as
-    always. What is held at a time are the inputs, the embeddings, and the activations of one part, for one more
-    forward pass of the encoder. It is torch.utils.checkpoint for each part: dropout is the same in both passes, under
+    A loss over all embeddings then has the gradients of the whole batch, as with gradient caching ("Scaling Deep
+    Contrastive Learning Batch Size under Memory Limited Setup", arXiv 2101.06983), and you call its `backward()` as
+    usual. Memory holds the inputs, the embeddings and the activations of one part; the price is one more forward pass
+    of the encoder. Each part runs under torch.utils.checkpoint, so that dropout is the same in both passes, under
     autocast too.
 
-    >>> queries = encode_in_micro_batches(query_encoder, query_tokens, 32)  # [1024, D]
-    >>> items = encode_in_micro_batches(item_encoder, item_tokens, 32)  # [1024, D]
-    >>> cw_loss_in_batch(queries, items, torch.arange(1024), log_q_correction=False).backward()
+    An encoder that mixes the rows of its batch only sees the rows of one part, and sees them twice. Batch normalisation
+    in training mode then normalises over each part, which differs from normalising over the batch, and updates its
+    running statistics in both passes. Put it into eval mode, or use another normalisation.
 
-    An encoder that mixes the rows of its batch sees the rows of a part only, twice. Batch normalisation in training
-    mode then normalises by each part, which is not the whole batch's result, and moves its running statistics in both
-    passes: put it into eval mode, or use another normalisation.
-
-    Under DistributedDataParallel wrap the module whose forward() calls this function; or the encoder, if it has no
-    buffers or does not send them at each pass (forward_sync_buffers=False). Different processes may have different
+    Under DistributedDataParallel, wrap the module whose forward() calls this function. You may also wrap the encoder if
+    it has no buffers, or does not send them at each pass (forward_sync_buffers=False). Processes may have different
     numbers of parts.
 
     Args:
-        encoder: a module or function. Called as encoder(x) where `inputs` is a tensor, encoder(*x) where it is a tuple
-            or a list, and encoder(**x) where it is a mapping (a tokenizer's output), with at most `micro_batch_size`
-            rows of each tensor. Returns [rows, ...], one row for each row that it was given; for a model with another
-            output, a function: ``lambda **x: model(**x).last_hidden_state[:, 0]``. An empty batch makes one call.
-        inputs: one tensor [B, ...] or several, all with the same B ≥ 0, on the encoder's device: only the random states
-            of the CPU and of their device are brought back for the second pass. Gradients reach them too.
-        micro_batch_size: ≥ 1. The least memory is taken by 1, the least time by the largest that fits.
+        encoder: a module or function. It is called as `encoder(x)` if `inputs` is a tensor, with the tensors as
+            positional arguments if it is a tuple or list, and as keyword arguments if it is a mapping, such as a
+            tokenizer's output; each time with at most `micro_batch_size` rows of each tensor. It returns [rows, ...],
+            one row for each row that it was given. If your model returns something else, pass a function, such as
+            ``lambda **x: model(**x).last_hidden_state[:, 0]``. An empty batch makes one call.
+        inputs: one tensor [B, ...] or several, all with the same B ≥ 0, on the encoder's device. Only the random states
+            of the CPU and of that device are restored for the second pass. The inputs get gradients too.
+        micro_batch_size: ≥ 1. 1 takes the least memory, the largest that fits takes the least time.
 
     Returns:
         [B, ...], in the order of the inputs.
 
     Raises:
-        TypeError, ValueError: the message contains the argument, what was expected and what came; also for an encoder
-            that does not return a row for each row, or a DistributedDataParallel that would send buffers.
+        TypeError, ValueError: the message names the argument, what was expected, and what it got. Also for an encoder
+            that does not return one row per row, or a DistributedDataParallel that would send buffers.
+
+    Example:
+        >>> import torch
+        >>> from cw_ext import cw_loss_in_batch, encode_in_micro_batches
+        >>> query_encoder = torch.nn.Linear(30, 16)
+        >>> item_encoder = torch.nn.Linear(40, 16)
+        >>> query_inputs = torch.randn(64, 30)
+        >>> item_inputs = torch.randn(64, 40)
+        >>> queries = encode_in_micro_batches(query_encoder, query_inputs, 8)
+        >>> items = encode_in_micro_batches(item_encoder, item_inputs, 8)
+        >>> ids = torch.arange(64)
+        >>> loss = cw_loss_in_batch(queries, items, ids, log_q_correction=False)
+        >>> loss.backward()
     """
     call, tensors = _call(encoder, inputs)
     checks.whole_number("micro_batch_size", micro_batch_size, 1)
@@ -57,7 +67,7 @@ def encode_in_micro_batches(encoder: Callable[..., Tensor], inputs: Inputs, micr
     encoded = []
     for start in range(0, max(rows, 1), int(micro_batch_size)):
         part = [tensor[start : start + int(micro_batch_size)] for tensor in tensors]
-        # All by position: checkpoint looks there for the devices whose random state it has to bring back.
+        # All by position: checkpoint looks there for the devices whose random state it must restore.
         encoded.append(checkpoint(call, *part, use_reentrant=False))
         _check_encoded(encoded[-1], part[0].shape[0])
     return torch.cat(encoded)
@@ -70,7 +80,7 @@ def _call(encoder: Callable[..., Tensor], inputs: Inputs) -> tuple[Callable[...,
     if isinstance(encoder, DistributedDataParallel) and encoder.broadcast_buffers and _has_buffers(encoder):
         raise ValueError(
             "encoder must not be a DistributedDataParallel that sends its buffers at each pass, as processes with "
-            "other numbers of parts would wait for each other: make it with forward_sync_buffers=False "
+            "different numbers of parts would wait for each other: make it with forward_sync_buffers=False "
             "(broadcast_buffers in older versions of torch), or wrap the module that calls encode_in_micro_batches; "
             "got buffers and True"
         )
@@ -89,7 +99,7 @@ def _has_buffers(module: nn.Module) -> bool:
 
 
 def _named(inputs: Inputs, tensors: list[Tensor]) -> list[tuple[str, Tensor]]:
-    """The tensors with the names that errors call them by."""
+    """The tensors with their names for error messages."""
     if isinstance(inputs, Tensor):
         return [("inputs", inputs)]
     keys = inputs if isinstance(inputs, Mapping) else range(len(tensors))
@@ -117,5 +127,5 @@ def _check_encoded(encoded: object, rows: int) -> None:
         raise TypeError(f"encoder must return a torch.Tensor, got {type(encoded).__name__}")
     if encoded.dim() == 0 or encoded.shape[0] != rows:
         raise ValueError(
-            f"encoder must return a row for each of the {rows} rows that it was given, got shape {tuple(encoded.shape)}"
+            f"encoder must return a row for each of the {rows} rows it was given, got shape {tuple(encoded.shape)}"
         )

@@ -19,23 +19,23 @@ from cw_ext.sampled_losses import cw_loss_full, sampled_cw_loss
 
 
 def _shown(value: object) -> str:
-    """A value in the module's line of text, which values for a thousand rows would not leave room for."""
+    """A value for the module's repr, which has no room for a thousand rows."""
     if not isinstance(value, Tensor):
         return repr(value)
     return f"tensor of shape {tuple(value.shape)}" if value.dim() else repr(value.detach())
 
 
 class _Loss(nn.Module):
-    """Holds the loss arguments. Numbers among them, and the settings of a subclass, are checked when the module is
-    made; the values of tensors with each batch.
+    """Stores the loss arguments. Numbers, and the settings of a subclass, are checked when the module is made, the
+    values of tensors at each call.
 
-    A tensor among them is not one of the module's parameters: a temperature that is learned belongs to the model, which
-    hands it over with each batch.
+    A tensor among them is not registered as a parameter: a learned temperature belongs to the model, which passes it
+    with each batch.
     """
 
     @documents_loss_arguments
     def __init__(self, **loss: Unpack[LossArguments]) -> None:
-        """Takes the loss arguments."""
+        """Checks and stores the loss arguments."""
         super().__init__()
         resolve(loss)
         self.loss: LossArguments = loss
@@ -52,8 +52,14 @@ class _Loss(nn.Module):
 class CWLoss(_Loss):
     """:func:`cw_ext.cw_loss` as a module.
 
-    >>> criterion = CWLoss(temperature=0.1)
-    >>> criterion(pos_scores, neg_scores).backward()  # [B], [B, N]
+    Example:
+        >>> import torch
+        >>> from cw_ext import CWLoss
+        >>> criterion = CWLoss(temperature=0.1, weighting="none")
+        >>> pos_scores = torch.tensor([0.5])
+        >>> neg_scores = torch.tensor([[0.3, 0.4]])
+        >>> print(f"{criterion(pos_scores, neg_scores).item():.3f}")
+        -0.687
     """
 
     def forward(
@@ -68,8 +74,8 @@ class CWLoss(_Loss):
         prior: float | Tensor | None = None,
         confidence_threshold: float | Tensor | None = None,
     ) -> Tensor:
-        """See :func:`cw_ext.cw_loss`. `temperature`, `prior` and `confidence_threshold` replace the module's for
-        this call."""
+        """See :func:`cw_ext.cw_loss`. If you give `temperature`, `prior` or `confidence_threshold`, they replace the
+        module's for this call."""
         return cw_loss(
             pos_scores,
             neg_scores,
@@ -86,8 +92,15 @@ class CWLoss(_Loss):
 class CWEmbeddingLoss(_Loss):
     """:func:`cw_ext.cw_loss_from_embeddings` as a module.
 
-    >>> criterion = CWEmbeddingLoss(temperature=0.1, similarity="half_cosine")
-    >>> criterion(users.weight[user_ids], items.weight, pos_ids, neg_ids).backward()
+    Example:
+        >>> import torch
+        >>> from cw_ext import CWEmbeddingLoss
+        >>> criterion = CWEmbeddingLoss(temperature=0.2, similarity="cosine")
+        >>> users = torch.nn.Embedding(100, 16)
+        >>> items = torch.nn.Embedding(500, 16)
+        >>> user_ids, pos_ids = torch.tensor([[3, 8], [41, 7]])
+        >>> neg_ids = torch.randint(500, (2, 20))
+        >>> criterion(users(user_ids), items, pos_ids, neg_ids).backward()
     """
 
     @documents_loss_arguments
@@ -98,7 +111,7 @@ class CWEmbeddingLoss(_Loss):
         sparse_grad: bool = False,
         **loss: Unpack[LossArguments],
     ) -> None:
-        """Takes the similarity, the kind of gradient and the loss arguments."""
+        """Checks and stores the settings. See :func:`cw_ext.cw_loss_from_embeddings`."""
         super().__init__(**loss)
         check_similarity(similarity)
         checks.flag("sparse_grad", sparse_grad)
@@ -123,8 +136,8 @@ class CWEmbeddingLoss(_Loss):
         prior: float | Tensor | None = None,
         confidence_threshold: float | Tensor | None = None,
     ) -> Tensor:
-        """See :func:`cw_ext.cw_loss_from_embeddings`. `temperature`, `prior` and `confidence_threshold` replace
-        the module's for this call."""
+        """See :func:`cw_ext.cw_loss_from_embeddings`. If you give `temperature`, `prior` or `confidence_threshold`,
+        they replace the module's for this call."""
         return cw_loss_from_embeddings(
             queries,
             items,
@@ -143,7 +156,7 @@ class CWEmbeddingLoss(_Loss):
 
 
 class _InteractionsLoss(_Loss):
-    """Holds the known positives, and moves them to the device of the batch."""
+    """Stores the known positives, and moves them to the device of the batch."""
 
     def __init__(self, interactions: Interactions | None, **loss: Unpack[LossArguments]) -> None:
         super().__init__(**loss)
@@ -170,8 +183,16 @@ class _InteractionsLoss(_Loss):
 class CWSampledLoss(_InteractionsLoss):
     """:func:`cw_ext.sampled_cw_loss` as a module.
 
-    >>> criterion = CWSampledLoss(interactions, num_negatives=1000, temperature=0.1)
-    >>> criterion(users.weight[user_ids], items.weight, user_ids, pos_ids).backward()
+    Example:
+        >>> import torch
+        >>> from cw_ext import CWSampledLoss, Interactions
+        >>> users = torch.nn.Embedding(3, 16)
+        >>> items = torch.nn.Embedding(50, 16)
+        >>> user_ids = torch.tensor([0, 0, 1, 2])
+        >>> item_ids = torch.tensor([10, 11, 11, 42])
+        >>> known = Interactions(user_ids, item_ids, num_queries=3, num_items=50)
+        >>> criterion = CWSampledLoss(known, num_negatives=20, temperature=0.1)
+        >>> criterion(users(user_ids), items, user_ids, item_ids).backward()
     """
 
     @documents_loss_arguments
@@ -191,7 +212,7 @@ class CWSampledLoss(_InteractionsLoss):
         recompute: bool = False,
         **loss: Unpack[LossArguments],
     ) -> None:
-        """Takes the known positives, how to draw from the rest, and the loss arguments."""
+        """Checks and stores the known positives and the settings. See :func:`cw_ext.sampled_cw_loss`."""
         super().__init__(interactions, **loss)
         check_interactions(interactions, "interactions", None)
         check_draws(num_negatives, distribution, popularity_exponent, popularity_smoothing)
@@ -228,8 +249,8 @@ class CWSampledLoss(_InteractionsLoss):
         prior: float | Tensor | None = None,
         confidence_threshold: float | Tensor | None = None,
     ) -> Tensor:
-        """See :func:`cw_ext.sampled_cw_loss`. `temperature`, `prior` and `confidence_threshold` replace
-        the module's for this call."""
+        """See :func:`cw_ext.sampled_cw_loss`. If you give `temperature`, `prior` or `confidence_threshold`, they
+        replace the module's for this call."""
         return sampled_cw_loss(
             queries,
             items,
@@ -252,8 +273,17 @@ class CWSampledLoss(_InteractionsLoss):
 class CWInBatchLoss(_InteractionsLoss):
     """:func:`cw_ext.cw_loss_in_batch` as a module.
 
-    >>> criterion = CWInBatchLoss(interactions, num_negatives=1024, temperature=0.1)
-    >>> criterion(users.weight[user_ids], items.weight, pos_ids, query_ids=user_ids).backward()
+    Example:
+        >>> import torch
+        >>> from cw_ext import CWInBatchLoss, Interactions
+        >>> users = torch.nn.Embedding(3, 16)
+        >>> items = torch.nn.Embedding(50, 16)
+        >>> user_ids = torch.tensor([0, 0, 1, 2])
+        >>> item_ids = torch.tensor([10, 11, 11, 42])
+        >>> known = Interactions(user_ids, item_ids, num_queries=3, num_items=50)
+        >>> criterion = CWInBatchLoss(known, num_negatives=20, temperature=0.1)
+        >>> loss = criterion(users(user_ids), items, item_ids, query_ids=user_ids)
+        >>> loss.backward()
     """
 
     @documents_loss_arguments
@@ -272,7 +302,7 @@ class CWInBatchLoss(_InteractionsLoss):
         sparse_grad: bool = False,
         **loss: Unpack[LossArguments],
     ) -> None:
-        """Takes the known positives, what to mix in, and the loss arguments."""
+        """Checks and stores the known positives and the settings. See :func:`cw_ext.cw_loss_in_batch`."""
         super().__init__(interactions, **loss)
         checks.num_negatives(num_negatives, 0)
         check_similarity(similarity)
@@ -318,8 +348,8 @@ class CWInBatchLoss(_InteractionsLoss):
         prior: float | Tensor | None = None,
         confidence_threshold: float | Tensor | None = None,
     ) -> Tensor:
-        """See :func:`cw_ext.cw_loss_in_batch`. `temperature`, `prior` and `confidence_threshold` replace
-        the module's for this call."""
+        """See :func:`cw_ext.cw_loss_in_batch`. If you give `temperature`, `prior` or `confidence_threshold`, they
+        replace the module's for this call."""
         return cw_loss_in_batch(
             queries,
             items,
@@ -343,8 +373,17 @@ class CWInBatchLoss(_InteractionsLoss):
 class CWFullLoss(_InteractionsLoss):
     """:func:`cw_ext.cw_loss_full` as a module.
 
-    >>> criterion = CWFullLoss(interactions, temperature=0.1)
-    >>> criterion(users.weight[user_ids], items.weight, pos_ids, query_ids=user_ids).backward()
+    Example:
+        >>> import torch
+        >>> from cw_ext import CWFullLoss, Interactions
+        >>> users = torch.nn.Embedding(3, 16)
+        >>> items = torch.nn.Embedding(50, 16)
+        >>> user_ids = torch.tensor([0, 0, 1, 2])
+        >>> item_ids = torch.tensor([10, 11, 11, 42])
+        >>> known = Interactions(user_ids, item_ids, num_queries=3, num_items=50)
+        >>> criterion = CWFullLoss(known, temperature=0.1)
+        >>> loss = criterion(users(user_ids), items, item_ids, query_ids=user_ids)
+        >>> loss.backward()
     """
 
     @documents_loss_arguments
@@ -355,7 +394,7 @@ class CWFullLoss(_InteractionsLoss):
         similarity: Similarity = "half_cosine",
         **loss: Unpack[LossArguments],
     ) -> None:
-        """Takes the known positives, the similarity and the loss arguments."""
+        """Checks and stores the known positives and the settings. See :func:`cw_ext.cw_loss_full`."""
         super().__init__(interactions, **loss)
         check_similarity(similarity)
         self.settings = {"similarity": similarity}
@@ -373,8 +412,8 @@ class CWFullLoss(_InteractionsLoss):
         prior: float | Tensor | None = None,
         confidence_threshold: float | Tensor | None = None,
     ) -> Tensor:
-        """See :func:`cw_ext.cw_loss_full`. `temperature`, `prior` and `confidence_threshold` replace the module's for
-        this call."""
+        """See :func:`cw_ext.cw_loss_full`. If you give `temperature`, `prior` or `confidence_threshold`, they replace
+        the module's for this call."""
         return cw_loss_full(
             queries,
             items,

@@ -1,4 +1,4 @@
-"""The public function that draws negatives, and the checks of the arguments that all draws share."""
+"""The public function that draws negatives, and the argument checks that all draws share."""
 
 from __future__ import annotations
 
@@ -31,34 +31,45 @@ def draw_negatives(
     popularity_smoothing: float = 0.0,
     candidates: Tensor | Candidates | None = None,
 ) -> Tensor:
-    """The negatives that :func:`cw_ext.sampled_cw_loss` draws with the same arguments.
+    """The ids of the negatives that :func:`cw_ext.sampled_cw_loss` draws with the same arguments.
 
     Args:
-        query_ids: [B], int32 or int64, rows of `interactions`; known positives of a row's query are rejected by drawing
-            again. −1 is padding: the row's ids are −1. None: one set for all rows, from which nothing is rejected.
+        query_ids: [B], int32 or int64, the query of each row, as a row of `interactions`. A known positive of the query
+            is rejected, and another item drawn. −1 is padding: the row's ids are −1. None: draw one set for all rows,
+            and reject nothing.
         interactions: the known positives.
-        num_negatives: N in [1, 2^32], draws per row, with replacement.
+        num_negatives: N in [1, 2^32], how many negatives each row draws, with replacement.
         seed: an integer in [0, 2^63), or an int64 tensor without dimensions on the device of `interactions`. The same
-            seed gives the same negatives on any device and any number of threads: draw j of row b is the same whatever
-            B and N are. None takes a seed from torch's generator (of the device), so that torch.manual_seed()
-            reproduces a run; where torch.distributed is initialised, each process changes it by its rank.
-        first_row: in [0, 2^63 − 1 − B]: row b draws as row first_row + b. Processes with parts of a batch that give the
-            same seed, and the place of their first row in the whole batch, draw what one process draws for all of it.
-            Without effect where query_ids is None.
+            seed gives the same negatives on every device and number of threads, and draw j of row b does not depend on
+            B and N. None takes a seed from torch's generator of the device, so that torch.manual_seed() makes a run
+            reproducible. Where torch.distributed is initialised, each process changes that seed by its rank.
+        first_row: in [0, 2^63 − 1 − B]. Row b draws what row first_row + b would. If processes with parts of a batch
+            give the same seed, and each the position of its first row in the whole batch, they draw what one process
+            would draw for the whole batch. It has no effect if query_ids is None.
         distribution: "uniform" over the items, or "popularity": an item that occurs n times in `interactions` is drawn
             with probability ∝ (n + popularity_smoothing)^popularity_exponent.
         popularity_exponent: α ≥ 0.
         popularity_smoothing: ≥ 0. With 0, items that never occur are never drawn.
-        candidates: the items that can be drawn: a mask, bool [I], or ids, int32 or int64 [C], or what
-            interactions.candidates() made of one of these (to be called before where torch.compile is used). None: all.
+        candidates: the items that can be drawn: a mask, bool [I]; or ids, int32 or int64 [C]; or the result of
+            interactions.candidates() for one of these, which torch.compile needs. None: all items.
 
     Returns:
-        int64 [B, N], or [N] where query_ids is None.
+        int64 [B, N], or [N] if query_ids is None.
 
     Raises:
-        TypeError, ValueError: the message contains the argument, what was expected and what came; also for a query with
-            no item left to draw.
-        IndexError: an id out of range, on the CPU; on CUDA a device-side assertion.
+        TypeError, ValueError: the message names the argument, what was expected, and what it got. Also for a query
+            without any item left to draw.
+        IndexError: an id out of range, on the CPU. On CUDA it is a device-side assertion.
+
+    Example:
+        >>> import torch
+        >>> from cw_ext import Interactions, draw_negatives
+        >>> known = Interactions([0, 0, 1], [2, 3, 4], num_queries=2, num_items=5)
+        >>> ids = draw_negatives(torch.tensor([0, 1]), known, 100, seed=1)
+        >>> ids.shape
+        torch.Size([2, 100])
+        >>> ids[0].unique()  # items 2 and 3 are known positives of query 0
+        tensor([0, 1, 4])
     """
     check_interactions(interactions, "interactions", None)
     if query_ids is not None:
@@ -85,9 +96,9 @@ def draws_of(
     pos_ids: Tensor | None = None,
     log_weights_dtype: torch.dtype | None = None,
 ) -> Draws:
-    """Checks the arguments of a draw whose interactions and query ids have been checked.
+    """Checks the arguments of a draw whose interactions and query ids have already been checked.
 
-    Log weights are made if a dtype is given. Rows whose pos_ids are −1 need not have a negative.
+    Makes log weights if it gets a dtype for them. Rows whose pos_ids are −1 need no negative.
     """
     check_draws(num_negatives, distribution, popularity_exponent, popularity_smoothing)
     check_seed(seed, interactions.device)
@@ -114,7 +125,7 @@ def draws_of(
     return Draws(*history, seeds, first_row, num_negatives, *tables, log_weights, ids)
 
 
-# A table's log weights in another dtype, for as long as the table lives: a step must not take longer for more items.
+# A table's log weights in another dtype, as long as the table lives: a step must not take longer with more items.
 _CONVERTED = WeakTensorKeyDictionary()
 
 
@@ -123,7 +134,7 @@ def _in_dtype(log_weights: Tensor, dtype: torch.dtype) -> Tensor:
         return log_weights.to(dtype)
     kept: dict[torch.dtype, Tensor] = _CONVERTED.setdefault(log_weights, {})
     if dtype not in kept:
-        with torch.inference_mode(False):  # whose tensors could not be used in training
+        with torch.inference_mode(False):  # inference tensors could not be used in training
             kept[dtype] = log_weights.to(dtype)
     return kept[dtype]
 
@@ -149,7 +160,7 @@ def check_draws(
 
 def check_first_row(first_row: int, rows: int) -> None:
     checks.whole_number("first_row", first_row, 0)
-    # Compiled, this would limit the number of rows by a guard; the ops check it too.
+    # When compiled, this would add a guard on the number of rows; the ops check it too.
     if not torch.compiler.is_compiling() and first_row > 2**63 - 1 - rows:
         raise ValueError(f"first_row must be at most 2**63 - 1 - B with B = {rows}, got {first_row}")
 
@@ -194,7 +205,7 @@ def seed_tensor(seed: int | Tensor | None, device: torch.device) -> Tensor:
     if seed is None:
         drawn = torch.randint(MAX_SEED, (), dtype=torch.int64, device=device)
         rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-        # The generators of the processes are mostly in the same state. Rank 0 keeps the generator's seed.
+        # The processes' generators are usually in the same state. Rank 0 keeps the generator's seed.
         return drawn ^ (rank * _RANKS_APART & MAX_SEED) if rank else drawn
     if isinstance(seed, Tensor):
         return seed
@@ -230,7 +241,7 @@ def _reference_draw(
     log_weights: Tensor | None,
     candidates: Tensor | None,
 ) -> Tensor:
-    """The reference as an op: how often it draws again depends on the data, which torch.compile cannot trace."""
+    """The reference as an op: the number of rejections depends on the data, which torch.compile cannot trace."""
     history, tables = (query_ids, starts, known), (thresholds, aliases, cumulative, known_shares)
     draws = Draws(*history, seed, first_row, num_negatives, *tables, log_weights, candidates)
     return reference_sampling.draw(draws, rows, num_items).int()

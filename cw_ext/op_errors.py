@@ -1,8 +1,8 @@
-"""Errors of the ops as Python knows them.
+"""Errors of the ops, as Python exceptions.
 
-An op on LibTorch's stable ABI cannot raise TypeError, and from torch 2.15 on it cannot raise ValueError. So the kernels
-put the class at the front of the message (csrc/tensor.h), and what calls an op outside compiled code catches
-:data:`RAISED` and raises :func:`restored`.
+An op on LibTorch's stable ABI cannot raise TypeError and, from torch 2.15 on, no ValueError. So the kernels put the
+class at the front of the message (csrc/tensor.h), and callers of an op outside compiled code catch :data:`RAISED` and
+raise :func:`restored`.
 """
 
 from __future__ import annotations

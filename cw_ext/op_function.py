@@ -1,12 +1,12 @@
-"""The autograd.Function of an op, from the descriptions in op_inputs.py.
+"""The autograd.Function of an op, built from the descriptions in op_inputs.py.
 
-The forward op returns, beside each row's loss, that loss's gradient; backward multiplies it by grad_output row by
-row. What is saved is written to only where autograd is about to free it, so a second backward sees the same numbers.
-Under create_graph the gradient is taken through the reference instead, which autograd can differentiate again; so it is
-in the transforms of torch.func, which can be nested and always require that.
+The forward op returns each row's loss together with its gradient; backward multiplies that by grad_output row by row.
+Saved tensors are only overwritten where autograd is about to free them, so a second backward sees the same numbers.
+Under create_graph the gradient goes through the reference instead, which autograd can differentiate again. The
+transforms of torch.func can be nested and always need that, so they do the same.
 
-A small batch takes the kernels less time than Python. So the reduction is part of the op, which spares autograd its
-nodes, and what depends on the op alone is worked out once, when it is described.
+For a small batch, Python takes longer than the kernels. So the reduction is part of the op, which saves autograd nodes,
+and everything that depends on the op alone is computed once, when it is described.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ Gradients = dict[str, Tensor | None]
 
 scale_in_place: Any = torch.ops.cw_ext.scale_rows_.default if extension.available() else None
 
-# Whether the current backward pass keeps the graph for another. If this torch cannot tell, it is assumed.
+# Whether the current backward pass keeps the graph for another one. Assumed if this torch cannot tell.
 _keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
 
 
 def may_overwrite() -> bool:
-    """Whether the current backward pass may overwrite what was saved for it, as it is not used again."""
+    """Whether the current backward pass may overwrite its saved tensors, because they are not used again."""
     return not torch.compiler.is_compiling() and not _keeps_graph()
 
 
 def wants_graph() -> bool:
-    """Whether the gradients are to have a graph, which torch.func's transforms always want."""
+    """Whether the gradients need a graph, as they always do in torch.func's transforms."""
     if torch.compiler.is_compiling():
         return False
     return torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
 
 
 def _distinct(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The same tensors, none of them twice: a Function in torch.compile takes none twice."""
+    """The same tensors without duplicates: under torch.compile a Function must not get a tensor twice."""
     found: list[Tensor] = []
     for tensor in tensors:
         again = any([tensor is other for other in found])
@@ -54,7 +54,7 @@ def _distinct(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _together(others: Sequence[Any], places: Sequence[int], tensors: Sequence[Tensor]) -> list[Any]:
-    """An op's arguments: its tensors in their places among the others, where anything may stand."""
+    """An op's arguments: the others, with the tensors put into their places."""
     arguments = [*others]
     for place, tensor in zip(places, tensors):
         arguments[place] = tensor
@@ -62,7 +62,7 @@ def _together(others: Sequence[Any], places: Sequence[int], tensors: Sequence[Te
 
 
 class Call(NamedTuple):
-    """Of an op, without its tensors."""
+    """A call of an op, without its tensors."""
 
     op: Op
     wanted: Any
@@ -71,7 +71,7 @@ class Call(NamedTuple):
 
 
 class Saved:
-    """What a forward pass left for backward."""
+    """What a forward pass saved for backward."""
 
     __slots__ = ("computed", "op", "others", "places", "tensors", "wanted")
 
@@ -86,7 +86,7 @@ class Saved:
         return self.op.results(*self.computed)
 
     def arguments(self) -> Any:
-        """The op's inputs as it takes them, by name."""
+        """The op's inputs by name, as it takes them."""
         return self.op.layout.named(*_together(self.others, self.places, self.tensors))
 
     def by_name(self) -> dict[str, Tensor]:
@@ -96,9 +96,9 @@ class Saved:
 
 
 class Op:
-    """An op with its gradients, which go by the names of its arguments."""
+    """An op with its gradients, which are found by the names of its arguments."""
 
-    sparse_items = False  # whether their gradient is
+    sparse_items = False  # whether the gradient of the items is sparse
 
     def __init__(
         self,
@@ -109,17 +109,17 @@ class Op:
     ) -> None:
         """
         Args:
-            name: torch.ops.cw_ext.NAME.
-            layout: of its inputs.
-            results: what it returns after the losses.
-            by_reference: the losses of the same inputs, by the reference.
+            name: the op is torch.ops.cw_ext.NAME.
+            layout: the layout of its inputs.
+            results: the type of what it returns after the losses.
+            by_reference: computes the losses of the same inputs by the reference.
         """
         self.layout, self.results, self.by_reference = layout, results, by_reference
         self.op: Any = getattr(torch.ops.cw_ext, name).default if extension.available() else None
         self.only_scales = type(self).gradients is Op.gradients
         self.reduction_at = layout.names.index("reduction")
         self.rescale_at = results._fields.index("rescale")
-        # By argument: where among the results its gradient of the rows' losses is, and for a row value in which row.
+        # For each argument: which result is its gradient of the rows' losses and, for a row value, which row of that.
         at = {name: place for place, name in enumerate(results._fields)}
         self._row_gradients: dict[str, tuple[int, int | None]] = {
             name: (at[f"d_{name}"], None) for name in layout.names if f"d_{name}" in at
@@ -131,17 +131,17 @@ class Op:
     def __call__(self, inputs: Any, *options: Any) -> tuple[Tensor, ...]:
         """The op's results, with gradients."""
         arguments = self.layout.flat(inputs)
-        # A Function takes time for each of its arguments: only the tensors that are there are some.
+        # A Function takes time for each of its arguments, so it only gets the tensors that are present.
         places = tuple([place for place in self.layout.tensors if arguments[place] is not None])
         tensors = [arguments[place] for place in places]
         needs_gradient = torch.is_grad_enabled() and True in [tensor.requires_grad for tensor in tensors]
         wanted = self.wanted(inputs, needs_gradient, *options)
-        # torch.func's transforms and torch.compile want the setup_context.
+        # torch.func's transforms and torch.compile need the setup_context.
         compiling, transformed = torch.compiler.is_compiling(), torch._C._are_functorch_transforms_active()
         if compiling and transformed:
             raise NotImplementedError(
                 "torch.compile loses the kernels' gradients in torch.func's transforms: use backend='reference' there, "
-                "or leave the transform out of what is compiled"
+                "or leave the transform out of the compiled code"
             )
         result: tuple[Tensor, ...]
         if compiling:
@@ -185,7 +185,7 @@ class Op:
         return dict(zip(needed, _scaled(gradients, [*needed.values()], grad, None)))
 
     def all_scaled(self, saved: Saved, grad: Tensor, needs: tuple[bool, ...]) -> list[Tensor | None]:
-        """The gradients of all tensors, where these are the rows' own, in less time than by name."""
+        """The gradients of all tensors, if these are the rows' own gradients scaled. Faster than by name."""
         found: list[Tensor | None] = [None] * len(needs)
         scaled_at = self._scaled_at(saved.places, needs)
         gradients = [self._of_rows(saved.computed, at, row) for _, at, row in scaled_at]
@@ -196,7 +196,7 @@ class Op:
         return found
 
     def _find_scaled(self, places: tuple[int, ...], needs: tuple[bool, ...]) -> list[tuple[int, int, int | None]]:
-        """Of each tensor that needs a gradient: which one it is, and where its gradient is."""
+        """For each tensor that needs a gradient: its number, and where its gradient is."""
         names = [self.layout.names[place] for place in places]
         return [(i, *self._row_gradients[name]) for i, name in enumerate(names) if needs[i]]
 
@@ -217,8 +217,8 @@ class Op:
             found = torch.func.vjp(loss, *of)[1](grad)
         else:
             with torch.enable_grad():
-                # Views, since an input may have been computed from another: queries from items. The gradient of items
-                # would then include what flows through the queries, and so count it twice.
+                # Views, since one input may have been computed from another, such as queries from items. The gradient
+                # of items would then include the part that flows through the queries, and count it twice.
                 of = [x.view_as(x) for x in of]
                 found = torch.autograd.grad(loss(*of), of, grad, create_graph=True, allow_unused=True)
         return dict(zip(needed, found))
@@ -240,7 +240,7 @@ def _scaled(gradients: list[Tensor], like: Sequence[Tensor], grad: Tensor, resca
         else:
             others.setdefault(dtype, []).append(i)
     if own:
-        # In place: fresh memory takes the system longer to hand out than the multiplication takes.
+        # In place: allocating fresh memory takes longer than the multiplication.
         scale_in_place(own, grad, rescale)
     if others and rescale is not None:
         grad = grad * rescale
@@ -274,8 +274,8 @@ def gradients_of(
 
 
 class OpFunction(torch.autograd.Function):
-    """Any op. Its arguments are the op, what is wanted for backward, the op's arguments without its tensors, and these:
-    their places and themselves.
+    """The autograd.Function of any op. Its arguments are the op, what is wanted for backward, the op's arguments
+    without its tensors, the places of the tensors, and the tensors.
     """
 
     @staticmethod
@@ -291,7 +291,7 @@ class OpFunction(torch.autograd.Function):
         ctx.op, ctx.wanted, ctx.others, ctx.places = op, wanted, others, places
         ctx.mark_non_differentiable(*[x for x in output[1:] if x is not None])
         ctx.set_materialize_grads(False)
-        # All tensors: a seed or ids that are written to before backward would draw others in silence.
+        # All tensors: if a seed or ids are written to before backward, it would silently draw others.
         ctx.save_for_backward(*tensors, *output[len(Losses._fields) :])
 
     @staticmethod
@@ -311,9 +311,9 @@ class OpFunction(torch.autograd.Function):
 
 
 class _Direct(torch.autograd.Function):
-    """The same for eager mode, where all takes time: apply() works out forward's signature for a setup_context, and
-    each input and output becomes part of the graph. So here there is none of the former, and of the latter the tensors
-    and the loss alone. What else belongs to the losses is appended to a list.
+    """The same for eager mode, where every step takes time: apply() inspects forward's signature if there is a
+    setup_context, and every input and output becomes part of the graph. So there is no setup_context here, and only the
+    tensors and the loss are in the graph. The other losses' results are appended to a list.
     """
 
     @staticmethod
@@ -336,5 +336,5 @@ class _Direct(torch.autograd.Function):
             raise op_errors.restored(error) from None
 
 
-# What Function.apply comes to outside torch.func's transforms, without its looking at each argument.
+# What Function.apply does outside torch.func's transforms, without inspecting each argument.
 _apply_directly: Callable[..., Tensor] = super(torch.autograd.Function, _Direct).apply

@@ -1,7 +1,7 @@
 """What the ops of the loss take and return: one tuple per op, with its fields in the order of the op's schema.
 
-A tuple may hold other tuples (the row values, a curve, the loss's parameters, a history, draws). To the op these are
-arguments like any other: :class:`Layout` translates. tests/test_op_inputs.py compares the tuples with the schemas.
+A tuple may contain other tuples: the row values, a curve, the loss's parameters, a history, draws. The op takes their
+fields as plain arguments, and :class:`Layout` translates. tests/test_op_inputs.py compares the tuples with the schemas.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from cw_ext.row_values import CurveInputs, RowValues
 
 
 class ScoreInputs(NamedTuple):
-    """Level 1."""
+    """The loss on scores."""
 
     pos: Tensor  # [B]
     neg: Tensor  # [B, N]
@@ -32,7 +32,7 @@ class ScoreInputs(NamedTuple):
 
 
 class EmbeddingInputs(NamedTuple):
-    """Level 2."""
+    """The loss on embeddings."""
 
     queries: Tensor  # [B, D]
     items: Tensor  # [I, D]
@@ -50,7 +50,7 @@ class EmbeddingInputs(NamedTuple):
 
 
 class SampledInputs(NamedTuple):
-    """Level 3: the negatives are drawn inside."""
+    """The sampled loss: the negatives are drawn inside."""
 
     queries: Tensor  # [B, D]
     items: Tensor  # [I, D]
@@ -79,11 +79,11 @@ class FullInputs(NamedTuple):
     reduction: str
 
 
-# ---- the arguments after these, which choose what is computed for backward ---------------------------------
+# ---- the last arguments, which choose what is computed for backward ----------------------------------------
 
 
 class Wanted(NamedTuple):
-    """Of level 1."""
+    """For the loss on scores."""
 
     with_gradients: bool
     with_log_q_gradient: bool
@@ -91,7 +91,7 @@ class Wanted(NamedTuple):
 
 
 class EmbeddingsWanted(NamedTuple):
-    """Of level 2."""
+    """For the loss on embeddings."""
 
     with_gradients: bool
     with_log_q_gradient: bool
@@ -122,12 +122,13 @@ class Losses(NamedTuple):
 
     loss: Tensor  # [B], or reduced
     live: Tensor  # bool [B]: the row has a negative
-    # int64 [B]: how many negatives score above the threshold; None at level 1 and else empty, where that is not asked.
+    # int64 [B]: how many negatives score above the threshold. If not asked for: None from the op on scores, else empty.
     above: Tensor | None
 
 
-# The rest is for backward: the wanted gradients of each row's loss; the others are None at level 1, whose small batches
-# cannot wait for further tensors, and else empty. A mean's gradients must still be multiplied by `rescale`.
+# The rest is for backward: the wanted gradients of each row's loss. Gradients that are not wanted are None from the op
+# on scores, where more tensors would slow small batches down, and else empty. Those of a mean still need the factor
+# `rescale`.
 
 
 class ScoreResults(NamedTuple):
@@ -155,7 +156,7 @@ class EmbeddingResults(NamedTuple):
 
 class SampledResults(NamedTuple):
     rescale: Tensor
-    d_queries: Tensor  # these three as at level 2
+    d_queries: Tensor  # these three as in EmbeddingResults
     unit_queries: Tensor
     coefficients: Tensor
     d_row_values: Tensor  # [K, B]
@@ -181,9 +182,9 @@ class Layout(Generic[T]):
 
     Attributes:
         make: the tuple's type.
-        names: of the arguments.
+        names: the names of the arguments.
         named: makes a tuple of the arguments, with their names.
-        tensors: the places of those that are tensors (or None).
+        tensors: the positions of those that are tensors (or None).
     """
 
     names: tuple[str, ...]
@@ -258,15 +259,15 @@ class Layout(Generic[T]):
     fields = 1
 
 
-# These come together.
+# These always come together.
 _OF_LOSS = ("row_values", "curve", "parameters")
 
 
 class _LossLayout(Layout[tuple[RowValues, CurveInputs, RowParameters]]):
-    """A tensor or None for each row value and for the curve, and one list of all that is the same for all rows.
+    """A tensor or None for each row value and for the curve, and one list of all numbers that hold for every row.
 
-    csrc/loss_arguments.h has the other side. A list, because torch takes time for each argument of an op, which for
-    a small batch is more than the loss takes.
+    csrc/loss_arguments.h is its counterpart. It is a list because torch needs time for each argument of an op: with a
+    small batch, more than the loss itself takes.
     """
 
     fields = len(_OF_LOSS)

@@ -35,7 +35,7 @@ Check = Callable[[str, Any], Any]
 
 
 class Argument(NamedTuple):
-    """An entry of :class:`LossArguments`, beside the argument's name and type."""
+    """An entry of :class:`LossArguments`, apart from the argument's name and type."""
 
     default: Any
     check: Check
@@ -93,16 +93,26 @@ def _is_positive(x: float) -> bool:
 
 
 class LossArguments(TypedDict, total=False):
-    """Keyword arguments that every form of the loss takes."""
+    """The keyword arguments that every form of the loss takes.
+
+    If your own function passes them on, declare them as ``**loss: Unpack[LossArguments]``, so that a type checker knows
+    them::
+
+        from typing import Unpack
+        from cw_ext.parameters import LossArguments
+
+        def my_loss(pos_scores, neg_scores, **loss: Unpack[LossArguments]): ...
+    """
 
     temperature: Annotated[
         float | Tensor,
         Argument(
             0.1,
             _number("> 0", _is_positive, rows=True),
-            "τ > 0, on the scale of the scores (for ½·cosine, half the value used with the cosine); a float, or a "
-            "tensor with one value or one per row, which gets a gradient if it requires one. A tensor's values are "
-            "checked as those of `prior`. A module keeps it as it is, and not among its parameters().",
+            "τ > 0, on the scale of the scores: for ½·cosine, half of a temperature tuned for the cosine. A float, or "
+            "a tensor with one value or one per row. A tensor can be learned: it gets a gradient if it requires one. "
+            "Its values are checked like those of `prior`. A module stores the tensor, but does not register it among "
+            "its parameters().",
         ),
     ]
     prior: Annotated[
@@ -110,9 +120,9 @@ class LossArguments(TypedDict, total=False):
         Argument(
             0.0,
             _number("in [0, 1)", lambda x: 0 <= x < 1, rows=True),
-            "π in [0, 1), the share of sampled negatives that are really positives; a float, or a tensor with one "
-            "value per row. A tensor's values are checked on the CPU outside torch.compile; elsewhere a value out of "
-            "range makes its row NaN.",
+            "π in [0, 1), the share of sampled negatives that are really positives; 0 switches the correction off. A "
+            "float, or a tensor with one value per row. A tensor's values are checked on the CPU outside "
+            "torch.compile; elsewhere a value out of range makes the loss of its row NaN.",
         ),
     ]
     weighting: Annotated[
@@ -120,8 +130,8 @@ class LossArguments(TypedDict, total=False):
         Argument(
             "sigmoid",
             _choice(WEIGHTINGS),
-            'weight ω(d) of a negative with margin d = s_j − s⁺: "none" 1, "sigmoid" σ(−d/ρ), "exponential" '
-            'exp(−d/ρ), "linear" max(0, 1 − d/ρ).',
+            'the weight ω(d) of a negative with margin d = s_j − s⁺. "none": 1; "sigmoid": σ(−d/ρ); "exponential": '
+            'exp(−d/ρ); "linear": max(0, 1 − d/ρ).',
         ),
     ]
     weight_temperature: Annotated[
@@ -129,8 +139,8 @@ class LossArguments(TypedDict, total=False):
         Argument(
             None,
             _number("> 0", none=True),  # the sign: see _check_together
-            'ρ > 0; default τ for "sigmoid" (each row\'s own), 1 for "exponential" and "linear". A negative ρ (harder '
-            'negatives count more) is allowed for "exponential" only.',
+            'ρ > 0. None is τ (each row\'s own) for "sigmoid", and 1 for "exponential" and "linear". With '
+            '"exponential" it may be negative, so that harder negatives count more.',
         ),
     ]
     positive_temperature: Annotated[
@@ -138,8 +148,8 @@ class LossArguments(TypedDict, total=False):
         Argument(
             None,
             _number("> 0", _is_positive, none=True),
-            "None, or τ⁺ > 0, a temperature of the positive's own: L gains s⁺·(1/τ − 1/τ⁺), so that with π = 0 and "
-            "ω = 1 a row is logsumexp_j(s_j/τ) − s⁺/τ⁺.",
+            "None, or τ⁺ > 0, a separate temperature for the positive: it adds s⁺·(1/τ − 1/τ⁺) to L, so that with "
+            "π = 0 and ω = 1 a row is logsumexp_j(s_j/τ) − s⁺/τ⁺.",
         ),
     ]
     score_curve: Annotated[
@@ -147,8 +157,8 @@ class LossArguments(TypedDict, total=False):
         Argument(
             None,
             _curve,
-            "None, or a cw_ext.ScoreCurve: each negative's weight q_j is multiplied by the exponential of the curve at "
-            "its score or margin.",
+            "None, or a cw_ext.ScoreCurve. The weight q_j of each negative is multiplied by the exponential of the "
+            "curve at its score or margin.",
         ),
     ]
     detach_weights: Annotated[
@@ -156,19 +166,20 @@ class LossArguments(TypedDict, total=False):
         Argument(
             True,
             _flag,
-            "take ω as a constant in the gradient (an importance weight); False lets the gradient flow through it.",
+            "treat ω as a constant in the gradient, as an importance weight. False: the gradient flows through it.",
         ),
     ]
     normalize_weights: Annotated[
         bool,
-        Argument(False, _flag, "divide the weighted sum by Σ q·ω in place of Σ q (the convention of HCL)."),
+        Argument(False, _flag, "divide the weighted sum by Σ q·ω instead of Σ q, as HCL does."),
     ]
     floor: Annotated[
         float,
         Argument(
             0.3,
             _number("in (0, 1]", lambda x: 0 < x <= 1),
-            "ε in (0, 1]; the correction may take away at most the share 1 − ε of the negative mass.",
+            "ε in (0, 1]: the correction takes away at most the share 1 − ε of the negative mass, so that every row "
+            "keeps a gradient.",
         ),
     ]
     min_margin: Annotated[
@@ -176,8 +187,8 @@ class LossArguments(TypedDict, total=False):
         Argument(
             None,
             _number(none=True),
-            "None, or m: replaces the relative floor by the absolute one, A − π·C ≥ exp(m/τ), with no gradient where "
-            "it binds (the floor of DCL, for bounded scores).",
+            "None, or m: replaces the relative floor by an absolute one, A − π·C ≥ exp(m/τ), which has no gradient "
+            "where it binds. This is the floor of DCL, for bounded scores.",
         ),
     ]
     confidence_temperature: Annotated[
@@ -185,38 +196,43 @@ class LossArguments(TypedDict, total=False):
         Argument(
             None,
             _number("> 0", _is_positive, none=True),
-            "None, or τ_c > 0: multiplies each row by 2σ((s⁺ − β)/τ_c).",
+            "None, or τ_c > 0: multiplies each row by the confidence in its positive, 2σ((s⁺ − β)/τ_c).",
         ),
     ]
     confidence_threshold: Annotated[
         float | Tensor,
-        Argument(0.0, _number(rows=True), "β, a float, or a tensor with one value per row."),
+        Argument(0.0, _number(rows=True), "β of that confidence: a float, or a tensor with one value per row."),
     ]
     include_positive: Annotated[
         bool,
-        Argument(False, _flag, "L = log(1 + N·G) in place of log(N·G) (the InfoNCE form)."),
+        Argument(False, _flag, "L = log(1 + N·G) instead of log(N·G), the InfoNCE form."),
     ]
     surrogate: Annotated[
         Surrogate,
         Argument(
             "exp",
             _choice(SURROGATES),
-            'what stands in place of exp(d/τ): "exp", or PSL\'s "tanh" (tanh d + 1)^(1/τ), "atan" (atan d + 1)^(1/τ), '
-            '"relu" max(0, d + 1)^(1/τ).',
+            'the function of the margin that is summed. "exp": exp(d/τ); or those of PSL, "tanh": (tanh d + 1)^(1/τ), '
+            '"atan": (atan d + 1)^(1/τ), "relu": max(0, d + 1)^(1/τ).',
         ),
     ]
     reduction: Annotated[
         Reduction,
-        Argument("mean", _choice(REDUCTIONS), '"mean" (Σ w·L / Σ w over the live rows), "sum" or "none".'),
+        Argument(
+            "mean",
+            _choice(REDUCTIONS),
+            '"mean", "sum" or "none". The mean is Σ w·L / Σ w over the rows that have negatives, with w the '
+            "`row_weights`, or 1.",
+        ),
     ]
     return_above: Annotated[
         bool,
         Argument(
             False,
             _flag,
-            "return (loss, above [...]) in place of the loss: above is how many negatives of each row that are not "
-            "masked out score above its `confidence_threshold` (int64). The pair has the type of a Tensor, which can "
-            "be unpacked too.",
+            "return (loss, above [...]) instead of the loss. above (int64) counts, for each row, the negatives that "
+            "are not masked out and score above its `confidence_threshold`. Type checkers see a Tensor, which they let "
+            "you unpack.",
         ),
     ]
     backend: Annotated[
@@ -224,8 +240,8 @@ class LossArguments(TypedDict, total=False):
         Argument(
             "auto",
             _choice(BACKENDS),
-            '"auto" (the kernels where they exist, else the reference), "fused" (the kernels, or an error that says '
-            'why not) or "reference" (pure PyTorch).',
+            '"auto": the compiled kernels where they run, else the reference; "fused": the kernels, or an error that '
+            'says why they cannot run; "reference": plain PyTorch.',
         ),
     ]
 
@@ -361,15 +377,21 @@ def _documentation() -> str:
     wrapper = textwrap.TextWrapper(
         112, initial_indent=" " * 4, subsequent_indent=" " * 8, break_long_words=False, break_on_hyphens=False
     )
-    entries = (wrapper.fill(f"{name}: {argument.meaning}") for name, argument in ARGUMENTS.items())
+    entries = (
+        wrapper.fill(f"{name}: {argument.meaning} Default: {argument.default!r}.")
+        for name, argument in ARGUMENTS.items()
+    )
     return "\n".join(["Loss arguments (keywords):", *entries])
+
+
+LossArguments.__doc__ = f"{inspect.cleandoc(LossArguments.__doc__ or '')}\n\n{_documentation()}\n"
 
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 def documents_loss_arguments(function: _F) -> _F:
-    """Show the keyword arguments in the function's help() and signature, where `**loss` alone would show nothing."""
+    """Show the keyword arguments in the function's help() and signature, where `**loss` alone would hide them."""
     signature = inspect.signature(function)
     own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
     shared = [

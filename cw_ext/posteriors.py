@@ -1,4 +1,4 @@
-"""The probability of being a positive as a function of the score: a model of each family, and how it is fitted."""
+"""The probability of being a positive as a function of the score: the model of each family and its fit."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Steps of the normal family's search end when none moves it by more than this part of the scores' deviation.
+# The normal family's search ends when a step changes nothing by more than this part of the scores' deviation.
 _TOLERANCE, _MOST_STEPS = 1e-6, 1000
-# By how much log odds may be lowered, and how often that is halved.
+# The most that log odds are lowered by, and the number of bisections.
 _MOST_LOWERED, _HALVINGS = 50.0, 40
-# The negatives' deviation is at least this part of the unlabeled scores': one around a single score would be the
-# likeliest of all.
+# The negatives' deviation is at least this part of the unlabeled scores' deviation: a density around one single score
+# would have the highest likelihood.
 _LEAST_DEVIATION = 0.01
 # Passes of the isotonic family's pooling before it goes from left to right.
 _MOST_PASSES = 50
-# As many deviations away from the middle a score is as good as infinite, and its square is still finite in fp32.
+# A score this many deviations from the middle is practically infinite, and its square is still finite in fp32.
 _FURTHEST = 1e12
 
 
@@ -32,7 +32,7 @@ class Normal:
     constant: float
     slope: float
     bend: float
-    rising: tuple[float, float]  # where it does, in t
+    rising: tuple[float, float]  # the range of t where it rises
     device: torch.device
 
     def logit(self, s: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ class Normal:
 
 @dataclass(frozen=True, eq=False)
 class Isotonic:
-    """p at places [M], M ≥ 2, in increasing order, both fp64; straight lines between them."""
+    """p at M ≥ 2 increasing scores, both fp64, and linear between them."""
 
     places: Tensor
     values: Tensor
@@ -73,7 +73,7 @@ class Isotonic:
 
 
 def fit_normal(positives: Tensor, unlabeled: Tensor, prior: float) -> Normal:
-    """From sorted samples in fp64, and π in [0, 1)."""
+    """Fit it to sorted samples in fp64, with π in [0, 1)."""
     mean, deviation = _moments("positive_scores", positives)
     neg_mean, neg_deviation = _negatives_moments(mean, deviation, unlabeled, prior)
     log_odds = math.log(prior) - math.log1p(-prior) if prior > 0 else -math.inf
@@ -92,9 +92,10 @@ def fit_normal(positives: Tensor, unlabeled: Tensor, prior: float) -> Normal:
 
 
 def _lowered(model: Normal, unlabeled: Tensor, prior: float) -> Normal:
-    """With the log odds lowered by a constant, by bisection, where p is above π in the mean over the unlabeled scores.
+    """Subtract a constant from the log odds, by bisection, if the mean of p over the unlabeled scores is above π.
 
-    Otherwise more would be taken for positives than there are: where scores are not normal, and past the turning point.
+    Otherwise the weights would remove more than the positives: for scores that are not normal, and past the turning
+    point.
     """
     logit = model.logit(unlabeled)
     if not torch.sigmoid(logit).mean() > prior:
@@ -120,10 +121,10 @@ def _moments(name: str, scores: Tensor) -> tuple[float, float]:
 
 
 def _negatives_moments(mean: float, deviation: float, unlabeled: Tensor, prior: float) -> tuple[float, float]:
-    """Mean and deviation of f⁻, by expectation maximisation with π and f⁺ as they are.
+    """Mean and deviation of f⁻, by expectation maximisation with fixed π and f⁺.
 
-    Not from moments, as μ_u = πμ⁺ + (1 − π)μ⁻ would suggest: where f⁺ or π is a little off, the variance that is left
-    for the negatives may be negative.
+    Solving μ_u = πμ⁺ + (1 − π)μ⁻ for the moments would not do: if f⁺ or π is slightly wrong, the variance that remains
+    for the negatives can be negative.
     """
     neg_mean, neg_deviation = whole_mean, whole_deviation = _moments("unlabeled_scores", unlabeled)
     if prior == 0:
@@ -146,7 +147,7 @@ def _negatives_moments(mean: float, deviation: float, unlabeled: Tensor, prior: 
 
 
 def fit_isotonic(positives: Tensor, unlabeled: Tensor, prior: float) -> Isotonic:
-    """Likewise."""
+    """Fit it to sorted samples in fp64, with π in [0, 1)."""
     samples = [sample.cpu().numpy() for sample in (positives, unlabeled)]
     places = np.unique(np.concatenate(samples))
     of_positives, of_unlabeled = (
@@ -156,7 +157,7 @@ def fit_isotonic(positives: Tensor, unlabeled: Tensor, prior: float) -> Isotonic
     with np.errstate(divide="ignore"):  # a block of positives alone
         quotient = (of_positives / len(positives)) / (of_unlabeled / len(unlabeled))
     values = np.minimum(1.0, prior * quotient) if prior > 0 else np.zeros(len(starts))
-    # A block has its value from its first score to its last.
+    # The value of a block holds from its first score to its last.
     first, last = places[starts], places[np.append(starts[1:], len(places)) - 1]
     ends, index = np.unique(np.stack([first, last], 1).ravel(), return_index=True)
     heights = np.repeat(values, 2)[index]
@@ -167,10 +168,10 @@ def fit_isotonic(positives: Tensor, unlabeled: Tensor, prior: float) -> Isotonic
 
 
 def _pool(above: np.ndarray, below: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Neighbours put together until above/below rises from block to block: where each starts, and its two sums.
+    """Merge neighbours until above/below rises from block to block. Returns each block's start and its two sums.
 
-    Each pass puts together all neighbours that do not rise, which takes few passes of most samples. Where one block
-    swallows its neighbours one by one, the rest goes from left to right. The counts are integers, and so exact.
+    Each pass merges all neighbours that do not rise. For most samples a few passes are enough. If one block absorbs its
+    neighbours one by one, the rest is done from left to right. The counts are integers, so the sums are exact.
     """
     starts = np.arange(len(above))
     for _ in range(_MOST_PASSES):

@@ -1,4 +1,4 @@
-"""Best Bin Estimation: the share of positives among unlabeled samples, for the loss's `prior`, from scores."""
+"""Estimate the share of positives among the negatives, the loss's `prior`, from scores (Best Bin Estimation)."""
 
 from __future__ import annotations
 
@@ -17,13 +17,20 @@ _MARGIN = 0.01
 
 @dataclass(frozen=True)
 class PriorEstimate:
-    """An estimated share of positives, with its confidence interval.
+    """An estimated share of positives and its confidence interval, as returned by :func:`estimate_prior`.
+
+    >>> import torch
+    >>> from cw_ext.prior import estimate_prior
+    >>> estimate = estimate_prior(torch.linspace(0.5, 1, 1000), torch.linspace(0, 1, 1000))
+    >>> 0 <= estimate.low <= estimate.prior <= estimate.high <= 1
+    True
 
     Attributes:
         prior: the estimate, in [0, 1].
-        low, high: the interval, 0 ≤ low ≤ prior ≤ high ≤ 1; see :func:`estimate_prior` for what it covers.
-        threshold: the lowest score of the best bin, one of the positive scores: the estimate is the share of the
-            unlabeled scores ≥ threshold over the share of the positive ones.
+        low: the lower end of the interval, 0 ≤ low ≤ prior. :func:`estimate_prior` describes what it covers.
+        high: its upper end, prior ≤ high ≤ 1.
+        threshold: the lowest score of the best bin, which is one of the positive scores. The estimate is the share of
+            the unlabeled scores ≥ threshold divided by the share of the positive scores ≥ threshold.
     """
 
     prior: float
@@ -33,7 +40,25 @@ class PriorEstimate:
 
 
 def estimate_prior(positive_scores: Scores, unlabeled_scores: Scores, *, confidence: float = 0.95) -> PriorEstimate:
-    """The share α of positives among unlabeled samples, by Best Bin Estimation (BBE).
+    """Estimate the share α of positives among unlabeled samples, by Best Bin Estimation (BBE).
+
+    Use it to choose the loss's prior π from held-out data:
+
+    >>> import torch
+    >>> from cw_ext import cw_loss
+    >>> from cw_ext.prior import estimate_prior
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> held_out = 0.3 + 0.1 * torch.randn(500, generator=generator)  # scores of held-out positives
+    >>> drawn = 0.1 * torch.randn(5000, generator=generator)  # scores of the loss's negatives,
+    >>> drawn[:500] += 0.3  # a tenth of which are positives
+    >>> estimate = estimate_prior(held_out, drawn)
+    >>> print(f"{estimate.prior:.2f}, between {estimate.low:.2f} and {estimate.high:.2f}")
+    0.11, between 0.08 and 0.15
+    >>> loss = cw_loss(torch.rand(8), torch.rand(8, 50), prior=min(estimate.prior, 0.99))  # must be below 1
+
+    Hold both samples out of training. The known positives must score as the positives hidden among the negatives do,
+    and `unlabeled_scores` must be of negatives drawn as the loss draws them, as π is the share of positives among
+    those.
 
     With q_p(c) and q_u(c) the shares of the positive and of the unlabeled scores ≥ c, and δ = 1 − confidence, the
     estimate is q_u/q_p at the threshold c with the smallest
@@ -42,38 +67,31 @@ def estimate_prior(positive_scores: Scores, unlabeled_scores: Scores, *, confide
 
     (Garg, Wu, Smola, Balakrishnan and Lipton, NeurIPS 2021, arXiv 2111.00980, algorithm 1).
 
-    The samples must be held out from training, and the positives scored as the ones hidden among the unlabeled
-    are. For the loss, `unlabeled_scores` are those of the negatives that it draws, since its prior is the share of
-    positives among these; it must be below 1:
+    When the estimate is right. Negatives that score above the threshold are counted as positives: for many samples,
+    q_u/q_p tends to α + (1 − α)·q_n(c)/q_p(c), where q_n(c) is the share of the true negatives ≥ c. So the estimate is
+    right if a fair part of the positives scores above nearly all negatives. Without such a bin, α has an upper bound
+    but no estimate, and scores that cannot separate positives from unlabeled samples give 1. The paper's choice of the
+    bin tolerates a few negatives in it, of the order of the sampling error. The estimate is then too high by this
+    amount, which can be a large part of a small α.
 
-        estimate = estimate_prior(positive_scores, negative_scores)
-        loss = cw_loss(pos_scores, neg_scores, prior=min(estimate.prior, 0.99))
-
-    What can be known. Negatives that score above the threshold are counted as positives: in the limit of many
-    samples, q_u/q_p is α + (1 − α)·q_n(c)/q_p(c), with q_n(c) the share of the negatives ≥ c. The estimate is
-    therefore right if a fair part of the positives scores above (nearly) all negatives; without such a bin, α has
-    an upper bound but no estimate, and scores that cannot tell positives from unlabeled give 1. The paper's
-    choice of the bin tolerates a few negatives in it, of the order of the sampling error: the estimate then comes
-    out high by as much, which for a small α may be a large part of it.
-
-    What the interval covers. With probability ≥ confidence, whatever the distributions, [low, high] holds
-    the limit of q_u/q_p at the chosen threshold: it follows from the inequality of Dvoretzky, Kiefer and Wolfowitz
-    with Massart's constant for both samples, which holds for all thresholds at once and so for one chosen by looking.
-    Hence α ≤ high in every case, while α ≥ low needs a bin (nearly) without negatives. The interval is for
-    independent scores: many scores of few queries are worth less than their number suggests.
+    What the interval covers. With a probability of at least `confidence`, for any distributions, [low, high] contains
+    the limit of q_u/q_p at the chosen threshold. This follows from the inequality of Dvoretzky, Kiefer and Wolfowitz
+    with Massart's constant for both samples. It holds for all thresholds at once, so also for a threshold chosen from
+    the data. Hence α ≤ high always, but α ≥ low only if the bin has nearly no negatives. The interval assumes
+    independent scores: many scores of few queries carry less information than their number suggests.
 
     Args:
-        positive_scores: of known positives, any shape of n_p ≥ 1 scores: a tensor on any device, an array or a
-            sequence, of any floating dtype. ±∞ is a score like any other. Only the order of the scores matters.
-        unlabeled_scores: of unlabeled samples, n_u ≥ 1 of them, likewise.
-        confidence: of the interval, in (0, 1); it also sets how large a bin is preferred, by δ.
+        positive_scores: scores of known positives, any shape with n_p ≥ 1 scores: a tensor on any device, an array or a
+            sequence, of any floating dtype. Only their order matters. ±∞ are ordinary scores, so remove padding.
+        unlabeled_scores: n_u ≥ 1 scores of unlabeled samples, in the same form.
+        confidence: of the interval, in (0, 1). Through δ it also affects the size of the bin.
 
     Returns:
-        The estimate, computed in O(n log n) on the device of `positive_scores`, which is waited for.
+        The estimate, computed in O(n log n) on the device of `positive_scores`. This waits for the device.
 
     Raises:
-        TypeError, ValueError: the message contains the argument, what was expected and what came: scores that are not
-            floating-point, none at all or a NaN among them; a confidence outside (0, 1).
+        TypeError, ValueError: scores are not floating-point, are empty or contain NaN, or the confidence is outside
+            (0, 1). The message has the argument, what was expected and what it got.
     """
     if isinstance(confidence, bool) or not isinstance(confidence, Real):
         raise TypeError(f"confidence must be a number in (0, 1), got {type(confidence).__name__}")
@@ -82,7 +100,7 @@ def estimate_prior(positive_scores: Scores, unlabeled_scores: Scores, *, confide
     positives = sorted_scores("positive_scores", positive_scores)
     unlabeled = sorted_scores("unlabeled_scores", unlabeled_scores).to(positives.device)
 
-    # No thresholds between two positive scores are needed: up to the higher one q_p stays, and q_u can only fall.
+    # Thresholds between two positive scores are not needed: q_p is constant up to the higher one, and q_u only falls.
     q_p = _shares_from(positives, positives)
     q_u = _shares_from(unlabeled, positives)
     error_p = _uniform_error(positives.numel(), confidence)
@@ -106,5 +124,5 @@ def _shares_from(scores: Tensor, thresholds: Tensor) -> Tensor:
 
 
 def _uniform_error(count: int, confidence: float) -> float:
-    """How far the shares of `count` samples are at most from their limits, anywhere, with probability 1 − δ/2."""
+    """The largest distance of the shares of `count` samples from their limits, with probability 1 − δ/2."""
     return math.sqrt(math.log(4 / (1 - confidence)) / (2 * count))

@@ -1,8 +1,8 @@
-"""The CW loss in plain PyTorch: what every kernel is tested against, and the path for double backward.
+"""The CW loss in plain PyTorch: every kernel is tested against it, and double backward uses it.
 
-Short on purpose and written to be read beside the formula in the README. It keeps every intermediate result for
-autograd, so it is slow and, at level 2, allocates [B, N, D]. The formula is here and, for the kernels, in
-csrc/cw_row.h; nowhere else.
+It is short on purpose, to be read next to docs/how-it-works/formula.md. It keeps every intermediate result for
+autograd, so it is slow and, on embeddings, allocates [B, N, D]. The formula is implemented here and, for the kernels,
+in csrc/cw_row.h; nowhere else.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _log_positive(x: Tensor) -> Tensor:
 
 
 def log_weight(margin: Tensor, temperature: Tensor | float, p: RowParameters) -> Tensor:
-    """log ω(d). Detached weights are a constant in the gradient, of the temperature too."""
+    """log ω(d). Detached weights are a constant in all gradients, that of the temperature too."""
     if p.detach_weights:
         margin = margin.detach()
         temperature = temperature.detach() if isinstance(temperature, Tensor) else temperature
@@ -54,7 +54,7 @@ def log_weight(margin: Tensor, temperature: Tensor | float, p: RowParameters) ->
 
 
 def log_surrogate(margin: Tensor, temperature: Tensor | float, p: RowParameters) -> Tensor:
-    """log of exp(d/τ), or of the surrogate in its place."""
+    """log of exp(d/τ), or of the surrogate used instead."""
     match p.surrogate:
         case "tanh":  # tanh d + 1 = 2σ(2d), which keeps its digits where tanh d is near −1
             log_value = math.log(2) + F.logsigmoid(2 * margin)
@@ -79,7 +79,7 @@ def of_positive(loss: Tensor, pos: Tensor, tau: Tensor | float, threshold: Tenso
 
 
 def log_positive_mass(pos: Tensor, extra: Tensor | None, dead: Tensor, tau: Tensor | float, p: RowParameters) -> Tensor:
-    """log C. The extra positives of dead rows are not looked at."""
+    """log C. The extra positives of dead rows are ignored."""
     log_c = log_weight(torch.zeros_like(pos), tau, p)
     if extra is None or extra.shape[-1] == 0:
         return log_c
@@ -135,12 +135,12 @@ def rows(
         neg: s_j [..., N]. A score of −inf is a negative with no mass.
         extra: s_k [..., M] or None. A score of −inf is padding.
         log_q: log q_j [..., N] or None. −inf masks the negative out.
-        values: prior π, threshold β and temperature τ, each a float or [...].
+        values: the prior π, the threshold β and the temperature τ, each a float or [...].
         curve: the log weights [..., K] of a curve, or none.
-        p: the rest.
+        p: all other loss arguments.
 
     Returns:
-        The loss in fp64 for fp64 scores, else in fp32. A row that is not live has no negative mass: its loss and its
+        The losses, in fp64 for fp64 scores, else in fp32. A row that is not live has no negative mass: its loss and its
         gradients are 0.
     """
     dtype = compute_dtype(pos.dtype)
@@ -153,7 +153,7 @@ def rows(
     masked = torch.zeros_like(neg, dtype=torch.bool) if log_q is None else log_q == -math.inf
     n_eff = (~masked).sum(-1)
 
-    # A NaN or a +inf makes its own row NaN, also where the formula would give a number.
+    # A NaN or a +inf makes its own row NaN, even where the formula would give a number.
     bad = ~pos.isfinite() | (~masked & ~(neg < math.inf)).any(-1)
     if extra is not None:
         bad = bad | ~(extra < math.inf).all(-1)
@@ -167,8 +167,8 @@ def rows(
     bad = bad & (n_eff > 0)
     pos = torch.where(bad, math.nan, pos)
 
-    # Values that the formula must not see are replaced before it, and their results after it: where() alone
-    # would pass NaN through the gradient of the branch that was not taken.
+    # Values that the formula must not see are replaced before it, and their results replaced after it: where() alone
+    # would let NaN through in the gradient of the branch that was not taken.
     absent = masked | (neg == -math.inf)
     margin = torch.where(absent, 0.0, neg - pos.unsqueeze(-1))
     log_omega = log_weight(margin, of_each, p)
@@ -220,11 +220,12 @@ def scores_from_embeddings(
     log_q: Tensor | None,
     similarity: str,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Level 2 turned into level 1: (pos [B], neg [B, N], extra [B, M] or None, log_q [B, N] or None).
+    """The inputs of the loss on scores, from embeddings: (pos [B], neg [B, N], extra [B, M] or None, log_q [B, N] or
+    None).
 
-    Ids of −1 are padding: a padded negative is masked out, a padded extra positive is left out, and a row with
-    a padded positive has all its negatives masked out. A row without negatives reads neither its query nor its
-    positives, which may hold NaN. Allocates [B, N, D] unless the negatives are shared.
+    Ids of −1 are padding: a padded negative is masked out, a padded extra positive is left out, and a row with a padded
+    positive has all its negatives masked out. A row without negatives reads neither its query nor its positives, which
+    may contain NaN. Allocates [B, N, D] unless the negatives are shared.
     """
     dtype = compute_dtype(queries.dtype)
     scale = SCORE_SCALE[similarity]
@@ -287,12 +288,12 @@ def leave_out(
 
 
 def score_rows(inputs: ScoreInputs) -> Losses:
-    """Level 1, with rows of any shape [...]."""
+    """The loss on scores, with rows of any shape [...]."""
     return _reduced(rows(*inputs[:-1]), inputs.reduction)
 
 
 def embedding_rows(inputs: EmbeddingInputs) -> Losses:
-    """Level 2."""
+    """The loss on embeddings."""
     queries, items, pos_ids, neg_ids, extra_ids, log_q = inputs[:6]
     if inputs.exclude:
         dtype = compute_dtype(queries.dtype)
@@ -327,9 +328,9 @@ def _reduced(rows: Losses, reduction: str) -> Losses:
 
 
 def result(rows: Losses, row_weights: Tensor | None, reduction: str, return_above: bool) -> Tensor:
-    """What the user gets: the loss of the rows, reduced already unless there are row weights; or (loss, above).
+    """What the user gets: the loss of the rows, already reduced unless there are row weights; or (loss, above).
 
-    A pair has the type of a Tensor, which a type checker lets be unpacked too: few calls ask for it.
+    The pair is declared as a Tensor, which type checkers let users unpack: few calls ask for the pair.
     """
     loss = rows.loss if row_weights is None else reduce(rows.loss, rows.live, row_weights, reduction)
     return (loss, rows.above) if return_above else loss  # type: ignore[return-value]
@@ -342,9 +343,9 @@ def reduce(
     reduction: str,
     mean_over: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Row weights and reduction. The mean runs over the live rows, and is 0 where there is none.
+    """Row weights and reduction. The mean is over the live rows, and 0 if there is none.
 
-    `mean_over` makes of these rows' weight, or of their number, what a mean divides by.
+    `mean_over` turns the weight or the number of these rows into what a mean divides by.
     """
     if row_weights is not None:
         row_weights = row_weights.to(loss.dtype)

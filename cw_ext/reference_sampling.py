@@ -1,6 +1,6 @@
-"""Which negatives a batch draws, in plain PyTorch: twin of csrc/negative_sampling.h.
+"""Which negatives a batch draws, in plain PyTorch: the counterpart of csrc/negative_sampling.h.
 
-A draw is a function only of the seed, the row and its place in the row, by Philox 4x32-10 (Salmon et al., "Parallel
+A draw depends only on the seed, the row and its place in the row. It uses Philox 4x32-10 (Salmon et al., "Parallel
 random numbers: as easy as 1, 2, 3", SC 2011), so that every backend, device and number of threads draws the same.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from cw_ext.interactions import Interactions
 
 _LOW = 0xFFFFFFFF
-_MAX_ATTEMPTS = 64  # as kMaxAttempts
+_MAX_ATTEMPTS = 64  # the same as kMaxAttempts
 
 
 class History(NamedTuple):
@@ -29,18 +29,18 @@ class History(NamedTuple):
 class Draws(NamedTuple):
     """What the ops need to draw a batch's negatives, in the order in which they take it."""
 
-    query_ids: Tensor | None  # these three as in History; None: nothing is rejected
+    query_ids: Tensor | None  # the first three as in History; None: nothing is rejected
     starts: Tensor | None
     known: Tensor | None
     seed: Tensor  # int64 []
     first_row: int  # row b draws as row first_row + b
     num_negatives: int
-    thresholds: Tensor | None  # these four as in Popularity; None: uniform
+    thresholds: Tensor | None  # these four are as in Popularity; None: uniform
     aliases: Tensor | None
     cumulative: Tensor | None
     known_shares: Tensor | None
     log_weights: Tensor | None  # [I]: log q of each item when it is drawn
-    candidates: Tensor | None  # [C]: all of the above except log_weights is by position in these; None: by item
+    candidates: Tensor | None  # [C]; known positives and tables are then by position in these. None: by item
 
     def history(self) -> History | None:
         if self.query_ids is None or self.starts is None or self.known is None:
@@ -90,7 +90,7 @@ def draw(draws: Draws, rows: int, num_items: int) -> Tensor:
 
 
 def _attempt(draws: Draws, b: Tensor, j: Tensor, attempt: int, num_items: int) -> Tensor:
-    """The items of an attempt, [n]; −1 where its word would make some items more likely by rounding."""
+    """The items of an attempt, [n]; −1 where its word would make some items more likely because of rounding."""
     per_counter = 4 if draws.thresholds is None else 2
     counter = (j // per_counter, torch.full_like(j, attempt), b & _LOW, b >> 32)
     words = torch.stack(philox(*counter, draws.seed))  # [4, n]
@@ -104,7 +104,7 @@ def _attempt(draws: Draws, b: Tensor, j: Tensor, attempt: int, num_items: int) -
 
 
 def _last_resort(draws: Draws, b: Tensor, j: Tensor, num_items: int) -> Tensor:
-    """Draws from the items that a query does not know, without rejection, [n]; −1 where there are none."""
+    """Draws, without rejection, from the items that a query does not know, [n]; −1 where there are none."""
     row = draws.first_row + b
     words = philox(j, torch.full_like(j, _MAX_ATTEMPTS), row & _LOW, row >> 32, draws.seed)
     # The known positives of the rows: first to first + count.

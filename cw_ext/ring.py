@@ -1,7 +1,7 @@
-"""Losses of rows whose candidates come one process's part at a time, in forward and again in backward.
+"""Losses of rows whose candidates arrive one process's part at a time, in forward and again in backward.
 
-log A = log Σ_j q_j ω(d_j) exp(d_j/τ) − log Σ_j q_j is a logsumexp over the parts, whose own log A the op of level 2
-gives; the rest of the formula is of numbers per row.
+log A = log Σ_j q_j ω(d_j) exp(d_j/τ) − log Σ_j q_j is a logsumexp over the parts. The op of the loss from embeddings
+computes log A of each part. The rest of the formula needs a few numbers per row.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from cw_ext.row_values import RowValues
 
 
 class Direction(NamedTuple):
-    """Where the candidates come from, and what is known of those of a part."""
+    """Where the candidates come from, and what is known about those of a part."""
 
     parts: Parts
     gather_gradients: bool
@@ -34,22 +34,22 @@ class Direction(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """Of each row's candidates in a part."""
+    """What the candidates in a part contribute to each row."""
 
     log_sum: Tensor  # [B], log Σ q ω exp(d/τ)
     log_weight: Tensor  # [B], log Σ q
     number: Tensor  # int64 [B]
     above: Tensor  # int64 [B], or empty
-    loss: Tensor  # [B], from which gradients are taken: log_sum and a constant
+    loss: Tensor  # [B], log_sum plus a constant, for the gradients
 
 
 def ring_rows(direction: Direction, batch: EmbeddingBatch, positives: Tensor, candidates: Tensor) -> Losses:
     """The rows' losses.
 
     Args:
-        batch: with what the rows are to be computed by; its table has the extra positives.
-        positives: [B, D], each row's.
-        candidates: [n, D], what this process has for the others: one for each of its pairs.
+        batch: the other arguments of the loss. Its table has the extra positives.
+        positives: [B, D], one per row.
+        candidates: [n, D], what this process sends to the others: one for each of its pairs.
     """
     numbers = [direction.own.items] + ([] if direction.own.queries is None else [direction.own.queries])
     tau = batch.row_values.temperature
@@ -66,7 +66,7 @@ def _finished(
     p, dtype = batch.options.row, batch.dtype
     dead = padding | (count == 0) | (log_a == -math.inf)
 
-    # Those of rows that are not used may hold NaN.
+    # Rows that are not used may hold NaN.
     queries, positives = (torch.where(dead.unsqueeze(-1), 0.0, x.to(dtype)) for x in (batch.queries, positives))
     units = (reference.unit_rows(x, batch.similarity) for x in (queries, positives))
     pos = reference.SCORE_SCALE[batch.similarity] * torch.mul(*units).sum(-1)
@@ -128,7 +128,7 @@ class _LogMean(torch.autograd.Function):
             if len(vectors) and len(queries):
                 leaves = [x.detach().requires_grad_() for x in (queries, positives, vectors)]
                 own_tau = None if tau is None else tau.detach().requires_grad_()
-                # Backward may be called under autocast, where what is computed again would be something else.
+                # Backward may run under autocast, which would change what is computed again.
                 with torch.enable_grad(), without_autocast(queries.device.type):
                     part = _of_part(direction, batch, leaves[0], leaves[1], leaves[2], own_tau, of_part)
                 share = torch.where(part.log_sum > -math.inf, (part.log_sum - log_sum).exp() * grad, 0.0)
@@ -143,7 +143,7 @@ class _LogMean(torch.autograd.Function):
                 if of_tau is not None:
                     of_tau += found[3]
             if direction.gather_gradients and parts.world > 1:
-                # The sums go on with their vectors, and after the last step they are back.
+                # The sums travel with their vectors. After the last step they are back where they started.
                 travelling = parts.pass_on([travelling], owner)[0]
         of_candidates = travelling if direction.gather_gradients else of_own
         return (
@@ -166,7 +166,7 @@ def _of_part(
     tau: Tensor | None,
     numbers: list[Tensor],
 ) -> _Part:
-    """The rows' candidates among the vectors of a part."""
+    """Compute the part of the rows' candidates that is among these vectors."""
     part = Side(numbers[0], numbers[1] if len(numbers) > 1 else None)
     rows, device = queries.shape[0], queries.device
     log_q, left_out = direction.log_q(part), direction.left_out(part)
@@ -212,8 +212,8 @@ def _weights(
 def _sums_of_rest(q: Tensor, left_out: Pairs, rows: int) -> Tensor:
     """[B], the sum of the q ≥ 0 that a row does not leave out.
 
-    All of them minus those left out would be nothing but rounding where a row keeps popular items only, whose q are
-    small. In increasing order, the sum up to any q is at most their number times that q, so that differences of such
+    The sum of all minus those left out would be only rounding error if a row keeps nothing but popular items, whose q
+    are small. In increasing order, the sum up to any q is at most their number times that q. So differences of such
     sums keep their digits.
     """
     n, device = len(q), q.device
@@ -221,7 +221,7 @@ def _sums_of_rest(q: Tensor, left_out: Pairs, rows: int) -> Tensor:
     place = torch.empty_like(order)
     place[order] = torch.arange(n, device=device)
     below = torch.cat([q.new_zeros(1), ordered.cumsum(0)])
-    # What lies between the places that a row leaves out: −1 before all, its own, and n behind all.
+    # The ranges between the places that a row leaves out: −1 before all, its own, and n after all.
     first = torch.arange(rows, device=device) * (n + 2)
     keys = torch.cat([first, left_out.rows * (n + 2) + place[left_out.candidates] + 1, first + n + 1]).sort().values
     row, end = keys // (n + 2), keys % (n + 2) - 1

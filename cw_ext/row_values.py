@@ -1,4 +1,4 @@
-"""The loss's arguments that get a gradient: those that may differ from row to row, and the curve."""
+"""The loss arguments that can get a gradient: those that may differ from row to row, and the curve."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cw_ext.parameters import LossOptions
 
 
 class RowValues(NamedTuple):
-    """Each is a tensor with a value per row, or a number for all rows; in the order in which the ops take them.
+    """Each is a tensor with a value per row, or a number for all rows, in the order in which the ops take them.
 
     An op has two arguments for each, NAME_rows and NAME, and a row of its result d_row_values [K, B].
     """
@@ -38,7 +38,7 @@ NO_CURVE = CurveInputs()
 def row_values(options: LossOptions, like_name: str, like: Tensor, dtype: torch.dtype) -> RowValues:
     """The values of a batch, checked, in `dtype` and with one value per element of `like`."""
     given = RowValues(options.prior, options.confidence_threshold, options.temperature)
-    if {*map(type, given)} == {float}:  # as most often: nothing to check
+    if {*map(type, given)} == {float}:  # the most common case: nothing to check
         return given
     checks.per_row("prior", given.prior, like_name, like)
     checks.per_row("confidence_threshold", given.threshold, like_name, like)

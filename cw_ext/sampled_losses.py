@@ -1,4 +1,4 @@
-"""The losses that find their negatives themselves, by draws or in the whole catalogue."""
+"""The losses that choose their own negatives: drawn ones, or the whole catalogue."""
 
 from __future__ import annotations
 
@@ -41,57 +41,75 @@ def sampled_cw_loss(
     recompute: bool = False,
     **loss: Unpack[LossArguments],
 ) -> Tensor:
-    """The CW loss ("Correct and Weight", arXiv 2601.04291) with negatives drawn inside.
+    """The CW loss ("Correct and Weight", arXiv 2601.04291) with sampled negatives, drawn inside the operation.
 
-    Equal to :func:`cw_ext.cw_loss_from_embeddings` with the ids of :func:`cw_ext.draw_negatives`, but these never exist
-    as a tensor: the only thing of size B·N is, at most, the gradients of the scores, in fp32. (The reference backend,
-    double backward and, on CUDA, `sparse_grad` do draw the ids into a tensor.)
+    It equals :func:`cw_ext.cw_loss_from_embeddings` with the ids of :func:`cw_ext.draw_negatives`, but these ids never
+    exist as a tensor. At most the gradients of the scores take B·N numbers, in fp32. Only the reference backend, double
+    backward, and `sparse_grad` on CUDA write the ids into a tensor.
 
     Args:
-        queries: [B, D], one row per positive, already gathered; fp16, bf16, fp32 or fp64.
-        items: [I, D], one row per item of `interactions`, in the dtype of `queries`; or an nn.Embedding, as in
-            :func:`cw_ext.cw_loss_from_embeddings`.
-        query_ids: [B], int32 or int64, rows of `interactions`: known positives of its query are not a row's negatives.
-            A row of padding may have −1.
-        pos_ids: [B], int32 or int64, rows of `items`. −1 is padding: the row is left out, and draws nothing.
+        queries: [B, D], the query vector of each row: one row per positive; fp16, bf16, fp32 or fp64.
+        items: [I, D], the embedding table of all items of `interactions`, in the dtype of `queries`; or an
+            nn.Embedding, as for :func:`cw_ext.cw_loss_from_embeddings`.
+        query_ids: [B], int32 or int64, the query of each row, as a row of `interactions`. The query's known positives
+            are never among its negatives. It may be −1 where the row is padding.
+        pos_ids: [B], int32 or int64, the positive of each row, as a row of `items`. −1 is padding: the row is left out,
+            and draws nothing.
         interactions: the known positives, on the device of `queries`.
-        num_negatives: N in [1, 2^32], draws per row, with replacement.
-        seed: an integer in [0, 2^63), or an int64 tensor without dimensions on the device of `queries`; the same seed
-            gives the same negatives everywhere. None takes one from torch's generator, so that torch.manual_seed()
-            reproduces a run; in a captured CUDA graph each replay draws anew. Where torch.distributed is initialised,
-            each process makes another seed of its generator's by its rank.
-        first_row: in [0, 2^63 − 1 − B]: row b draws as row first_row + b. Processes with parts of a batch that give the
-            same seed, and the place of their first row in the whole batch, draw what one process draws for all of it.
-            Without effect with `shared`, where one seed has one set.
+        num_negatives: N in [1, 2^32], how many negatives each row draws, with replacement.
+        seed: an integer in [0, 2^63), or an int64 tensor without dimensions on the device of `queries`. The same seed
+            gives the same negatives on every device and number of threads. None takes a seed from torch's generator, so
+            that torch.manual_seed() makes a run reproducible; a captured CUDA graph draws new negatives at each replay.
+            Where torch.distributed is initialised, each process changes that seed by its rank.
+        first_row: in [0, 2^63 − 1 − B]. Row b draws what row first_row + b would. If processes with parts of a batch
+            give the same seed, and each the position of its first row in the whole batch, they draw what one process
+            would draw for the whole batch. It has no effect with `shared`, where a seed gives one set.
         distribution: "uniform", or "popularity": an item that occurs n times in `interactions` is drawn with
             probability ∝ (n + popularity_smoothing)^popularity_exponent.
         popularity_exponent: α ≥ 0.
         popularity_smoothing: ≥ 0. With 0, items that never occur are never drawn.
-        candidates: the items that can be negatives: a mask, bool [I], or ids, int32 or int64 [C], or what
-            interactions.candidates() made of one of these (to be called before where torch.compile is used). None: all.
-            Positives need not be among them.
-        log_q_correction: weigh popular negatives by the inverse of the probability with which they are drawn, so that
-            the loss estimates the one with uniform negatives (Bengio & Senécal, 2008; Yi et al., RecSys 2019): uniform
-            over the items that can be drawn, which are the candidates that occur or, with smoothing, all candidates.
-        shared: draw one set of N negatives for all rows, each of which leaves out its own and its known positives: a
-            matrix product replaces look-ups.
+        candidates: the items that can be negatives: a mask, bool [I]; or ids, int32 or int64 [C]; or the result of
+            interactions.candidates() for one of these, which torch.compile needs. None: all items. Positives need not
+            be among them.
+        log_q_correction: weight popular negatives by the inverse of the probability of drawing them, so that the loss
+            estimates the one with uniform negatives (Bengio & Senécal, 2008; Yi et al., RecSys 2019). Uniform means
+            over the items that can be drawn: the candidates that occur or, with smoothing, all candidates.
+        shared: draw one set of N negatives for all rows. Each row leaves out its own positive and its query's known
+            positives. This is faster, because a matrix product replaces the look-ups; but all rows share one sampling
+            error, so draw more.
         extra_pos_ids: [B, M], extra positives of the same query for the correction. −1 is padding.
-        row_weights: [B], multiplies the rows.
-        similarity: as in :func:`cw_ext.cw_loss_from_embeddings`.
-        sparse_grad: give `items` a coalesced sparse gradient in place of a dense one.
-        recompute: keep nothing of size B·N: backward draws and computes the scores' gradients again. For slower steps
-            with very many negatives. Without effect on `shared`.
+        row_weights: [B], the weight w of each row. The mean is then Σ w·L / Σ w.
+        similarity: "half_cosine", "cosine" or "dot", as for :func:`cw_ext.cw_loss_from_embeddings`.
+        sparse_grad: give `items` a coalesced sparse gradient instead of a dense one.
+        recompute: keep nothing of size B·N. Backward draws the negatives and computes the gradients of the scores
+            again, which takes longer but makes room for very many negatives. It has no effect with `shared`.
         **loss: see below.
 
     Returns:
-        A scalar, or [B] with reduction="none"; fp64 for fp64 tables, else fp32. Gradients come back in the dtype of
-        each input.
+        A scalar, or [B] with reduction="none"; fp64 for fp64 tables, else fp32. Each input gets its gradient in its
+        own dtype.
 
     Raises:
-        TypeError, ValueError: the message contains the argument, what was expected and what came; also for a query with
-            no item left to draw (with shared=True its rows have no negative, and loss 0).
-        IndexError: an id out of range, which the message contains, on the CPU; on CUDA a device-side assertion.
+        TypeError, ValueError: the message names the argument, what was expected, and what it got. Also for a query
+            without any item left to draw; with shared=True such rows have no negatives, and the loss 0.
+        IndexError: an id out of range, with that id in the message, on the CPU. On CUDA it is a device-side assertion.
         RuntimeError: backend="fused" where the kernels cannot run.
+
+    Example:
+        >>> import torch
+        >>> from cw_ext import Interactions, sampled_cw_loss
+        >>> _ = torch.manual_seed(0)
+        >>> users = torch.nn.Embedding(3, 16)
+        >>> items = torch.nn.Embedding(50, 16)
+        >>> user_ids = torch.tensor([0, 0, 1, 2])
+        >>> item_ids = torch.tensor([10, 11, 11, 42])
+        >>> known = Interactions(user_ids, item_ids, num_queries=3, num_items=50)
+        >>> loss = sampled_cw_loss(
+        ...     users(user_ids), items, user_ids, item_ids, known, 20, seed=1
+        ... )
+        >>> loss.backward()
+        >>> print(f"{loss.item():.2f}")
+        2.24
     """
     batch = embedding_batch(queries, items, pos_ids, extra_pos_ids, row_weights, similarity, loss)
     checks.flags(log_q_correction=log_q_correction, shared=shared, sparse_grad=sparse_grad, recompute=recompute)
@@ -149,36 +167,52 @@ def cw_loss_full(
 ) -> Tensor:
     """The CW loss with all items as negatives, except each row's own positive and its query's known positives.
 
-    Equal to :func:`cw_ext.cw_loss` on the dense scores [B, I] with those masked out, a part of the rows at a time, so
-    that nothing of that size exists (the reference backend and double backward do allocate it). With
-    include_positive=True, weighting="none" and no interactions it is the cross-entropy of the full softmax. Under
-    torch.set_float32_matmul_precision("medium"), tables in fp32 are rounded to bf16 for the scores of the negatives and
-    for both gradients, and so are the scores' gradients that multiply them, on processors with AVX512_BF16.
+    It equals :func:`cw_ext.cw_loss` on the scores of all items, [B, I], with those masked out. The kernels work on a
+    part of the rows at a time, so that a tensor of this size never exists. Only the reference backend and double
+    backward allocate it. With include_positive=True, weighting="none" and no interactions it is the cross-entropy of
+    the full softmax.
+
+    Under torch.set_float32_matmul_precision("medium"), processors with AVX512_BF16 round fp32 tables to bf16 for the
+    scores of the negatives and for both gradients, and also the gradients of the scores that multiply them.
 
     Args:
-        queries: [B, D], one row per positive; fp16, bf16, fp32 or fp64.
-        items: [I, D], the catalogue, in the dtype of `queries`, or an nn.Embedding that is not sparse.
-        pos_ids: [B], int32 or int64, rows of `items`. −1 is padding: the row is left out.
-        query_ids: [B], int32 or int64, rows of `interactions`; both are given, or none. A row of padding may have −1.
+        queries: [B, D], the query vector of each row: one row per positive; fp16, bf16, fp32 or fp64.
+        items: [I, D], the embedding table of the catalogue in the dtype of `queries`, or an nn.Embedding that is not
+            sparse.
+        pos_ids: [B], int32 or int64, the positive of each row, as a row of `items`. −1 is padding: the row is left out.
+        query_ids: [B], int32 or int64, the query of each row, as a row of `interactions`. Give both or neither. It may
+            be −1 where the row is padding.
         interactions: the known positives, on the device of `queries`.
         extra_pos_ids: [B, M], extra positives of the same query for the correction. −1 is padding.
-        row_weights: [B], multiplies the rows.
-        similarity: as in :func:`cw_ext.cw_loss_from_embeddings`.
+        row_weights: [B], the weight w of each row. The mean is then Σ w·L / Σ w.
+        similarity: "half_cosine", "cosine" or "dot", as for :func:`cw_ext.cw_loss_from_embeddings`.
         **loss: see below.
 
     Returns:
-        A scalar, or [B] with reduction="none". A row for which no negative is left has loss 0 and is left out of the
+        A scalar, or [B] with reduction="none". A row that has no negative left has the loss 0 and is left out of the
         mean.
 
     Raises:
-        TypeError, ValueError, IndexError, RuntimeError: as :func:`cw_ext.sampled_cw_loss`.
+        TypeError, ValueError, IndexError, RuntimeError: as for :func:`cw_ext.sampled_cw_loss`.
+
+    Example:
+        >>> import torch
+        >>> import torch.nn.functional as F
+        >>> from cw_ext import cw_loss_full, presets
+        >>> _ = torch.manual_seed(0)
+        >>> queries, items = torch.randn(4, 16), torch.randn(50, 16)
+        >>> pos_ids = torch.tensor([10, 11, 12, 42])
+        >>> settings = presets.infonce(1.0, similarity="dot")
+        >>> loss = cw_loss_full(queries, items, pos_ids, **settings)
+        >>> torch.allclose(loss, F.cross_entropy(queries @ items.T, pos_ids))
+        True
     """
     batch = embedding_batch(queries, items, pos_ids, extra_pos_ids, row_weights, similarity, loss)
     if batch.sparse_items:
         raise ValueError("items must be dense here, as every row gets a gradient, got an nn.Embedding with sparse=True")
     with without_autocast(batch.device):
         if interactions is not None and query_ids is None:
-            raise ValueError("query_ids must be given with interactions, one row of them per row of queries, got None")
+            raise ValueError("query_ids must be given with interactions, one id per row of queries, got None")
         history = history_of_batch(batch, query_ids, interactions)
         inputs = FullInputs(
             batch.queries,

@@ -1,4 +1,4 @@
-"""scipy's sparse matrices as pairs, from memory or from an .npz file; scipy is imported for files only."""
+"""Pairs from sparse matrices of scipy, in memory or in an .npz file. scipy is only imported for files."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def load_npz(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
     try:
         matrix = load(path)
         if hasattr(matrix, "check_format"):
-            # scipy itself looks at the indices no more than that, and then reads and writes where they point.
+            # Without this, scipy hardly checks the indices, and then reads and writes wherever they point.
             matrix.check_format(full_check=True)
         query_ids, item_ids, _, shape = nonzeros(matrix)
         return query_ids, item_ids, shape
-    except Exception as error:  # of many types for a damaged file
+    except Exception as error:  # a damaged file raises many types
         if isinstance(error, OSError) and error.filename is not None:  # not readable at all
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cw_ext import checks
 
-# Within these limits, places and their distances are finite in fp32, and an index computed from them is in range.
+# Within these limits the places and their distances are finite in fp32, and an index computed from them is in range.
 _FURTHEST, _SHORTEST = 1e30, 1e-30
 
 CurveArgument = Literal["score", "margin"]
@@ -19,28 +19,40 @@ CurveArgument = Literal["score", "margin"]
 
 @dataclass(frozen=True, eq=False, repr=False)  # a comparison of tensors is not a bool
 class ScoreCurve:
-    """Log weights at K equally spaced places, with straight lines between them.
+    """A weight for each negative as a function of its score: log weights at K equally spaced places, and straight lines
+    between them.
 
-    Each negative's weight q_j is multiplied by exp(curve(x)), x its score or its margin. This stands for any weight
-    that is a function of the score: an estimated probability of being a true negative, a published weighting, one's
-    own. The weight is a constant in the gradient of the scores; `log_weights` gets a gradient if it requires one. As
-    any q_j it is in the denominator Σ q too: adding a number to the whole curve changes nothing, and a curve that is a
-    weighting ω is that weighting with normalize_weights=True.
+    The weight q_j of each negative is multiplied by exp(curve(x)), where x is its score or its margin. The curve can be
+    any weight that depends on the score alone: an estimated probability that the item is a true negative, a published
+    weighting, or your own.
+
+    The weight is a constant in the gradient of the scores; `log_weights` gets a gradient if it requires one. Like every
+    q_j, it is in the denominator Σ q too. So adding a number to the whole curve changes nothing, and a curve with the
+    values of a weighting ω is that weighting with normalize_weights=True.
 
     Args:
-        low: where the first place is, on the scale of the scores as the loss sees them (½·cosine by default). Below it
-            the curve has its first value.
-        high: where the last place is, > low. Above it the curve has its last value.
-        log_weights: [K], K ≥ 2, fp16, bf16, fp32 or fp64; the values at low, …, high. −inf masks negatives out: where
-            x is at that place, and strictly between it and its neighbours. NaN and +inf are refused on the CPU outside
+        low: the first place, on the scale of the scores in the loss, by default ½·cosine. Below it the curve keeps its
+            first value.
+        high: the last place, > low. Above it the curve keeps its last value.
+        log_weights: [K], K ≥ 2, fp16, bf16, fp32 or fp64; the values at low, …, high. −inf masks out the negatives at
+            that place, and strictly between it and its neighbours. NaN and +inf raise an error on the CPU outside
             torch.compile; elsewhere they make the rows that they reach NaN.
-        on: what x is: "score" s_j, or "margin" s_j − s⁺.
+        on: what x is: "score" for s_j, or "margin" for s_j − s⁺.
 
     Raises:
-        TypeError, ValueError: the message contains the argument, what was expected and what came.
+        TypeError, ValueError: the message names the argument, what was expected, and what it got.
 
-    >>> curve = ScoreCurve(-0.5, 0.5, torch.tensor([0.0, 0.0, -1.0]))  # negatives with a positive score count less
-    >>> cw_loss(pos_scores, neg_scores, score_curve=curve)
+    Example:
+        Negatives with a score above 0 count less:
+
+        >>> import torch
+        >>> from cw_ext import ScoreCurve, cw_loss
+        >>> curve = ScoreCurve(-0.5, 0.5, torch.tensor([0.0, 0.0, -1.0]))
+        >>> curve(torch.tensor([-0.2, 0.25, 0.9]))
+        tensor([ 0.0000, -0.5000, -1.0000])
+        >>> pos_scores = torch.tensor([0.4, 0.1])
+        >>> neg_scores = torch.tensor([[0.3, -0.2], [0.2, -0.4]])
+        >>> loss = cw_loss(pos_scores, neg_scores, score_curve=curve)
     """
 
     low: float
@@ -70,14 +82,22 @@ class ScoreCurve:
         knots: int = 257,
         on: CurveArgument = "score",
     ) -> ScoreCurve:
-        """A log weight, sampled.
+        """A curve through the values of a function.
 
         Args:
-            function: takes places x [K] in fp64, returns the log weights there [K].
-            low, high, on: as above.
-            knots: K ≥ 2. The curve is off by at most h²/8·max|function″|, with h = (high − low)/(K − 1).
+            function: takes the places x [K] in fp64 and returns the log weights there, [K].
+            low: the first place.
+            high: the last place, > low.
+            knots: K ≥ 2, the number of places. Between them the curve differs from the function by at most
+                h²/8 · max abs(function″), where h = (high − low)/(K − 1).
+            on: what x is: "score" for s_j, or "margin" for s_j − s⁺.
 
-        >>> ScoreCurve.from_function(lambda d: F.logsigmoid(-d / 0.1), -1.0, 1.0, on="margin")
+        Example:
+            >>> import torch.nn.functional as F
+            >>> from cw_ext import ScoreCurve
+            >>> log_weight = lambda d: F.logsigmoid(-d / 0.1)
+            >>> ScoreCurve.from_function(log_weight, -1.0, 1.0, on="margin")
+            ScoreCurve(-1.0, 1.0, 257 log weights, on='margin')
         """
         checks.whole_number("knots", knots, 2)
         places = torch.linspace(_end("low", low), _end("high", high), knots, dtype=torch.float64)
@@ -87,7 +107,7 @@ class ScoreCurve:
         return cls(low, high, log_weights, on)
 
     def to(self, device: torch.device | str) -> ScoreCurve:
-        """The same curve with its log weights on another device."""
+        """The same curve, with its log weights on this device."""
         return replace(self, log_weights=self.log_weights.to(device))
 
     def __repr__(self) -> str:
@@ -97,10 +117,10 @@ class ScoreCurve:
         """The log weights at x.
 
         Args:
-            x: scores or margins, any shape, on the device of `log_weights`. They get no gradient.
+            x: scores or margins of any shape, on the device of `log_weights`. They get no gradient.
 
         Returns:
-            The shape of x; fp64 for fp64, else fp32. NaN where x is NaN.
+            The log weights in the shape of x, fp64 for fp64, else fp32. NaN where x is NaN.
         """
         checks.has_dtype("x", x, checks.FLOATING)
         checks.matches("x", x, "log_weights", self.log_weights, dtype=False)

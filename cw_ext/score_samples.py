@@ -1,4 +1,4 @@
-"""Samples of scores, as the estimates take them: tensors, arrays or sequences."""
+"""Samples of scores for the estimates: tensors, arrays or sequences."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Scores = Tensor | np.ndarray | Sequence[float]
 
 
 def sorted_scores(name: str, scores: Scores) -> Tensor:
-    """All scores in increasing order, fp64, in which every narrower dtype keeps its order and its ties."""
+    """All scores in increasing order, in fp64, which keeps the order and the ties of every narrower dtype."""
     if isinstance(scores, Tensor):
         checks.is_tensor(name, scores)
         checks.has_values(name, scores)

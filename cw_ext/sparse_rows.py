@@ -1,4 +1,4 @@
-"""Sparse gradients of a table: only the rows that a batch names."""
+"""Sparse gradients of a table: only the rows that occur in a batch."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ _Ids = TypeVar("_Ids", bound=tuple[Tensor | None, ...])
 
 def sparse_gradient(ids: Tensor, values: Tensor, shape: torch.Size) -> Tensor:
     """The coalesced gradient of a table whose rows `ids`, sorted and distinct, have the gradients `values`."""
-    # The op, as before torch 2.13 torch.sparse_coo_tensor warns of unchecked invariants even where
-    # check_invariants=False is passed.
+    # The op itself, because torch.sparse_coo_tensor before torch 2.13 warns of unchecked invariants even with
+    # check_invariants=False.
     gradient: Tensor = torch.ops.aten._sparse_coo_tensor_unsafe(ids.unsqueeze(0), values, shape, is_coalesced=True)
     return gradient
 
 
 def stay_coalesced(gradient: Tensor, goes_to: Any) -> Tensor | None:
-    """Let a table's .grad say that it is coalesced, where backward is about to return its gradient.
+    """Makes a table's .grad report that it is coalesced. Called when backward is about to return its gradient.
 
-    A gradient that nothing else refers to becomes .grad as it is, but without the flag; another one is copied with it.
-    A copy takes as long as the kernels take. So the flag is set again when the backward pass is over.
+    A gradient that nothing else refers to becomes .grad without a copy, but loses the flag. Otherwise it is copied
+    and keeps the flag, but the copy takes as long as the kernels. So the flag is set again after the backward pass.
 
     Args:
         gradient: what backward returns for the table.
-        goes_to: the node that it goes to, of backward's ctx.next_functions.
+        goes_to: the node in backward's ctx.next_functions that it goes to.
 
     Returns:
-        What the caller keeps, so that the gradient is copied: where someone may look at .grad before that.
+        What the caller must keep a reference to, so that the gradient is copied: needed where something may read .grad
+        before the backward pass is over. Otherwise None.
     """
     if type(goes_to).__name__ != "AccumulateGrad" or goes_to.variable.grad is not None:
         return None
@@ -62,7 +63,7 @@ class _RowsWithSparseGradient(torch.autograd.Function):
     def forward(ctx: Any, table: Tensor, unique_ids: Tensor) -> Tensor:
         ctx.save_for_backward(unique_ids)
         ctx.shape = table.shape
-        # If all ids are padding: the kernels need a table with at least a row.
+        # If all ids are padding: the kernels need a table with at least one row.
         return table[unique_ids] if unique_ids.numel() else table[:1].clone()
 
     @staticmethod
@@ -82,12 +83,12 @@ def compact_table(table: Tensor, ids: _Ids) -> tuple[Tensor, _Ids]:
         ids: id tensors of any shape, values in [0, I) or −1 for padding; None is passed through.
 
     Returns:
-        (compact [U, D], remapped ids): the rows in increasing order of id, and each id tensor with positions in these
-        (−1 stays −1); an arbitrary row if there are no ids. The gradient to `table` is a coalesced sparse tensor.
+        (compact [U, D], remapped ids): the rows in increasing order of id, and each id tensor with positions among
+        these (−1 stays −1). If there are no ids, an arbitrary row. `table` gets a coalesced sparse gradient.
     """
     present = [t.reshape(-1) for t in ids if t is not None]
-    # A flag per table row: for the usual batch, with more ids than rows, ten times as fast as sorting. The last flag is
-    # for the padding.
+    # A flag per table row. For the usual batch, with more ids than rows, this is ten times as fast as sorting. The last
+    # flag is for the padding.
     flags = torch.zeros(table.shape[0] + 1, dtype=torch.bool, device=table.device)
     for t in present:
         flags[t.long()] = True
@@ -100,8 +101,8 @@ def compact_table(table: Tensor, ids: _Ids) -> tuple[Tensor, _Ids]:
 
 
 def compacted(inputs: EmbeddingInputs) -> EmbeddingInputs:
-    """The same batch on the rows of the table that it names, which have a sparse gradient."""
-    if inputs.exclude:  # a compact table has other ids than the history
+    """The same batch on only those rows of the table that occur in it, which get a sparse gradient."""
+    if inputs.exclude:  # ids in a compact table differ from those in the history
         dtype = reference.compute_dtype(inputs.queries.dtype)
         log_q = reference.leave_out(
             inputs.log_q, inputs.pos_ids, inputs.neg_ids, inputs.history, inputs.items.shape[0], dtype

@@ -1,4 +1,4 @@
-"""Sums that do not depend on the number of threads, by which torch splits those of 32,768 numbers or more."""
+"""Sums that do not depend on the number of threads. torch splits a sum of 32,768 numbers or more by its threads."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def total(x: Tensor) -> Tensor:
 
 
 def expanded(value: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """value.expand(shape); the gradient of a single number is such a sum."""
-    # First what needs no count, which torch.export would make a constant.
+    """value.expand(shape), where the gradient of a single number is such a sum."""
+    # First the cases that need no count, which torch.export would turn into a constant.
     if value.dim() > 0 or not value.requires_grad or torch.compiler.is_compiling():
         return value.expand(shape)
     count = torch.Size(shape).numel()

@@ -1,4 +1,4 @@
-"""The score that an item needs to be among a query's first K, learned while training goes on."""
+"""The score that an item needs to be among a query's first K, learned during training."""
 
 from __future__ import annotations
 
@@ -9,45 +9,57 @@ from torch import Tensor, nn
 
 from cw_ext import checks
 
-# The largest move, in steps. It lets a threshold that is far too low rise quickly, and hardly ever cuts a count off
-# where the threshold is right.
+# The largest move, in steps. A threshold that is far too low rises quickly, while counts at the right threshold are
+# hardly ever cut off.
 _LARGEST_MOVE = 4.0
-# The steps of a query shrink with its updates to this share of the first: scores go on moving.
+# A query's steps shrink to this share of the first, and no further, as its scores keep changing.
 _LAST_STEP = 0.1
 
 
 class TopKThreshold(nn.Module):
     """Learns, for each query, the score that only the K best of its unknown items exceed.
 
-    It is the β of SL@K (`presets.slk`), found without a pass over the catalogue: by stochastic quantile regression
-    (Robbins & Monro, 1951; Talos, arXiv 2601.19276, eq. for L_q) from the number of negatives that score above β,
-    which the loss counts in the same pass. In each update β moves up where more than the share k/num_items of the
-    negatives scored above it, and down where fewer did.
+    This is the β of SL@K, see :func:`cw_ext.presets.slk`. It is learned without a pass over the catalogue, by
+    stochastic quantile regression (Robbins & Monro, 1951; Talos, arXiv 2601.19276, eq. for L_q), from the number of
+    negatives that score above β, which the loss counts in the same pass. Each update moves β up if more than the share
+    k/num_items of the negatives scored above it, and down if fewer did.
 
-    The negatives must be drawn uniformly (also shared ones, or all items): popular ones would move the quantile. Known
-    positives, which are never drawn, do not count among the K, as they do not in a ranking of new items. That is where
-    this differs from SL@K's estimate, which ranks all items.
+    The negatives must be drawn uniformly, per row or shared, or be all items: popular negatives would shift the
+    quantile. Known positives are never drawn, so they do not count among the K, just as in a ranking of new items. The
+    estimate of SL@K differs in this: it ranks all items.
 
     Args:
         num_queries: Q.
         k: K, 1 ≤ k < num_items.
         num_items: how many items the negatives are drawn from.
-        step: the first step, on the scale of the scores; the later ones shrink with the square root of the query's
-            updates, to a tenth of it. The default suits ½·cosine. Otherwise about a third of the standard deviation
-            of a query's scores.
+        step: the first step, on the scale of the scores. Later steps shrink with the square root of the query's
+            updates, down to a tenth of it. The default suits ½·cosine; otherwise use about a third of the standard
+            deviation of a query's scores.
 
-    Buffers, saved in the state_dict:
-        thresholds: β [Q] in fp32; 0 at first.
-        updates: [Q] in int64, how many updates each has had.
+    Attributes:
+        thresholds: β [Q], fp32, 0 at first; a buffer, saved in the state_dict.
+        updates: [Q], int64, how many updates each query has had; a buffer, saved in the state_dict.
 
     Raises:
-        TypeError, ValueError: the message contains the argument, what was expected and what came.
+        TypeError, ValueError: the message names the argument, what was expected, and what it got.
 
-    >>> beta = TopKThreshold(num_queries, k=20, num_items=num_items)
-    >>> loss, above = sampled_cw_loss(..., query_ids, ..., num_negatives, return_above=True,
-    ...                               confidence_threshold=beta.threshold(query_ids), **presets.slk())
-    >>> loss.backward(); optimizer.step()
-    >>> beta.update(query_ids, above, num_negatives)
+    Example:
+        One training step of SL@20 with 10 sampled negatives:
+
+        >>> import torch
+        >>> from cw_ext import Interactions, TopKThreshold, presets, sampled_cw_loss
+        >>> users = torch.nn.Embedding(3, 16)
+        >>> items = torch.nn.Embedding(50, 16)
+        >>> user_ids = torch.tensor([0, 1, 2])
+        >>> pos_ids = torch.tensor([10, 11, 42])
+        >>> known = Interactions(user_ids, pos_ids, num_queries=3, num_items=50)
+        >>> beta = TopKThreshold(num_queries=3, k=20, num_items=50)
+        >>> loss, above = sampled_cw_loss(
+        ...     users(user_ids), items, user_ids, pos_ids, known, 10, **presets.slk(),
+        ...     confidence_threshold=beta.threshold(user_ids), return_above=True,
+        ... )
+        >>> loss.backward()
+        >>> beta.update(user_ids, above, num_negatives=10)
     """
 
     thresholds: Tensor
@@ -64,7 +76,7 @@ class TopKThreshold(nn.Module):
         self.register_buffer("updates", torch.zeros(num_queries, dtype=torch.int64))
 
     def _apply(self, fn: Callable[..., Tensor], recurse: bool = True) -> TopKThreshold:
-        """Whatever dtype a model is cast to, thresholds stay in fp32: half of it would lose their last steps."""
+        """Keeps the thresholds in fp32 when a model is cast: half precision would lose their last steps."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.thresholds = self.thresholds.float()
         return self
@@ -76,10 +88,10 @@ class TopKThreshold(nn.Module):
         """β of each row, for `confidence_threshold`.
 
         Args:
-            query_ids: [B], int32 or int64. −1 is padding, whose threshold is 0.
+            query_ids: [B], int32 or int64. −1 is padding, with the threshold 0.
 
         Returns:
-            [B] in fp32, without gradient; a copy, which later updates leave as it is.
+            [B] in fp32, without gradient. It is a copy, which later updates do not change.
 
         Raises:
             IndexError: an id out of range, on the CPU.
@@ -89,18 +101,18 @@ class TopKThreshold(nn.Module):
 
     @torch.no_grad()
     def update(self, query_ids: Tensor, above: Tensor, num_negatives: int | Tensor) -> None:
-        """Move the thresholds of a batch, after its step.
+        """Update the thresholds of a batch, after its training step.
 
         A query that occurs several times is updated once, with the counts of all its rows.
 
         Args:
-            query_ids: [B], those given to :meth:`threshold`. −1 is padding.
-            above: [B], int32 or int64: how many of the row's negatives scored above its threshold.
-            num_negatives: of how many; an integer, or [B] where some are masked out. A row of 0 is left out; so a row
-                that is padding, by its positive, must have 0 here or the query −1, since it counts no negative.
+            query_ids: [B], the ids given to :meth:`threshold`. −1 is padding.
+            above: [B], int32 or int64, how many of the row's negatives scored above its threshold.
+            num_negatives: how many negatives there were; an integer or, if some are masked out, [B]. A row with 0 is
+                left out. A row whose positive is padding counts no negative, so it needs 0 here or the query id −1.
 
         Raises:
-            TypeError, ValueError: the message contains the argument, what was expected and what came.
+            TypeError, ValueError: the message names the argument, what was expected, and what it got.
             IndexError: an id out of range, on the CPU.
         """
         self._check_ids(query_ids)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -37,15 +38,50 @@ myst_heading_anchors = 4
 
 # API pages
 default_role = "code"  # docstrings write `name` for code
+smartquotes_action = "D"  # dashes only: curly quotes around "none" would not be Python
 autodoc_typehints = "none"  # the signatures in the docstrings' Args are easier to read
 autodoc_member_order = "bysource"
+autodoc_mock_imports = ["rectools", "replay", "sentence_transformers"]  # for the adapters
+python_maximum_signature_line_length = 88
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+
+
+def _link_loss_arguments(app, what, name, obj, options, lines):  # noqa: ANN001, ANN202
+    """One page describes the loss arguments, which every docstring repeats for help()."""
+    if name.endswith("LossArguments"):
+        lines[:] = [line.replace("Loss arguments (keywords):", "Keyword Args:") for line in lines]
+    if not any(line.startswith("Loss arguments (keywords):") for line in lines):
+        return
+    at = next(place for place, line in enumerate(lines) if line.startswith("Loss arguments (keywords):"))
+    shared = ":doc:`the arguments of the loss </api/arguments>`."
+    lines[at:] = []
+    entry = next((place for place, line in enumerate(lines) if line.strip().startswith("**loss:")), None)
+    if entry is None:
+        lines += [f"``**loss`` stands for {shared}", ""]
+    else:
+        lines[entry] = f"    **loss: {shared}"
+
+
+def _shorten_signature(app, what, name, obj, options, signature, annotation):  # noqa: ANN001, ANN202
+    """`**loss` in place of all the loss arguments."""
+    before, found, _ = (signature or "").partition("temperature=0.1, prior=0.0, weighting=")
+    if not found:
+        return None
+    return f"{before.removesuffix('*, ')}**loss)", annotation
+
+
+def setup(app):  # noqa: ANN001, ANN201
+    app.connect("autodoc-process-docstring", _link_loss_arguments, priority=400)  # before napoleon
+    app.connect("autodoc-process-signature", _shorten_signature)
+
 
 # The tutorial is a notebook in percent format, which also runs as a program. The build runs it and shows its output.
 _notebook = jupytext.read(ROOT / "examples" / "movielens.py")
 _notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
 jupytext.write(_notebook, HERE / "get-started" / "tutorial.ipynb")
+os.environ["PYTHONPATH"] = str(ROOT)  # for the notebook's process, which runs in another folder
 nb_execution_mode = "cache"  # runs it again only after a change
 nb_execution_cache_path = str(HERE / "_build" / "notebooks")
 nb_execution_timeout = 300
@@ -63,6 +99,7 @@ mathjax_path = "tex-svg.js"
 # Theme
 html_theme = "pydata_sphinx_theme"
 html_title = "cw_ext"
+html_favicon = "_static/favicon.svg"
 html_static_path = ["_static", "_build/mathjax"]
 html_css_files = ["site.css"]
 html_theme_options = {
@@ -76,6 +113,8 @@ html_theme_options = {
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
 }
+html_context = {"default_mode": "auto"}  # light or dark as the reader's system is
+html_domain_indices = False
 html_show_sourcelink = False
 html_copy_source = False
 copybutton_exclude = ".linenos, .gp"

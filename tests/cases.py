@@ -118,7 +118,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-# The row code is the same for every level, and levels 1 and 2 cross all variants with all dtypes.
+# The row code is the same for every level, and scores and embeddings cross all variants with all dtypes.
 _IN_EVERY_DTYPE = ("defaults", "exponential-hard-normalized-through", "linear-some-zero", "everything")
 
 
@@ -171,7 +171,7 @@ class _Tensors:
 
 @dataclass(frozen=True)
 class Scores(_Tensors):
-    """Level 1's inputs."""
+    """The inputs of the loss of scores."""
 
     pos: Tensor
     neg: Tensor
@@ -196,7 +196,7 @@ class Scores(_Tensors):
 
 @dataclass(frozen=True)
 class Embeddings(_Tensors):
-    """Level 2's inputs."""
+    """The inputs of the loss from embeddings."""
 
     queries: Tensor
     items: Tensor

@@ -1,4 +1,4 @@
-"""A small fp64 batch of each level of the loss, for tests of what holds at all of them; level 1 against the oracle."""
+"""A small fp64 batch of each level of the loss, for tests of what holds at all of them; scores against the oracle."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def make_level(name: str, seed: int = 1) -> Any:
 each_level = pytest.mark.parametrize("level", LEVELS)
 
 
-# ---- level 1 against the oracle ------------------------------------------------------------------------------------
+# ---- scores against the oracle -------------------------------------------------------------------------------------
 
-# Tensors of level 1 by the oracle's names.
+# Tensors of the scores loss by the oracle's names.
 _NAMES = {"neg": "negatives", "extra": "extras"}
 
 

@@ -1,4 +1,4 @@
-"""The README's formula, one row at a time and as it is printed there: the truth behind the truth.
+"""docs/how-it-works/formula.md, one row at a time and as it is printed there: the truth behind the truth.
 
 Written without torch and without logarithmic tricks. Decimal numbers do not overflow (exp(1e7) is a number
 like any other), and with 60 digits a finite difference is good to far more digits than fp64 has. So the
@@ -302,7 +302,7 @@ def scores_of_row(
     prior: Number = 0.0,
     threshold: Number = 0.0,
 ) -> Inputs:
-    """Level 2's row as a row of scores. −1 is padding: masked negative, absent extra positive, dead row."""
+    """A row of embeddings as a row of scores. −1 is padding: masked negative, absent extra positive, dead row."""
 
     def scored(item_id: int, padding: float) -> Number:
         return score(query, items[item_id], similarity) if item_id >= 0 else padding

@@ -27,7 +27,7 @@ CRITERIA: dict[str, Callable[..., nn.Module]] = {
 
 
 class Recommender(nn.Module):
-    """Tables, a layer and the loss of a batch: users [B], positives [B], negatives [B, N] for the first two levels."""
+    """Tables, a layer and the loss of a batch: users [B], positives [B], negatives [B, N] for scores and embeddings."""
 
     def __init__(self, criterion: nn.Module) -> None:
         super().__init__()

@@ -265,7 +265,7 @@ def _wanted(draw: st.DrawFn, case: Any) -> tuple[str, ...]:
 
 @st.composite
 def score_calls(draw: st.DrawFn, *, planted: bool = False) -> Call:
-    """Level 1. To be `planted` in: two rows or more, in one dimension, each in memory of its own and not reduced."""
+    """From scores. To be `planted` in: two rows or more, in one dimension, each in its own memory and not reduced."""
     g, dtype, arguments = generator(draw(_seeds)), draw(_dtypes), draw(_call_arguments(planted))
     rows, n = draw(_batches), draw(_widths)
     shape: tuple[int, ...] = (max(rows, 2),) if planted else (rows,)
@@ -307,7 +307,7 @@ def _ids(draw: st.DrawFn, shape: tuple[int, ...], count: int, g: torch.Generator
 
 @st.composite
 def embedding_calls(draw: st.DrawFn, *, shared: bool, planted: bool = False) -> Call:
-    """Level 2, with negatives [B, N] or shared [N]."""
+    """From embeddings, with negatives [B, N] or shared [N]."""
     g, dtype, arguments = generator(draw(_seeds)), draw(_dtypes), draw(_call_arguments(planted))
     similarity = draw(st.sampled_from(["half_cosine", "cosine", "dot"]))
     rows, n, dim = draw(_sizes())

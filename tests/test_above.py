@@ -1,4 +1,4 @@
-"""How many negatives score above the row's threshold: against a count in a loop, at levels 1 to 3."""
+"""How many negatives score above the row's threshold: against a count in a loop, for scores, embeddings and sampled."""
 
 from __future__ import annotations
 

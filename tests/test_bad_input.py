@@ -49,11 +49,11 @@ TWO = torch.tensor([0.1, 0.2])
 META = torch.device("meta")
 
 
-def level_1(pos: Any = POS, neg: Any = NEG, **arguments: Any) -> Tensor:
+def of_scores(pos: Any = POS, neg: Any = NEG, **arguments: Any) -> Tensor:
     return cw_loss(pos, neg, **arguments)
 
 
-def level_2(
+def of_embeddings(
     queries: Any = QUERIES,
     items: Any = ITEMS,
     pos_ids: Any = POS_IDS,
@@ -161,8 +161,8 @@ LOSS_ARGUMENTS: list[tuple[dict[str, Any], type[Exception], str]] = [
 
 @pytest.mark.parametrize(("arguments", "error", "message"), LOSS_ARGUMENTS)
 def test_loss_arguments(nothing_runs: None, arguments: dict[str, Any], error: type[Exception], message: str) -> None:
-    _raises(error, message, lambda: level_1(**arguments))
-    _raises(error, message, lambda: level_2(**arguments))
+    _raises(error, message, lambda: of_scores(**arguments))
+    _raises(error, message, lambda: of_embeddings(**arguments))
 
 
 def _known_before_the_scores(arguments: dict[str, Any]) -> bool:
@@ -210,7 +210,7 @@ def test_modules_check_when_they_are_made(arguments: dict[str, Any], error: type
     ],
 )
 def test_scores(nothing_runs: None, arguments: dict[str, Any], error: type[Exception], message: str) -> None:
-    _raises(error, message, lambda: level_1(**arguments))
+    _raises(error, message, lambda: of_scores(**arguments))
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ def test_scores(nothing_runs: None, arguments: dict[str, Any], error: type[Excep
     ],
 )
 def test_embeddings(nothing_runs: None, arguments: dict[str, Any], error: type[Exception], message: str) -> None:
-    _raises(error, message, lambda: level_2(**arguments))
+    _raises(error, message, lambda: of_embeddings(**arguments))
 
 
 @pytest.mark.cpu_kernels

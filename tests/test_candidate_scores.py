@@ -82,7 +82,7 @@ def test_values_of_many_rows(
 
 
 @each_similarity
-def test_they_are_the_scores_of_level_2(backend: str, device: torch.device, similarity: str) -> None:
+def test_they_are_the_scores_that_the_loss_computes(backend: str, device: torch.device, similarity: str) -> None:
     """The loss of these scores is the loss of the ids."""
     queries, items = (x.to(device) for x in _tables(140, 12, 50))
     ids, pos_ids = _ids(140, 60, 50).to(device), _ids(140, 1, 49, seed=3).to(device) + 1

@@ -240,7 +240,9 @@ def test_full_graph(backend: str, device: torch.device, kind: str) -> None:
     for name, gradient in leaves.gradients().items():
         assert_near(gradient, expected.gradients[name], torch.float32, name)
     raw = replace(case, settings=case.settings | {"candidates": IDS.to(device)})
-    with pytest.raises(Exception, match=r"before, call once candidates = interactions.candidates\(candidates\)"):
+    with pytest.raises(
+        Exception, match=r"before compiling, call once candidates = interactions.candidates\(candidates\)"
+    ):
         torch.compile(loss, fullgraph=True, backend="aot_eager")(raw)
 
 

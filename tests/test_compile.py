@@ -168,7 +168,7 @@ def _with_counts(case: Case, loss: Any) -> tuple[Result, Tensor]:
 
 def test_a_popularity_table_is_made_before(kernels: None) -> None:
     case = replace(_drawn("popularity"), interactions=make_interactions(pairs=400))
-    with pytest.raises(Exception, match=r"before, call once interactions.popularity\(0.75\)"):
+    with pytest.raises(Exception, match=r"before compiling, call once interactions.popularity\(0.75\)"):
         torch.compile(lambda c: c.loss(), fullgraph=True, backend="aot_eager")(case)
 
 
@@ -237,7 +237,7 @@ def test_training_steps_of_any_size(kernels: None, name: str) -> None:
 
 @pytest.mark.thorough
 def test_training_steps_of_few_and_of_many_rows(kernels: None) -> None:
-    """At level 2 a graph serves batches that are sorted in one block, and another all that take several."""
+    """From embeddings a graph serves batches that are sorted in one block, and another all that take several."""
     model = make_recommender("embeddings")
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
     for rows in (6, 1100):

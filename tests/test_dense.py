@@ -304,7 +304,7 @@ def test_drawn(kernels: None, dtype: torch.dtype, recompute: bool, distribution:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=["fp64", "fp32", "bf16"])
 @pytest.mark.parametrize("distribution", ["uniform", "popularity"])
-def test_drawn_is_level_2_with_these_ids(kernels: None, dtype: torch.dtype, distribution: str) -> None:
+def test_drawn_is_the_loss_from_embeddings_with_these_ids(kernels: None, dtype: torch.dtype, distribution: str) -> None:
     """To the bit, also where an item's draws have weights."""
     for recompute in (False, True):
         case = _drawn(padding=True, distribution=distribution, recompute=recompute).to(dtype)

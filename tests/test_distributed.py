@@ -18,7 +18,7 @@ from torchrun import process_of_group, torchrun
 
 from cw_ext import CWEmbeddingLoss, CWSampledLoss, draw_negatives
 
-LEVEL_2 = make_embeddings(6, 9, 8, 20, seed=101)
+EMBEDDINGS = make_embeddings(6, 9, 8, 20, seed=101)
 SAMPLED = make_drawn("sampled", 6, seed=102, interactions=make_interactions(num_queries=8, num_items=20, pairs=40))
 N = 9
 PRIOR = 0.05
@@ -88,7 +88,7 @@ def test_the_mean_over_processes_is_the_mean_over_rows(kernels: None, tmp_path: 
     found = torch.load(tmp_path / "gradients.pt")
 
     expected = {
-        "level 2": _expected(LEVEL_2, lambda case: case.loss(prior=PRIOR, backend="reference")),
+        "embeddings": _expected(EMBEDDINGS, lambda case: case.loss(prior=PRIOR, backend="reference")),
         "drawn": _expected(SAMPLED, _drawn_half(0), _drawn_half(1)),
     }
     for level, gradients in expected.items():
@@ -158,9 +158,9 @@ def _train(rank: int, folder: Path) -> None:
     embeddings = CWEmbeddingLoss(prior=PRIOR, backend="fused")
     drawing = CWSampledLoss(SAMPLED.interactions, N, prior=PRIOR, backend="fused")
     drawn_batch = (SAMPLED.queries[half], SAMPLED.query_ids[half], SAMPLED.pos_ids[half])
-    batch = (LEVEL_2.queries[half], LEVEL_2.pos_ids[half], LEVEL_2.neg_ids[half])
+    batch = (EMBEDDINGS.queries[half], EMBEDDINGS.pos_ids[half], EMBEDDINGS.neg_ids[half])
     gradients = {
-        "level 2": _gradients(_Model(LEVEL_2.items, embeddings), *batch),
+        "embeddings": _gradients(_Model(EMBEDDINGS.items, embeddings), *batch),
         "drawn": _gradients(_Model(SAMPLED.items, drawing), *drawn_batch, seed=_seed(rank)),
     }
     if rank == 0:

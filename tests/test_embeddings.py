@@ -1,4 +1,4 @@
-"""Level 2's kernels against the fp64 reference: every parameter, similarity, size, id pattern and dtype."""
+"""The kernels from embeddings against the fp64 reference: every parameter, similarity, size, id pattern and dtype."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_many_rows(kernels: None, device: torch.device, dtype: torch.dtype, item
     against_truth(case, dtype, device, _weights(300), prior=0.05)
 
 
-def test_level_2_is_level_1_on_similarities(backend: str, device: torch.device) -> None:
+def test_embeddings_are_scores_on_similarities(backend: str, device: torch.device) -> None:
     """The similarities written with torch's own functions."""
     case = make_embeddings(5, 7, 6, 11, 2, seed=8).to(device=device)
     leaves = case.leaves(["queries", "items"])

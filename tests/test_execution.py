@@ -157,7 +157,7 @@ torch.save((cw_ext.build_config()["cpu_capability"], results), sys.argv[2])
 
 
 def _capability_cases() -> dict[str, tuple[Case, Tensor, dict[str, Any]]]:
-    """Each weighting and surrogate, in each dtype, at both levels; and more items than a bucket holds."""
+    """Each weighting and surrogate, in each dtype, of scores and of embeddings; and more items than a bucket holds."""
     found = {}
     for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
         for weighting in ("none", "sigmoid", "exponential", "linear"):

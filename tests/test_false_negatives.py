@@ -365,7 +365,7 @@ def test_the_curve_is_the_log_weights(family: str, strength: float) -> None:
 
 
 def test_the_curve_in_the_kernels(backend: str) -> None:
-    """At level 1 and level 2 it is the loss with the same weights given; beyond the fitted scores, those at the end."""
+    """For scores and embeddings it is the loss with the same weights given; beyond the fitted scores, the end's."""
     estimate = _fit("normal", 0.3)
     scores, case = make_scores((6,), 40), make_embeddings(6, 40, 8, 30)
     curve = estimate.curve(knots=4097)

@@ -241,7 +241,7 @@ def test_compiled_transforms(kernels: None) -> None:
     torch.compiler.reset()
 
 
-# ---- levels 2 and 3 ----------------------------------------------------------------------------------------
+# ---- embeddings and sampled --------------------------------------------------------------------------------
 
 
 def _embedding_loss(case: Embeddings, **arguments: Any) -> Callable[..., Tensor]:
@@ -286,7 +286,7 @@ def test_no_vmap_over_embeddings(kernels: None, vmapped: str) -> None:
     case = make_embeddings(4, 5, 6, 9, 2, seed=102, log_q=True)
     case = replace(case, prior=torch.full((4,), 0.1, dtype=torch.float64))
     stacked = getattr(case, vmapped).expand(SAMPLES, *getattr(case, vmapped).shape)
-    message = "torch.func.vmap is not supported where the loss looks embeddings up by id; it is by cw_loss"
+    message = "torch.func.vmap is not supported where the loss looks embeddings up by id. Use it with cw_loss"
     transform = vmap(lambda t: replace(case, **{vmapped: t}).loss(backend="fused"))
     with pytest.raises(NotImplementedError, match=message):
         transform(stacked)

@@ -83,7 +83,7 @@ def _truth(call: Call) -> Result:
 
 
 def _by_hand(case: Scores | Embeddings | Drawn) -> Scores | Embeddings:
-    """Level 2's call with each row's negatives, [B, N], and their log weights; level 1's as it is."""
+    """An embeddings call with each row's negatives, [B, N], and their log weights; a scores call as it is."""
     if isinstance(case, Scores):
         return case
     rows = len(case.queries)
@@ -529,8 +529,8 @@ def _touched(call: Call, name: str, at: int) -> tuple[Tensor, Tensor]:
 @given(data=st.data())
 def test_extreme_embeddings_in_a_row(kernels: None, device: torch.device, kind: str, data: st.DataObject) -> None:
     """A query's are its own row's; an item's are those rows' that have it as more than a masked negative."""
-    level_2 = kind in ("per-row", "shared")
-    calls = embedding_calls(shared=kind == "shared", planted=True) if level_2 else drawn_calls(kind, planted=True)
+    embeddings = kind in ("per-row", "shared")
+    calls = embedding_calls(shared=kind == "shared", planted=True) if embeddings else drawn_calls(kind, planted=True)
     call = data.draw(calls)
     name = data.draw(st.sampled_from(["queries", "items"]))
     place = tuple(data.draw(st.integers(0, size - 1)) for size in getattr(call.case, name).shape)

@@ -90,7 +90,7 @@ def test_gradcheck_surrogates(backend: str, surrogate: str, similarity: str) -> 
 @each_floor
 @each_weighting
 def test_the_floor_is_where_it_should_be(weighting: str, floor: str) -> None:
-    """The names above are true of each of their rows, for level 1's case."""
+    """The names above are true of each of their rows, for the case of scores."""
     case, arguments = _scores(), WEIGHTINGS[weighting] | FLOORS[floor]
     prior = arguments.pop("prior")
     for b in range(2):

@@ -37,7 +37,7 @@ def _knows(query: int, item: int) -> bool:
 
 
 def _brute_force(case: PairCase, *, back: bool = False, **arguments: Any) -> Tensor:
-    """One direction by level 1, whose masks are found pair by pair."""
+    """One direction by the loss of scores, whose masks are found pair by pair."""
     similarity = arguments.pop("similarity", "half_cosine")
     corrected, with_history = arguments.pop("log_q_correction", True), "query_ids" in arguments
     candidates = arguments.pop("candidates", None)

@@ -411,7 +411,7 @@ def test_a_ring_holds_one_part_at_a_time(kernels: None, found: list) -> None:
 
 def test_calls_that_differ_are_refused_everywhere(kernels: None, found: list) -> None:
     for rank, process in enumerate(found):
-        out_of_range = "IndexError: process 1 of the group has raised IndexError"
+        out_of_range = "IndexError: process 1 of the group raised IndexError"
         expected = [
             "ValueError: items must be the same table.*item_ids",
             "ValueError: items must be the same table.*item_ids",
@@ -423,13 +423,13 @@ def test_calls_that_differ_are_refused_everywhere(kernels: None, found: list) ->
             "ValueError: .* temperature requires a gradient: ",
             "IndexError: pos_ids must be in .* got " if rank else out_of_range,
             "IndexError: extra_pos_ids must be in .* got " if rank else out_of_range,
-            "AttributeError: .*weight" if rank else "RuntimeError: process 1 of the group has raised RuntimeError",
+            "AttributeError: .*weight" if rank else "RuntimeError: process 1 of the group raised RuntimeError",
             "ValueError: .* sum of the item counts: ",
             f"ValueError: .* interactions: {len(_known_to(torch.arange(rank + 1)))} pairs .* another value in process",
             "ValueError: .* similarity: ",
             "ValueError: .* include_positive: ",
             "ValueError: rows must have the",
-            "ValueError: process 0 of the group has raised" if rank else "ValueError: rows must have at least one",
+            "ValueError: process 0 of the group raised" if rank else "ValueError: rows must have at least one",
             "ValueError: process_group must contain this process" if rank else "none",
         ]
         assert len(process["refusals"]) == len(expected)

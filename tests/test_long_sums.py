@@ -66,7 +66,7 @@ def test_the_same_with_drawn_negatives(kernels: None, recompute: bool, num_items
 @pytest.mark.parametrize("num_items", [130, 3100])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_same_bits_given_and_drawn(kernels: None, dtype: torch.dtype, num_items: int) -> None:
-    """More blocks than level 3 has in work at a time, and popular items in all of them."""
+    """More blocks than the sampled op has in work at a time, and popular items in all of them."""
     rows, n = 3000, 1000
     case = make_embeddings(rows, 1, 20, num_items, seed=172).to(dtype)
     users = torch.arange(rows)

@@ -229,8 +229,8 @@ def test_the_loss_in_a_further_positives_score(
 
 @each_float
 def test_slopes_of_the_items(backend: str, dtype: torch.dtype) -> None:
-    """Level 2, where each item has one role: along its query the item of a negative is pushed back, that of a positive
-    or a extra positive drawn near (similarity "dot", in which an item's gradient is a multiple of its query)."""
+    """From embeddings, where each item has one role: along its query a negative's item is pushed back, a positive's or
+    an extra positive's drawn near (similarity "dot", in which an item's gradient is a multiple of its query)."""
     n, m, dim = 12, 3, 8
     g = generator(6)
     queries = torch.randn(1, dim, generator=g, dtype=torch.float64).to(dtype)

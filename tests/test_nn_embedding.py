@@ -278,7 +278,7 @@ class _Scaled(nn.Embedding):
         (embedding(scale_grad_by_freq=True), ValueError, "items must have scale_grad_by_freq=False, .*got True"),
         (nn.EmbeddingBag(ITEMS, DIM), TypeError, "items must be a .*torch.nn.Embedding, got EmbeddingBag"),
         (nn.Linear(DIM, ITEMS), TypeError, "items must be a torch.Tensor or a torch.nn.Embedding, got Linear"),
-        (_Scaled(ITEMS, DIM), TypeError, "items must look up as torch.nn.Embedding does, got _Scaled"),
+        (_Scaled(ITEMS, DIM), TypeError, "items must have the forward of torch.nn.Embedding, got _Scaled"),
         (nn.Embedding(ITEMS, DIM), TypeError, "items must have the dtype of queries, float64, got float32"),
         (nn.Embedding(ITEMS, DIM + 1).double(), ValueError, r"items must have shape \[I, D\] with queries' D = 5"),
     ],

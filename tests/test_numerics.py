@@ -191,7 +191,7 @@ def test_no_live_row(backend: str, reduction: str) -> None:
 
 
 def test_a_nan_in_a_table_stays_with_its_rows(backend: str, device: torch.device) -> None:
-    """Level 2: a NaN item makes the rows that use it NaN, and no other row, query or item."""
+    """Embeddings: a NaN item makes the rows that use it NaN, and no other row, query or item."""
     case = make_embeddings(6, 5, 8, 60, 2, seed=66).to(torch.float32, device)
     bad = int(case.neg_ids[2, 3])
     uses_it = torch.stack(
@@ -219,7 +219,7 @@ def test_a_nan_in_a_table_stays_with_its_rows(backend: str, device: torch.device
 
 @pytest.mark.parametrize("value", [NAN, INF])
 def test_a_masked_item_may_be_anything(backend: str, device: torch.device, value: float) -> None:
-    """Level 2: by −inf in the weights, and as item 0, which padding ids must not read into the result."""
+    """Embeddings: by −inf in the weights, and as item 0, which padding ids must not read into the result."""
     case = make_embeddings(4, 9, 8, 30, 2, seed=67, padding=True, log_q=True).to(torch.float32, device)
     case = case.map(lambda t: t.clamp(min=1) if t is case.neg_ids or t is case.extra_ids else t)
     case.pos_ids.clamp_(min=1)

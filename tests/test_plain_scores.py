@@ -1,4 +1,4 @@
-"""Level 1 of two tensors and nothing else has a way of its own through Python: to the same bits as the general way."""
+"""The loss of two tensors of scores and nothing else has its own way through Python: to the bits of the general way."""
 
 from __future__ import annotations
 

@@ -221,16 +221,17 @@ def test_a_temperature_that_is_learned(backend: str, name: str) -> None:
 
 
 def test_the_example_of_slk_learns_the_threshold() -> None:
-    """The lines of its docstring, twice: SL@K with the β before them, and then one update by the scores above it."""
+    """The step of its docstring, twice: SL@K with the β before it, and then one update by the scores above it."""
     g = generator(5)
     queries, items = (torch.randn(rows, 5, generator=g).requires_grad_() for rows in (6, 50))
     ids = {"pos_ids": torch.randint(50, (6,), generator=g), "neg_ids": torch.randint(50, (6, 40), generator=g)}
     names = {
         "presets": presets, "TopKThreshold": TopKThreshold, "cw_loss_from_embeddings": cw_loss_from_embeddings,
         "queries": queries, "items": items, "query_ids": torch.tensor([4, 0, 2, 7, 1, 3]), **ids,
-        "num_queries": 8, "num_items": 50,
     }  # fmt: skip
-    make, *step = doctest.DocTestParser().get_examples(str(presets.slk.__doc__))
+    examples = doctest.DocTestParser().get_examples(str(presets.slk.__doc__))
+    start = next(i for i, example in enumerate(examples) if "TopKThreshold(" in example.source)
+    make, *step = examples[start:]
     exec(make.source, names)
     unit, others = F.normalize(queries, dim=1), F.normalize(items, dim=1)
     pos, neg = (unit * others[ids["pos_ids"]]).sum(1), (unit.unsqueeze(1) * others[ids["neg_ids"]]).sum(2)

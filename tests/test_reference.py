@@ -28,7 +28,7 @@ def _losses(rows: list[oracle.Row]) -> Tensor:
     return exact([float(r.loss) for r in rows])
 
 
-# The oracle's names of what level 1 calls otherwise.
+# The oracle's names of what the scores loss calls otherwise.
 _NAMES = {
     "pos": "pos",
     "neg": "negatives",

@@ -1,4 +1,4 @@
-"""Level 3: the loss with negatives drawn inside is level 2's on the ids that draw_negatives returns."""
+"""Sampled: the loss with negatives drawn inside is that from embeddings on the ids that draw_negatives returns."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _dense(x: Tensor) -> Tensor:
 
 
 def _by_hand(case: Drawn, **arguments: Any) -> Result:
-    """Level 2's reference on the ids, with log weights as they are defined: −α·log of how often an item occurs."""
+    """The embeddings reference on the ids, with log weights as they are defined: −α·log of how often an item occurs."""
     settings = case.settings
     draws = {k: settings[k] for k in ("seed", "distribution", "popularity_exponent") if k in settings}
     shared = settings.get("shared", False)

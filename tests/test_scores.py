@@ -1,4 +1,4 @@
-"""Level 1's kernels against the fp64 reference: every parameter, size, shape, stride and dtype."""
+"""The kernels from scores against the fp64 reference: every parameter, size, shape, stride and dtype."""
 
 from __future__ import annotations
 

@@ -172,7 +172,7 @@ NOT_LOADED: dict[str, tuple[Callable[[], tuple[Model, Any]], str, str]] = {
     "class": (
         lambda: ((m := _model(False)), [*_of(m, torch.optim.Adagrad), torch.optim.Adam(m.map.parameters())]),
         "ValueError",
-        "optimizers must be of the classes and the parameters that were saved, Adam of",
+        "optimizers must have the classes and the parameters that were saved, Adam of",
     ),
     "too few": (
         lambda: ((m := _model(False)), _of(m, torch.optim.Adam)),
@@ -193,13 +193,13 @@ NOT_SAVED: dict[str, tuple[Callable[[Model], Any], Any, str, str]] = {
         lambda m: torch.optim.SGD(nn.Linear(1, 1).parameters()),
         None,
         "ValueError",
-        "optimizers must be of parameters of the module",
+        "optimizers must have only parameters of the module",
     ),
     "columns": (
         lambda m: _stepped(torch.optim.Adafactor([m.items.weight])),
         None,
         "ValueError",
-        "optimizers must hold numbers per element, or one, for the rows of a table",
+        "optimizers must have one number per element of a table, or one for all of it; got",
     ),
 }
 
@@ -267,7 +267,7 @@ def test_what_does_not_fit_is_refused_by_all_and_changes_nothing(tmp_path: Path)
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt")
         for name, (*_, kind, message) in (NOT_LOADED | NOT_SAVED).items():
-            expected[name] = (kind, message if rank == 1 else f"process 1 of the group has raised {kind}")
+            expected[name] = (kind, message if rank == 1 else f"process 1 of the group raised {kind}")
         for name, (kind, message) in expected.items():
             got, text = found["errors"][name]
             assert got == kind and message in text, f"{name}: {got}: {text}"

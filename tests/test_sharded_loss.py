@@ -180,7 +180,7 @@ def test_what_one_process_does_wrong_all_raise(found: list[dict[str, Any]], name
     for rank, process in enumerate(found):
         got, text = process["errors"][name]
         assert got == kind.__name__
-        assert (message if rank == 1 else f"process 1 of the group has raised {kind.__name__}") in text
+        assert (message if rank == 1 else f"process 1 of the group raised {kind.__name__}") in text
 
 
 def test_settings_of_its_own_are_refused(found: list[dict[str, Any]]) -> None:

@@ -219,7 +219,7 @@ def test_what_one_process_asks_wrongly_all_refuse(found: list, name: str) -> Non
     kind, message, _ = REFUSED[name]
     for rank, process in enumerate(found):
         error, text = process["refusals"][name]
-        other = f"process 1 of the group has raised {kind.__name__}; its own message says what is wrong"
+        other = f"process 1 of the group raised {kind.__name__}; see the error message of that process"
         assert (error, text) == (kind.__name__, message if rank == 1 else other)
 
 
@@ -252,7 +252,7 @@ def test_a_table_of_a_part_of_the_processes(found: list) -> None:
 def test_a_table_inside_a_parallel_module_is_refused(found: list) -> None:
     for process in found:
         error, text = process["inside"]
-        assert error == "RuntimeError" and "must be beside what DistributedDataParallel wraps" in text
+        assert error == "RuntimeError" and "must be outside of the module that DistributedDataParallel wraps" in text
 
 
 @pytest.mark.parametrize("name", ["drawn", "fetched"])
@@ -280,7 +280,7 @@ def test_what_one_process_makes_wrongly_all_refuse(found: list, name: str) -> No
     for rank, process in enumerate(found):
         error, text = process["no table"][name]
         assert error == kind.__name__
-        assert (message if rank == 1 else f"process 1 of the group has raised {kind.__name__}") in text
+        assert (message if rank == 1 else f"process 1 of the group raised {kind.__name__}") in text
 
 
 def test_sizes_of_its_own_are_refused(found: list) -> None:

@@ -1,4 +1,4 @@
-"""In-batch, mixed and all items as negatives, against level 1 on the dense scores with a mask made item by item."""
+"""In-batch, mixed and all items as negatives, against the loss of the dense scores with a mask made item by item."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _columns(case: Drawn) -> list[int]:
 
 
 def _dense(case: Drawn, with_history: bool = True, **arguments: Any) -> Result:
-    """Level 1's reference on the scores of every row and column."""
+    """The scores reference on the scores of every row and column."""
     leaves, columns = case.leaves(), _columns(case)
     known = histories(case.interactions) if with_history else [set()] * case.interactions.num_queries
     counts, batch = case.interactions.item_counts.double(), len(case.pos_ids)
@@ -113,7 +113,7 @@ def _assert_equal(found: Result, expected: Result, dtype: torch.dtype = torch.fl
 
 @each_kind
 @pytest.mark.parametrize("padding", [False, True], ids=["", "padding"])
-def test_equals_level_1_on_dense_scores(backend: str, device: torch.device, kind: str, padding: bool) -> None:
+def test_equals_the_loss_of_dense_scores(backend: str, device: torch.device, kind: str, padding: bool) -> None:
     case = _case(kind, m=2, padding=padding, row_weights=True)
     case = replace(case, query_ids=case.query_ids.where(case.pos_ids >= 0, -1))  # as padding may have it
     for arguments in ({}, {"prior": 0.1, "normalize_weights": True}, {"weighting": "none", "include_positive": True}):
@@ -394,7 +394,7 @@ WHO = {"query_ids": torch.tensor([2, 3, 4]), "interactions": INTERACTIONS}
             cw_loss_in_batch,
             WHO | {"interactions": Interactions([0, 0, 1], [2, 2, 3], num_queries=20, num_items=50)},
             ValueError,
-            "interactions must tell what the batches follow .* got 3 pairs of which 2 are distinct",
+            "interactions must tell how often items occur in the batches .* got 3 pairs of which 2 are distinct",
         ),
         (cw_loss_in_batch, {"item_counts": torch.ones(49)}, ValueError, r"item_counts must have shape \(50,\)"),
         (cw_loss_in_batch, {"item_counts": [1] * 50}, TypeError, "item_counts must be a torch.Tensor, got list"),

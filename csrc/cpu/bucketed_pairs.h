@@ -20,8 +20,8 @@ constexpr int64_t kMaxRowsPerBlock = int64_t(1) << (16 - kItemBits);
 constexpr int64_t kPairsPerBlock = 16384;
 constexpr int64_t kPairsPerEnd = 4;
 constexpr int64_t kEnoughBlocks = 128;
-// How many pairs level 3 handles at a time, 12 MB; more if the table is large, as each time all of it is read, or if a row is
-// longer than that.
+// How many pairs the sampled op handles at a time, 12 MB; more if the table is large, as each time all of it is read, or if a
+// row is longer than that.
 constexpr int64_t kPairsAtOnce = int64_t(1) << 21;
 constexpr int64_t kPairsAtOncePerItem = 4;
 constexpr int64_t kFewestBlocksAtOnce = 32;
@@ -39,7 +39,7 @@ struct PairGrid {
   int64_t rows_per_block;
   int64_t blocks;
   int64_t buckets;
-  int64_t blocks_at_once;  // whose pairs level 3 sorts, and sums by items, at a time
+  int64_t blocks_at_once;  // whose pairs the sampled op sorts, and sums by items, at a time
   __attribute__((always_inline)) int64_t pairs_per_block() const { return rows_per_block * width; }
   __attribute__((always_inline)) int64_t rows_in(int64_t block) const {
     return std::min(rows_per_block, rows - block * rows_per_block);

@@ -1,4 +1,5 @@
-// Levels 2 and 3 on the CPU where the items are few: blocks of rows in parallel, each a matrix product around level 1.
+// Embeddings and sampled on the CPU, where the items are few: blocks of rows in parallel, each a product
+// around the scores kernel.
 #include "dense.h"
 
 #include <algorithm>

@@ -1,4 +1,4 @@
-// Levels 2 and 3 where the items are few (dense_rule.h).
+// Embeddings and sampled, where the items are few (dense_rule.h).
 #pragma once
 
 #include "../calls.h"

@@ -104,7 +104,7 @@ Table<In> readable_table(const Tensor& items, std::vector<In>& room) {
   return {rows, dim, count - copied, room.data(), room.data() + copied * dim + kRegister};
 }
 
-// Fills a level-2 task from its call, an EmbeddingsCall or a SharedNegativesCall.
+// Fills an embeddings task from its call, an EmbeddingsCall or a SharedNegativesCall.
 template <typename In, typename Call>
 void fill_query_task(const Call& call, std::vector<In>& room, QueryTask<In>& task) {
   using T = typename Compute<In>::type;

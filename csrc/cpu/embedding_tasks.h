@@ -1,4 +1,4 @@
-// For the gradients of levels 2 and 3: norms, ids, and sums over sorted pairs.
+// For the gradients of embeddings and sampled: norms, ids, and sums over sorted pairs.
 #pragma once
 
 #include <algorithm>

@@ -1,4 +1,4 @@
-// Level 2 on the CPU: blocks of rows in parallel forward, buckets of items in parallel backward.
+// From embeddings on the CPU: blocks of rows in parallel forward, buckets of items in parallel backward.
 #include <algorithm>
 #include <cstring>
 #include <mutex>

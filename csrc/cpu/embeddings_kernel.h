@@ -1,4 +1,4 @@
-// Level 2, each row with its own negatives. Included by kernels_impl.h.
+// From embeddings, each row with its own negatives. Included by kernels_impl.h.
 #pragma once
 
 #include "gather.h"

@@ -84,7 +84,7 @@ CW_INLINE uint64_t add_bucket(const ItemGradientTask<In>& task, int64_t k, int64
         check += kPairsPerSum;
       }
     }
-    // Where level 3 begins another part, so that the sums are the same whether the ids are given or drawn.
+    // Where the sampled op begins another part, so that the sums are the same whether the ids are given or drawn.
     if (--blocks_left == 0) {
       blocks_left = grid.blocks_at_once;
       if (block + 1 < grid.blocks) carry();

@@ -57,7 +57,7 @@ struct Table {
   const In* zeros;      // a row of zeros
 };
 
-// What level 2's rows need, whether each has negatives of its own or all share them.
+// What rows of embeddings need, whether each has negatives of its own or all share them.
 template <typename In>
 struct QueryTask {
   using T = typename Compute<In>::type;

@@ -1,4 +1,4 @@
-// A row of level 2, from its scores. Included by kernels_impl.h.
+// A row of embeddings, from its scores. Included by kernels_impl.h.
 #pragma once
 
 #include "gather.h"

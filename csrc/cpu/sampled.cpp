@@ -1,5 +1,5 @@
-// Level 3 on the CPU: level 2 with negatives that each block of rows draws for itself, in forward and again in backward, so
-// that only a few blocks of them are in memory at a time.
+// Sampled on the CPU: embeddings with negatives that each block of rows draws for itself, in forward and again in backward,
+// so that only a few blocks of them are in memory at a time.
 #include <mutex>
 
 #include "../allocate.h"

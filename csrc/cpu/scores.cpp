@@ -1,4 +1,4 @@
-// Level 1 on the CPU: rows in parallel.
+// From scores on the CPU: rows in parallel.
 #include "dispatch.h"
 
 namespace cw_cpu {

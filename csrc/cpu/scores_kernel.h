@@ -1,4 +1,4 @@
-// Level 1. Included by kernels_impl.h.
+// From scores. Included by kernels_impl.h.
 #pragma once
 
 #include "dtypes.h"

@@ -1,5 +1,5 @@
-// Level 2 on the CPU where all rows share many negatives: blocks of rows in parallel, each through chunks of the negatives; and
-// then, where nothing of size B·N is kept, chunks in parallel, each over the rows.
+// From embeddings on the CPU, where all rows share many negatives: blocks of rows in parallel, each through chunks of the
+// negatives; and then, where nothing of size B·N is kept, chunks in parallel, each over the rows.
 #include "shared_chunks.h"
 
 #include <vector>

@@ -1,5 +1,5 @@
-// Level 2 where all rows share so many negatives that a row's scores do not stay in the cache: a block of rows and a chunk of
-// negatives at a time, with a running maximum. Included by kernels_impl.h.
+// From embeddings, where all rows share so many negatives that a row's scores do not stay in the cache: a block of rows and a
+// chunk of negatives at a time, with a running maximum. Included by kernels_impl.h.
 #pragma once
 
 #include "product_kernel.h"

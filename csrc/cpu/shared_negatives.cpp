@@ -1,4 +1,5 @@
-// Level 2 on the CPU where all rows share their negatives: blocks of rows in parallel, each a matrix product around level 1.
+// From embeddings on the CPU, all rows sharing their negatives: blocks of rows in parallel, each a product
+// around the scores kernel.
 #include "../shared_negatives.h"
 
 #include <algorithm>

@@ -1,4 +1,4 @@
-// Level 2 where all rows share their negatives. Included by kernels_impl.h.
+// From embeddings, where all rows share their negatives. Included by kernels_impl.h.
 #pragma once
 
 #include "gather.h"

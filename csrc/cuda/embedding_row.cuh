@@ -1,4 +1,4 @@
-// A row of level 2 in the form that scores_two_pass.cuh walks.
+// A row of embeddings in the form that scores_two_pass.cuh walks.
 #pragma once
 
 #include "pair_ids.cuh"

@@ -1,4 +1,4 @@
-// Level 2, each row with its own negatives: from tensors to pointers, as in scores.cpp.
+// From embeddings, each row with its own negatives: from tensors to pointers, as in scores.cpp.
 
 #include <type_traits>
 

@@ -1,5 +1,5 @@
-// Level 2, each row with its own negatives, for what embeddings_online_kernel.cu does not take: a block takes a row. It
-// reads the items twice, for the scores and for the query's gradient; nothing of size B·N·D exists. In between, a row's
+// From embeddings, each row with its own negatives, for what embeddings_online_kernel.cu does not take: a block takes a row.
+// It reads the items twice, for the scores and for the query's gradient; nothing of size B·N·D exists. In between, a row's
 // scores are kept in the place of its coefficients, and the inverse norms of its items in scratch of the size of the rows in
 // flight.
 #include "embedding_row.cuh"

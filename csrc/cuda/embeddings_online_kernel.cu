@@ -1,4 +1,4 @@
-// Level 2, each row with its own negatives, reading every item row once, as flash attention does: while an item is in
+// From embeddings, each row with its own negatives, reading every item row once, as flash attention does: while an item is in
 // registers its score is found and the item added to the query's gradient with its term relative to the largest exponent
 // so far; a larger one rescales what has been added. A block takes a row, each warp its share of the negatives.
 #include "embedding_row.cuh"

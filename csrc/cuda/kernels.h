@@ -20,7 +20,7 @@ using cw_ext::RowArguments;
 using cw_ext::RowInputs;
 using cw_ext::RowResults;
 
-// The ids of level 2. A row's 1 + M + N pairs are, in this order, its positive, extra positives and negatives.
+// The ids of the embeddings ops. A row's 1 + M + N pairs are, in this order, its positive, extra positives and negatives.
 struct Pairs {
   const int64_t* pos_ids;    // [B]
   const int64_t* extra_ids;  // [B, M]
@@ -47,7 +47,7 @@ struct SortedPairs {
 // needs there.
 cudaError_t sort_pairs(void* temporary, size_t* temporary_bytes, const SortedPairs& pairs, cudaStream_t stream);
 
-// ---- level 1: scores_kernel.cu --------------------------------------------------------------------------------------
+// ---- from scores: scores_kernel.cu ---------------------------------------------------------------------------------
 
 // The type in which the scores' gradients are kept until backward. bf16 has the range of fp32; in fp16 a mean's would
 // underflow.
@@ -90,10 +90,10 @@ struct ScoresTask {
 template <typename In>
 cudaError_t launch_scores(const ScoresTask<In>& task, cudaStream_t stream);
 
-// ---- level 2 with shared negatives: shared_rows_kernel.cu, shared_pairs_kernel.cu -----------------------------------
+// ---- from embeddings with shared negatives: shared_rows_kernel.cu, shared_pairs_kernel.cu ----------------------------
 
-// Rows of a table, in order or of these ids; a row is zero for an id of −1. With `marks`, level 1 takes products of −∞
-// for negatives that are left out: no other product may be −∞, and no factor make one of these finite or NaN.
+// Rows of a table, in order or of these ids; a row is zero for an id of −1. With `marks`, the scores kernel takes products
+// of −∞ for negatives that are left out: no other product may be −∞, and no factor make one of these finite or NaN.
 template <typename In>
 struct SharedRowsTask {
   using T = typename Compute<In>::type;
@@ -111,7 +111,7 @@ struct SharedRowsTask {
   T* unit;                           // [R, D]: over their norms where normalised
   T* inverse;                        // [R]: 1/|row|, 0 of a zero row
   typename Kept<In>::type* carried;  // [R, D]: unit, with 0 in the place of what is not finite
-  T* factors;                        // [R]: what level 1 multiplies products with the row by, −1 for negative ids
+  T* factors;                        // [R]: what the scores kernel multiplies products with the row by, −1 for negative ids
 };
 
 template <typename In>
@@ -268,7 +268,7 @@ struct DrawTask {
 template <typename T>
 cudaError_t launch_draw(const DrawTask<T>& task, cudaStream_t stream);
 
-// ---- level 2: embeddings_online_kernel.cu, embeddings_kernel.cu -----------------------------------------------------
+// ---- from embeddings: embeddings_online_kernel.cu, embeddings_kernel.cu ----------------------------------------------
 
 template <typename In>
 struct EmbeddingsTask {

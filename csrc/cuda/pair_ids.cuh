@@ -1,4 +1,4 @@
-// The pairs of level 2: their ids, and sums over the rows with these ids.
+// The pairs of the embeddings ops: their ids, and sums over the rows with these ids.
 #pragma once
 
 #undef NDEBUG  // the check of ids must stay in every build

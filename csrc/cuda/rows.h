@@ -1,4 +1,4 @@
-// What the two passes of level 2 with shared negatives do with whole tensors, on the current device.
+// What the two passes from embeddings with shared negatives do with whole tensors, on the current device.
 #pragma once
 
 #include "../calls.h"

@@ -1,4 +1,4 @@
-// Level 3: the kernels of level 2 on negatives that are drawn first, a bounded part of the batch at a time, and drawn
+// Sampled: the embeddings kernels on negatives that are drawn first, a bounded part of the batch at a time, and drawn
 // again where they are needed again.
 
 #include <algorithm>
@@ -56,7 +56,7 @@ void draw_rows(const Draws& draws, int64_t first_row, const Tensor& ids, const T
   });
 }
 
-// The rows [begin, begin + count) of a call of level 3 as one of level 2. Results that are not kept get
+// The rows [begin, begin + count) of a sampled call as an embeddings call. Results that are not kept get
 // memory of their own.
 EmbeddingsCall drawn_part(const EmbeddingsCall& rows, const Draws& draws, int64_t begin, int64_t count) {
   EmbeddingsCall part = rows;

@@ -1,4 +1,4 @@
-// Level 1: from a call's tensors to a task of pointers, on the tensors' device and the current stream. Nothing here waits
+// From scores: from a call's tensors to a task of pointers, on the tensors' device and the current stream. Nothing here waits
 // for the device.
 #include "tensors.h"
 

@@ -1,4 +1,4 @@
-// Level 1. In the loss's common forms a row stays in shared memory between its one read and its one write; in the others,
+// From scores. In the loss's common forms a row stays in shared memory between its one read and its one write; in the others,
 // and where it is too long, it is read twice, by a warp or by a block, depending on its length.
 #include "scores_smem.cuh"
 

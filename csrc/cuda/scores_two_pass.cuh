@@ -1,4 +1,4 @@
-// One row by one team of threads: the walk that cw_row.h describes, for both levels.
+// One row by one team of threads: the walk that cw_row.h describes, for scores and embeddings.
 //
 // The statistics take one pass over the scores, with a running maximum; the gradients a second one, which reads them
 // again from the caches.
@@ -412,7 +412,7 @@ __device__ __forceinline__ void give_gradients(const Row& row, const Parameters<
   if (rank == 0) row.set_pos(plan.regular ? plan.result.by_pos - total : plan.filler);
 }
 
-// All gradients of the row, once scratch.plan is complete. Those of the scores come last: at level 2 they take the
+// All gradients of the row, once scratch.plan is complete. Those of the scores come last: from embeddings they take the
 // scores' place.
 template <int kWarps, typename T, typename Row>
 __device__ __forceinline__ void give_all_gradients(const Row& row, int64_t b, const Parameters<T>& p,

@@ -1,7 +1,7 @@
-// Level 2 where all rows share their negatives: matrix products around level 1, a block of rows at a time.
+// From embeddings, all rows sharing their negatives: matrix products around the scores kernel, a block of rows at a time.
 //
 // Tables in bf16 go to the tensor cores as they are: products of bf16 numbers are exact in fp32, in which they are summed,
-// and level 1 multiplies by the inverse norms as it reads the scores. The coefficients are rounded to bf16 for the
+// and the scores kernel multiplies by the inverse norms as it reads the scores. The coefficients are rounded to bf16 for the
 // products that carry them back. Other dtypes are multiplied in the compute dtype: fp32 in TF32 where the user allows it,
 // as for any product of torch's.
 #include "../shared_negatives.h"
@@ -51,9 +51,9 @@ void leave_out(const SharedNegativesCall& call, int64_t begin, const Tensor& val
   });
 }
 
-// Leaves out of the block what its rows, from `begin` on, leave out: by scores of −∞ that are not counted, which level
-// 1's fast forms take. By log weights of −∞ where a score of −∞ counts in the denominator, or there are log weights or a
-// curve of them.
+// Leaves out of the block what its rows, from `begin` on, leave out: by scores of −∞ that are not counted, which the
+// fast forms of the scores kernel take. By log weights of −∞ where a score of −∞ counts in the denominator, or there are
+// log weights or a curve of them.
 void exclude(const SharedNegativesCall& call, int64_t begin, ScoresCall& block) {
   const bool through_log_q =
       call.loss.arguments.normalize_weights || call.log_q.defined() || call.loss.curve.log_weights.defined();

@@ -1,4 +1,4 @@
-// Level 2 with shared negatives: a row's positive and extra positives, around the products with the negatives.
+// From embeddings with shared negatives: a row's positive and extra positives, around the products with the negatives.
 #include <limits>
 
 #include "pair_ids.cuh"

@@ -1,4 +1,4 @@
-// Level 2 with shared negatives: queries and negatives as its products take them. A group of lanes takes a row.
+// From embeddings with shared negatives: queries and negatives as its products take them. A group of lanes takes a row.
 #include <limits>
 
 #include "pair_ids.cuh"

@@ -1,21 +1,23 @@
-"""Training over many processes, on torch.distributed. docs/guides/processes.md has a program for each step.
+"""Training with several processes, on torch.distributed. The guide docs/guides/processes.md has complete programs.
 
-For encoders and in-batch negatives, beside `process_group=` of :func:`cw_ext.cw_loss_in_batch`:
-    row_numbers: `item_ids` for rows that have no id in a catalogue.
-    gather_rows: the rows of all processes, with gradients.
+For encoders and in-batch negatives, together with the `process_group` argument of :func:`cw_ext.cw_loss_in_batch`:
+
+- row_numbers: `item_ids` for rows without an id in a catalogue;
+- gather_rows: the rows of all processes, with gradients.
 
 For tables that are too large for one process:
-    RowShardedTable: an embedding table of which each process holds a part.
-    sampled_cw_loss: the loss on it with drawn negatives.
-    save_checkpoint, load_checkpoint: it and its optimizer, for any number of processes.
-    distinct_ids, ShardedTable: for tables of other libraries.
+
+- RowShardedTable: an embedding table with a part of the rows on each process;
+- sampled_cw_loss: the loss with drawn negatives on such a table;
+- save_checkpoint, load_checkpoint: checkpoints of tables and optimizers, for any number of processes;
+- distinct_ids, ShardedTable: for tables of other libraries.
 """
 
 import torch
 
 if not torch.distributed.is_available():
     raise ImportError(
-        f"cw_ext.distributed needs a torch with torch.distributed, which torch {torch.__version__} has not"
+        f"cw_ext.distributed needs a torch with torch.distributed, but torch {torch.__version__} was built without it"
     )
 
 from cw_ext.collectives import gather_rows, row_numbers

@@ -40,22 +40,38 @@ def save_checkpoint(
     extra: Any = None,
     process_group: ProcessGroup | None = None,
 ) -> None:
-    """Save a module, whose tables each process holds a part of, and its optimizers. All processes call this together.
+    """Save a module with row-sharded tables, and its optimizers. All processes must call this together.
 
-    By torch.distributed.checkpoint: every process writes its rows of each :class:`RowShardedTable` and of the
-    optimizer's state for them; of what all have alike one process writes each tensor. The folder appears when all is
-    written, so that there is a whole checkpoint or none. What is left of a save that failed is in FOLDER.incomplete.
+    It uses torch.distributed.checkpoint. Each process writes its rows of each :class:`RowShardedTable`, and the
+    optimizer's state of these rows. Tensors that all processes share are written once. The folder appears when
+    everything is written, so a checkpoint is complete or does not exist. A failed save leaves FOLDER.incomplete.
+
+    >>> import pathlib, tempfile
+    >>> import torch
+    >>> import torch.distributed as dist
+    >>> from cw_ext.distributed import RowShardedTable, load_checkpoint, save_checkpoint
+    >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # torchrun starts more
+    >>> tables = torch.nn.ModuleDict({"user": RowShardedTable(100, 8), "item": RowShardedTable(300, 8)})
+    >>> optimizer = torch.optim.SparseAdam(tables.parameters())
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> save_checkpoint(pathlib.Path(folder.name, "after-15"), tables, optimizer, extra={"steps": 15})
+    >>> load_checkpoint(pathlib.Path(folder.name, "after-15"), tables, optimizer)
+    {'steps': 15}
+    >>> dist.destroy_process_group()
+    >>> folder.cleanup()
 
     Args:
-        folder: where to; it must not exist, and all processes must see the same one.
-        module: with any number of tables, and other parameters and buffers, which must be alike in all processes.
-        optimizers: of the module's parameters. For a table's rows they may hold a number per element, and per table.
-        extra: what else to keep, alike in all processes: numbers, strings, tensors, lists and dictionaries of them.
-        process_group: all processes that hold the module; None: the default group.
+        folder: the folder to write. It must not exist yet, and all processes must see the same file system.
+        module: a module with any number of tables. Its other parameters and buffers must be equal on all processes.
+        optimizers: of the module's parameters. Their state for a table may have one number per element, and single
+            numbers for the whole table.
+        extra: anything else to save, equal on all processes: numbers, strings, tensors, and lists and dictionaries of
+            these.
+        process_group: the processes that hold the module. None is the default group of all processes.
 
     Raises:
         FileExistsError: the folder exists.
-        TypeError, ValueError: the message contains the argument, what was expected and what came.
+        TypeError, ValueError: an argument is invalid. The message has its name, what was expected and what it got.
         torch.distributed.checkpoint.CheckpointException: a process cannot write.
     """
     folder = Path(folder)
@@ -93,25 +109,40 @@ def load_checkpoint(
     *,
     process_group: ProcessGroup | None = None,
 ) -> Any:
-    """Load what :func:`save_checkpoint` saved, by any number of processes. All processes call this together.
+    """Load a checkpoint of :func:`save_checkpoint`, with any number of processes. All must call this together.
 
-    Training goes on as if it had not stopped: the optimizers get their settings and their state, also where they have
-    made none yet. Only load what you trust: as with torch.load(weights_only=False), a file can run code.
+    Training continues as if it had not stopped: the optimizers get their settings and their state back, even before
+    their first step. Only load files that you trust: as with torch.load(weights_only=False), they can run code.
+
+    >>> import pathlib, tempfile
+    >>> import torch
+    >>> import torch.distributed as dist
+    >>> from cw_ext.distributed import RowShardedTable, load_checkpoint, save_checkpoint
+    >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # torchrun starts more
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> trained, table = RowShardedTable(300, 8), RowShardedTable(300, 8)
+    >>> save_checkpoint(pathlib.Path(folder.name, "trained"), trained)
+    >>> load_checkpoint(pathlib.Path(folder.name, "trained"), table)
+    >>> torch.equal(table.weight, trained.weight)
+    True
+    >>> dist.destroy_process_group()
+    >>> folder.cleanup()
 
     Args:
-        folder: of save_checkpoint.
-        module: with the same names and shapes; each process gets its rows of the tables.
-        optimizers: as many as were saved, in the same order, of the same classes with the same groups of parameters; or
-            none, to load the module alone.
-        process_group: as in save_checkpoint.
+        folder: the folder of the checkpoint.
+        module: with the same names and shapes as the saved one. Each process gets its rows of the tables.
+        optimizers: as many as were saved, in the same order, with the same classes and groups of parameters. Or none,
+            to load only the module.
+        process_group: as in :func:`save_checkpoint`.
 
     Returns:
         What was saved as `extra`.
 
     Raises:
         FileNotFoundError: there is no checkpoint.
-        TypeError, ValueError: the message contains the argument, what was expected and what came; nothing is changed.
-        torch.distributed.checkpoint.CheckpointException: a file is missing or damaged; part may be loaded.
+        TypeError, ValueError: an argument is invalid. The message has its name, what was expected and what it got.
+            Nothing has been changed.
+        torch.distributed.checkpoint.CheckpointException: a file is missing or damaged. A part may be loaded already.
     """
     folder = Path(folder)
 
@@ -128,7 +159,7 @@ def load_checkpoint(
 
     of_module, of_optimizers = _together(prepare, process_group)
     _check_same_folder(folder, process_group)
-    # What decides whether the rest fits is read first.
+    # Read first what decides whether the rest fits.
     small = {"extra": None} | {f"optimizers.{place}.settings": None for place in range(len(of_optimizers))}
     _read(folder, small, process_group)
     settings = [unpacked(small[f"optimizers.{place}.settings"]) for place in range(len(of_optimizers))]
@@ -138,7 +169,7 @@ def load_checkpoint(
             own = settings_of(optimizer, module)
             if (own["class"], own["groups"]) != (saved["class"], saved["groups"]):
                 raise ValueError(
-                    f"optimizers must be of the classes and the parameters that were saved, {saved['class']} of "
+                    f"optimizers must have the classes and the parameters that were saved, {saved['class']} of "
                     f"{saved['groups']}, got {own['class']} of {own['groups']}"
                 )
 
@@ -153,7 +184,7 @@ def load_checkpoint(
 
 
 def _together(step: Callable[[], _T], group: ProcessGroup | None) -> _T:
-    """Do a step in each process; what one raises, all raise. None of them goes on before all have done it."""
+    """Do a step on each process. If one raises an error, all do. None continues before all have done it."""
     error, result = None, None
     try:
         result = step()
@@ -166,7 +197,7 @@ def _together(step: Callable[[], _T], group: ProcessGroup | None) -> _T:
 
 
 def _check_same_folder(folder: Path, group: ProcessGroup | None) -> None:
-    """Two of them may both be whole: a process may not see the latest one yet."""
+    """Two complete folders may exist: a process may not see the latest one yet."""
     told: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(told, folder.name, group=group)
     if len({*told}) > 1:

@@ -1,4 +1,4 @@
-"""What a checkpoint keeps of a module and of its optimizers: tensors by name, those of row-sharded tables whole."""
+"""The contents of a checkpoint: a module's and its optimizers' tensors by name, with row-sharded tables as a whole."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _tables(module: nn.Module) -> dict[str, RowShardedTable]:
 
 
 def module_state(module: nn.Module) -> dict[str, Any]:
-    """Tensors by name, which share the module's memory, and those of tables whole; else what unpacked() reads."""
+    """Tensors by name, which share the module's memory, with whole tables. Other values are packed for unpacked()."""
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
     tables = _tables(module)
@@ -40,7 +40,7 @@ def _names(optimizer: Optimizer, module: nn.Module) -> list[list[str]]:
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     groups = [[names.get(id(parameter)) for parameter in group["params"]] for group in optimizer.param_groups]
     if any(name is None for group in groups for name in group):
-        raise ValueError("optimizers must be of parameters of the module, got one that is not among them")
+        raise ValueError("optimizers must have only parameters of the module, got one that the module does not have")
     return groups  # type: ignore[return-value]
 
 
@@ -62,9 +62,9 @@ def optimizer_state(place: int, optimizer: Optimizer, module: nn.Module) -> dict
             if name in tables and isinstance(value, Tensor) and value.dim():
                 if value.shape != tables[name].weight.shape:
                     raise ValueError(
-                        f"optimizers must hold numbers per element, or one, for the rows of a table; {key!r} of "
-                        f"{type(optimizer).__name__} has shape {tuple(value.shape)} for {name}, whose own rows have "
-                        f"shape {tuple(tables[name].weight.shape)}"
+                        "optimizers must have one number per element of a table, or one for all of it; got "
+                        f"{key!r} of {type(optimizer).__name__} with shape {tuple(value.shape)} for {name}, whose rows "
+                        f"on this process have shape {tuple(tables[name].weight.shape)}"
                     )
                 value = tables[name].whole(value)
             elif not isinstance(value, Tensor):
@@ -74,7 +74,7 @@ def optimizer_state(place: int, optimizer: Optimizer, module: nn.Module) -> dict
 
 
 def room_for_state(place: int, module: nn.Module, saved: Metadata) -> dict[str, Any]:
-    """Tensors to read an optimizer's state into: a new optimizer has none, so the checkpoint says what there is."""
+    """Tensors to read an optimizer's state into. A new optimizer has none, so the checkpoint decides."""
     if f"optimizers.{place}.settings" not in saved.state_dict_metadata:
         raise ValueError(f"optimizers must be as many as were saved, {place}, got more")
     parameters, tables = dict(module.named_parameters()), _tables(module)
@@ -85,7 +85,7 @@ def room_for_state(place: int, module: nn.Module, saved: Metadata) -> dict[str, 
             continue
         name = key.removeprefix(prefix).rpartition(".")[0]
         if name not in parameters:
-            raise ValueError(f"module must have the parameters that were saved, got none called {name}")
+            raise ValueError(f"module must have the parameters that were saved, got none with the name {name}")
         device = parameters[name].device
         if not isinstance(found, TensorStorageMetadata):
             room[key] = None

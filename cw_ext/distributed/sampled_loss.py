@@ -1,4 +1,4 @@
-"""The loss with drawn negatives on a table whose rows are spread over processes."""
+"""The loss with drawn negatives on a table that is split over processes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from cw_ext.together import number_of, raise_in_all
 
 @runtime_checkable
 class ShardedTable(Protocol):
-    """What the loss needs of a table: :class:`RowShardedTable` has it, and so can one by another library."""
+    """What the loss needs from a table. :class:`RowShardedTable` has it; a table of another library can have it too."""
 
     num_rows: int
     dim: int
@@ -38,13 +38,13 @@ class ShardedTable(Protocol):
 
     @property
     def weight(self) -> Tensor:
-        """Rows that this process holds, [any number, D]: their dtype and device."""
+        """The rows that this process holds, [any number, D]. Their dtype and device are the table's."""
 
     def __call__(self, *ids: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The distinct rows [U, D] of some ids, and the ids' places among them (−1 stays −1)."""
+        """Return the distinct rows [U, D] of some ids, and the ids' places among them (−1 stays −1)."""
 
 
-# The kernels do the work, and what is sent depends on the ids: there is nothing here for a compiler.
+# The kernels do the work, and the communication depends on the ids: nothing here is left to compile.
 @uncompiled
 @documents_loss_arguments
 def sampled_cw_loss(
@@ -68,47 +68,61 @@ def sampled_cw_loss(
     similarity: Similarity = "half_cosine",
     **loss: Unpack[LossArguments],
 ) -> Tensor:
-    """The CW loss ("Correct and Weight", arXiv 2601.04291) with drawn negatives, on a table that no process has whole.
+    """The CW loss ("Correct and Weight", arXiv 2601.04291) with drawn negatives, on a table split over processes.
 
-    :func:`cw_ext.sampled_cw_loss` over processes: each has rows of its own of one batch, draws their negatives, fetches
-    the table's rows that they need, each once, and computes the loss of its rows. With one seed in all processes that
-    is what one process computes of the whole batch, which are the processes' rows in the order of the ranks. All
-    processes of the table's group must call this, and backward, together; some may have no rows (B = 0).
+    This is :func:`cw_ext.sampled_cw_loss` for several processes. Each process has its own rows of the batch. It draws
+    their negatives, fetches each row of the table that it needs once, and computes the loss of its rows. If all
+    processes have the same seed, together they compute what one process would compute for the whole batch, which is
+    their rows in the order of the ranks. All processes of the table's group must call this, and backward, together. A
+    process may have no rows (B = 0).
 
-    A process sends 8 bytes per distinct id and 4·D per distinct row in fp32, and as much in backward, for what others
-    hold. With `shared` that is at most B + N rows, otherwise up to B·(1 + N).
+    >>> import torch
+    >>> import torch.distributed as dist
+    >>> from cw_ext import Interactions
+    >>> from cw_ext.distributed import RowShardedTable, sampled_cw_loss
+    >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # torchrun starts more
+    >>> known = Interactions([0, 0, 1], [5, 2, 7], num_queries=2, num_items=300)
+    >>> table = RowShardedTable(300, 16)
+    >>> queries, query_ids, pos_ids = torch.randn(2, 16), torch.tensor([0, 1]), torch.tensor([5, 7])
+    >>> loss = sampled_cw_loss(queries, table, query_ids, pos_ids, known, 50, seed=0)
+    >>> loss.backward()  # fills table.weight.grad
+    >>> dist.destroy_process_group()
+
+    Each distinct row that another process holds costs 8 bytes for its id, 4·D bytes for the row in fp32, and in
+    backward 4·D bytes for its gradient. There are up to B·(1 + N) such rows; with `shared` at most B + N.
 
     Args:
         queries: [B, D], one row per positive, already gathered; fp16, bf16, fp32 or fp64.
-        table: a :class:`RowShardedTable` with one row per item of `interactions`, in the dtype of `queries`; or a
-            module that has what :class:`ShardedTable` says.
-        query_ids: [B], int32 or int64, rows of `interactions`, which every process has whole: known positives of its
-            query are not a row's negatives. A row of padding may have −1.
-        pos_ids: [B], int32 or int64, rows of the table. −1 is padding: the row is left out, and draws nothing.
-        interactions: the known positives, on the device of `queries`.
+        table: a :class:`RowShardedTable` with one row per item of `interactions`, in the dtype of `queries`, or another
+            module that implements :class:`ShardedTable`.
+        query_ids: [B], int32 or int64, rows of `interactions`. A row's negatives are never known positives of its
+            query. A row of padding may have −1.
+        pos_ids: [B], int32 or int64, rows of the table. −1 is padding: the row is left out and draws nothing.
+        interactions: all known positives, on each process, on the device of `queries`.
         num_negatives: N in [1, 2^32], draws per row, with replacement.
-        seed: as in :func:`cw_ext.sampled_cw_loss`: with the same one in all processes they draw as one process would.
-            None takes another one in each process.
-        first_row: row b draws as row first_row + b; None: the number of rows that the processes before have.
+        seed: as in :func:`cw_ext.sampled_cw_loss`. With the same seed on all processes they draw as one process would.
+            None takes a different seed on each process.
+        first_row: row b draws as row first_row + b. None is the number of rows on the processes before this one.
         distribution, popularity_exponent, popularity_smoothing, candidates, log_q_correction: as in
             :func:`cw_ext.sampled_cw_loss`.
-        shared: draw one set of N negatives for all rows of a process, with one seed the same in all processes. Each row
-            leaves out its own and its known positives.
+        shared: draw one set of N negatives for all rows of a process; with one seed, the same set on all processes.
+            Each row leaves out its own positive and its known positives.
         extra_pos_ids: [B, M], extra positives of the same query for the correction. −1 is padding.
-        row_weights: [B], multiplies the rows.
+        row_weights: [B], a weight for each row.
         similarity: as in :func:`cw_ext.cw_loss_from_embeddings`.
-        **loss: see below; `reduction`, the same in all processes, is of the whole batch as said under Returns.
+        **loss: see below. `reduction` must be the same on all processes, and is over the whole batch: see Returns.
 
     Returns:
-        With reduction="mean" a scalar whose mean over the processes is the mean of the whole batch: R times the sum of
-        this process's rows over the live rows, or their weight, of all R. With "sum" the sum of this process's rows,
-        with "none" these, [B]. The table's gradients, and those of a model under DistributedDataParallel, are the means
-        over the processes of the gradients of what each returns: with "mean" those of the whole batch's mean.
+        With reduction="mean" a scalar whose mean over the processes is the mean over the whole batch: R times the sum
+        over this process's rows, divided by the number (or the weight) of the live rows of all R processes. With "sum"
+        the sum over this process's rows, with "none" these rows' losses, [B]. Gradients of the table, and of a model
+        under DistributedDataParallel, are means over the processes of the gradients of what each returns. With "mean"
+        they are the gradients of the mean over the whole batch.
 
     Raises:
-        TypeError, ValueError, IndexError: the message contains the argument, what was expected and what came. If one
-            process raises, all do: the others with the same class, naming that process.
-        RuntimeError: backend="fused" where the kernels cannot run.
+        TypeError, ValueError, IndexError: an argument is invalid. The message has its name, what was expected and what
+            it got. If one process raises, all do. The others raise the same class, and the message has that process.
+        RuntimeError: backend="fused", but the kernels cannot run.
     """
     if not isinstance(table, ShardedTable):
         raise TypeError(f"table must be a cw_ext.distributed.RowShardedTable, got {type(table).__name__}")
@@ -120,7 +134,7 @@ def sampled_cw_loss(
         "log_q_correction": log_q_correction,
         "similarity": similarity,
     }
-    try:  # everything that can be wrong with this process's arguments, before any process waits for another
+    try:  # all checks of this process's arguments, before any process waits for another
         batch = _batch(queries, table, pos_ids, extra_pos_ids, row_weights, similarity, loss)
         checks.flags(log_q_correction=log_q_correction, shared=shared)
         if first_row is not None:
@@ -165,7 +179,7 @@ def _batch(
     similarity: Similarity,
     loss: LossArguments,
 ) -> EmbeddingBatch:
-    """The checked arguments, with a row of zeros in place of those that are still to be fetched."""
+    """Check the arguments. A row of zeros stands in for the rows that are not fetched yet."""
     like = floating_input("queries", queries)
     of_table = floating_input("table", table.weight.detach()[:0])
     checks.matches("table", of_table, "queries", like)
@@ -198,12 +212,12 @@ def _loss(
     if batch.rows:
         drawn = draw(draws, 1 if shared else batch.rows, interactions.num_items, batch.fused)
         neg_ids = drawn[0] if shared else drawn
-    else:  # no row to lose anything, so that there is nothing to fetch
+    else:  # without rows there is nothing to fetch
         neg_ids = batch.pos_ids.new_full((1,), -1)
     extra = [] if batch.extra_ids is None else [batch.extra_ids]
     rows, (pos, neg, *extra) = table(batch.pos_ids, neg_ids, *extra)
     rows = floating_input("table", rows)
-    if not len(rows):  # all is padding, and the kernels need a row
+    if not len(rows):  # only padding; but the kernels need a row
         rows = F.pad(rows, (0, 0, 0, 1))
 
     log_q = None

@@ -1,4 +1,4 @@
-"""An embedding table that is too large for one process: its rows are spread over a group."""
+"""An embedding table that is too large for one process: each process of a group holds a part of its rows."""
 
 from __future__ import annotations
 
@@ -21,16 +21,24 @@ from cw_ext.together import number_of, raise_in_all
 
 
 def distinct_ids(*ids: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Number the distinct ids of some tensors.
+    """Find the distinct ids of some tensors, and each id's place among them.
+
+    Use it to fetch each row of a table of another library only once.
+
+    >>> import torch
+    >>> from cw_ext.distributed import distinct_ids
+    >>> distinct, (pos, neg) = distinct_ids(torch.tensor([7, 2]), torch.tensor([[7, 5], [-1, 2]]))
+    >>> distinct.tolist(), pos.tolist(), neg.tolist()
+    ([2, 5, 7], [2, 0], [[2, 1], [-1, 0]])
 
     Args:
         ids: integer tensors of any shapes; −1 is padding.
 
     Returns:
-        The distinct ids [U] in increasing order, without −1, and each tensor with the places of its ids among them
-        (−1 stays −1), int64.
+        (distinct, places): the distinct ids [U] in increasing order, without −1, and for each tensor the places of its
+        ids among them (−1 stays −1), all int64.
     """
-    # By sorting: flags per table row, as for a table on one machine, would be as long as the whole table.
+    # By sorting. One flag per table row, as on one machine, would be as long as the whole table.
     distinct, places = torch.unique(torch.cat([t.reshape(-1) for t in ids]), return_inverse=True)
     padding = int((distinct == -1).sum())
     parts = (places - padding).split([t.numel() for t in ids])
@@ -38,7 +46,7 @@ def distinct_ids(*ids: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
 
 
 class _Exchanged(torch.autograd.Function):
-    """Rows that each process sends to each other one; their gradients go back."""
+    """Each process sends rows to each other process. Backward returns their gradients."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, received: list[int], sent: list[int], group: ProcessGroup) -> Tensor:
@@ -52,26 +60,36 @@ class _Exchanged(torch.autograd.Function):
 
 
 class RowShardedTable(nn.Module):
-    """An embedding table [I, D] of which each of R processes holds ⌈I/R⌉ rows, in the order of the ranks.
+    """An embedding table [I, D] that is split over R processes. Each holds ⌈I/R⌉ rows, in the order of the ranks.
 
-    A process fetches each row that it needs once: the ids go to the processes that hold the rows, the rows come back,
-    and in backward their gradients go where the ids went, by torch.distributed's all-to-all. Gradients are means over
-    the processes, as with DistributedDataParallel, which can be used beside the table, but not around it: it would
-    overwrite all parts with those of the first process.
+    A process fetches each row that it needs once. It sends the ids to the processes that hold the rows, and receives
+    the rows. Backward sends the gradients the same way as the ids, with torch.distributed's all-to-all.
 
-    The optimizer works on `weight`, the process's own rows, so that its state is spread alike: SparseAdam, or with
-    sparse=False any that treats each number or each row by itself. A norm over all gradients is not such a thing:
-    torch's clip_grad_norm_ sees this process's rows alone, and would scale what all processes have alike by another
-    factor in each. To save table and state: :func:`save_checkpoint`. state_dict() has this process's rows only. Under
-    torch.compile the table and what it sends run as they do without it.
+    >>> import torch
+    >>> import torch.distributed as dist
+    >>> from cw_ext.distributed import RowShardedTable
+    >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # torchrun starts more
+    >>> table = RowShardedTable(300, 16)
+    >>> ids = torch.tensor([[3, 299], [3, 7]])
+    >>> rows, (places,) = table(ids)  # the distinct rows [3, 16], and where each id's row is
+    >>> rows[places].shape  # as from an nn.Embedding
+    torch.Size([2, 2, 16])
+    >>> dist.destroy_process_group()
 
-    >>> rows, (places,) = table(ids)
-    >>> vectors = rows[places]  # [*ids.shape, D], as of an nn.Embedding
+    Gradients are means over the processes, as with DistributedDataParallel. You can use the table next to a model under
+    DistributedDataParallel, but not inside it: it would overwrite all parts with the rows of the first process.
+
+    The optimizer works on `weight`, this process's rows, so its state is split in the same way. Use SparseAdam, or with
+    sparse=False any optimizer that updates each number or each row independently. Don't clip by a norm over all
+    gradients: torch's `clip_grad_norm_` sees only this process's rows, and would scale the shared parameters by a
+    different factor on each process. :func:`save_checkpoint` saves the table and the optimizer's state; state_dict()
+    has only this process's rows. Inside torch.compile, the table and its communication run uncompiled.
 
     Attributes:
-        weight: this process's own rows, [≤ ⌈I/R⌉, D]; rows first to first + len(weight) of the table.
-        first: the row of the table that `weight` begins with.
-        num_rows, dim: I and D.
+        weight: this process's rows, [≤ ⌈I/R⌉, D], which are rows first to first + len(weight) of the table.
+        first: the table's row at the start of `weight`.
+        num_rows: I.
+        dim: D.
         process_group: the group.
     """
 
@@ -85,20 +103,20 @@ class RowShardedTable(nn.Module):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        """Fill the process's own rows with numbers from N(0, 1), which follow torch's seed and differ by process.
+        """Fill this process's rows with numbers from N(0, 1). They depend on torch's seed and on the process.
 
         All processes of the group must call this together.
 
         Args:
-            num_rows: I ≥ 1, the same in all processes.
-            dim: D ≥ 1, the same in all processes.
-            process_group: the processes that hold the table; None: the default group, of all.
-            sparse: give `weight` a sparse gradient, so that a step costs nothing for rows that are not in the batch.
-            dtype, device: of the table; torch's defaults if None.
+            num_rows: I ≥ 1, the same on all processes.
+            dim: D ≥ 1, the same on all processes.
+            process_group: the processes that hold the table. None is the default group of all processes.
+            sparse: give `weight` a sparse gradient, so that rows that are not in the batch cost nothing in a step.
+            dtype, device: of the table. None is torch's default.
 
         Raises:
-            TypeError, ValueError: the message contains the argument, what was expected and what came; also where
-                torch.distributed.init_process_group() has not been called.
+            TypeError, ValueError: an argument is invalid, or torch.distributed.init_process_group() has not been
+                called. The message has the argument, what was expected and what it got.
         """
         super().__init__()
         group = dist.distributed_c10d._get_default_group() if process_group is None else process_group
@@ -117,7 +135,7 @@ class RowShardedTable(nn.Module):
             if other != of_all[dist.get_rank(group)][1]:
                 raise ValueError(
                     "num_rows, dim, dtype and sparse must be the same in all processes, "
-                    f"got {alike} here and others in process {rank}"
+                    f"got {alike} here and other values in process {rank}"
                 )
         self.process_group, self.sparse = group, sparse
         self.num_rows, self.dim = num_rows, dim
@@ -130,7 +148,7 @@ class RowShardedTable(nn.Module):
         nn.init.normal_(self.weight, generator=generator)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RowShardedTable:
-        """With the same group, which cannot be copied: for averaged models."""
+        """Keep the group, which cannot be copied. Averaged models need this."""
         memo[id(self.process_group)] = self.process_group
         copied = type(self).__new__(type(self))
         copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
@@ -148,12 +166,13 @@ class RowShardedTable(nn.Module):
             ids: int32 or int64 tensors of any shapes on the table's device, in [0, I) or −1 for padding.
 
         Returns:
-            (rows [U, D], places): the distinct rows, and where in them each id's row is (−1 stays −1), int64.
+            (rows [U, D], places): the distinct rows, and for each tensor of ids the place of each id's row among them,
+            int64 (−1 stays −1).
 
         Raises:
-            IndexError, TypeError, ValueError: an id out of range, or what are no ids. All processes raise it if one
-                does; the one whose ids are wrong names the id.
-            RuntimeError: the table is part of a module that DistributedDataParallel wraps.
+            IndexError, TypeError, ValueError: an id is out of range, or an argument does not hold ids. If one process
+                raises, all do. The message of the process with the invalid ids has the id.
+            RuntimeError: the table is inside a module that DistributedDataParallel wraps.
         """
         world, error = dist.get_world_size(self.process_group), None
         try:
@@ -164,7 +183,7 @@ class RowShardedTable(nn.Module):
             error = caught
             counts = torch.full((world,), number_of(error), device=self.weight.device)
         asked = collectives.all_to_all_single(counts, None, None, self.process_group)
-        others = asked.tolist()  # how many each process asks for
+        others = asked.tolist()  # how many rows each process asks for
         raise_in_all(error, others)
         mine = counts.tolist()
         wanted = collectives.all_to_all_single(distinct, others, mine, self.process_group)
@@ -175,13 +194,13 @@ class RowShardedTable(nn.Module):
         return rows, places
 
     def _checked(self, ids: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """distinct_ids(), all of which the table has."""
-        # That the process is in its forward, DistributedDataParallel tells no one else.
+        """distinct_ids(), after checking that the table has all of them."""
+        # DistributedDataParallel has no public sign of being in its forward.
         around = getattr(nn.parallel.DistributedDataParallel, "_active_ddp_module", None)
         if around is not None and any(parameter is self.weight for parameter in around._module_parameters):
             raise RuntimeError(
-                "a RowShardedTable must be beside what DistributedDataParallel wraps, got one inside, whose rows it "
-                "has overwritten with those of the first process"
+                "a RowShardedTable must be outside of the module that DistributedDataParallel wraps, got one inside: "
+                "all parts now hold the rows of the first process"
             )
         if not ids:
             raise ValueError("ids must be at least one tensor, got none")
@@ -195,12 +214,13 @@ class RowShardedTable(nn.Module):
         return distinct, places
 
     def whole(self, rows: Tensor | None = None) -> DTensor:
-        """The table [I, D] of all processes as a DTensor, on the same memory and without gradients.
+        """The whole table [I, D] as a DTensor. It shares the table's memory and has no gradients.
 
-        `table.whole().full_tensor()`, which all processes call, is the table in one piece.
+        `table.whole().full_tensor()` returns the table as one tensor. All processes must call it.
 
         Args:
-            rows: what else is spread like the table, of the shape of `weight`: its gradient, an optimizer's state.
+            rows: another tensor that is split like the table, with the shape of `weight`: its gradient, or the state of
+                an optimizer.
         """
         rows = self.weight if rows is None else rows
         mesh = DeviceMesh.from_group(self.process_group, self.weight.device.type)

@@ -1,4 +1,4 @@
-"""Reading interactions from files of the kinds that public data sets come in."""
+"""Read interactions from files in the formats of public data sets."""
 
 from cw_ext.files.ids import Ids
 from cw_ext.files.numbering import Rows, number

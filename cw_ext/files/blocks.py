@@ -1,4 +1,4 @@
-"""The interactions of a file as they are in it, a block at a time, for every kind of file."""
+"""The raw interactions of a file, one block at a time, for every kind of file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cw_ext.files.separators import long_fields, name_of, quote_pattern
 if TYPE_CHECKING:
     import polars as pl
 
-# It is in no text, so it can replace separators that are longer than a character.
+# It occurs in no text, so it can replace separators that are longer than one character.
 _UNIT_SEPARATOR = "\x1f"
 _QUOTED_ROWS = 200_000
 
@@ -28,12 +28,13 @@ def blocks(path: Path, layout: Layout, encoding: str | None) -> Iterator[pl.Data
     """The rows of the file, in order.
 
     Yields:
-        Frames with the columns "line" (its number, or the row's, from 1) and those of layout.columns by their roles,
-        as strings (in a parquet file as they are). In LightGCN lists the item of a user without any is null.
+        Frames with the column "line" (the number of the line or row, from 1) and a column for each role in
+        layout.columns, as strings (for parquet, with their own types). In LightGCN lists, the item of a user without
+        items is null.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: a line is not of the layout.
+        ValueError: a line does not fit the layout.
     """
     readers: dict[str, Callable[[Path, Layout, str | None], Iterator[pl.DataFrame]]] = {
         "table": _table,
@@ -60,14 +61,14 @@ def _table(path: Path, layout: Layout, encoding: str | None) -> Iterator[pl.Data
         if layout.quotes:
             quotes = block["text"].str.contains('"', literal=True)
             if quotes.any() and block["text"].filter(quotes).str.contains(quote_pattern(str(layout.separator))).any():
-                # A quoted field may go on beyond the end of a line, and of the block.
+                # A quoted field may continue after the end of the line, and of the block.
                 yield from _quoted(path, layout, chain([block], remaining))
                 return
         yield _split(path, layout, block).rename({str(index): role for role, index in layout.columns.items()})
 
 
 def _split(path: Path, layout: Layout, block: pl.DataFrame) -> pl.DataFrame:
-    """The wanted columns, by their numbers, of lines without quotes."""
+    """The wanted columns, by number, of lines without quotes."""
     import polars as pl
 
     lines, separator = block["text"], layout.separator
@@ -77,12 +78,12 @@ def _split(path: Path, layout: Layout, block: pl.DataFrame) -> pl.DataFrame:
         lines = lines.str.replace_all(separator, _UNIT_SEPARATOR, literal=True)
     if separator is None or len(separator) > 1:
         separator = _UNIT_SEPARATOR
-    # polars itself accepts a line with too few fields silently.
+    # polars itself silently accepts a line with too few fields.
     wrong = lines.str.count_matches(separator, literal=True) != layout.num_columns - 1
     if wrong.any():
         number, line = block.row(wrong.arg_true()[0])
         _fail_width(path, layout, number, lines[int(wrong.arg_true()[0])].count(separator) + 1, line)
-    # The line put in front is no interaction, and does not make polars take the text for compressed, as "x^" does.
+    # The first line is not an interaction. It prevents polars from reading the text as compressed, as for "x^".
     before = separator * (layout.num_columns - 1) + "\n"
     table = pl.read_csv(
         (before + lines.str.join("\n").item()).encode(),
@@ -96,7 +97,7 @@ def _split(path: Path, layout: Layout, block: pl.DataFrame) -> pl.DataFrame:
 
 
 def _quoted(path: Path, layout: Layout, remaining: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
-    """The same for lines with quotes, which polars accepts or refuses by other rules than RFC 4180's."""
+    """The same for lines with quotes, for which polars does not follow the rules of RFC 4180."""
     import polars as pl
 
     number = 0
@@ -139,7 +140,7 @@ def _lists(path: Path, layout: Layout, encoding: str | None) -> Iterator[pl.Data
         wrong = lines.str.contains(r"[,;|]|::")
         if layout.separator is None and wrong.any():
             number, line = block.row(wrong.arg_true()[0])
-            expected = f"a user and its items, separated by blanks; if they are, give {option('separator')} blanks"
+            expected = f"a user and its items, separated by blanks; if they are so, give {option('separator')} blanks"
             fail(path, number, expected, shown(line))
         words = lines.str.strip_chars().str.replace_all(r"\s+", " ").str.split(" ")
         lists = pl.DataFrame({"line": block["number"], "user": words.list.first(), "item": words.list.slice(1)})
@@ -149,7 +150,7 @@ def _lists(path: Path, layout: Layout, encoding: str | None) -> Iterator[pl.Data
 
 
 def _first_separated(path: Path, layout: Layout, block: pl.DataFrame) -> pl.Series:
-    """The lines with a blank in place of the separator between a user and its items."""
+    """The lines with a blank instead of the separator between a user and its items."""
     separator = str(layout.separator)
     wrong = block["text"].str.count_matches(separator, literal=True) != 1
     if wrong.any():
@@ -159,9 +160,9 @@ def _first_separated(path: Path, layout: Layout, block: pl.DataFrame) -> pl.Seri
 
 
 def _behaviors(path: Path, layout: Layout, encoding: str | None) -> Iterator[pl.DataFrame]:
-    """The clicks of a user's history, and what was shown with its label.
+    """The clicks of each user's history, and the impressions with their labels.
 
-    A history that comes again with the next impression of its user is taken once.
+    A history that is repeated with the user's next impression counts once.
     """
     import polars as pl
 
@@ -185,7 +186,7 @@ def _behaviors(path: Path, layout: Layout, encoding: str | None) -> Iterator[pl.
 
 
 def _words(table: pl.DataFrame, column: str) -> pl.DataFrame:
-    """A row per word of the column, which becomes the item."""
+    """One row per word of the column. The word becomes the item."""
     import polars as pl
 
     words = pl.col(column).fill_null("").str.strip_chars().str.split(" ")
@@ -214,7 +215,7 @@ def _json(path: Path, layout: Layout, encoding: str | None) -> Iterator[pl.DataF
 
 
 def _check_json_ids(path: Path, block: pl.DataFrame, ids: pl.Series, role: str) -> None:
-    """Refuse objects, lists and booleans, of which polars makes text; only what looks like one is parsed again."""
+    """Refuse objects, lists and booleans, which polars converts to text. Only what looks like one is parsed again."""
     for place in ids.str.contains(r"^\s*[\[{]|^(true|false)$").fill_null(value=False).arg_true():
         number, line = block.row(place)
         value = json.loads(line)[ids.name]

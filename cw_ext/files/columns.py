@@ -14,7 +14,7 @@ def _with_ids(*nouns: str) -> set[str]:
     return {form for noun in nouns for form in (noun, f"{noun}s", f"{noun}id", f"{noun}ids")}
 
 
-# In lower case and without punctuation. A name of an earlier set is preferred; two of one set are ambiguous.
+# In lower case, without punctuation. Names of an earlier set are preferred. Two names of one set are ambiguous.
 _NAMES: dict[str, tuple[set[str], ...]] = {
     "user": (
         _with_ids("user") | {"uid", "userprocid", "useridx", "userindex", "userno"},
@@ -24,7 +24,7 @@ _NAMES: dict[str, tuple[set[str], ...]] = {
     ),
     "item": (
         _with_ids("item") | {"iid", "itemprocid", "itemidx", "itemindex", "itemno"},
-        {"parentasin"},  # the product's id; that of its variant, asin, is beside it
+        {"parentasin"},  # the product's id; asin is the id of its variant
         _with_ids("product", "sku", "article", "movie", "film", "business", "track", "song", "artist", "book", "news")
         | _with_ids("place", "poi", "location", "venue", "video", "game", "recipe", "listing", "restaurant", "beer")
         | _with_ids("anime", "app", "goods", "hotel", "photo", "document", "content")
@@ -46,14 +46,18 @@ def is_number(text: str) -> bool:
 def header_names(first: Sequence[str], rows: Sequence[Sequence[str]], reading: Reading) -> list[str] | None:
     """The names of the columns if the first line is a header, else None.
 
-    It is one if it is typed (`user_id:token`), contains a usual name of users or a name that was given, or a usual name
-    of items in the column that was given by number, or no number in the columns of users and items that were given
-    while all below are numbers. Where no number of a column was given, it also is one if it has no number while a
-    column below holds nothing but numbers, or ids that all have digits.
+    It is a header if one of these holds:
+
+    - it is typed (`user_id:token`);
+    - it has a common name for users, or a name that the caller gave;
+    - it has a common name for items, in the column that the caller gave by number;
+    - the columns of users and items that the caller gave have numbers in all lines, but not in the first;
+    - the caller gave no column by number, the first line has no number, and some column below it has only numbers, or
+      only ids with digits.
 
     Args:
         first: the fields of the first line.
-        rows: those of some lines below it.
+        rows: the fields of some lines below it.
         reading: may give columns.
     """
     names = [field.strip() for field in first]
@@ -80,15 +84,15 @@ def header_names(first: Sequence[str], rows: Sequence[Sequence[str]], reading: R
 
 
 def commented_names(comments: Sequence[str], separator: str | None, num_columns: int) -> list[str] | None:
-    """The names of the columns where a comment above the table is a header with usual names of users and of items.
+    """The names of the columns if a comment above the table is a header with common names of users and items.
 
-    A comment may as well be a sentence or a count, such as `# 943 users 1682 items`. So the names of users and items
-    must be of ids, such as `user_id`; or, separated as the columns are, but for blanks, `user` and `item` themselves.
+    A comment can also be a sentence or a count, such as `# 943 users 1682 items`. So the names must be of ids, such as
+    `user_id`. Plain `user` and `item` count only if they are separated like the columns, and not by blanks.
 
     Args:
-        comments: the lines; the last one that is a header counts.
+        comments: the lines. The last one that is a header counts.
         separator: of the columns below; None for blanks.
-        num_columns: how many there are.
+        num_columns: the number of columns.
     """
 
     def is_header(names: Sequence[str], role: str, by: str | None) -> bool:
@@ -107,17 +111,17 @@ def commented_names(comments: Sequence[str], separator: str | None, num_columns:
 def choose(
     path: Path, line: int | None, names: Sequence[str] | None, num_columns: int, reading: Reading, by: str = ""
 ) -> dict[str, int]:
-    """The number of the column of each role that the table has: at least "user" and "item".
+    """The number of the column of each role that the table has, at least "user" and "item".
 
     Args:
         path, line: where the header is, for messages.
-        names: of the columns; None where there is no header.
-        num_columns: how many there are.
-        reading: columns that are given come before those with usual names.
-        by: what separates them, for messages.
+        names: of the columns; None without a header.
+        num_columns: the number of columns.
+        reading: columns given here take precedence over those with common names.
+        by: the separator of the columns, for messages.
 
     Raises:
-        ValueError: a column that was given is not there, or users' or items' cannot be told.
+        ValueError: a given column does not exist, or the column of users or items cannot be found.
     """
     chosen = {}
     for role in ROLES:
@@ -144,7 +148,7 @@ def _label(names: Sequence[str] | None, index: int) -> str:
 
 
 def describe(names: Sequence[str] | None, index: int) -> str:
-    """What a summary calls a column: its name, or its number."""
+    """A column in a summary: its name, or its number."""
     return str(index) if names is None else names[index]
 
 
@@ -157,10 +161,10 @@ def _given(
             fail(path, line, f"a header with the column {given!r} of {name}", "a table without header")
         found = _find(names, given)
         if len(found) != 1:
-            fail(path, line, f"one column {given!r}, as {name} says", f"columns {_listed(names)}")
+            fail(path, line, f"one column {given!r} for {name}", f"columns {_listed(names)}")
         return found[0]
     if given >= num_columns:
-        fail(path, line, f"a column of number {given} (from 0), as {name} says", f"{num_columns} columns")
+        fail(path, line, f"a column with the number {given} (from 0) for {name}", f"{num_columns} columns")
     return given
 
 
@@ -184,7 +188,7 @@ def _by_name(path: Path, line: int | None, names: Sequence[str], role: str) -> i
         found = [index for index, name in enumerate(names) if _normalised(name) in tier]
         if len(found) > 1:
             candidates = " and ".join(names[index] for index in found)
-            fail(path, line, f"one column of {role}s; choose by {option(f'{role}_column')}", candidates)
+            fail(path, line, f"one column of {role}s; choose it with {option(f'{role}_column')}", candidates)
         if found:
             return found[0]
     return None
@@ -192,7 +196,7 @@ def _by_name(path: Path, line: int | None, names: Sequence[str], role: str) -> i
 
 def _ask(path: Path, line: int | None, names: Sequence[str] | None, num_columns: int, role: str, by: str) -> None:
     if names is not None:
-        expected = f"a column of {role}s with a usual name, such as {role}_id; else name it by "
+        expected = f"a column of {role}s with a common name such as {role}_id; otherwise give its name as "
         fail(path, line, expected + option(f"{role}_column"), f"columns {_listed(names)}")
     fail(
         path,

@@ -1,4 +1,4 @@
-"""How every file of interactions is refused: the form of the error."""
+"""The form of every error about a file of interactions."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ def fail(path: Path, line: int | None, expected: str, got: str, unit: str = "lin
 
     Args:
         path: the file.
-        line: number of the line, from 1; None where the whole file is meant.
+        line: number of the line, from 1; None for the whole file.
         expected: what should be there.
-        got: what was found; a piece of the file, as quoted by `shown`.
-        unit: what the number counts.
+        got: what was found; pieces of the file are quoted by `shown`.
+        unit: what `line` counts.
     """
     where = f"{path}" if line is None else f"{path}, {unit} {line}"
     raise ValueError(f"{where}: expected {expected}, got {got}")
 
 
 def shown(value: str) -> str:
-    """Quote a piece of a file for a message of one line; long pieces are cut."""
+    """Quote a piece of a file for a message of one line. Long pieces are cut."""
     quoted = repr(value[: 2 * _LONGEST_SHOWN])
     if len(value) <= _LONGEST_SHOWN and len(quoted) <= 2 * _LONGEST_SHOWN:
         return quoted

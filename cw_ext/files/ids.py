@@ -14,7 +14,7 @@ from cw_ext.files.layout import Layout
 if TYPE_CHECKING:
     import polars as pl
 
-# As Python writes an integer: 007 is another id than 7. Integers beyond int64 are strings.
+# As Python writes integers: 007 and 7 are different ids. Integers beyond int64 are strings.
 _WHOLE_DECIMAL = r"^-?[0-9]+\.0*$"
 _INTEGER = r"^(0|-?[1-9][0-9]{0,18})$"
 
@@ -24,9 +24,9 @@ class Ids:
     """The users or the items of a file's interactions.
 
     Attributes:
-        codes: int64 [P], the position in `values` of every interaction's id.
-        values: the file's own ids, each once, in the order in which they first occur; int64 if all are integers, else
-            strings (an object array). There may be ids without an interaction at the end.
+        codes: int64 [P], the position in `values` of each interaction's id.
+        values: the file's ids, each once, in the order of their first occurrence. int64 if all are integers, else
+            strings (an object array). Ids without an interaction may follow at the end.
         odd: (line, id) of the first that is not an integer; None if all are integers.
         integers: the number of interactions whose id is an integer.
         begins_with_integer: whether the first id is one.
@@ -46,7 +46,7 @@ class Ids:
 
 
 class IdColumn:
-    """Gathers a column of ids block by block; integers are kept as such from the start, as they take less memory."""
+    """Collects a column of ids block by block. Integers are stored as integers, which takes less memory."""
 
     def __init__(self, path: Path, layout: Layout, role: str) -> None:
         self._path, self._layout, self._role = path, layout, role
@@ -70,7 +70,7 @@ class IdColumn:
             ids = whole if whole.null_count() == ids.null_count() else ids.cast(pl.String)
         elif ids.dtype in (pl.String, pl.Categorical, pl.Enum):
             ids = ids.cast(pl.String)
-            if self._layout.kind != "parquet":  # where blanks cannot be mere layout
+            if self._layout.kind != "parquet":  # where blanks cannot be layout
                 ids = ids.str.strip_chars()
         elif ids.dtype != pl.Null:
             fail(self._path, None, f"integers or strings as {self._role} ids", f"the column type {ids.dtype}")
@@ -81,13 +81,13 @@ class IdColumn:
         self._parts.append(self._as_integers(ids, lines))
 
     def add_alone(self, ids: pl.Series, lines: pl.Series) -> None:
-        """Note ids without an interaction."""
+        """Add ids without an interaction."""
         integers = self._integers
         self._alone.append(self._as_integers(ids, lines))
         self._integers = integers
 
     def _as_integers(self, ids: pl.Series, lines: pl.Series) -> pl.Series:
-        """The ids as int64 if all are integers; counts how many are."""
+        """The ids as int64 if all are integers. Counts the integers."""
         import polars as pl
 
         integer = ids.is_not_null()
@@ -106,7 +106,7 @@ class IdColumn:
         return ids
 
     def finish(self, lines: np.ndarray) -> Ids:
-        """Number what was added.
+        """Number the ids that were added.
 
         Args:
             lines: int64 [P], the line of each interaction.
@@ -129,7 +129,7 @@ class IdColumn:
             if len(both):
                 decimal = both[0]
                 found = (ids == decimal).arg_true()
-                place = int(lines[int(found[0])]) if len(found) else None  # none: that of a user without items
+                place = int(lines[int(found[0])]) if len(found) else None  # none: a user without items
                 expected = f"{self._role} ids of one form, integers or decimals"
                 got = f"both '{decimal.partition('.')[0]}' and '{decimal}'"
                 fail(self._path, place, expected, got, self._layout.unit)
@@ -137,7 +137,7 @@ class IdColumn:
 
 
 def places(ids: Any, values: Any) -> np.ndarray:
-    """The position of each id among distinct values: int64, −1 for an id that is not among them.
+    """The position of each id among distinct values: int64, −1 if it is not among them.
 
     Args:
         ids, values: series or arrays of integers, or of strings.

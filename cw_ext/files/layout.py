@@ -1,4 +1,4 @@
-"""What kind of file of interactions it is, from its first lines."""
+"""Recognise the kind of a file of interactions from its first lines."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ _IMPRESSIONS = re.compile(r"\S+-[01]( +\S+-[01])* *")
 
 @dataclass(frozen=True)
 class Layout:
-    """How a file is to be read.
+    """How to read a file.
 
     Attributes:
-        kind: which reader it takes.
+        kind: the reader.
         columns: the number of the column of each role.
-        names: those of the columns; None without a header.
+        names: of the columns; None without a header.
         num_columns: of a table.
         separator: of a table's columns; None for blanks. In LightGCN lists, the separator after the user: " " for
             blanks that the caller asked for, None for blanks that are assumed.
-        first_line: where the interactions begin, past comments and the header.
+        first_line: the first line of interactions, after comments and the header.
         known_as: the data set whose format it has.
-        may_lack_item: whether rows without an item are part of the form.
-        quotes: whether a quote at the beginning of a field means something. Between tabs and bars it does only if the
-            first line has one: names such as "Weird Al" Yankovic are not quoted.
+        may_lack_item: whether the format has rows without an item.
+        quotes: whether a quote at the start of a field is a quote. With tabs and bars it is one only if the first line
+            has one: names such as "Weird Al" Yankovic are not quoted.
     """
 
     kind: Kind
@@ -65,11 +65,11 @@ class Layout:
 
 
 def recognise(path: Path, reading: Reading) -> Layout | None:
-    """Tell how the file is to be read; None for an empty one.
+    """Decide how to read the file. None for an empty file.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is of no known kind, or it is not clear which columns to take.
+        ValueError: its kind is unknown, or it is not clear which columns to use.
     """
     if text.first_bytes(path, 4) == b"PAR1":
         return _parquet(path, reading)
@@ -78,7 +78,7 @@ def recognise(path: Path, reading: Reading) -> Layout | None:
     comments = [line for _, line in takewhile(lambda row: _is_comment(row[1]), whole)]
     if not head:
         return None
-    # A quoted field of a first line rarely contains a line end.
+    # A quoted field in the first line rarely contains the end of a line.
     if "\r" in re.sub(r'"[^"]*"', "", head[0][1]).rstrip():
         fail(path, head[0][0], r"lines that end with \n or \r\n", rf"line ends \r: {shown(head[0][1])}")
     if head[0][1].lstrip()[0] in "{[":
@@ -200,7 +200,7 @@ def _known_form(rows: Sequence[Sequence[str]], separator: str | None) -> tuple[s
         whole = all(all_match(index, _INTEGER) for index in range(3)) and all_within(2, 1, 5)
         if separator == "\t" and whole and all_match(3, _UNIX_TIME):
             return MOVIELENS, ratings
-    # Some places are unknown, and left empty.
+    # Unknown places are left empty.
     if separator == "\t" and widths == {5} and all_match(1, _ISO_TIME):
         if all_within(2, -90, 90) and all_within(3, -180, 180):
             return _SNAP, {"user": 0, "item": 4}
@@ -208,7 +208,7 @@ def _known_form(rows: Sequence[Sequence[str]], separator: str | None) -> tuple[s
 
 
 def _check_no_lists(path: Path, head: Sequence[tuple[int, str]], rows: Sequence[Sequence[str]], column: int) -> None:
-    """Refuse a column of items in which all lines hold integers, and some several."""
+    """Refuse a column of items in which all lines have integers, and some have several."""
     items = [row[column].strip() if column < len(row) else "" for row in rows]
     several = [place for place, item in enumerate(items) if _INTEGER_LIST.fullmatch(item)]
     if several and all(_INTEGER_LIST.fullmatch(item) or _INTEGER.fullmatch(item) for item in items):
@@ -224,17 +224,17 @@ def _check_single_ids(
             expected = f"one item per line; for a user's list of items give {option('format')} lightgcn"
             fail(path, number, expected, shown(items[0].strip()))
         if reading.separator is None and len(items) == 1 and _INTEGERS.fullmatch(user.strip()):
-            expected = f"one user per line; for columns by blanks give {option('separator')} blanks"
+            expected = f"one user per line; for columns separated by blanks give {option('separator')} blanks"
             fail(path, number, expected, shown(user))
 
 
 def _holds_lists(path: Path, number: int, reading: Reading) -> bool:
-    """Whether lines separated by blanks are lists of a user and all of its items, and not a table.
+    """Whether lines separated by blanks are lists of a user and its items, and not a table.
 
-    They are if all hold integers, no two begin with the same user, and their lengths differ.
+    They are lists if all lines have only integers, no two begin with the same user, and their lengths differ.
 
     Raises:
-        ValueError: they may be either.
+        ValueError: they could be either.
     """
     import polars as pl
 
@@ -253,6 +253,6 @@ def _holds_lists(path: Path, number: int, reading: Reading) -> bool:
     if widths in ({1}, {2}) or pl.concat(users).is_duplicated().any():
         return False
     if len(widths) == 1 or widths == {1, 2}:
-        got = f"{min(widths)} to {max(widths)} integers per line, which may be both"
-        fail(path, None, f"a table or LightGCN lists, told by {option('format')} table or lightgcn", got)
+        got = f"{min(widths)} to {max(widths)} integers per line, which could be either"
+        fail(path, None, f"a table or LightGCN lists; choose with {option('format')} table or lightgcn", got)
     return True

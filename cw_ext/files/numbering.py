@@ -1,4 +1,4 @@
-"""Which row of an embedding table an id of a file belongs to."""
+"""Assign the ids of a file to rows of an embedding table."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from cw_ext.files.ids import Ids
 from cw_ext.files.options import option
 from cw_ext.files.reader import InteractionTable
 
-# An integer id is its own row, unless most rows of the table would then be unused: if the largest id is beyond the
-# first number, and there are more rows per id than the second number.
+# An integer id is a row number, unless most rows of the table would be unused: the largest id is above the first
+# number, and there are more rows per id than the second number.
 _LARGEST_UNQUESTIONED = 2**20
 _MOST_ROWS_PER_ID = 100
 _LARGEST = 2**31 - 2
-# Integers in a column with gaps become such numbers.
+# Some tools write integers in a column with gaps as such numbers.
 _DECIMAL = re.compile(r"-?\d+\.\d*")
 _LIST = re.compile(r"\d+(\s+\d+)+")
 
@@ -27,9 +27,9 @@ class Rows(NamedTuple):
     """The rows of one side of the interactions.
 
     Attributes:
-        rows: int64 [P], of every interaction.
-        size: how many rows there are.
-        labels: the id of each row, sorted; None if every row is its own id.
+        rows: int64 [P], of each interaction.
+        size: the number of rows.
+        labels: the id of each row, sorted; None if the ids are the row numbers.
     """
 
     rows: np.ndarray
@@ -38,7 +38,7 @@ class Rows(NamedTuple):
 
 
 def _is_sparse(ids: np.ndarray) -> bool:
-    """Whether distinct integers leave so many gaps that they should be numbered anew."""
+    """Whether distinct integers have so many gaps that they should be renumbered."""
     if not len(ids):
         return False
     spread = int(ids.max()) - min(int(ids.min()), 0) + 1
@@ -53,12 +53,12 @@ def number(path: Path, table: InteractionTable, ids: Ids, kind: str, size: int |
         table: its contents.
         ids: table.users or table.items.
         kind: "query" or "item".
-        size: the number of rows, or None. If given, as with renumber=False, an integer is its own row.
-        renumber: True numbers the ids anew; None does so for strings, and for integers with large gaps.
+        size: the number of rows, or None. If it is given, or with renumber=False, an integer is a row number.
+        renumber: True renumbers the ids. None does so for strings, and for integers with large gaps.
 
     Raises:
         ValueError: an id cannot be a row, or it is not clear whether ids are integers.
-        IndexError: one is beyond the size.
+        IndexError: a row is not below the size.
     """
     sizes = "num_queries" if kind == "query" else "num_items"
     if renumber is True and size is not None:

@@ -19,19 +19,19 @@ ROLES = ("user", "item", "rating", "label", "split")
 
 @dataclass(frozen=True)
 class Reading:
-    """How to read a file of interactions; None: as the file suggests.
+    """How to read a file of interactions. None decides by the content of the file.
 
     Attributes:
         user_column, item_column, rating_column, label_column, split_column: the name of a column in the header, or its
-            number from 0 (the way to choose in a table without header).
-        separator: of a text's columns: a character, "::", "tab", or "blanks" for any number of them. Of LightGCN lists
-            only what stands between a user and its items; with blanks words may hold other separators.
-        format: "table", or "lightgcn" for lines of one user and all of its items, separated by blanks.
-        encoding: of a text file; UTF-8 if None.
-        min_rating: ratings below it are not positives; None keeps every rating.
+            number from 0 (for a table without a header).
+        separator: between the columns of a text: a character, "::", "tab", or "blanks" for any number of blanks. In
+            LightGCN lists, only between a user and its items; with "blanks", ids may contain other separators.
+        format: "table", or "lightgcn" for lines with a user and all of its items, separated by blanks.
+        encoding: of a text file. None means UTF-8.
+        min_rating: ratings below it are not positives. None keeps every rating.
 
     Raises:
-        TypeError, ValueError: the message contains the argument, what was expected and what came.
+        TypeError, ValueError: an argument is invalid. The message has its name, what was expected and what it got.
     """
 
     user_column: str | int | None = None
@@ -69,17 +69,17 @@ class Reading:
         return column
 
     def refuse(self, path: Path, kind: str, *names: str) -> None:
-        """Raise if one of these switches is given, as it has no effect on a file of this kind.
+        """Raise an error if one of these switches is given. They have no effect on this kind of file.
 
         Raises:
-            ValueError: the message contains the switch.
+            ValueError: one is given. The message has its name.
         """
         for field in fields(self):
             if field.name in names and getattr(self, field.name) is not None:
-                raise ValueError(f"{path}: {option(field.name)} cannot act on {kind}")
+                raise ValueError(f"{path}: {option(field.name)} does not apply to {kind}")
 
     def refuse_all(self, path: Path, kind: str) -> None:
-        """Raise if any switch is given."""
+        """Raise an error if any switch is given."""
         self.refuse(path, kind, *(field.name for field in fields(self)))
 
 
@@ -87,7 +87,7 @@ COLUMN_OPTIONS = tuple(f"{role}_column" for role in ROLES)
 
 
 def option(name: str) -> str:
-    """The argument's name, and that of the command line's switch."""
+    """The name of the argument and of the switch on the command line."""
     return f"{name} (--{name.replace('_', '-')})"
 
 

@@ -15,20 +15,20 @@ from cw_ext.files.errors import shown
 from cw_ext.files.options import Reading
 
 _PAIR = re.compile(r"\s*(-?[0-9]{1,19})\s*([\t,;]|\s)\s*(-?[0-9]{1,19})\s*")
-_INSTALL = 'anything but two columns of integer ids needs polars; run: pip install "cw_ext[files]"'
+_INSTALL = 'files other than two columns of integer ids need polars; run: pip install "cw_ext[files]"'
 
 
 def read_pairs(path: Path, reading: Reading) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
     """Read (query ids, item ids, numbers of their lines, the columns in words), int64 [P] each.
 
     Args:
-        path: a text file in UTF-8 with two integers per line, separated by a tab, a comma, a semicolon or blanks; the
-            first line may be a header with usual names.
+        path: a text file in UTF-8 with two integers per line, separated by a tab, a comma, a semicolon or blanks. The
+            first line may be a header with common names.
         reading: must not ask for anything else.
 
     Raises:
         OSError: the file cannot be read.
-        ImportError: it holds something else, which needs polars.
+        ImportError: the file has any other content, which needs polars.
     """
     for field in fields(reading):
         if getattr(reading, field.name) is not None:

@@ -1,4 +1,4 @@
-"""Read the interactions of a file of any known kind."""
+"""Read the interactions from a file of any known kind."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ _SPLIT_WORDS = {
 
 @dataclass(frozen=True)
 class InteractionTable:
-    """The positives of a file, in its order; a pair that occurs twice is here twice.
+    """The positives of a file, in its order. Repeated pairs stay repeated.
 
     Attributes:
         users, items: of each of the P interactions.
-        split: int8 [P], its place in SPLITS; None without such a column.
+        split: int8 [P], the place in SPLITS; None without such a column.
         lines: int64 [P], the line of each, from 1.
-        summary: in one line, what was taken and what was left out.
+        summary: one line about what was read and what was left out.
         has_header: whether the columns have names.
         unit: what `lines` counts, "line" or "row".
     """
@@ -55,7 +55,7 @@ class InteractionTable:
     unit: str = "line"
 
     def training_part(self) -> InteractionTable:
-        """Only the interactions whose split is train; all without such a column."""
+        """Only the interactions of the training split; all interactions without a split column."""
         if self.split is None:
             return self
         train = self.split == 0
@@ -73,12 +73,12 @@ def read_interactions(
         path: a table (with a header or without), RecBole's .inter, LightGCN's lists, MIND's behaviors.tsv, SNAP's
             check-ins, JSON lines or parquet; text may be compressed by gzip, bzip2 or xz.
         reading: what the caller specifies.
-        default_min_rating: the lowest rating of a positive where `reading` has none, and there are ratings.
+        default_min_rating: the lowest rating of a positive, if the file has ratings and `reading` has no min_rating.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it cannot be understood, or a switch has no effect on it; the message contains the file, and the
-            line or the columns.
+        ValueError: it cannot be understood, or a switch does not apply to it. The message has the file, and the line or
+            the columns.
         ImportError: it needs polars, which is not installed.
     """
     reading = Reading() if reading is None else reading
@@ -94,7 +94,7 @@ def read_interactions(
     if min_rating is None:
         min_rating = default_min_rating
     if min_rating is None and reading.rating_column is not None:
-        raise ValueError(f"{path}: {option('rating_column')} cannot act without {option('min_rating')}")
+        raise ValueError(f"{path}: {option('rating_column')} has no effect without {option('min_rating')}")
     read = layout
     if min_rating is None:  # its values are not read
         read = replace(layout, columns={role: index for role, index in layout.columns.items() if role != "rating"})
@@ -149,7 +149,7 @@ def _nothing() -> InteractionTable:
 
 @dataclass
 class _Counts:
-    """What was left out, and whether every positive's label is 1."""
+    """Counts of what was left out, and whether the label of every positive is 1."""
 
     low: int = 0
     negative: int = 0
@@ -160,7 +160,7 @@ class _Counts:
 def _positives(
     path: Path, layout: Layout, block: pl.DataFrame, min_rating: float | None, counts: _Counts
 ) -> pl.DataFrame:
-    """The rows of the block that are positives; the others are counted."""
+    """The rows of the block that are positives. The others are counted."""
     import polars as pl
 
     if layout.may_lack_item:
@@ -171,7 +171,7 @@ def _positives(
         ratings = _numbers(path, layout, block, "rating")
         if layout.known_as == MOVIELENS and not ratings.is_between(0, 5).all():
             place = int((~ratings.is_between(0, 5)).arg_true()[0])
-            expected = f"a MovieLens rating of at most 5; if it is none, give {option('user_column')} and the others"
+            expected = f"a MovieLens rating of at most 5; for any other file give {option('user_column')} and so on"
             fail(path, block["line"][place], expected, shown(block["rating"][place]))
         enough = ratings >= min_rating
         counts.low += int((~enough).sum())
@@ -186,7 +186,7 @@ def _positives(
 
 
 def _numbers(path: Path, layout: Layout, block: pl.DataFrame, role: str) -> pl.Series:
-    """A column of numbers, in which true is 1; one that is not a number (nan) is below all."""
+    """A column of numbers. True is 1, and nan is below all numbers."""
     import polars as pl
 
     values = block[role]

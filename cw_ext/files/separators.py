@@ -1,4 +1,4 @@
-"""What separates the columns of a text, and the fields of its lines."""
+"""The separator of the columns of a text, and the fields of its lines."""
 
 from __future__ import annotations
 
@@ -31,13 +31,14 @@ def given(word: str) -> str | None:
 def choose(path: Path, head: Sequence[tuple[int, str]], reading: Reading) -> str | None:
     """The separator of a table.
 
-    The given one, if any. Otherwise one by which all lines have the same number of fields. Of several: a tab or '::';
-    then the one with which the first line is a header with known names; then the one that leaves no other separator in
-    the users and items; then the one with most fields. If by each the lines differ in this number, one that divides the
-    first line. Blanks are taken only if nothing else separates, or only they leave no other in the users and items.
+    The given one, if any. Otherwise a separator that gives all lines the same number of fields. Among several of these,
+    in this order: a tab or '::'; one that makes the first line a header with known names; one that leaves no other
+    separator in the users and items; the one with the most fields. If no separator gives all lines the same number of
+    fields, one that divides the first line. Blanks are chosen only if there is no other separator, or if only blanks
+    leave no other separator in the users and items.
 
     Raises:
-        ValueError: two are equally likely.
+        ValueError: two separators are equally likely.
     """
     if reading.separator is not None:
         return given(reading.separator)
@@ -52,7 +53,7 @@ def choose(path: Path, head: Sequence[tuple[int, str]], reading: Reading) -> str
     found = equal or found
     if not found:
         return None
-    for separator in ("::", "\t"):  # these are rarely part of a text
+    for separator in ("::", "\t"):  # these are rarely part of an id
         if separator in equal:
             return separator
     known = [
@@ -67,13 +68,13 @@ def choose(path: Path, head: Sequence[tuple[int, str]], reading: Reading) -> str
     most = max(found[separator][0] for separator in known or found)
     best = [separator for separator in known or found if found[separator][0] == most]
     if len(best) > 1:
-        expected = f"columns separated in one way; choose by {option('separator')}"
+        expected = f"columns separated in one way; choose it with {option('separator')}"
         fail(path, number, expected, f"{most} columns by {' or '.join(map(name_of, best))}")
     return best[0]
 
 
 def _that_leave_no_other(lines: Sequence[str], equal: dict[str, list[int]], reading: Reading) -> list[str | None]:
-    """Those of the possible separators with which the users and items contain none of them."""
+    """The possible separators that leave no other possible separator in the users and items."""
     by_blanks = {len(line.split()) for line in lines}
     candidates: list[str | None] = [*equal]
     if len(by_blanks) == 1 and by_blanks != {1}:
@@ -103,7 +104,7 @@ def name_of(separator: str | None) -> str:
 
 @contextmanager
 def long_fields() -> Iterator[None]:
-    """Let csv read fields of any length; by default it refuses those beyond 131,072 characters."""
+    """Let csv read fields of any length. By default it refuses more than 131,072 characters."""
     limit = csv.field_size_limit(2**31 - 1)
     try:
         yield
@@ -112,7 +113,7 @@ def long_fields() -> Iterator[None]:
 
 
 def _fields(line: str, separator: str | None, quotes: bool) -> list[str]:
-    """The fields of one line of a table; csv.Error where quotes do not allow that."""
+    """The fields of one line of a table. Raises csv.Error if the quotes are incomplete."""
     if separator is None or not quotes or not starts_quoted(line, separator):
         return line.split(separator)
     with long_fields():
@@ -120,7 +121,7 @@ def _fields(line: str, separator: str | None, quotes: bool) -> list[str]:
 
 
 def fields_or_line(line: str, separator: str | None, quotes: bool) -> list[str]:
-    """The fields, or the whole line as a single field: it may be part of a field that spans several lines."""
+    """The fields, or the whole line as one field, as it may be a part of a field that spans several lines."""
     try:
         return _fields(line, separator, quotes)
     except csv.Error:
@@ -128,7 +129,7 @@ def fields_or_line(line: str, separator: str | None, quotes: bool) -> list[str]:
 
 
 def starts_quoted(line: str, separator: str | None) -> bool:
-    """Whether a field begins with a quote: only there do quotes mean something."""
+    """Whether a field begins with a quote. Quotes have no meaning anywhere else."""
     return separator is not None and re.search(quote_pattern(separator), line) is not None
 
 

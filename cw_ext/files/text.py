@@ -1,4 +1,4 @@
-"""The lines of a text file, a block at a time: decompressed, decoded, with their numbers."""
+"""The lines of a text file with their numbers, decompressed and decoded, one block at a time."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
     import polars as pl
 
 _BLOCK = 1 << 24
-# Modules of the standard library, some of which a Python may lack.
+# Modules of the standard library. Some builds of Python lack some of them.
 _PACKERS = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ\x00": "lzma"}
-# What else the first bytes show.
+# Other kinds that the first bytes show.
 _NO_TEXT = {b"\x28\xb5\x2f\xfd": "a zstd-compressed file", b"PK\x03\x04": "a zip archive"}
 
 
 def first_bytes(path: Path, count: int = 8) -> bytes:
-    """The first bytes of the file as it is."""
+    """The first bytes of the file, without decompression."""
     with path.open("rb") as file:
         return file.read(count)
 
 
 def lines(path: Path, encoding: str | None) -> Iterator[pl.DataFrame]:
-    """The lines that are not blank, in blocks: number (from 1), text (without its end).
+    """The lines that are not blank, in blocks: number (from 1) and text (without the end of the line).
 
     Args:
         path: text, or text compressed by gzip, bzip2 or xz.
@@ -102,14 +102,14 @@ def _read(path: Path, file: IO[bytes]) -> bytes:
         return file.read(_BLOCK)
     except MemoryError:
         raise
-    except Exception as error:  # of many types for a damaged file
+    except Exception as error:  # a damaged file raises many types
         if isinstance(error, OSError) and error.errno is not None:
             raise
         fail(path, None, "a whole compressed file", str(error))
 
 
 def _fail_at_bytes(path: Path, number: int, block: bytes, encoding: str) -> NoReturn:
-    """Refuse the line of the block's last byte; `number` is that of its first line."""
+    """Refuse the line of the block's last byte. `number` is the number of its first line."""
     hint = f"; for a file in another encoding give it as {option('encoding')}, such as latin-1"
     expected = f"{encoding.upper()} text{hint if encoding == 'utf-8' else ''}"
     fail(path, number + block.count(b"\n", 0, -1), expected, f"the byte {block[-1]:#04x}")

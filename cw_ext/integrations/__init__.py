@@ -1,1 +1,4 @@
-"""Adapters to other libraries, a module for each, which needs that library. None is imported with cw_ext."""
+"""Adapters to other libraries, one module per library. `import cw_ext` imports none of them.
+
+The guide docs/guides/other-libraries.md shows how to use each of them.
+"""

@@ -1,4 +1,4 @@
-"""CW for Meta's generative-recommenders (HSTU, SASRec). By its conventions: its packages are not imported."""
+"""CW for Meta's generative-recommenders (HSTU, SASRec). It follows their interfaces and does not import them."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ from cw_ext.parameters import LossArguments, documents_loss_arguments, resolve
 
 
 class CWSampledLoss(nn.Module):
-    """CW in place of SampledSoftmaxLoss (arXiv 2402.17152).
+    """The CW loss as a replacement for SampledSoftmaxLoss (arXiv 2402.17152).
 
-    In ``train_fn``, where the loss is chosen:
+    Make it in ``train_fn``, where the loss is chosen. Training then calls it as before, with either of its samplers.
 
     >>> from cw_ext import presets
     >>> from cw_ext.integrations.generative_recommenders import CWSampledLoss
     >>> ar_loss = CWSampledLoss(num_to_sample=num_negatives, model=model, **presets.cw(temperature))
 
-    and training calls it as before, with either of its samplers. presets.infonce(τ) is SampledSoftmaxLoss with
-    softmax_temperature τ: with the same seed it draws the same negatives, and leaves out those that are the row's own
-    positive. Rows that have none left are left out of the mean (there they count with loss 0). Ids are compared as they
-    are: SampledSoftmaxLoss makes fp32 of them, which rounds those above 2^24 (findings/generative-recommenders-ids.sh).
+    presets.infonce(τ) is SampledSoftmaxLoss with softmax_temperature τ. With the same seed it draws the same negatives,
+    and leaves out those that equal the row's own positive. Rows without any negative left do not count in the mean (in
+    SampledSoftmaxLoss they count with loss 0). Ids are compared exactly. SampledSoftmaxLoss converts them to fp32, and
+    so rounds ids above 2^24 (findings/generative-recommenders-ids.sh).
 
-    With the dot product (`interaction_module_type = "DotProduct"`) it goes through
-    :func:`cw_ext.cw_loss_from_embeddings`: the embeddings of negatives, [N', R, D] for N' targets, are not gathered;
-    activation checkpointing has nothing to save. With a learned similarity (MoL), or a sampler of another kind, they
-    are, and it goes through :func:`cw_ext.cw_loss` on the scores of the model's `similarity_fn`.
+    With the dot product (`interaction_module_type = "DotProduct"`) it uses :func:`cw_ext.cw_loss_from_embeddings`. The
+    embeddings of negatives, [N', R, D] for N' targets, are not gathered, so activation checkpointing has nothing to
+    save. With a learned similarity (MoL) or another kind of sampler they are gathered, and it uses
+    :func:`cw_ext.cw_loss` on the scores of the model's `similarity_fn`.
     """
 
     @documents_loss_arguments
     def __init__(self, num_to_sample: int, model: nn.Module, **loss: Unpack[LossArguments]) -> None:
-        """Takes the number of negatives, the model and the loss arguments.
+        """Set the number of negatives, the model and the loss arguments.
 
         Args:
-            num_to_sample: R ≥ 1, negatives of a target.
-            model: the sequential encoder (not its DDP wrapper), whose similarity scores items.
-            **loss: see below. `temperature` is its softmax_temperature.
+            num_to_sample: R ≥ 1, negatives per target.
+            model: the sequential encoder (not its DDP wrapper). Its similarity scores the items.
+            **loss: see below. `temperature` is softmax_temperature.
 
         Raises:
-            TypeError, ValueError: the message contains the argument, what was expected and what came.
+            TypeError, ValueError: an argument is invalid. The message has its name, what was expected and what it got.
         """
         super().__init__()
         if num_to_sample < 1:
@@ -65,16 +65,16 @@ class CWSampledLoss(nn.Module):
         """The loss of padded sequences.
 
         Args:
-            lengths: [B], how many of each sequence's first places count.
-            output_embeddings: [B, N, D], the encoder's.
+            lengths: [B], the number of valid positions of each sequence.
+            output_embeddings: [B, N, D], from the encoder.
             supervision_ids: [B, N], the positives.
-            supervision_embeddings: [B, N, D], theirs.
-            supervision_weights: [B, N], of the rows.
-            negatives_sampler: LocalNegativesSampler, InBatchNegativesSampler after its process_batch, or one like them.
-            **kwargs: for the model's `similarity_fn`; of these user_ids [B] are repeated for each place.
+            supervision_embeddings: [B, N, D], the positives' embeddings.
+            supervision_weights: [B, N], the targets' weights.
+            negatives_sampler: LocalNegativesSampler, InBatchNegativesSampler after its process_batch, or a similar one.
+            **kwargs: passed to the model's `similarity_fn`. user_ids [B] are repeated for each position.
 
         Returns:
-            The mean over the targets by their weights (0 where all are 0), and the auxiliary losses of the similarity.
+            The weighted mean over the targets (0 if all weights are 0), and the auxiliary losses of the similarity.
 
         Raises:
             ValueError: a shape is wrong.
@@ -104,7 +104,7 @@ class CWSampledLoss(nn.Module):
         negatives_sampler: nn.Module,
         **kwargs: Any,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of N' targets, [N', D] and [N'], with further arguments and results as of :meth:`forward`."""
+        """The loss of N' targets, [N', D] and [N']. Otherwise as :meth:`forward`."""
         _check_shapes(1, output_embeddings, supervision_ids, supervision_embeddings, supervision_weights)
         sampler: Any = negatives_sampler
         positives = sampler.normalize_embeddings(supervision_embeddings)
@@ -151,14 +151,14 @@ def _check_shapes(dims: int, outputs: Tensor, ids: Tensor, embeddings: Tensor, w
 
 
 def _is_dot_product(model: Any) -> bool:
-    """Known by the name of the class, as nothing of the package is imported."""
+    """Recognised by the name of the class, as the package is not imported."""
     return type(getattr(model, "_ndp_module", None)).__name__ == "DotProductSimilarity"
 
 
 def _draws(sampler: Any, pos_ids: Tensor, number: int) -> tuple[Tensor, Tensor] | None:
-    """What one of the package's samplers draws: a table [C, D] and places in it [N', R], −1 for a row's own positive.
+    """Draw as one of the package's samplers: a table [C, D] and places in it [N', R], −1 for a row's own positive.
 
-    None for another sampler.
+    Returns None for any other sampler.
     """
     match type(sampler).__name__:
         case "InBatchNegativesSampler":

@@ -1,4 +1,4 @@
-"""CW for IR-Benchmark ("itemrec"), where a loss is an optimizer. By its conventions: itemrec is not imported."""
+"""CW for IR-Benchmark ("itemrec"), where a loss is an optimizer. It follows its interfaces and does not import it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cw_ext.parameters import LossArguments, documents_loss_arguments
 
 
 class Batch(Protocol):
-    """What the benchmark's loader returns (its IRDataBatch)."""
+    """A batch of the benchmark's loader (IRDataBatch)."""
 
     user: Tensor  # [B], int64
     pos_item: Tensor  # [B]
@@ -21,20 +21,20 @@ class Batch(Protocol):
 
 
 class CWOptimizer:
-    """Adam on the CW loss, in place of the benchmark's SoftmaxOptimizer and similar ones.
+    """Adam on the CW loss, as a replacement for the benchmark's SoftmaxOptimizer and similar ones.
 
-    In ``set_experiments_per_fold``, where the optimizer is chosen:
+    Make it in ``set_experiments_per_fold``, where the optimizer is chosen. Training then calls
+    ``optimizer.step(batch, epoch)`` as before.
 
     >>> from cw_ext import presets
     >>> from cw_ext.integrations.ir_benchmark import CWOptimizer
     >>> optimizer = CWOptimizer(model, args.lr, args.weight_decay, **presets.cw(args.tau))
 
-    and training calls ``optimizer.step(batch, epoch)`` as before. It works with every model that has the benchmark's
-    ``embed(norm=)``, which returns the tables of users [U, D] and items [I, D], and ``additional_loss``.
+    It works with every model of the benchmark, as they all have ``embed(norm=)``, which returns the tables of users
+    [U, D] and items [I, D], and ``additional_loss``.
 
-    The loss goes through :func:`cw_ext.cw_loss_from_embeddings`: the embeddings of the batch's negatives, [B, N, D],
-    are not gathered. The score is the cosine, as in the benchmark, so that its τ can be kept: presets.sl(τ) is
-    its SoftmaxOptimizer.
+    It uses :func:`cw_ext.cw_loss_from_embeddings`, so the embeddings of the batch's negatives, [B, N, D], are not
+    gathered. The score is the cosine, as in the benchmark, so you can keep its τ: presets.sl(τ) is SoftmaxOptimizer.
     """
 
     @documents_loss_arguments
@@ -47,16 +47,16 @@ class CWOptimizer:
         similarity: Similarity = "cosine",
         **loss: Unpack[LossArguments],
     ) -> None:
-        """Takes the model, Adam's settings, the score and the loss arguments.
+        """Set the model, the score, and the arguments of Adam and of the loss.
 
         Args:
-            model: one of the benchmark's.
-            lr, weight_decay: Adam's.
-            similarity: "cosine", or as of :func:`cw_ext.cw_loss_from_embeddings`.
+            model: a model of the benchmark.
+            lr, weight_decay: for Adam.
+            similarity: "cosine", or as for :func:`cw_ext.cw_loss_from_embeddings`.
             **loss: see below.
 
         Raises:
-            TypeError, ValueError: the message contains the argument, what was expected and what came.
+            TypeError, ValueError: an argument is invalid. The message has its name, what was expected and what it got.
         """
         self.model: Any = model
         self.criterion = CWEmbeddingLoss(similarity=similarity, **loss)
@@ -75,8 +75,8 @@ class CWOptimizer:
         self.optimizer.zero_grad()
 
     def cal_loss(self, batch: Batch) -> Tensor:
-        """The loss of the batch, a scalar, with what the model adds to it."""
-        users, items, *further = self.model.embed(norm=self.model.norm)
+        """The loss of the batch, a scalar, including the model's additional loss."""
+        users, items, *rest = self.model.embed(norm=self.model.norm)
         loss: Tensor = self.criterion(users[batch.user], items, batch.pos_item, batch.neg_items)
-        loss += self.model.additional_loss(batch, users, items, *further)
+        loss += self.model.additional_loss(batch, users, items, *rest)
         return loss

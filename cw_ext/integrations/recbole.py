@@ -1,4 +1,4 @@
-"""CW for RecBole's general recommenders (BPR, LightGCN). By its conventions: recbole 1.2 is not imported."""
+"""CW for RecBole's general recommenders (BPR, LightGCN). For recbole 1.2, whose interfaces it follows."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Batch(Protocol):
 
 
 class Dataset(Protocol):
-    """What is used of RecBole's Dataset, as a model gets it: the training split."""
+    """The part of RecBole's Dataset that is used. A model gets the training split."""
 
     config: Any
     inter_feat: Batch
@@ -37,7 +37,7 @@ class Dataset(Protocol):
 
 
 class CWSampled(nn.Module):
-    """CW on a RecBole batch, with negatives drawn by the op in place of RecBole's.
+    """The CW loss on a RecBole batch. It draws its own negatives, so RecBole draws none.
 
     >>> class CWMF(BPR):
     ...     def __init__(self, config, dataset):
@@ -47,33 +47,33 @@ class CWSampled(nn.Module):
     ...     def calculate_loss(self, interaction):
     ...         return self.cw(self.user_embedding(interaction[self.USER_ID]), self.item_embedding, interaction)
 
-    RecBole's own negatives, which are not used then, are switched off by `train_neg_sample_args: ~` in YAML, or None in
-    a dict. (In YAML, `None` is a string, which RecBole refuses.) RecBole looks for a model's own settings under the
-    name of its class, so a derived class must be given them: `embedding_size`, and for LightGCN `n_layers`.
+    Switch off RecBole's negatives with `train_neg_sample_args: ~` in YAML, or None in a dict. (In YAML, `None` is a
+    string, which RecBole refuses.) RecBole looks up a model's settings by the name of its class, so set them for your
+    class: `embedding_size`, and `n_layers` for LightGCN.
 
-    A row whose label is not above 0 is not a positive (`threshold: {rating: 4}` gives low ratings such labels): it is
-    neither trained on nor kept out of the negatives. RecBole's own losses and full ranking metrics do not read the
-    label. `val_interval: {rating: "[4,inf)"}` leaves such rows out everywhere, in RecBole's metrics too.
+    A row with a label of 0 or below is not a positive. It is not trained on, and its item may be drawn as a negative.
+    `threshold: {rating: 4}` gives low ratings such labels. RecBole's own losses and full ranking metrics do not read
+    the label. To leave such rows out everywhere, also in RecBole's metrics, use `val_interval: {rating: "[4,inf)"}`.
 
-    Item 0, RecBole's padding, is never drawn.
+    Item 0, which is RecBole's padding, is never drawn.
     """
 
     @documents_loss_arguments
     def __init__(
         self, dataset: Dataset, num_negatives: int, *, similarity: Similarity = "dot", **loss: Unpack[LossArguments]
     ) -> None:
-        """Takes the training split, the number of negatives per row, the score and the loss arguments.
+        """Set the training split, the number of negatives per row, the score and the loss arguments.
 
         Args:
-            dataset: as RecBole gives it to a model's constructor.
+            dataset: the dataset that RecBole passes to a model's constructor.
             num_negatives: N, uniform draws per row from the items that are not known positives of its user.
-            similarity: "dot", RecBole's own score, or as of :func:`cw_ext.sampled_cw_loss`. A model that trains on
-                another one must also rank by it (`predict`, `full_sort_predict`).
+            similarity: "dot", which is RecBole's score, or as for :func:`cw_ext.sampled_cw_loss`. A model that trains
+                with another score must also rank by it (`predict`, `full_sort_predict`).
             **loss: see below.
 
         Raises:
-            TypeError, ValueError: the message contains the argument, what was expected and what came; also for a
-                pointwise model with RecBole's own negatives, which give every row of the data the label 1.
+            TypeError, ValueError: an argument is invalid, or a pointwise model has RecBole's negatives, which give
+                every row of the data the label 1. The message has the argument, what was expected and what it got.
         """
         super().__init__()
         negatives = dataset.config["train_neg_sample_args"]
@@ -91,7 +91,7 @@ class CWSampled(nn.Module):
         Args:
             queries: [B, D], the embedding of each row's user.
             items: [I, D], the table of all items, or its nn.Embedding.
-            interaction: the batch of B rows, as of `calculate_loss`.
+            interaction: the batch of B rows that `calculate_loss` gets.
         """
         user, item, label = self.fields
         pos_ids = interaction[item]
@@ -102,7 +102,7 @@ class CWSampled(nn.Module):
 
 
 def known_positives(dataset: Dataset) -> Interactions:
-    """The training split's positives, with the padding as a known positive of every user, so that it is never drawn."""
+    """The positives of the training split. The padding is a known positive of every user, so it is never drawn."""
     rows = dataset.inter_feat
     users, items = rows[dataset.uid_field], rows[dataset.iid_field]
     if dataset.label_field in rows.columns:

@@ -1,4 +1,4 @@
-"""CW for NVIDIA's recsys-examples (its HSTU retrieval). By its conventions: its modules are not imported."""
+"""CW for NVIDIA's recsys-examples (HSTU retrieval). It follows their interfaces and does not import them."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from cw_ext.parameters import LossArguments, documents_loss_arguments, resolve
 
 
 class CWSampledLoss(nn.Module):
-    """CW in place of SampledSoftmaxLoss (arXiv 2402.17152), on the targets of RetrievalGR.
+    """The CW loss as a replacement for SampledSoftmaxLoss (arXiv 2402.17152), on the targets of RetrievalGR.
 
-    In the main() of pretrain_gr_retrieval, after the model is made:
+    Set it in the main() of pretrain_gr_retrieval, after the model is made. Training then calls it as before.
 
     >>> from cw_ext import presets
     >>> from cw_ext.integrations.recsys_examples import CWSampledLoss
     >>> model._loss_module = CWSampledLoss(num_negatives, model._loss_module._negatives_sampler, **presets.cw(0.05))
 
-    and training calls it as before. presets.infonce(τ) is SampledSoftmaxLoss with softmax_temperature τ: with the same
-    seed it draws the same negatives, and leaves out those that are the row's own positive.
+    presets.infonce(τ) is SampledSoftmaxLoss with softmax_temperature τ. With the same seed it draws the same negatives,
+    and leaves out those that equal the row's own positive.
 
-    It goes through :func:`cw_ext.cw_loss_from_embeddings`: the embeddings of negatives, [T, R, D] for T targets, are
-    not gathered. Scores are computed in fp32, as the model gives fp32 embeddings; those of SampledSoftmaxLoss on a GPU
-    are rounded to bf16 or fp16 by its DotProductSimilarity.
+    It uses :func:`cw_ext.cw_loss_from_embeddings`, so the embeddings of negatives, [T, R, D] for T targets, are not
+    gathered. Scores are computed in fp32, as the model's embeddings are fp32. SampledSoftmaxLoss on a GPU rounds its
+    scores to bf16 or fp16, in DotProductSimilarity.
     """
 
     @documents_loss_arguments
     def __init__(self, num_to_sample: int, negatives_sampler: nn.Module, **loss: Unpack[LossArguments]) -> None:
-        """Takes the number of negatives, their sampler and the loss arguments.
+        """Set the number of negatives, their sampler and the loss arguments.
 
         Args:
-            num_to_sample: R, negatives of a target; where it is not positive, as many as there are targets.
+            num_to_sample: R, negatives per target. If it is 0 or less, as many as there are targets.
             negatives_sampler: InBatchNegativesSampler.
-            **loss: see below. `temperature` is its softmax_temperature; `reduction` is "none" if it is not given, since
-                the training pipeline sums over the targets.
+            **loss: see below. `temperature` is softmax_temperature. The default of `reduction` is "none", since the
+                training pipeline sums over the targets.
 
         Raises:
-            TypeError, ValueError: the message contains the argument, what was expected and what came.
+            TypeError, ValueError: an argument is invalid. The message has its name, what was expected and what it got.
         """
         super().__init__()
         if not hasattr(negatives_sampler, "gen_sampled_candidates"):
@@ -55,12 +55,12 @@ class CWSampledLoss(nn.Module):
         """The losses of the targets.
 
         Args:
-            output_embeddings: [T, D], the model's.
+            output_embeddings: [T, D], from the model.
             supervision_ids: [T], the positives.
-            supervision_embeddings: [T, D], theirs.
+            supervision_embeddings: [T, D], the positives' embeddings.
 
         Returns:
-            [T], or a scalar by the `reduction` that was given.
+            [T], or a scalar, depending on `reduction`.
 
         Raises:
             ValueError: a shape is wrong.

@@ -1,4 +1,4 @@
-"""RecTools' transformers (SASRec, BERT4Rec, HSTU) trained with CW. For ``rectools[torch]`` 0.19."""
+"""CW for RecTools' transformers (SASRec, BERT4Rec, HSTU). For ``rectools[torch]`` 0.19."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LOSS = "CW"
 
 
 class CWLightningModule(TransformerLightningModule):
-    """Trains a RecTools transformer with the CW loss on the package's own batches and negatives.
+    """Trains a RecTools transformer with the CW loss, on RecTools' own batches and negatives.
 
     >>> model = SASRecModel(  # or BERT4RecModel, HSTUModel
     ...     loss="CW",
@@ -27,25 +27,25 @@ class CWLightningModule(TransformerLightningModule):
     ...     similarity_module_kwargs={"distance": "cosine"},
     ... )
 
-    Training goes through :func:`cw_ext.cw_loss_from_embeddings`, from the encoded sessions and the item table: the
-    embeddings of negatives, [B, L, N, D], are not gathered, and positions without a target are not scored. Validation
-    scores one position per session, by :func:`cw_ext.cw_loss` on the package's logits.
+    Training uses :func:`cw_ext.cw_loss_from_embeddings` on the encoded sessions and the item table. So the embeddings
+    of negatives, [B, L, N, D], are not gathered, and positions without a target are not scored. Validation scores one
+    position per session, with :func:`cw_ext.cw_loss` on RecTools' logits.
 
-    The targets are those of the package: y is not 0, the padding id. The weight of one is yw, and the sum is divided by
-    the number of targets with a weight above 0. So presets.infonce(temperature=1.0) is the package's
-    "sampled_softmax", except that the latter does not count rows whose loss rounds to 0. As in the package, a negative
-    that is the target, or another item of the session, stays a negative.
+    The targets are the same as in RecTools: y other than 0, which is the padding id, with the weight yw. The sum is
+    divided by the number of targets with a weight above 0. So presets.infonce(temperature=1.0) is the "sampled_softmax"
+    of RecTools, except that the latter does not count rows whose loss rounds to 0. As in RecTools, a negative that
+    equals the target, or another item of the session, stays a negative.
 
-    The score is the similarity module's, "dot" (the package's default) or "cosine", and not ½·cosine: for "cosine" a
-    temperature, and a preset's `min_margin`, are twice those of the half cosine.
+    The score is the one of the similarity module, "dot" (RecTools' default) or "cosine", and not ½·cosine. For
+    "cosine", use twice the temperature, and twice a preset's `min_margin`, of the half cosine.
 
     Args:
-        **kwargs: what RecTools passes, and from its `lightning_module_kwargs` the loss arguments of
+        **kwargs: what RecTools passes. The entries of `lightning_module_kwargs` are the loss arguments of
             :func:`cw_ext.cw_loss` except `reduction`, as plain numbers, strings and None.
 
     Raises:
-        TypeError: an unknown loss argument, or a similarity module other than DistanceSimilarityModule.
-        ValueError: a loss argument out of its range; `loss` is not "CW"; `logits_t` is not 1.
+        TypeError: a loss argument is unknown, or the similarity module is not a DistanceSimilarityModule.
+        ValueError: a loss argument is out of range, `loss` is not "CW", or `logits_t` is not 1.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -57,13 +57,13 @@ class CWLightningModule(TransformerLightningModule):
         if self.loss != LOSS:
             raise ValueError(f"loss must be {LOSS!r} with CWLightningModule, got {self.loss!r}")
         if self.logits_t != 1:
-            raise ValueError(f"logits_t must be 1, give temperature in its place; got {self.logits_t}")
+            raise ValueError(f"logits_t must be 1, use temperature instead; got {self.logits_t}")
         loss = {name: value for name, value in kwargs.items() if name not in known}
         self.criterion = CWEmbeddingLoss(similarity=similarity.distance.value, reduction="sum", **loss)
 
     @staticmethod
     def requires_negatives(loss: str) -> bool:
-        """Has the package draw negatives."""
+        """Tell RecTools to draw negatives."""
         return True
 
     def _calc_custom_loss(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""CW as a loss of RePlay's neural models (SasRec, TwoTower). For ``replay-rec[torch]`` 0.22."""
+"""CW as a loss for RePlay's neural models (SasRec, TwoTower). For ``replay-rec[torch]`` 0.22."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from cw_ext.parameters import LossArguments, documents_loss_arguments, resolve
 
 
 class CWSampled(nn.Module):
-    """CW in place of RePlay's CESampled and CESampledWeighted (its LossProto).
+    """The CW loss as a replacement for RePlay's CESampled and CESampledWeighted (LossProto).
 
     >>> SasRec(body=body, loss=CWSampled(body.embedder.get_item_weights, **presets.cw(temperature=1.0)))
 
-    With the item table it goes through :func:`cw_ext.cw_loss_from_embeddings`: the embeddings of negatives, [R, N, D]
-    for R targets, are not gathered. Without, as in CWSampled(temperature=1.0), through :func:`cw_ext.cw_loss` on the
-    logits that the model's `logits_callback` makes: for models whose items cost too much to be all computed at each
-    step (TwoTower's item tower), or whose score is not a dot product.
+    With the item table it uses :func:`cw_ext.cw_loss_from_embeddings`. The embeddings of negatives, [R, N, D] for R
+    targets, are not gathered. Without it, as in CWSampled(temperature=1.0), it uses :func:`cw_ext.cw_loss` on the
+    logits of the model's `logits_callback`. That is for models that cannot compute all items in each step (TwoTower's
+    item tower), or whose score is not a dot product.
 
-    The rows are those of RePlay: one per target that `target_padding_mask` keeps, without the negatives that are a
-    positive of its position, or are `negative_labels_ignore_index`. So presets.infonce(temperature=1.0) is CESampled,
-    and with `feature_name` CESampledWeighted, except for rows without any negative, which CW leaves out of the mean. Of
-    several positives at one position the others are the row's extra positives, for the correction.
+    The rows are the same as in RePlay: one per target that `target_padding_mask` keeps. Negatives that are a positive
+    of the position or equal `negative_labels_ignore_index` are left out. So presets.infonce(temperature=1.0) is
+    CESampled, and CESampledWeighted with `feature_name`. The exception are rows without any negative, which CW leaves
+    out of the mean. If a position has several positives, the others are extra positives of the row, for the correction.
     """
 
-    logits_callback: Callable[[Tensor, Tensor], Tensor]  # the model sets it
+    logits_callback: Callable[[Tensor, Tensor], Tensor]  # set by the model
 
     @documents_loss_arguments
     def __init__(
@@ -41,18 +41,18 @@ class CWSampled(nn.Module):
         negative_labels_ignore_index: int = -100,
         **loss: Unpack[LossArguments],
     ) -> None:
-        """Takes the source of the item table, how to read batches, and the loss arguments.
+        """Set the source of the item table, how to read batches, and the loss arguments.
 
         Args:
-            item_weights: called with None, returns the table [I, D] whose rows are the item ids: the
-                `get_item_weights` of SasRec's embedder, with the padding id after all others (RePlay's convention),
-                or TwoTower's `body.item_tower`. None: the scores come from the model.
-            feature_name: name of the feature [B, L, P] that weighs the targets; None: equal weights.
+            item_weights: a function that returns, for None, the table [I, D] with a row per item id: `get_item_weights`
+                of SasRec's embedder, with the padding id after all others (RePlay's convention), or TwoTower's
+                `body.item_tower`. If None, the model computes the scores.
+            feature_name: the name of a feature [B, L, P] with the targets' weights. None means equal weights.
             negative_labels_ignore_index: the padding id among negatives.
             **loss: see below.
 
         Raises:
-            TypeError, ValueError: the message contains the argument, what was expected and what came.
+            TypeError, ValueError: an argument is invalid. The message has its name, what was expected and what it got.
         """
         super().__init__()
         resolve(loss)
@@ -74,14 +74,14 @@ class CWSampled(nn.Module):
 
         Args:
             model_embeddings: [B, L, D].
-            feature_tensors: the batch's features, of which `feature_name` is read.
+            feature_tensors: the batch's features. Only `feature_name` is read.
             positive_labels: item ids [B, L, P].
             negative_labels: item ids, shared [N], per session [B, N] or per position [B, L, N].
             padding_mask: not used.
             target_padding_mask: [B, L, P], True where a positive counts.
 
         Raises:
-            ValueError: `negative_labels` has another shape.
+            ValueError: `negative_labels` has any other shape.
         """
         if negative_labels.shape[:-1] not in ((), positive_labels.shape[:1], positive_labels.shape[:2]):
             raise ValueError(
@@ -112,10 +112,10 @@ class CWSampled(nn.Module):
         is_padding = neg_ids == self.negative_labels_ignore_index
         masked = (positives.unsqueeze(-1) == neg_ids.unsqueeze(-2)).any(-2) | is_padding  # [R, N]
 
-        further = None
+        extra = None
         if positives.shape[1] > 1:
             others = target_padding_mask[session, position].scatter(1, place.unsqueeze(1), False)
-            further = positives.masked_fill(~others, -1)  # [R, P]
+            extra = positives.masked_fill(~others, -1)  # [R, P]
         queries = model_embeddings[session, position]  # [R, D]
         pos_ids = positive_labels[target_padding_mask]
         neg_ids = neg_ids.masked_fill(is_padding, 0)  # any valid id, as it is masked out
@@ -127,19 +127,19 @@ class CWSampled(nn.Module):
                 item_table,
                 pos_ids,
                 neg_ids,
-                extra_pos_ids=further,
+                extra_pos_ids=extra,
                 neg_log_weights=neg_log_weights,
                 row_weights=row_weights,
                 similarity="dot",
                 **self.loss,
             )
-        further_scores = None
-        if further is not None:
-            further_scores = self.logits_callback(queries, further.clamp(min=0)).masked_fill(further < 0, -math.inf)
+        extra_scores = None
+        if extra is not None:
+            extra_scores = self.logits_callback(queries, extra.clamp(min=0)).masked_fill(extra < 0, -math.inf)
         return cw_loss(
             self.logits_callback(queries, pos_ids.unsqueeze(1)).squeeze(1),
             self.logits_callback(queries, neg_ids),
-            extra_pos_scores=further_scores,
+            extra_pos_scores=extra_scores,
             neg_log_weights=neg_log_weights,
             row_weights=row_weights,
             **self.loss,
@@ -147,14 +147,14 @@ class CWSampled(nn.Module):
 
 
 class GroupedCWSampled(CWSampled):
-    """CW in place of RePlay's GroupedCESampled: each group of sessions shares a pool of negatives of its own.
+    """The CW loss as a replacement for RePlay's GroupedCESampled: each group of sessions shares a pool of negatives.
 
     >>> loss = GroupedCWSampled(32, body.embedder.get_item_weights, **presets.cw(temperature=1.0))
 
-    The loss is the mean of the groups' losses, each as of :class:`CWSampled` with its pool, whose embeddings are not
-    gathered for each target either. So presets.infonce(temperature=1.0) is GroupedCESampled, except for rows without
-    any negative, as there; and a group without targets is left out of the mean, where GroupedCESampled raises.
-    A position may have several positives.
+    The loss is the mean over the groups of the loss of :class:`CWSampled` with the group's pool. The pool's embeddings
+    are not gathered for each target either. So presets.infonce(temperature=1.0) is GroupedCESampled, with the same
+    exception for rows without any negative as in :class:`CWSampled`. A group without targets is left out of the mean,
+    while GroupedCESampled raises an error. A position may have several positives.
     """
 
     @documents_loss_arguments
@@ -167,15 +167,16 @@ class GroupedCWSampled(CWSampled):
         negative_labels_ignore_index: int = -100,
         **loss: Unpack[LossArguments],
     ) -> None:
-        """Takes the size of a group, and what :class:`CWSampled` takes.
+        """Set the size of a group, and the arguments of :class:`CWSampled`.
 
         Args:
-            logical_batch_size: sessions that share a pool: the `group_size` of GroupedUniformNegativeSamplingTransform.
-            item_weights, feature_name, negative_labels_ignore_index: as of :class:`CWSampled`.
-            **loss: see below. `reduction` is "mean", in each group.
+            logical_batch_size: the number of sessions that share a pool, which is the `group_size` of
+                GroupedUniformNegativeSamplingTransform.
+            item_weights, feature_name, negative_labels_ignore_index: as for :class:`CWSampled`.
+            **loss: see below. `reduction` is "mean" in each group.
 
         Raises:
-            TypeError, ValueError: the message contains the argument, what was expected and what came.
+            TypeError, ValueError: an argument is invalid. The message has its name, what was expected and what it got.
         """
         super().__init__(
             item_weights,
@@ -198,15 +199,15 @@ class GroupedCWSampled(CWSampled):
         padding_mask: Tensor,
         target_padding_mask: Tensor,
     ) -> Tensor:
-        """The loss of a batch of B sessions, of which the last group may have fewer.
+        """The loss of a batch of B sessions. The last group may be smaller.
 
         Args:
-            model_embeddings, feature_tensors, positive_labels, padding_mask, target_padding_mask: as of
+            model_embeddings, feature_tensors, positive_labels, padding_mask, target_padding_mask: as for
                 :meth:`CWSampled.forward`.
             negative_labels: item ids [G, N], a pool for each of the G = ⌈B / logical_batch_size⌉ groups.
 
         Raises:
-            ValueError: `negative_labels` has another shape.
+            ValueError: `negative_labels` has any other shape.
         """
         size = self.logical_batch_size
         groups = -(-positive_labels.shape[0] // size)

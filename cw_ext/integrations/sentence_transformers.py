@@ -1,4 +1,4 @@
-"""CW as a loss of sentence-transformers, in place of its MultipleNegativesRankingLoss. For version 6."""
+"""CW as a loss for sentence-transformers 6, as a replacement for its MultipleNegativesRankingLoss."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ class _Columns(NamedTuple):
     documents: Tensor  # [n, D], the positives
     candidates: Tensor  # [k·n, D]: the positives, then each column of hard negatives
     own: Tensor  # [b], the rows of this process
-    share: float  # of a row, so that the mean over the processes of their sums is the mean over all rows
+    share: float  # factor of a row, so that the mean over the processes of their sums is the mean over all rows
 
     def part(self, begin: int, end: int) -> _Columns:
-        """With fewer rows of this process."""
+        """The same with only some rows of this process."""
         return self._replace(own=self.own[begin:end])
 
 
 class CWMultipleNegativesRankingLoss(nn.Module):
-    """CW in place of sentence-transformers' MultipleNegativesRankingLoss: in-batch negatives, and hard ones in columns.
+    """The CW loss as a replacement for MultipleNegativesRankingLoss: in-batch negatives, and hard ones in columns.
 
     >>> loss = CWMultipleNegativesRankingLoss(model, **presets.cw(temperature=0.05, prior=0.01))
     >>> SentenceTransformerTrainer(model=model, train_dataset=pairs, loss=loss).train()
 
-    With presets.infonce(temperature=1 / scale) it has the values and gradients of MultipleNegativesRankingLoss, but for
-    its `hardness_mode`, whose place the loss's own weights take (presets.hcl, for one).
+    With presets.infonce(temperature=1 / scale) it has the same values and gradients as MultipleNegativesRankingLoss. It
+    has no `hardness_mode`; use the loss's own weights instead (for example presets.hcl).
 
-    A row is a query with its document. Its negatives are, by direction, with n queries in all and k columns of
-    documents (positives, then hard negatives):
+    A row is a query with its document. With n queries and k columns of documents (positives, then hard negatives), its
+    negatives are, by direction:
 
-    - "query_to_doc": the k·n documents but its own positive, for the query;
+    - "query_to_doc": the k·n documents except its own positive, for the query;
     - "query_to_query": the other n − 1 queries, for the query;
     - "doc_to_query": the other n − 1 queries, for the positive document;
     - "doc_to_doc": the k·(n − 1) documents of the other queries, for the positive document.
@@ -67,22 +67,22 @@ class CWMultipleNegativesRankingLoss(nn.Module):
         partition_mode: Literal["joint", "per_direction"] = "joint",
         **loss: Unpack[LossArguments],
     ) -> None:
-        """Takes the model, what MultipleNegativesRankingLoss takes, and the loss arguments.
+        """Set the model, the arguments of MultipleNegativesRankingLoss, and the loss arguments.
 
         Args:
-            model: makes the embeddings.
-            similarity: "cosine", which is the library's, "half_cosine" ½·cos, or "dot".
-            gather_across_devices: the queries and documents of all processes of torch.distributed, if it is
-                initialised, are candidates; gradients flow back to them. Batches may differ in length: the mean over
-                the processes is that over all rows.
-            directions: see above; "query_to_doc" among them.
-            partition_mode: "joint": one row with the negatives of all directions (GTE, arXiv 2308.03281). Where
-                include_positive=True and "doc_to_query" is among them, the row's own pair is so twice, as there.
-                "per_direction": a loss per direction, and their mean; without "query_to_query" and "doc_to_doc".
-            **loss: see below; reduction="mean" and return_above=False are the only ones here.
+            model: computes the embeddings.
+            similarity: "cosine", as in the library, "half_cosine" (½·cos), or "dot".
+            gather_across_devices: use the queries and documents of all processes as candidates, if torch.distributed is
+                initialised. Gradients flow back to them. Batches may differ in length: the mean over the processes is
+                the mean over all rows.
+            directions: see above; must include "query_to_doc".
+            partition_mode: "joint" gives each row the negatives of all directions (GTE, arXiv 2308.03281). As in the
+                library, with include_positive=True and "doc_to_query" the row's own pair is then included twice.
+                "per_direction" is the mean of one loss per direction, without "query_to_query" and "doc_to_doc".
+            **loss: see below; only reduction="mean" and return_above=False.
 
         Raises:
-            TypeError, ValueError: the message contains the argument, what was expected and what came.
+            TypeError, ValueError: an argument is invalid. The message has its name, what was expected and what it got.
         """
         super().__init__()
         options = resolve(loss)
@@ -106,8 +106,8 @@ class CWMultipleNegativesRankingLoss(nn.Module):
         """The loss of a batch.
 
         Args:
-            sentence_features: of the queries, their documents and any number of columns of hard negatives, with one
-                text for each query.
+            sentence_features: the queries, their documents, and any number of columns of hard negatives. Each column
+                has one text per query.
             labels: not used.
 
         Raises:
@@ -116,18 +116,18 @@ class CWMultipleNegativesRankingLoss(nn.Module):
         return self.compute_loss_from_embeddings(embed_columns(self.model, sentence_features), labels)
 
     def compute_loss_from_embeddings(self, embeddings: Sequence[Tensor], labels: Tensor | None = None) -> Tensor:
-        """The same from the embeddings [B, D] of each column."""
+        """The loss from the embeddings [B, D] of each column."""
         with without_autocast(embeddings[0].device.type if embeddings else "cpu"):
             columns = self._columns(embeddings)
             return self._rows(columns).sum() * columns.share
 
     def get_config_dict(self) -> dict[str, Any]:
-        """What the model card tells of the loss."""
+        """The settings that the model card shows."""
         names = ("similarity", "gather_across_devices", "directions", "partition_mode")
         return {name: getattr(self, name) for name in names} | dict(self.arguments)
 
     def _columns(self, embeddings: Sequence[Tensor]) -> _Columns:
-        """Of all processes, ready to be multiplied."""
+        """The embeddings of all processes, normalised as the similarity requires."""
         if len(embeddings) < 2:
             raise ValueError(
                 f"sentence_features must hold at least two columns, queries and documents, got {len(embeddings)}"
@@ -150,7 +150,7 @@ class CWMultipleNegativesRankingLoss(nn.Module):
         arguments: LossArguments = {**self.arguments, "reduction": "none"}
         queries, documents = columns.queries[columns.own], columns.documents[columns.own]
         scale = reference.SCORE_SCALE[self.similarity]
-        pairs = []  # the rows' vectors and what they are compared with, by direction
+        pairs = []  # by direction, the rows' vectors and what they are compared with
         for direction in self.directions:
             rows = queries if direction.startswith("query") else documents
             pairs.append((scale * rows, columns.candidates if direction.endswith("doc") else columns.queries))
@@ -164,7 +164,7 @@ class CWMultipleNegativesRankingLoss(nn.Module):
         )
 
     def _left_out(self, direction: Direction, columns: _Columns) -> Tensor:
-        """Log weights of a direction's pool, −inf where it is no negative of the row."""
+        """Log weights of a direction's pool: −inf if an entry is not a negative of the row."""
         rows, number = torch.arange(len(columns.own), device=columns.own.device), len(columns.queries)
         pool = columns.candidates if direction.endswith("doc") else columns.queries
         weights = columns.queries.new_zeros(len(rows), len(pool))
@@ -176,9 +176,9 @@ class CWMultipleNegativesRankingLoss(nn.Module):
 
 
 class CWCachedMultipleNegativesRankingLoss(CachedLossMixin, CWMultipleNegativesRankingLoss):
-    """CW in place of CachedMultipleNegativesRankingLoss: the same loss for batches whose activations do not fit.
+    """The same loss for batches whose activations do not fit, in place of CachedMultipleNegativesRankingLoss.
 
-    The library's own gradient cache (arXiv 2101.06983) encodes the texts in parts, and once more in backward.
+    It uses the library's gradient cache (arXiv 2101.06983), which encodes the texts in parts, and again in backward.
     """
 
     @documents_loss_arguments
@@ -195,18 +195,18 @@ class CWCachedMultipleNegativesRankingLoss(CachedLossMixin, CWMultipleNegativesR
         partition_mode: Literal["joint", "per_direction"] = "joint",
         **loss: Unpack[LossArguments],
     ) -> None:
-        """Takes what CachedMultipleNegativesRankingLoss takes, and the loss arguments.
+        """Set the arguments of CachedMultipleNegativesRankingLoss, and the loss arguments.
 
         Args:
-            model: see :class:`CWMultipleNegativesRankingLoss`. Not one of StaticEmbedding, which has no activations.
-            mini_batch_size: texts to encode at a time, and rows whose scores exist at a time.
-            mini_batch_num_tokens: encode texts of at most so many tokens at a time instead.
-            show_progress_bar: over the parts.
+            model: see :class:`CWMultipleNegativesRankingLoss`. Not a StaticEmbedding model, which has no activations.
+            mini_batch_size: the number of texts encoded at a time, and of rows whose scores exist at a time.
+            mini_batch_num_tokens: instead encode texts with at most this many tokens at a time.
+            show_progress_bar: show the progress over the parts.
             similarity, gather_across_devices, directions, partition_mode: see :class:`CWMultipleNegativesRankingLoss`.
             **loss: see below.
 
         Raises:
-            TypeError, ValueError: the message contains the argument, what was expected and what came.
+            TypeError, ValueError: an argument is invalid. The message has its name, what was expected and what it got.
         """
         super().__init__(
             model,
@@ -221,22 +221,22 @@ class CWCachedMultipleNegativesRankingLoss(CachedLossMixin, CWMultipleNegativesR
             checks.whole_number("mini_batch_num_tokens", mini_batch_num_tokens, 1)
         if has_static_embedding_input(model):
             raise ValueError(
-                "model must not be one of StaticEmbedding, whose inputs cannot be split: take "
-                "CWMultipleNegativesRankingLoss; got one"
+                "model must not use StaticEmbedding, whose inputs cannot be split, got one that does: use "
+                "CWMultipleNegativesRankingLoss"
             )
         self.mini_batch_size = mini_batch_size
         self.mini_batch_num_tokens = mini_batch_num_tokens
         self.show_progress_bar = show_progress_bar
 
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None = None) -> Tensor:
-        """As of CWMultipleNegativesRankingLoss."""
+        """See :meth:`CWMultipleNegativesRankingLoss.forward`."""
         found: Tensor = CachedLossMixin.forward_cached(self, sentence_features, labels)
         return found
 
     def calculate_loss(
         self, reps: Sequence[Sequence[Tensor]], labels: Tensor | None = None, *, with_backward: bool = False
     ) -> Tensor:
-        """The loss from the embeddings of each column, in parts; what the library's gradient cache calls."""
+        """The loss from the embeddings of each column, in parts. The library's gradient cache calls this."""
         embeddings = [torch.cat([*parts]) for parts in reps]
         with without_autocast(embeddings[0].device.type):
             columns = self._columns(embeddings)
@@ -256,20 +256,22 @@ class CWCachedMultipleNegativesRankingLoss(CachedLossMixin, CWMultipleNegativesR
             return total
 
     def get_config_dict(self) -> dict[str, Any]:
-        """What the model card tells of the loss."""
+        """The settings that the model card shows."""
         names = ("mini_batch_size", "mini_batch_num_tokens")
         return {name: getattr(self, name) for name in names} | super().get_config_dict()
 
 
 def _rows_against(rows: Tensor, pool: Tensor, own: Tensor, arguments: LossArguments) -> Tensor:
-    """The losses [b] of rows whose positives are `own` of the pool, and whose negatives are all others. The scores, of
-    all rows and the whole pool, need not exist."""
+    """The losses [b] of rows whose positives are the entries `own` of the pool, and whose negatives are all others.
+
+    The scores of all rows and the whole pool do not have to exist at once.
+    """
     batch = embedding_batch(rows, pool, own, None, None, "dot", arguments)
     return loss_of_ids(batch, torch.arange(len(pool), device=pool.device), None, sparse_grad=False, exclude=True)
 
 
 def _gradient(leaf: Tensor) -> Tensor:
-    """Zeros where no row used it."""
+    """The leaf's gradient, or zeros if no row used it."""
     return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
 
 

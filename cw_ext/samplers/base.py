@@ -1,4 +1,4 @@
-"""What all samplers do alike: the checks of a batch, and random numbers that every device draws alike."""
+"""What all samplers share: the checks of a batch, and random numbers that are the same on every device."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from cw_ext.negative_sampling import (
 )
 from cw_ext.samplers.protocol import Negatives
 
-# Random numbers are draws among as many items as there can be. That they are below 2³¹ − 1 is their resolution.
+# Random numbers are draws from the largest possible catalogue. So their resolution is 2³¹ − 1.
 NUMBERS = 2**31 - 1
-# What the seed is combined with for random numbers, so that they do not depend on the candidates drawn by it.
+# Combined with the seed for random numbers, so that they are independent of the candidates drawn with the seed.
 _OTHER_SEED = 0x6A09E667F3BCC908
 
 
@@ -37,7 +37,7 @@ class Batch(NamedTuple):
     query_ids: Tensor  # [B], −1 in every row of padding
     pos_ids: Tensor  # [B]
     seed: Tensor  # int64 []
-    given_query_ids: Tensor  # as they came
+    given_query_ids: Tensor  # as they were given
 
     @property
     def rows(self) -> int:
@@ -74,9 +74,9 @@ class SamplerBase(nn.Module):
         """See :meth:`Sampler.draw`.
 
         Raises:
-            TypeError, ValueError: the message contains the argument, what was expected and what came; also for a query
-                that knows all items.
-            IndexError: an id out of range, on the CPU.
+            TypeError, ValueError: an argument is invalid, or all items are known positives of a query. The message has
+                the argument, what was expected and what it got.
+            IndexError: an id is out of range (checked on the CPU).
         """
         return self._draw(self._batch(queries, items, query_ids, pos_ids, seed))
 
@@ -93,7 +93,7 @@ class SamplerBase(nn.Module):
         epoch: int = 0,
         seed: int | Tensor | None = None,
     ) -> None:
-        """Nothing, as there is no state."""
+        """Do nothing, as this sampler has no state."""
 
     def _batch(
         self,
@@ -120,7 +120,7 @@ class SamplerBase(nn.Module):
         return Batch(queries.detach(), table.detach(), own, pos_ids, seed_tensor(seed, known.device), query_ids)
 
     def _uniform_ids(self, batch: Batch, count: int) -> Tensor:
-        """int32 [B, count] of unknown items, with replacement; −1 in rows of padding."""
+        """int32 [B, count] of items that are not known positives, with replacement. −1 in rows of padding."""
         draws = draws_of(batch.query_ids, self.interactions, count, batch.seed)
         return draw(draws, batch.rows, self.interactions.num_items, fused(batch.seed))
 
@@ -132,7 +132,7 @@ def random_numbers(seed: Tensor, rows: int, count: int, first_row: int = 0) -> T
 
 
 def few_random_numbers(seed: Tensor, rows: int, count: int) -> Tensor:
-    """Others like them, in less time where a row has few. Those of a row do not depend on the number of rows."""
+    """Similar random numbers, faster for few per row. Those of a row do not depend on the number of rows."""
     return random_numbers(seed, 1, max(1, rows * count))[0, : rows * count].view(rows, count)
 
 
@@ -142,9 +142,11 @@ def fractions(numbers: Tensor) -> Tensor:
 
 
 def gumbel(numbers: Tensor, dtype: torch.dtype) -> Tensor:
-    """Random numbers with a standard Gumbel distribution: the order of log w + gumbel is that of drawing one by one
-    without replacement, each time with probability ∝ w."""
-    # −log(1 − u) keeps the digits of the small u, which become the largest values, also in fp32.
+    """Random numbers with a standard Gumbel distribution.
+
+    Sorting by log w + gumbel is the same as drawing one by one without replacement, each time with probability ∝ w.
+    """
+    # −log(1 − u) keeps the digits of small u, which become the largest values, even in fp32.
     u = ((numbers.to(dtype) + 0.5) / NUMBERS).clamp(max=1 - torch.finfo(dtype).eps)
     return -(-(-u).log1p()).log()
 

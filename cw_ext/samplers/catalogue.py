@@ -1,4 +1,4 @@
-"""All items that queries do not know, for what draws from the catalogue itself."""
+"""All items that are not known positives, for samplers that draw from the whole catalogue."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ BLOCK = 2**22
 
 
 def unknown_items(query_ids: Tensor, interactions: Interactions) -> Tensor:
-    """int32 [B, I]: every item, and −1 in the place of those that the row's query knows. A query of −1 knows any."""
+    """int32 [B, I]: every item, with −1 for the known positives of the row's query. All −1 for a query of −1."""
     count = interactions.num_items
     items = torch.arange(count + 1, dtype=torch.int32, device=query_ids.device).repeat(query_ids.shape[0], 1)
     query = query_ids.clamp(min=0).long()
     if interactions.most_per_query:
-        # As wide as the longest history, a number that is known without asking the device.
+        # As wide as the longest history. This number is known without waiting for the device.
         place = interactions.starts[query].unsqueeze(1) + torch.arange(
             interactions.most_per_query, device=query_ids.device
         )

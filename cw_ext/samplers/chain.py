@@ -1,4 +1,4 @@
-"""Negatives from Markov chains that go on over the batches: MCNS."""
+"""Negatives from Markov chains that continue from batch to batch: MCNS."""
 
 from __future__ import annotations
 
@@ -18,48 +18,58 @@ from cw_ext.samplers.catalogue import BLOCK
 from cw_ext.samplers.protocol import Negatives
 from cw_ext.samplers.query_state import check_loaded, first_of_each, known_positives, state_rows, uniform_items
 
-# Tensors, each with how often it was written to.
+# Tensors, each with the number of writes to it.
 _Versions = list[tuple[Tensor, int]]
 
 
 class Chain(SamplerBase):
-    """Negatives with probability ∝ p^α, where p is the model's softmax over the items that the query does not know:
-    MCNS (arXiv 2005.09863; THUDM/MCNS), without a pass over these.
+    """Draws negatives with probability ∝ p^α by Markov chains, where p is the model's softmax over the unknown items.
 
-    Each query has N chains, at unknown items. A step of a chain proposes another item, uniform among the unknown ones,
-    or by a coin one of the present one's `neighbours`; it moves there with the probability of Metropolis and Hastings.
-    So that neighbours leave the distribution exact, a move is refused where the item has no way back, by a neighbour to
-    where it came from; MCNS' program takes a uniform density for the way back.
+    This is MCNS (arXiv 2005.09863; THUDM/MCNS). It does not score all unknown items, which are the items that are not
+    known positives of the query.
 
-    `draw` gives where the chains are after `steps` steps, without moving them; `update` moves them there, or, after a
-    draw for another batch, by as many steps of its own.
+    >>> import torch
+    >>> from cw_ext import Interactions, cw_loss_from_embeddings, samplers
+    >>> known = Interactions([0, 0, 1], [5, 2, 7], num_queries=2, num_items=300)
+    >>> users, items = torch.nn.Embedding(2, 16), torch.nn.Embedding(300, 16)
+    >>> query_ids, pos_ids = torch.tensor([0, 1]), torch.tensor([5, 7])
+    >>> sampler = samplers.Chain(known, 10, temperature=0.1)
+    >>> queries = users(query_ids)
+    >>> ids, _ = sampler.draw(queries, items, query_ids, pos_ids, seed=0)
+    >>> loss = cw_loss_from_embeddings(queries, items, pos_ids, ids)  # then a step of the optimizer
+    >>> sampler.update(queries, items, query_ids, pos_ids, seed=0)
+
+    Each query has N chains, each at an unknown item. In a step, a chain proposes another item: uniformly among the
+    unknown items, or with probability ½ among the `neighbours` of its item, if there are any. It moves with the
+    probability of Metropolis and Hastings. To keep the distribution exact with neighbours, a move to a neighbour is
+    refused if the chain's item is not a neighbour of that item in turn. (The published MCNS program uses a uniform
+    density there.)
+
+    `draw` returns where the chains are after `steps` steps, without moving them. `update` moves them there. If the last
+    draw was for another batch, `update` takes as many steps itself.
+
+    A chain never moves to an item whose score is not finite. It leaves such an item for the first other item that is
+    proposed and has a way back, as all uniform proposals do. When a state is loaded, chains at items that have become
+    known positives start again.
+
+    The state_dict has one buffer, with a row per query and one for padding: `states`, int32 [Q + 1, N], the items of
+    the chains. They are −1 for a query with all items as known positives.
 
     Args:
         interactions: the known positives, which are never drawn.
-        num_negatives: N ≥ 1, chains per query.
+        num_negatives: N ≥ 1, the number of chains per query.
         temperature: τ > 0 of the model's softmax.
-        exponent: α ≥ 0. With 0, all unknown items are equally likely. The target is that of `Scored` with
-            softmax(τ/α) among all items.
-        steps: ≥ 1 for each draw. After few of them a chain still tells of older scores.
-        neighbours: int32 or int64 [I, K], items that are like each item, in any order; −1 is padding, and proposes
-            nothing. On the device of the interactions. It moves by to(device), but is not in the state_dict.
+        exponent: α ≥ 0. With 0, all unknown items are equally likely. The target distribution is the one of `Scored`
+            with softmax(τ/α) among all items.
+        steps: ≥ 1 for each draw. With few steps, a chain still depends on older scores.
+        neighbours: int32 or int64 [I, K], items similar to each item, in any order, on the device of the interactions.
+            −1 is padding, which proposes nothing. Moves with to(device), but is not in the state_dict.
         similarity: the score, as for :func:`cw_ext.cw_loss_from_embeddings`.
-        seed: of the chains' start, as for :func:`cw_ext.draw_negatives`.
-
-    A chain never moves to an item whose score is not finite. It leaves such an item for the first other one that is
-    proposed and has a way back, as all uniform proposals have. Chains of a loaded state at items that are known
-    positives by now start anew.
-
-    Buffers, saved in the state_dict, with a row per query, and one more for padding:
-        states: int32 [Q + 1, N], where the chains are; −1 for a query that knows all items.
+        seed: for the chains' first items, as for :func:`cw_ext.draw_negatives`.
 
     Raises:
-        TypeError, ValueError, IndexError: the message contains the argument, what was expected and what came.
-
-    >>> sampler = Chain(interactions, 10, temperature=0.1)
-    >>> ids, _ = sampler.draw(queries, items, query_ids, pos_ids, seed=step)
-    >>> ...  # a step
-    >>> sampler.update(queries, items, query_ids, pos_ids, epoch=epoch, seed=step)
+        TypeError, ValueError, IndexError: an argument is invalid. The message has its name, what was expected and what
+            it got.
     """
 
     states: Tensor
@@ -92,14 +102,14 @@ class Chain(SamplerBase):
             neighbours = neighbours.int()
             log_ways = _log_ways(neighbours)
         self.register_buffer("neighbours", neighbours, persistent=False)
-        self.register_buffer("_known", known, persistent=False)  # what neighbours must not be
+        self.register_buffer("_known", known, persistent=False)  # neighbours that must not be proposed
         self.register_buffer("_log_ways", log_ways, persistent=False)
         self.register_buffer("states", uniform_items(interactions, num_negatives, seed))
-        # What the latest draw depended on, but for the scores, and where its chains went.
+        # What the latest draw depended on, except the scores, and where its chains went.
         self._walked: tuple[_Versions, Tensor] | None = None
 
     def _apply(self, fn: Callable[..., Tensor], recurse: bool = True) -> Self:
-        """Whatever dtype a model is cast to, what neighbours need stays as it is."""
+        """Keep the dtype of what neighbours need, even if the model is cast."""
         log_ways = self._log_ways
         super()._apply(fn, recurse)
         self._log_ways = None if log_ways is None else log_ways.to(self.states.device)
@@ -110,7 +120,7 @@ class Chain(SamplerBase):
         super()._load_from_state_dict(state, prefix, *args)
         known = known_positives(self.states, self.interactions)
         if known.any():
-            # By the same seed, so that every load of a state is alike.
+            # Always with the same seed, so that loading a state twice gives the same result.
             self.states = torch.where(known, uniform_items(self.interactions, self.states.shape[1], 0), self.states)
 
     def extra_repr(self) -> str:
@@ -133,10 +143,10 @@ class Chain(SamplerBase):
         epoch: int = 0,
         seed: int | Tensor | None = None,
     ) -> None:
-        """See :meth:`Sampler.update`. Of a query's rows, the chains of the first count.
+        """See :meth:`Sampler.update`. If a query has several rows in the batch, its first row counts.
 
         Raises:
-            As `draw`.
+            TypeError, ValueError, IndexError: as for `draw`.
         """
         batch = self._batch(queries, items, query_ids, pos_ids, seed)
         walked, self._walked = self._walked, None
@@ -163,20 +173,24 @@ class Chain(SamplerBase):
                 to = torch.where(by_neighbour, near, to)
                 log_ways = torch.where(by_neighbour, log_ways_near, log_ways)
             log_p_to = self._log_target(batch, to)
-            # Not less than: a comparison with NaN, from −inf to −inf, must refuse.
+            # Written so that a comparison with NaN, from −inf to −inf, refuses the move.
             moves = (to >= 0) & (at >= 0) & (log_u[:, step] < log_p_to - log_p + log_ways)
             at, log_p = torch.where(moves, to, at), torch.where(moves, log_p_to, log_p)
         return at
 
     def _log_target(self, batch: Batch, ids: Tensor) -> Tensor:
-        """log p^α up to a constant of the row, [B, N]; −inf for a score that is no number."""
+        """log p^α plus a constant per row, [B, N]. −inf for a score that is not finite."""
         scores = candidate_scores(batch.queries, batch.items, ids, similarity=self.similarity)
         scaled = scores * (self.exponent / self.temperature)
         return torch.where(scores.isfinite(), scaled, -torch.inf)
 
     def _neighbour(self, batch: Batch, at: Tensor, slot: Tensor) -> tuple[Tensor, Tensor]:
-        """The neighbours of items at [B, N], −1 where the query knows them, and the log ratio of the ways back from
-        there to the ways there: −inf without a way back."""
+        """Propose neighbours of items [B, N].
+
+        Returns:
+            (ids [B, N], log_ways [B, N]): the neighbours, −1 for known positives; and the log of the number of ways
+            back over the number of ways there, −inf without a way back.
+        """
         assert self.neighbours is not None and self._log_ways is not None
         at = at.clamp(min=0)
         to = self.neighbours[at, slot]
@@ -189,7 +203,7 @@ class Chain(SamplerBase):
 
 
 def _versions(*tensors: Tensor) -> _Versions | None:
-    """None for tensors of inference mode, of which it is unknown how often they were written to."""
+    """None for tensors of inference mode, which do not count the writes to them."""
     if any(tensor.is_inference() for tensor in tensors):
         return None
     return [(tensor, tensor._version) for tensor in tensors]
@@ -200,7 +214,7 @@ def _are_same(before: _Versions, now: _Versions | None) -> bool:
 
 
 def _log_ways(neighbours: Tensor) -> Tensor:
-    """fp32 [I, K]: log of the ways back from each neighbour over the ways to it, by the neighbours of both."""
+    """fp32 [I, K]: log of the number of ways back from each neighbour over the number of ways to it."""
     items, k = neighbours.shape
     parts, rows = [], max(1, BLOCK // k**2)
     for first in range(0, items, rows):

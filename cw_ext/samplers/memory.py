@@ -1,4 +1,4 @@
-"""Negatives from a memory of hard ones, of which those whose score varies are preferred: SRNS."""
+"""Hard negatives from a memory, with a preference for those whose scores vary: SRNS."""
 
 from __future__ import annotations
 
@@ -23,60 +23,68 @@ from cw_ext.samplers.query_state import (
     uniform_items,
 )
 
-# Keys of places that a memory is not extended by, above those of the random numbers.
+# Keys of places that a memory is not extended by. They are above the random numbers.
 _PADDING, _TAKEN = 2**31, 2**32
 
 
 class Memory(SamplerBase):
-    """Hard negatives whose scores vary from epoch to epoch, as those of false negatives do less: SRNS
-    (arXiv 2009.03376; dingjingtao/SRNS).
+    """Draws hard negatives whose scores vary from epoch to epoch: SRNS (arXiv 2009.03376; dingjingtao/SRNS).
 
-    Each query has a pool of unknown items, and a memory of some of them. `draw` takes those of the memory with the
-    highest σ(s_j − s⁺) + α_t·std, where std is the deviation of σ(s_j − s⁺) over the epochs. `update` extends the
-    memory by others of the pool, at random, and keeps as many as before: one by one without replacement, each with
-    probability ∝ exp(s/temperature) among those left.
+    The authors found that the scores of false negatives vary less than those of true negatives.
 
-    SRNS makes a pool for every epoch five epochs before, and keeps the scores of each from then on, which takes about
-    35 times the memory at its size. Here a query's pool is renewed by one part in `window` each epoch, except for what
-    the memory holds, with moments instead of scores: mean and variance of the epochs that an item has been in the pool,
-    from the epoch `window` on with 1/window for the newest. An epoch counts once for a query, by its first row in the
-    first batch that has it.
+    >>> import torch
+    >>> from cw_ext import Interactions, cw_loss_from_embeddings, samplers
+    >>> known = Interactions([0, 0, 1], [5, 2, 7], num_queries=2, num_items=300)
+    >>> users, items = torch.nn.Embedding(2, 16), torch.nn.Embedding(300, 16)
+    >>> query_ids, pos_ids = torch.tensor([0, 1]), torch.tensor([5, 7])
+    >>> sampler = samplers.Memory(known, 1, similarity="dot")
+    >>> queries = users(query_ids)
+    >>> ids, _ = sampler.draw(queries, items, query_ids, pos_ids)
+    >>> loss = cw_loss_from_embeddings(queries, items, pos_ids, ids, similarity="dot")  # then a step of the optimizer
+    >>> sampler.update(queries, items, query_ids, pos_ids, epoch=0, seed=0)
+
+    Each query has a pool of unknown items, and a memory of some of these. `draw` returns the items of the memory with
+    the highest σ(s_j − s⁺) + α_t·std, where std is the deviation of σ(s_j − s⁺) over the epochs. `update` adds random
+    items of the pool to the memory. Then it draws from them the items to keep, as many as before: one by one without
+    replacement, each with probability ∝ exp(s/temperature).
+
+    SRNS makes the pool of every epoch five epochs ahead, and keeps all scores of each item from then on. At its size
+    this takes about 35 times the memory of this sampler. Here one part in `window` of a query's pool is renewed each
+    epoch, except for the items in the memory, and moments replace the scores: the mean and variance over the epochs
+    that an item has been in the pool. From the epoch `window` on, the newest epoch has the weight 1/window. Each epoch
+    counts once for a query, by its first row in the first batch that has the query.
+
+    NaN scores are left out of the moments, and items with such scores are neither kept nor drawn. If too few others
+    are there, the memory stays as it was. A row with too few items to draw ends with −1. If the positive's score or all
+    scores are NaN, the row draws the first items of its memory, so that its loss is NaN and not 0. When a state is
+    loaded, items that have become known positives are replaced by other unknown items, without moments.
+
+    The state_dict has these buffers, with a row per query and one for padding:
+
+    - pool: int32 [Q + 1, pool]; −1 is padding.
+    - kept: int32 [Q + 1, size], the memory, as places in the pool, in the order in which they were drawn.
+    - mean, variance: fp32 [Q + 1, pool], of σ(s_j − s⁺).
+    - counts: uint8 [Q + 1, pool], the number of epochs in the moments, at most `window`.
+    - last_epoch: int32 [Q + 1], the latest epoch in the moments; −1 if none.
+    - epoch: int64 [], the epoch of the latest update.
 
     Args:
         interactions: the known positives, which are never drawn.
         num_negatives: N in [1, size].
-        size: items in a query's memory.
-        extension: items that are added to it before it is drawn anew.
-        temperature: > 0, on the scale of the scores. Towards 0 the hardest stay. SRNS' 10 is for inner products; for
-            ½·cosine take about the loss's, or all items are nearly as likely.
-        deviation: α ≥ 0 once it is warm; α_t = α·min(1, epoch / warm_up).
-        warm_up: epochs, ≥ 1.
-        window: epochs, in [1, 255].
-        pool: items in a query's pool, ≥ size + extension; 13 bytes each. They are distinct at first; renewed ones are
-            drawn with replacement. A query with no more unknown items than that has all of them, and keeps them.
-        similarity: the score, as for :func:`cw_ext.cw_loss_from_embeddings`. SRNS' scores are not cosines: "dot".
-        seed: of the first pool, as for :func:`cw_ext.draw_negatives`.
-
-    Scores that are NaN are left out of the moments, and such items are neither kept nor drawn, unless too few others
-    are there: then the memory keeps what it had. A row with fewer items than it should draw ends with −1; one where
-    the positive's score or all of them are NaN draws the first of its memory, so that its loss is NaN, and not 0.
-    Items of a loaded state that are known positives by now are replaced by other unknown items, without moments.
-
-    Buffers, saved in the state_dict, with a row per query, and one more for padding:
-        pool: int32 [Q + 1, pool]; −1 is padding.
-        kept: the memory, int32 [Q + 1, size], as places in the pool, in the order in which they were drawn.
-        mean, variance: of σ(s_j − s⁺), fp32 [Q + 1, pool].
-        counts: how many epochs are in these, at most `window`, uint8 [Q + 1, pool].
-        last_epoch: the latest of them, int32 [Q + 1]; −1: none.
-        epoch: int64 [], that of the latest update.
+        size: the number of items in a query's memory.
+        extension: the number of items added to the memory before it is drawn again.
+        temperature: > 0, on the scale of the scores. Towards 0 the hardest items are kept. SRNS uses 10 for inner
+            products. For ½·cosine, use about the temperature of the loss: with 10 all items would be nearly as likely.
+        deviation: α ≥ 0 after the warm-up; α_t = α·min(1, epoch / warm_up).
+        warm_up: in epochs, ≥ 1.
+        window: in epochs, in [1, 255].
+        pool: the number of items in a query's pool, ≥ size + extension; 13 bytes each. They are distinct at first.
+            Renewed items are drawn with replacement. A query with at most this many unknown items keeps all of them.
+        similarity: the score, as for :func:`cw_ext.cw_loss_from_embeddings`. SRNS uses inner products, "dot".
+        seed: for the first pool, as for :func:`cw_ext.draw_negatives`.
 
     Raises:
-        TypeError, ValueError: the message contains the argument, what was expected and what came.
-
-    >>> sampler = Memory(interactions, 1, similarity="dot")
-    >>> ids, _ = sampler.draw(queries, items, query_ids, pos_ids)
-    >>> ...  # a step
-    >>> sampler.update(queries, items, query_ids, pos_ids, epoch=epoch, seed=step)
+        TypeError, ValueError: an argument is invalid. The message has its name, what was expected and what it got.
     """
 
     pool: Tensor
@@ -127,7 +135,7 @@ class Memory(SamplerBase):
         self.register_buffer("epoch", torch.zeros((), dtype=torch.int64, device=device))
 
     def _apply(self, fn: Callable[..., Tensor], recurse: bool = True) -> Self:
-        """Whatever dtype a model is cast to, moments stay in fp32."""
+        """Keep the moments in fp32, even if the model is cast."""
         super()._apply(fn, recurse)
         self.mean, self.variance = self.mean.float(), self.variance.float()
         return self
@@ -138,7 +146,7 @@ class Memory(SamplerBase):
         super()._load_from_state_dict(state, prefix, *args)
         known = known_positives(self.pool, self.interactions)
         if known.any():
-            # By the same seed, so that every load of a state is alike.
+            # Always with the same seed, so that loading a state twice gives the same result.
             self.pool = torch.where(known, uniform_items(self.interactions, self.pool.shape[1], 0), self.pool)
             for name in ("mean", "variance", "counts"):
                 setattr(self, name, getattr(self, name).masked_fill(known, 0))
@@ -169,10 +177,10 @@ class Memory(SamplerBase):
         epoch: int = 0,
         seed: int | Tensor | None = None,
     ) -> None:
-        """See :meth:`Sampler.update`. Of a query's rows, the first counts.
+        """See :meth:`Sampler.update`. If a query has several rows in the batch, its first row counts.
 
         Raises:
-            As `draw`, and for an epoch that is not a whole number ≥ 0.
+            TypeError, ValueError, IndexError: as for `draw`, or the epoch is not a whole number ≥ 0.
         """
         checks.whole_number("epoch", epoch, 0, 2**31 - 1)
         batch = self._batch(queries, items, query_ids, pos_ids, seed)
@@ -186,7 +194,7 @@ class Memory(SamplerBase):
         kept = self._drawn_anew(before, scores, ids, batch.seed)
         moments = self._moments(rows, counts, torch.where(is_new.unsqueeze(1), value, torch.nan))
 
-        # Nothing is written before all of it is known.
+        # Nothing is written before all of it has been computed.
         first = first_of_each(rows)
         self.pool[rows], self.kept[rows] = ids[first], kept[first].int()
         self.mean[rows], self.variance[rows], self.counts[rows] = (tensor[first] for tensor in moments)
@@ -194,7 +202,7 @@ class Memory(SamplerBase):
         self.epoch.fill_(epoch)
 
     def _renewed(self, batch: Batch, rows: Tensor, kept: Tensor, is_new: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
-        """The pool's items and their counts, both [B, pool], with other items in an epoch's part of it."""
+        """The pool's items and their counts, both [B, pool], with the part of the epoch renewed."""
         ids, counts = self.pool[rows], self.counts[rows]
         pool, known = ids.shape[1], self.interactions.starts
         query = batch.query_ids.clamp(min=0).long()
@@ -210,16 +218,16 @@ class Memory(SamplerBase):
         return ids, counts
 
     def _drawn_anew(self, kept: Tensor, scores: Tensor, ids: Tensor, seed: Tensor) -> Tensor:
-        """Places [B, size] of the memory that follows on the one at `kept`, from scores and ids [B, pool]."""
+        """Places [B, size] of the next memory after `kept`, from scores and ids [B, pool]."""
         numbers = random_numbers(seed, ids.shape[0], 2 * ids.shape[1]).view(-1, 2, ids.shape[1])
         # The lowest random numbers extend it.
         order = numbers[:, 0].long().masked_fill_(ids < 0, _PADDING).scatter_(1, kept, _TAKEN)
         candidate = (order <= _lowest(order, self.extension)) | (order == _TAKEN)
         scores = _lowest_if(~candidate | (ids < 0), scores)
-        # From the highest down, so that low temperatures leave the differences finite.
+        # Relative to the highest, so that differences stay finite at low temperatures.
         highest = scores.amax(1, keepdim=True).clamp(min=torch.finfo(scores.dtype).min)
         keys = (scores - highest) / self.temperature + gumbel(numbers[:, 1], scores.dtype)
-        # Where nothing else is left, the memory as it was, from its first on.
+        # If nothing else is left, the memory as it was, from its first item on.
         keys_before = keys.gather(1, kept)
         last_resort = torch.finfo(keys.dtype).min * torch.linspace(
             0.5, 1, self.size, dtype=keys.dtype, device=keys.device
@@ -228,7 +236,7 @@ class Memory(SamplerBase):
         return keys.topk(self.size, dim=1).indices
 
     def _moments(self, rows: Tensor, counts: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean, variance and counts [B, pool] that follow on those of `rows` by a value [B, pool]; by NaN the same."""
+        """The next mean, variance and counts [B, pool] of `rows` after a value [B, pool]. NaN changes nothing."""
         has_value = ~value.isnan()
         new_counts = counts.clamp(max=self.window - 1) + 1  # so that 8 bits hold it
         rate = has_value / new_counts
@@ -238,7 +246,7 @@ class Memory(SamplerBase):
         return mean + move, (1 - rate) * (variance + move * change), torch.where(has_value, new_counts, counts)
 
     def _scores(self, batch: Batch, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """s_j [B, K], and σ(s_j − s⁺), in fp64, where scores that are not cosines round to 1 much later."""
+        """s_j [B, K], and σ(s_j − s⁺) in fp64, where large scores round to 1 much later."""
         scores = candidate_scores(batch.queries, batch.items, ids, similarity=self.similarity)
         pos_ids = batch.pos_ids.unsqueeze(1)
         pos_scores = candidate_scores(batch.queries, batch.items, pos_ids, similarity=self.similarity)
@@ -246,12 +254,12 @@ class Memory(SamplerBase):
 
 
 def _lowest_if(absent: Tensor, values: Tensor) -> Tensor:
-    """−inf where an item is absent, and for NaN."""
+    """Replace values of absent items, and NaN, with −inf."""
     return torch.where(absent | values.isnan(), -torch.inf, values)
 
 
 def _lowest(order: Tensor, count: int) -> Tensor:
     """The highest of the `count` lowest values of each row, [B, 1]."""
-    if order.device.type == "cpu":  # much quicker than topk, but refused by CUDA's deterministic algorithms
+    if order.device.type == "cpu":  # much faster than topk, but not allowed by CUDA's deterministic algorithms
         return order.kthvalue(count, dim=1, keepdim=True).values
     return order.topk(count, dim=1, largest=False).values.amax(1, keepdim=True)

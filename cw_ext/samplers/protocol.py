@@ -1,4 +1,4 @@
-"""What training may rely on, whichever sampler it has."""
+"""The common interface of all samplers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Negatives(NamedTuple):
 
     Attributes:
         ids: int64 [B, N]; −1 is padding.
-        log_weights: [B, N], to be given as `neg_log_weights`, or None where all count alike.
+        log_weights: [B, N], for the `neg_log_weights` argument of the loss; None if all negatives count equally.
     """
 
     ids: Tensor
@@ -22,7 +22,7 @@ class Negatives(NamedTuple):
 
 @runtime_checkable
 class Sampler(Protocol):
-    """Draws the negatives of each batch; what you write yourself with these names works wherever these samplers do."""
+    """Draws the negatives of each batch. Your own class with these methods works wherever a sampler is expected."""
 
     num_negatives: int
 
@@ -35,13 +35,13 @@ class Sampler(Protocol):
         *,
         seed: int | Tensor | None = None,
     ) -> Negatives:
-        """The negatives of a batch. It changes no state: the same arguments draw the same.
+        """Draw the negatives of a batch. It changes no state: the same arguments draw the same negatives.
 
         Args:
             queries: [B, D], one row per positive; fp16, bf16, fp32 or fp64.
             items: [I, D], the table as it is now, in the dtype of `queries`, or the nn.Embedding that holds it.
             query_ids: [B], int32 or int64, rows of the interactions. −1 is padding.
-            pos_ids: [B], int32 or int64, rows of `items`. −1 is padding: the row's ids are −1.
+            pos_ids: [B], int32 or int64, rows of `items`. −1 is padding: all ids drawn for the row are −1.
             seed: as for :func:`cw_ext.draw_negatives`.
         """
         ...
@@ -56,10 +56,11 @@ class Sampler(Protocol):
         epoch: int = 0,
         seed: int | Tensor | None = None,
     ) -> None:
-        """Take note of a batch after its step. Without a state, nothing.
+        """Update the sampler's state after a training step. Does nothing if there is no state.
 
         Args:
-            epoch: ≥ 0, passes over the data before this one. The rest is as for `draw`.
+            queries, items, query_ids, pos_ids, seed: as for `draw`. The queries may be from before the step.
+            epoch: ≥ 0, the number of completed passes over the data.
         """
         ...
 

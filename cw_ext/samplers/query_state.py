@@ -1,4 +1,4 @@
-"""State that a sampler keeps for each query: which rows of a batch may write, and the items it starts with."""
+"""The state that a sampler keeps for each query: which rows of a batch write to it, and the items it starts with."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from cw_ext.samplers.catalogue import BLOCK, unknown_items
 
 
 def state_rows(query_ids: Tensor, num_queries: int) -> Tensor:
-    """int64 [B], the rows of a state [num_queries + 1, …]. Padding has the last one, which nobody reads."""
+    """int64 [B], the rows of a state [num_queries + 1, …]. Padding has the last row, which is never read."""
     return torch.where(query_ids < 0, num_queries, query_ids).long()
 
 
 def first_of_each(rows: Tensor) -> Tensor:
     """int64 [B]: the first place in the batch that has the same row of the state.
 
-    What is written from there, for all places, does not depend on the order of the writes.
+    If all places write the values of that place, the result does not depend on the order of the writes.
     """
     ids, order = rows.sort(stable=True)
     is_first = torch.ones_like(ids, dtype=torch.bool)
@@ -33,8 +33,10 @@ def first_of_each(rows: Tensor) -> Tensor:
 
 
 def uniform_items(interactions: Interactions, count: int, seed: int | Tensor | None) -> Tensor:
-    """int32 [num_queries + 1, count]: unknown items of each query, with replacement; −1 where it knows all of them,
-    and in the last row."""
+    """int32 [num_queries + 1, count]: unknown items of each query, drawn with replacement.
+
+    They are −1 if all items are known positives, and in the last row.
+    """
     check_seed(seed, interactions.device)
     return _uniform(_every_query(interactions), interactions, count, seed_tensor(seed, interactions.device), 0)
 
@@ -48,10 +50,10 @@ def known_positives(ids: Tensor, interactions: Interactions) -> Tensor:
 
 
 def check_loaded(state: Mapping[str, Any], name: str, limit: int, of: str) -> None:
-    """Refuse a saved state of another catalogue, whose numbers would be read past the end.
+    """Refuse a saved state of another catalogue, whose numbers would be read beyond the end.
 
     Raises:
-        ValueError: `name` is there and holds a number that is not in [−1, limit).
+        ValueError: `name` exists and has a number outside [−1, limit).
     """
     values = state.get(name)
     if isinstance(values, Tensor) and values.numel() and not (-1 <= int(values.min()) and int(values.max()) < limit):
@@ -60,7 +62,7 @@ def check_loaded(state: Mapping[str, Any], name: str, limit: int, of: str) -> No
 
 
 def distinct_items(interactions: Interactions, count: int, seed: int | Tensor | None) -> Tensor:
-    """int32 [num_queries + 1, count]: unknown items of each query, each once and in random order, then −1."""
+    """int32 [num_queries + 1, count]: distinct unknown items of each query in random order, then −1."""
     check_seed(seed, interactions.device)
     seed, block = seed_tensor(seed, interactions.device), max(1, BLOCK // (2 * count))
     parts = []
@@ -77,7 +79,7 @@ def _distinct(queries: Tensor, interactions: Interactions, count: int, seed: Ten
     repeated = torch.empty_like(repeated).scatter_(1, order, repeated | (ids < 0))
     firsts, places = repeated.to(torch.uint8).sort(dim=1, stable=True)
     found = drawn.gather(1, places).masked_fill_(firsts > 0, -1)[:, :count].contiguous()
-    # Where few items are unknown, draws repeat them; so all of these are shuffled.
+    # If few items are unknown, draws repeat them. Then all unknown items are shuffled instead.
     short = ((found < 0).any(1) & (queries >= 0)).nonzero()[:, 0]
     kept = min(count, interactions.num_items)
     for rows in short.split(max(1, BLOCK // interactions.num_items)):
@@ -91,7 +93,7 @@ def _distinct(queries: Tensor, interactions: Interactions, count: int, seed: Ten
 
 
 def _uniform(queries: Tensor, interactions: Interactions, count: int, seed: Tensor, first_row: int) -> Tensor:
-    # Whether there is something to draw is checked batch by batch: a query that knows all may never be asked for.
+    # Whether there is something to draw is checked for each batch: a query without unknown items may never be used.
     draws = uniform_draws(count, seed, interactions.device, None)
     known = {"query_ids": queries, "starts": interactions.starts, "known": interactions.items}
     draws = draws._replace(first_row=first_row, **known)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Negatives drawn by a weight that depends on their scores."""
+"""Negatives drawn with weights that depend on their scores."""
 
 from __future__ import annotations
 
@@ -14,41 +14,50 @@ from cw_ext.samplers.catalogue import BLOCK, unknown_items
 from cw_ext.samplers.log_weights import LogWeight
 from cw_ext.samplers.protocol import Negatives
 
-# The highest weight of a row is this power of two. Random numbers have fewer bits, so that finer ones would not show.
+# The highest weight of a row is this power of two. Random numbers have fewer bits, so finer weights would not show.
 _WEIGHT_BITS = 40
 
 
 class Scored(SamplerBase):
     """Draws each row's negatives from uniform candidates, with probability ∝ a weight of their scores.
 
-    It is dynamic negative sampling where the weight is steep, sampling by the model's own preferences with `softmax`
-    (the abstract of GenNi, arXiv 2208.03645), FNE's draw with `fne`, or whatever you write. Trained on these negatives
-    a loss has the target of hard negative sampling: the mean of A over the draws is that of weighting="exponential",
-    weight_temperature=−τ_s, normalize_weights=True on all candidates, for `softmax(τ_s)`.
+    >>> import torch
+    >>> from cw_ext import Interactions, cw_loss_from_embeddings, samplers
+    >>> known = Interactions([0, 0, 1], [5, 2, 7], num_queries=2, num_items=300)
+    >>> users, items = torch.nn.Embedding(2, 16), torch.nn.Embedding(300, 16)
+    >>> query_ids, pos_ids = torch.tensor([0, 1]), torch.tensor([5, 7])
+    >>> sampler = samplers.Scored(known, 10, num_candidates=100, log_weight=samplers.softmax(0.1))
+    >>> queries = users(query_ids)
+    >>> drawn = sampler.draw(queries, items, query_ids, pos_ids, seed=0)
+    >>> drawn.ids.shape
+    torch.Size([2, 10])
+    >>> loss = cw_loss_from_embeddings(queries, items, pos_ids, drawn.ids, neg_log_weights=drawn.log_weights)
+
+    With a steep weight this is dynamic negative sampling. With `softmax` it samples by the model's own preferences (as
+    in the abstract of GenNi, arXiv 2208.03645), and with `fne` as FNE does. You can also write your own weight. A loss
+    that is trained on these negatives has the target of hard negative sampling. For `softmax(τ_s)`, the mean of A over
+    the draws is the A of weighting="exponential", weight_temperature=−τ_s, normalize_weights=True on all candidates.
+
+    Without replacement, a row ends with −1 if too few candidates have a weight above 0. With replacement, it has −1
+    only if no candidate has one. If the positive's score is NaN, all candidates have the same weight, so that the loss
+    of the row is NaN and not 0.
 
     Args:
         interactions: the known positives, which are never drawn.
         num_negatives: N ≥ 1.
-        log_weight: a function of the scores [B, K] and of the positives' scores [B] that returns log weights [B, K];
-            −inf or NaN is never drawn, +inf before all others. Padding has a score of −inf, and is not drawn either.
-            See :func:`softmax` and :func:`fne`.
-        num_candidates: K ≥ 1 uniform candidates, drawn with replacement; or None for all items that the query does not
-            know, each once, whose scores are computed for some rows at a time.
-        replacement: draw with replacement. Otherwise one by one, each with probability ∝ weight among those candidates
-            that are left, in this order; N ≤ K. An item that is two candidates can then be drawn twice.
+        log_weight: a function that takes the candidates' scores [B, K] and the positives' scores [B] and returns log
+            weights [B, K]. −inf and NaN are never drawn, +inf before all others. Padding has a score of −inf and is
+            never drawn either. See :func:`softmax` and :func:`fne`.
+        num_candidates: K ≥ 1 uniform candidates, drawn with replacement. None uses all items that are not known
+            positives, each once, and computes their scores for a few rows at a time.
+        replacement: draw with replacement. If False, draw one by one, each with probability ∝ weight among the
+            remaining candidates; N ≤ K. An item that is a candidate twice can then be drawn twice.
         log_q_correction: return −log weight as the negatives' log weights, so that the loss has its uniform target
             again. Only with replacement.
         similarity: the score, as for :func:`cw_ext.cw_loss_from_embeddings`.
 
-    A row where fewer candidates have a weight than are to be drawn without replacement ends with −1; with replacement
-    it has −1 only where none has a weight. Where the positive's score is NaN, all candidates have the same weight, so
-    that the loss of that row is NaN, and not 0.
-
     Raises:
-        TypeError, ValueError: the message contains the argument, what was expected and what came.
-
-    >>> sampler = Scored(interactions, 10, num_candidates=100, log_weight=softmax(0.1))
-    >>> ids, log_weights = sampler.draw(queries, items, query_ids, pos_ids, seed=step)
+        TypeError, ValueError: an argument is invalid. The message has its name, what was expected and what it got.
     """
 
     def __init__(
@@ -87,7 +96,7 @@ class Scored(SamplerBase):
         numbers = few_random_numbers(batch.seed, batch.rows, self.num_negatives) if self.replacement else None
         if self.num_candidates is not None:
             return self._from(batch, self._uniform_ids(batch, self.num_candidates), numbers, 0)
-        # Their scores, and what is made of them, are as large as the catalogue for each row.
+        # The scores, and what is computed from them, are as large as the catalogue for each row.
         rows = max(1, BLOCK // self.interactions.num_items)
         parts = []
         for first in range(0, max(1, batch.rows), rows):
@@ -101,7 +110,7 @@ class Scored(SamplerBase):
         return Negatives(ids, torch.cat(log_weights) if log_weights else None)
 
     def _from(self, batch: Batch, candidates: Tensor, numbers: Tensor | None, first_row: int) -> Negatives:
-        """Drawn from candidates [B, K]: by random numbers [B, N] with replacement, or as rows from first_row on."""
+        """Draw from candidates [B, K]: with replacement by random numbers [B, N], else as rows from first_row on."""
         log_weights, highest = self._log_weights(batch, candidates)
         if numbers is not None:
             places, found = _with_replacement(log_weights.clone() if self.log_q_correction else log_weights, numbers)
@@ -114,8 +123,8 @@ class Scored(SamplerBase):
         return Negatives(ids, torch.where(ids < 0, -torch.inf, -(log_weights.gather(1, places) + highest)))
 
     def _log_weights(self, batch: Batch, candidates: Tensor) -> tuple[Tensor, Tensor]:
-        """A new tensor [B, K] of log weights less the highest of their row, or −inf where it has none; and that
-        highest, [B, 1]."""
+        """Log weights minus the highest of their row (−inf if it has none), a new tensor [B, K]; and this highest,
+        [B, 1]."""
         scores = candidate_scores(batch.queries, batch.items, candidates, similarity=self.similarity)
         pos_ids = batch.pos_ids.unsqueeze(1)
         pos_scores = candidate_scores(batch.queries, batch.items, pos_ids, similarity=self.similarity)[:, 0]
@@ -126,29 +135,32 @@ class Scored(SamplerBase):
         checks.has_shape(name, given, tuple(scores.shape), "one log weight per score")
         finite = torch.finfo(scores.dtype)
         log_weights = given.to(scores.dtype).nan_to_num(nan=-torch.inf, posinf=finite.max, neginf=-torch.inf)
-        # Of a NaN query or positive; without ids the loss of such a row would be 0.
+        # For a NaN query or positive: without ids the loss of such a row would be 0.
         log_weights.masked_fill_(pos_scores.isnan().unsqueeze(1), 0.0)
-        if self.num_candidates is None:  # uniform candidates are padding in whole rows only
+        if self.num_candidates is None:  # uniform candidates are padding only in whole rows
             log_weights.masked_fill_(candidates < 0, -torch.inf)
         highest = log_weights.amax(1, keepdim=True).clamp_(min=finite.min)
         return log_weights.sub_(highest), highest
 
 
 def _with_replacement(log_weights: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
-    """Places [B, N] drawn with probability ∝ exp(log_weights [B, K]) by random numbers [B, N], and where there was one
-    to draw, [B, 1]. The log weights are overwritten: few large tensors at a time take less time."""
-    # In whole numbers, whose sums are the same in any order of adding them; so that 2⁶³ is not reached.
+    """Draw with probability ∝ exp(log_weights [B, K]) by random numbers [B, N].
+
+    Returns the places [B, N], and whether the row had anything to draw, [B, 1]. It overwrites the log weights, as fewer
+    large tensors take less time.
+    """
+    # In integers, whose sum does not depend on the order, and small enough to stay below 2⁶³.
     count = log_weights.shape[1]
     highest = 2.0 ** min(_WEIGHT_BITS, 62 - count.bit_length())
     sums = log_weights.exp_().mul_(highest).long().cumsum_(1)
     total = sums[:, -1:].contiguous()
     target = (fractions(numbers) * total).long()
-    # The first sum above the target: that of a place with a weight. Without any, there is no such sum.
+    # The first sum above the target belongs to a place with a weight. Without weights there is no such sum.
     places = torch.searchsorted(sums, target, right=True).clamp_(max=count - 1)
     return places, total > 0
 
 
 def _without_replacement(log_weights: Tensor, n: int, numbers: Tensor) -> tuple[Tensor, Tensor]:
-    """Places [B, N], drawn one by one by random numbers [B, K], and where there was one left to draw, [B, N]."""
+    """Draw one by one by random numbers [B, K]: the places [B, N], and whether one was left to draw, [B, N]."""
     keys, places = (log_weights + gumbel(numbers, log_weights.dtype)).topk(n, dim=1)
     return places, keys > -torch.inf

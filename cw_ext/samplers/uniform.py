@@ -1,4 +1,4 @@
-"""Negatives whatever their scores, behind the same protocol."""
+"""Negatives that do not depend on scores, with the interface of the other samplers."""
 
 from __future__ import annotations
 
@@ -12,19 +12,26 @@ from cw_ext.samplers.protocol import Negatives
 
 
 class Uniform(SamplerBase):
-    """The negatives of :func:`cw_ext.draw_negatives`, bit for bit. The numbers in queries and items do not matter.
+    """Draws exactly the negatives of :func:`cw_ext.draw_negatives`. The values of queries and items do not matter.
+
+    >>> import torch
+    >>> from cw_ext import Interactions, cw_loss_from_embeddings, samplers
+    >>> known = Interactions([0, 0, 1], [5, 2, 7], num_queries=2, num_items=300)
+    >>> users, items = torch.nn.Embedding(2, 16), torch.nn.Embedding(300, 16)
+    >>> query_ids, pos_ids = torch.tensor([0, 1]), torch.tensor([5, 7])
+    >>> sampler = samplers.Uniform(known, 100)
+    >>> queries = users(query_ids)
+    >>> ids, log_weights = sampler.draw(queries, items, query_ids, pos_ids, seed=0)
+    >>> loss = cw_loss_from_embeddings(queries, items, pos_ids, ids, neg_log_weights=log_weights)
 
     Args:
         interactions: the known positives.
         num_negatives: N ≥ 1.
-        distribution, popularity_exponent, popularity_smoothing: as for `draw_negatives`. Popular negatives
-            come with the log weights that `sampled_cw_loss` gives them, which make up for their popularity.
+        distribution, popularity_exponent, popularity_smoothing: as for `draw_negatives`. Negatives drawn by popularity
+            come with the same log weights as in `sampled_cw_loss`, which correct for their popularity.
 
     Raises:
-        TypeError, ValueError: the message contains the argument, what was expected and what came.
-
-    >>> sampler = Uniform(interactions, 100)
-    >>> ids, log_weights = sampler.draw(queries, items, query_ids, pos_ids, seed=step)
+        TypeError, ValueError: an argument is invalid. The message has its name, what was expected and what it got.
     """
 
     def __init__(

@@ -84,7 +84,7 @@ def test_split_directory_is_kept_as_it_is(tmp_path):
         (HEADER + "0\t1\t5\n", 2, "expected 2 columns separated by tabs, as in the first line (there are 3)"),
         (HEADER + "0 1\n", 2, "expected 2 columns separated by tabs, as in the first line (there are 1)"),
         (HEADER + "0\t1\n1\t\n", 3, "expected a user id and an item id that are not empty, got no item id"),
-        ("a\tb\n0\t1\n", 1, "expected a column of users with a usual name"),
+        ("a\tb\n0\t1\n", 1, "expected a column of users with a common name"),
     ],
 )
 def test_malformed_train_file_is_refused_with_its_line(tmp_path, train, line, complaint):
@@ -272,7 +272,7 @@ def test_items_that_occur_once_stay_in_training(tmp_path, seed):
         ),
         (
             "user_id:token\tb:token\n1\t2\n",
-            "line 1: expected a column of items with a usual name",
+            "line 1: expected a column of items with a common name",
         ),
         (
             "user_id:token\titem_id:token\trating:float\n1\t2\t4\n1\t3\tgood\n",

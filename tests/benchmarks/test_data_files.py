@@ -118,7 +118,7 @@ def test_a_directory_of_other_files(tmp_path: Path) -> None:
     assert dataset.user_ids.tolist() == ["a", "b"] and dataset.item_ids.tolist() == ["x", "y", "z"]
     assert len(dataset.train_users) == 5  # with what is for validation
     assert (dataset.test_users.tolist(), dataset.test_items.tolist()) == ([0], [2])
-    with pytest.raises(data.DataError, match=r"split_column \(--split-column\) cannot act on a directory"):
+    with pytest.raises(data.DataError, match=r"split_column \(--split-column\) does not apply to a directory"):
         data.load(tmp_path, split_column="sku")
     for split, complaint in (("test", None), ("TRAIN", "test.csv, line 2: expected the split test, .*, got train")):
         (tmp_path / "test.csv.gz").unlink(missing_ok=True)

@@ -75,7 +75,7 @@ RowInputs<T> row_values() {
 }
 
 template <typename In>
-void level_1(const std::string& type) {
+void of_scores(const std::string& type) {
   using T = typename Compute<In>::type;
   Numbers numbers;
   const auto pos = numbers.vector<In>(kRows), neg = numbers.vector<In>(kRows * kNegatives),
@@ -105,7 +105,7 @@ void level_1(const std::string& type) {
 }
 
 template <typename In>
-void level_2(const std::string& type) {
+void of_embeddings(const std::string& type) {
   using T = typename Compute<In>::type;
   Numbers numbers;
   const int64_t width = 1 + kExtra + kNegatives, padded = round_up_dim(kDim), past_the_end = 64;
@@ -218,8 +218,8 @@ void draw(bool popular) {
 
 template <typename In>
 void losses(const std::string& type) {
-  level_1<In>(type);
-  level_2<In>(type);
+  of_scores<In>(type);
+  of_embeddings<In>(type);
 }
 
 }  // namespace

@@ -36,7 +36,7 @@ class Run:
 # What would take minutes here, and bad input, which stops the kernels and with them the process.
 DRAWN = "not bad_input and not many_parts and not many_items and not what_is_held and not full_graph"
 # Each kernel and each of its ways once, for what takes ten times as long.
-DRAWN_CORE = "the_ids or equals_level_1 or reference_sampling or almost or without_a_history or sizes or spoiled"
+DRAWN_CORE = "the_ids or of_dense_scores or reference_sampling or almost or without_a_history or sizes or spoiled"
 
 ARGUMENT_FILES = "temperature positive_temperature score_curve above"
 # Compiled, they call the same ops.

@@ -32,6 +32,7 @@ def blocks(page: Path) -> list[Block]:
     lines = page.read_text(encoding="utf-8").splitlines()
     found: list[Block] = []
     at, after = 0, -1  # `after`: the line after the last block of code, if only blanks came since
+    directives: list[str] = []  # the fences of those that are open
     while at < len(lines):
         fence = FENCE.match(lines[at])
         if fence is None:
@@ -40,10 +41,15 @@ def blocks(page: Path) -> list[Block]:
             at += 1
             continue
         indent, ticks, language = fence.groups()
+        if directives and lines[at].strip() == directives[-1]:
+            directives.pop()
+            at, after = at + 1, -1
+            continue
         end = at + 1
         while end < len(lines) and lines[end].strip() != ticks:
             end += 1
         if language.startswith("{"):  # a directive, whose content may have blocks of its own
+            directives.append(ticks)
             at, after = at + 1, -1
             continue
         code = "".join(line.removeprefix(indent) + "\n" for line in lines[at + 1 : end])

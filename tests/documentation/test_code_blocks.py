@@ -74,6 +74,17 @@ def test_a_wrong_output_is_found(tmp_path: Path) -> None:
         run_page(page, tmp_path)
 
 
+def test_blocks_after_and_inside_a_directive_are_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "```{raw} html\n:file: x.svg\n```\n\n```python\nx = 2\n```\n"
+        "````{tip}\n```python\nprint(x)\n```\n```text\n3\n```\n````\n```python\nraise ValueError\n```\n"
+    )
+    assert [block.code for block in blocks(page)] == ["x = 2\n", "print(x)\n", "raise ValueError\n"]
+    with pytest.raises(pytest.fail.Exception, match="3"):
+        run_page(page, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("shown", "printed", "same"),
     [

@@ -39,13 +39,19 @@ def test_examples_run(name: str) -> None:
     assert not runner.failures, "".join(report)
 
 
+def _is_form(value: object) -> bool:
+    """Whether users never construct it: a protocol, or a NamedTuple, which functions return."""
+    return isinstance(value, type) and (getattr(value, "_is_protocol", False) or hasattr(value, "_fields"))
+
+
 def _public() -> list[tuple[str, object]]:
     found = []
     for module in (cw_ext, distributed, false_negatives, prior, samplers):
         own = [name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
         for name in getattr(module, "__all__", own):
             value = getattr(module, name)
-            if not name.startswith("_") and (inspect.isclass(value) or inspect.isroutine(value)):
+            callable_ = inspect.isclass(value) or inspect.isroutine(value)
+            if callable_ and not name.startswith("_") and not _is_form(value):
                 found.append((f"{module.__name__}.{name}", value))
     return found
 

@@ -1,7 +1,0 @@
-# %% [markdown]
-# # MovieLens, from ratings to recommendations
-#
-# To be written.
-
-# %%
-print("to be written")
