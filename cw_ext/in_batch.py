@@ -278,7 +278,7 @@ def _loss_of_table(
     """
     num_negatives, seed = uniform
     with without_autocast(batch.device):
-        ids = batch.pos_ids.long().view(-1)  # a tensor of its own to torch.compile, which takes none twice
+        ids = batch.pos_ids.long().view(-1)  # a separate tensor for torch.compile, which takes none twice
         if parts is not None:
             ids = parts.gather(ids)
         if ids.numel() + num_negatives == 0:  # nothing to lose

@@ -212,7 +212,7 @@ def cw_loss_full(
         raise ValueError("items must be dense here, as every row gets a gradient, got an nn.Embedding with sparse=True")
     with without_autocast(batch.device):
         if interactions is not None and query_ids is None:
-            raise ValueError("query_ids must be given with interactions, one row of them per row of queries, got None")
+            raise ValueError("query_ids must be given with interactions, one id per row of queries, got None")
         history = history_of_batch(batch, query_ids, interactions)
         inputs = FullInputs(
             batch.queries,

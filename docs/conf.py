@@ -99,6 +99,7 @@ mathjax_path = "tex-svg.js"
 # Theme
 html_theme = "pydata_sphinx_theme"
 html_title = "cw_ext"
+html_favicon = "_static/favicon.svg"
 html_static_path = ["_static", "_build/mathjax"]
 html_css_files = ["site.css"]
 html_theme_options = {
@@ -113,6 +114,7 @@ html_theme_options = {
     "pygments_dark_style": "a11y-high-contrast-dark",
 }
 html_context = {"default_mode": "auto"}  # light or dark as the reader's system is
+html_domain_indices = False
 html_show_sourcelink = False
 html_copy_source = False
 copybutton_exclude = ".linenos, .gp"

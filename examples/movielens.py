@@ -13,7 +13,7 @@
 #
 # The first line prints the numbers below and writes the plots to `runs/movielens/`. The second line does the same
 # with a file of your own that lists users and items. To work through the page in Jupyter, run `jupytext --to notebook
-# examples/movielens.py`.
+# examples/movielens.py`. It needs torch, matplotlib and polars, which `make build` installs.
 
 # %%
 import csv
@@ -48,28 +48,22 @@ in_notebook = "ipykernel" in sys.modules
 def movielens_folder() -> Path:
     spec = find_spec("recbole")
     if spec is None or not spec.submodule_search_locations:
-        sys.exit("error: no data: run pip install --no-deps recbole==1.2.1, or pass a file of your own")
+        sys.exit("error: no data: run pip install --no-deps recbole==1.2.1, or pass your own file")
     return Path(spec.submodule_search_locations[0]) / "dataset_example" / "ml-100k"
-
-
-def article_first(title: str) -> str:
-    """ "Godfather, The" becomes "The Godfather"."""
-    name, _, article = title.rpartition(", ")
-    return f"{article} {name}" if article in ("The", "A", "An", "Il", "La", "Le", "Les", "Das", "Die") else title
 
 
 own_file = None if in_notebook or len(sys.argv) < 2 else Path(sys.argv[1])
 if own_file:
-    data, titles = Interactions.from_file(own_file, renumber=True), {}
+    try:
+        data = Interactions.from_file(own_file, renumber=True)
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
 else:
-    data = Interactions.from_file(movielens_folder() / "ml-100k.inter", min_rating=4, renumber=True)
-    with open(movielens_folder() / "ml-100k.item", encoding="utf-8") as file:
-        rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-    titles = {film: f"{article_first(title)} ({year})" for film, title, year, *_ in rows}
+    ratings = movielens_folder() / "ml-100k.inter"
+    data = Interactions.from_file(ratings, min_rating=4, renumber=True)
 
 num_users, num_items = data.num_queries, data.num_items
-names = [titles.get(str(label), str(label)) for label in data.item_labels]
-print(data.source)
+print(data.source.replace(": ", "\n").replace("; ", "\n"))
 
 # %% [markdown]
 # `data` stores the pairs sorted by user: the items of user `u` are `data.items[data.starts[u] : data.starts[u + 1]]`.
@@ -82,6 +76,26 @@ pair_items = data.items.long()
 print(f"{num_users} users, {num_items} items, {len(data)} positives")
 
 # %% [markdown]
+# The titles are in a second file. A file of your own shows its item ids instead.
+
+# %% tags=["hide-input"]
+
+
+def article_first(title: str) -> str:
+    """Turn "Godfather, The" into "The Godfather"."""
+    name, _, article = title.rpartition(", ")
+    return f"{article} {name}" if article in ("The", "A", "An", "Il", "La", "Le", "Les", "Das", "Die") else title
+
+
+titles = {}
+if not own_file:
+    with open(movielens_folder() / "ml-100k.item", encoding="utf-8") as file:
+        for film, title, year, *_ in csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE):
+            titles[film] = f"{article_first(title)} ({year})"
+names = [titles.get(str(label), str(label)) for label in data.item_labels]
+print("most popular: " + "\n              ".join(names[item] for item in data.item_counts.topk(5).indices))
+
+# %% [markdown]
 # ## Look at it
 #
 # A few items are chosen by hundreds of users, and most by a handful. Some users choose hundreds of items, and most a
@@ -89,7 +103,7 @@ print(f"{num_users} users, {num_items} items, {len(data)} positives")
 # doesn't mean that the user dislikes the item. It means that we don't know. This is the problem that CW addresses.
 
 
-# %%
+# %% tags=["hide-input"]
 plt.rcParams["font.size"] = 12
 
 
@@ -121,7 +135,6 @@ right.hist(positives_of_user, bins=40, color=BLUE)
 right.set(xlabel="positives of a user", ylabel="users", yscale="log")
 show(figure, "data")
 print(f"{1 - len(data) / (num_users * num_items):.0%} of the table is empty")
-print("most popular:", "; ".join(names[item] for item in data.item_counts.topk(5).indices))
 
 # %% [markdown]
 # ## Split
@@ -245,9 +258,7 @@ for item in likely.ids[shown_user, :8].tolist():
 guessed = torch.zeros_like(hidden).scatter_(1, likely.ids.clamp(min=0).long(), likely.ids >= 0)
 share_of_guesses = (hidden & guessed).sum() / guessed.sum()
 share_of_unknown = hidden.sum() / (~in_training).sum()
-print(
-    f"of the likely positives, {share_of_guesses:.1%} are hidden items; of all unknown items, {share_of_unknown:.1%} are"
-)
+print(f"hidden items: {share_of_guesses:.1%} of the likely positives, {share_of_unknown:.1%} of all unknown items")
 
 # %% [markdown]
 # Training with CW takes one change: the arguments of the loss. `weighting="none"` leaves out CW's other half, the
@@ -274,6 +285,7 @@ runs = {
     "CW": [cw_curve, train(cw, seed=1)[1], train(cw, seed=2)[1]],
 }
 
+# %% tags=["hide-input"]
 figure, axis = new_figure()
 for (name, its_runs), color in zip(runs.items(), (BLUE, ORANGE), strict=True):
     for number, curve in enumerate(its_runs):
@@ -305,7 +317,8 @@ def push(scores: Tensor, u: Tensor, i: Tensor, loss_arguments) -> Tensor:
     loss = dict(loss_arguments(u))
     extra = loss.pop("extra_pos_ids", None)
     if extra is not None:
-        loss["extra_pos_scores"] = item_scores.gather(1, extra.clamp(min=0))
+        likely_scores = item_scores.gather(1, extra.clamp(min=0))
+        loss["extra_pos_scores"] = likely_scores.masked_fill(extra < 0, -math.inf)  # −1: the user has none
     log_weights = torch.zeros_like(item_scores).masked_fill(in_training[u], -math.inf)  # known items are no negatives
     cw_loss(positive_scores, item_scores, neg_log_weights=log_weights, reduction="sum", **loss).backward()
     return item_scores.grad
@@ -341,6 +354,7 @@ def look(model: Factorization) -> None:
 
 train(sl, after_epoch=look)
 
+# %% tags=["hide-input"]
 figure, axis = new_figure()
 for name, values in shares.items():
     axis.plot(range(1, EPOCHS + 1), [100 * value for value in values], color=COLORS[name], linewidth=2, label=name)
@@ -349,16 +363,12 @@ axis.axhline(100 * negatives_hidden, color=GREY, linestyle=":", label="their sha
 axis.set(xlabel="epoch", ylabel="% of the push\non hidden items", ylim=(0, None))
 axis.legend(frameon=False, fontsize=10, loc="lower right", bbox_to_anchor=(1, 0.12))
 show(figure, "push")
-print(
-    f"hidden items are {negatives_hidden:.1%} of the negatives; of the push they get, after epochs 1, 2 and {EPOCHS}:"
-)
+print(f"hidden items are {negatives_hidden:.1%} of the negatives")
+print(f"their share of the push after epochs 1, 2 and {EPOCHS}:")
 for name, values in shares.items():
-    print(f"{name:>25}: " + ", ".join(f"{values[epoch]:.1%}" for epoch in (0, 1, -1)))
-print(
-    "CW with likely positives has SL's gradient in",
-    ", ".join(f"{same_as_sl[epoch]:.0%}" for epoch in (0, 1, -1)),
-    "of pairs",
-)
+    print(f"  {name}: " + ", ".join(f"{values[epoch]:.1%}" for epoch in (0, 1, -1)))
+same = ", ".join(f"{same_as_sl[epoch]:.0%}" for epoch in (0, 1, -1))
+print(f"pairs for which CW with likely positives has SL's gradient: {same}")
 
 # %% [markdown]
 # That explains the curves. A softmax pushes hardest on the items with the highest scores, and those are also the ones
@@ -366,20 +376,21 @@ print(
 # nearly all of this.
 #
 # It also shows a limit. The likely positives rise, and soon the correction would take away more than there is. Then
-# the floor applies (`floor=0.3`): the correction takes away 70 % of every negative alike, and the gradient is the one
-# of SL again. The other half of CW, the weights, reduces the push on hidden items in every epoch. In our measurements
-# that did not improve the ranking by more than seeds differ, and together with likely positives it made the ranking
-# worse.
+# the floor applies (`floor=0.3`): the correction takes away 70 % from all negatives alike, and the gradient is the
+# one of SL again. The other half of CW, the weights, reduces the push on hidden items in every epoch. In our
+# measurements that did not improve the ranking by more than seeds differ, and together with likely positives it made
+# the ranking worse.
 #
-# By title: what do the losses do with the user from above, averaged over the user's training pairs?
+# By title: which items do the two losses push for user 676 from above? The plot shows the mean over this user's
+# training pairs, with the same model after one epoch. The axis is logarithmic beyond .1.
 
 # %%
-its_items = train_items[train_users == shown_user]
-its_user = torch.full_like(its_items, shown_user)
-by_sl, by_cw = (push(snapshots[0], its_user, its_items, arguments).mean(0) for arguments in (sl, cw))
+same_user = torch.full_like(chosen, shown_user)
+by_sl, by_cw = (push(snapshots[0], same_user, chosen, arguments).mean(0) for arguments in (sl, cw))
 shown = torch.cat([by_sl.topk(6).indices, by_cw.topk(6, largest=False).indices]).unique()
 shown = shown[by_sl[shown].argsort()]
 
+# %% tags=["hide-input"]
 figure, axis = new_figure(height=4.8)
 places = torch.arange(len(shown))
 axis.barh(places + 0.2, by_sl[shown], height=0.38, color=BLUE, label="SL")

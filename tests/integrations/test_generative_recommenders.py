@@ -11,6 +11,7 @@ import torch
 from cases import assert_near, generator
 from memory import peak_of
 from movielens import assert_same_loss, sequences
+from page import run_block_of
 from torch import Tensor, nn
 
 from benchmarks.hstu_losses.steps import LOSSES, TINY, step_of
@@ -427,3 +428,15 @@ def test_trains_on_movielens(kind: str) -> None:
             step(model, loss, sampler, past[rows])[0].backward()
             optimizer.step()
     assert recall() > 3 * max(untrained, 20 / items)
+
+
+def test_the_block_of_the_page() -> None:
+    """The loss of docs/guides/other-libraries.md, on a batch."""
+    torch.manual_seed(0)
+    model, batch = Model(), batch_of()
+    names = run_block_of(__file__, model=model, num_negatives=NEGATIVES, temperature=0.05)
+    embeddings = model.table(batch["supervision_ids"])
+    sampler = LocalNegativesSampler(model.table)
+    loss, _ = names["ar_loss"](**batch, supervision_embeddings=embeddings, negatives_sampler=sampler)
+    loss.backward()
+    assert loss.isfinite() and model.table.weight.grad.any()

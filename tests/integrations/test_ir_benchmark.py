@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from cases import generator
 from movielens import assert_same_loss
+from page import run_block_of
 from torch import Tensor, nn
 
 from benchmarks.common.data import DataError, InteractionData, load_movielens_100k
@@ -142,3 +143,12 @@ def test_trains_on_movielens(real: bool, dataset: InteractionData) -> None:
 def test_bad_arguments(arguments: dict[str, Any], error: type[Exception]) -> None:
     with pytest.raises(error, match=next(iter(arguments))):
         CWOptimizer(Factorization(2, 3, DIM), **arguments)
+
+
+def test_the_block_of_the_page() -> None:
+    """The optimizer of docs/guides/other-libraries.md takes a step."""
+    torch.manual_seed(0)
+    args = SimpleNamespace(lr=0.1, weight_decay=0.0, tau=0.2)
+    optimizer = run_block_of(__file__, model=Factorization(12, 30, DIM), args=args)["optimizer"]
+    batch = SimpleNamespace(**batch_of(12, 30))
+    assert optimizer.step(batch, 0) > optimizer.step(batch, 1)

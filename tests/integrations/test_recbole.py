@@ -14,6 +14,7 @@ from torch import Tensor
 pytest.importorskip("recbole.trainer", reason="recbole cannot be imported here (.ci/integrations makes where it can)")
 
 from cases import assert_near  # noqa: E402
+from page import configuration, run_block_of  # noqa: E402
 from recbole.config import Config  # noqa: E402
 from recbole.data import create_dataset, data_preparation  # noqa: E402
 from recbole.model.general_recommender import BPR, LightGCN  # noqa: E402
@@ -32,7 +33,7 @@ INTERVAL = 'val_interval: {rating: "[4,inf)"}'
 
 
 class CWMF(BPR):
-    """As the README shows it."""
+    """As docs/guides/other-libraries.md shows it."""
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
@@ -197,3 +198,30 @@ def test_bad_arguments(
     _, train, _, _ = prepared(CWMF, "toy", folder)
     with pytest.raises(error, match=next(iter(arguments))):
         CWSampled(train.dataset, N, **arguments)
+
+
+def test_the_block_of_the_page(ratings: dict[tuple[str, str], int], folder: Path) -> None:
+    """The model and the configuration of docs/guides/other-libraries.md make a loss."""
+    model = run_block_of(__file__)["CWMF"]
+    text = f"data_path: {folder}\nload_col: {{inter: [user_id, item_id, rating]}}\n" + configuration()
+    Path("config.yaml").write_text(text, encoding="utf-8")
+    config = Config(model=model, dataset="toy", config_file_list=["config.yaml"])
+    train, *_ = data_preparation(config, create_dataset(config))
+    loss = model(config, train.dataset).calculate_loss(next(iter(train)))
+    loss.backward()
+    assert loss.isfinite()
+
+
+def test_recboles_own_negatives(ratings: dict[tuple[str, str], int], folder: Path) -> None:
+    """A batch of N negatives has its pairs N times: docs/guides/other-libraries.md undoes that."""
+    number = 3
+    config, train, _, _ = prepared(
+        BPR, "toy", folder, f"train_neg_sample_args: {{distribution: uniform, sample_num: {number}}}"
+    )
+    batch = next(iter(train))
+    users, items = (batch[field].view(number, -1) for field in (train.dataset.uid_field, train.dataset.iid_field))
+    assert (users == users[0]).all() and (items == items[0]).all()
+    negatives = batch["neg_item_id"].view(number, -1).T
+    known = of_training(train.dataset, ratings, lambda rating: True)
+    pairs = {(user, item) for user, row in zip(users[0].tolist(), negatives.tolist(), strict=True) for item in row}
+    assert not pairs & known

@@ -10,6 +10,7 @@ import torch
 from cases import assert_near, generator
 from memory import peak_of
 from movielens import assert_same_loss, sequences
+from page import run_block_of
 from torch import Tensor, nn
 
 from benchmarks.hstu_losses.steps import LOSSES, TINY, step_of
@@ -231,3 +232,13 @@ def test_trains_on_movielens() -> None:
             loss(outputs[there], ids, table(ids)).backward()
             optimizer.step()
     assert recall() > 3 * max(untrained, 20 / items)
+
+
+def test_the_block_of_the_page() -> None:
+    """The loss of docs/guides/other-libraries.md takes the place of the model's."""
+    model = Model()
+    model._loss_module = nn.Module()
+    model._loss_module._negatives_sampler = Sampler()
+    run_block_of(__file__, model=model, num_negatives=NEGATIVES)
+    losses = model(model._loss_module)
+    assert isinstance(model._loss_module, CWSampledLoss) and losses.shape == (TARGETS,) and losses.isfinite().all()

@@ -16,6 +16,7 @@ import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 from memory import peak_of  # noqa: E402
 from movielens import assert_same_loss, sequences  # noqa: E402
+from page import run_block_of  # noqa: E402
 from rectools import Columns  # noqa: E402
 from rectools.dataset import Dataset  # noqa: E402
 from rectools.metrics import Recall, calc_metrics  # noqa: E402
@@ -218,3 +219,9 @@ def test_bad_input(frame: pd.DataFrame, changes: dict[str, Any], error: type[Exc
     model = model_of(SASRecModel, **arguments)
     with pytest.raises(error, match=message):
         model.fit(Dataset.construct(frame))
+
+
+def test_the_block_of_the_page(frame: pd.DataFrame) -> None:
+    """That of docs/guides/other-libraries.md trains."""
+    names = run_block_of(__file__, dataset=Dataset.construct(frame[frame[Columns.User] < 10]))
+    assert isinstance(names["model"].lightning_model, CWLightningModule)

@@ -16,6 +16,7 @@ pytest.importorskip("replay.nn.loss", reason="replay-rec[torch] is not installed
 import lightning  # noqa: E402
 import pandas as pd  # noqa: E402
 from movielens import assert_same_loss, sequences  # noqa: E402
+from page import run_block_of  # noqa: E402
 from replay.data import FeatureHint, FeatureSource, FeatureType  # noqa: E402
 from replay.data.nn import TensorFeatureInfo, TensorFeatureSource, TensorSchema  # noqa: E402
 from replay.data.nn.parquet.parquet_module import ParquetModule  # noqa: E402
@@ -342,3 +343,11 @@ def test_bad_arguments_of_groups(arguments: dict[str, Any]) -> None:
 def test_bad_arguments(arguments: dict[str, Any], error: type[Exception]) -> None:
     with pytest.raises(error, match=next(iter(arguments))):
         CWSampled(**arguments)
+
+
+def test_the_block_of_the_page() -> None:
+    """The model of docs/guides/other-libraries.md learns from a batch."""
+    names = run_block_of(__file__, body=model_of("SasRec").body)
+    loss = names["model"].train()(**batch_of((BATCH, LENGTH, 20)))["loss"]
+    loss.backward()
+    assert loss.isfinite() and isinstance(names["model"].loss, CWSampled)

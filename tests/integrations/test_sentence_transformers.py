@@ -17,6 +17,7 @@ pytest.importorskip("sentence_transformers", reason="sentence-transformers is no
 import torch.distributed as dist  # noqa: E402
 from datasets import Dataset  # noqa: E402
 from movielens import assert_same_loss  # noqa: E402
+from page import run_block_of  # noqa: E402
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer  # noqa: E402
 from sentence_transformers.sentence_transformer.losses import (  # noqa: E402
     CachedMultipleNegativesRankingLoss,
@@ -237,6 +238,19 @@ def test_trains(tmp_path: Path, cached: bool) -> None:
     card = (tmp_path / "saved" / "README.md").read_text(encoding="utf-8")
     assert type(loss).__name__ in card
     assert '"partition_mode": "joint"' in card
+
+
+def test_the_block_of_the_page(model: SentenceTransformer, tmp_path: Path) -> None:
+    """That of docs/guides/other-libraries.md trains."""
+    settings = {"output_dir": str(tmp_path), "use_cpu": True, "report_to": "none", "save_strategy": "no"}
+    args = SentenceTransformerTrainingArguments(**settings, num_train_epochs=1, disable_tqdm=True)
+    words = [f"w{n}" for n in range(WORDS)]
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    names = run_block_of(
+        __file__, model=model, args=args, pairs=Dataset.from_dict({"anchor": words, "positive": words[::-1]})
+    )
+    assert isinstance(names["loss"], CWMultipleNegativesRankingLoss)
+    assert any((value != before[name]).any() for name, value in model.named_parameters())
 
 
 BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
