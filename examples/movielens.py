@@ -212,15 +212,8 @@ def train(loss_arguments, seed: int = 0, after_epoch=None):
     for _ in range(EPOCHS):
         for batch in torch.randperm(len(train_users)).split(BATCH):
             u, i = train_users[batch], train_items[batch]
-            loss = sampled_cw_loss(
-                model.users(u),
-                model.items,
-                u,
-                i,
-                known,
-                NEGATIVES,
-                **loss_arguments(u),
-            )
+            q = model.users(u)
+            loss = sampled_cw_loss(q, model.items, u, i, known, NEGATIVES, **loss_arguments(u))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -422,7 +415,9 @@ places = torch.arange(len(shown))
 axis.barh(places + 0.2, by_sl[shown], height=0.38, color=BLUE, label="SL")
 axis.barh(places - 0.2, by_cw[shown], height=0.38, color=ORANGE, label="CW with likely positives")
 axis.axvline(0, color="black", linewidth=0.8)
-axis.set_yticks(places, [names[item][:28] + (" ✓" if hidden[shown_user, item] else "") for item in shown.tolist()])
+labels = [names[item].split(" (")[0][:28] for item in shown.tolist()]  # without the year
+marks = [" ✓" if hidden[shown_user, item] else "" for item in shown.tolist()]
+axis.set_yticks(places, [label + mark for label, mark in zip(labels, marks, strict=True)])
 axis.set_xscale("symlog", linthresh=0.1)
 axis.set_xticks([-1, -0.1, 0, 0.1], ["−1", "−.1", "0", ".1"])
 axis.set(xlabel="lifted  ←   push   →  pushed down")
