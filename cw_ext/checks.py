@@ -196,7 +196,7 @@ def scores(pos: Tensor, neg: Tensor, extra: Tensor | None) -> None:
     matches("neg_scores", neg, "pos_scores", pos)
     if neg.dim() == 0 or neg.shape[:-1] != pos.shape:
         raise ValueError(
-            f"neg_scores must have shape [..., N] with pos_scores' shape {tuple(pos.shape)} in place of the dots, "
+            f"neg_scores must have shape [..., N], where ... is the shape of pos_scores, {tuple(pos.shape)}, "
             f"got {tuple(neg.shape)}"
         )
     if neg.shape[-1] == 0:
@@ -206,8 +206,8 @@ def scores(pos: Tensor, neg: Tensor, extra: Tensor | None) -> None:
         matches("extra_pos_scores", extra, "pos_scores", pos)
         if extra.dim() == 0 or extra.shape[:-1] != pos.shape:
             raise ValueError(
-                f"extra_pos_scores must have shape [..., M] with pos_scores' shape {tuple(pos.shape)} in place of "
-                f"the dots, got {tuple(extra.shape)}"
+                f"extra_pos_scores must have shape [..., M], where ... is the shape of pos_scores, "
+                f"{tuple(pos.shape)}, got {tuple(extra.shape)}"
             )
 
 

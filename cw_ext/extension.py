@@ -83,7 +83,7 @@ def _why_no_cuda() -> str:
         torch.ops.load_library(str(library))
     except OSError as error:
         return (
-            f"cw_ext's CUDA kernels do not load beside torch {torch.__version__} for CUDA {torch.version.cuda} "
+            f"cw_ext's CUDA kernels do not load with torch {torch.__version__} for CUDA {torch.version.cuda} "
             f"({error.__cause__ or error}); those in a wheel are for CUDA 13"
         )
     return ""

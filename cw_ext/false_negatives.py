@@ -76,7 +76,8 @@ class FalseNegatives:
     Attributes:
         prior: π.
         family: "normal" or "isotonic".
-        low, high: the lowest and the highest score of the fit, without padding.
+        low: the lowest score of the fit, without padding.
+        high: the highest score of the fit, without padding.
     """
 
     prior: float

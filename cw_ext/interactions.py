@@ -48,7 +48,8 @@ class Interactions:
     [2, 5]
 
     Attributes:
-        num_queries, num_items: ids are in [0, num_queries) and [0, num_items).
+        num_queries: query ids are in [0, num_queries).
+        num_items: item ids are in [0, num_items).
         starts: int64 [num_queries + 1]. The items of query q are items[starts[q]:starts[q + 1]].
         items: int32 [number of distinct pairs], increasing within each query.
         item_counts: int64 [num_items], the number of queries of each item; with keep_counts, its number of events.
@@ -57,8 +58,9 @@ class Interactions:
         most_per_query: the length of the longest history; 0 if all are empty.
         num_occurring: the number of items with at least one interaction.
         count_bounds: fp64 [2], the sum of item_counts and the smallest count that is not 0.
-        query_labels, item_labels: numpy arrays [num_queries] and [num_items], sorted: the file's id of each row, if the
-            file's ids were renumbered. None if the ids are the row numbers.
+        query_labels: a sorted numpy array [num_queries], the file's id of each row, if the file's ids were renumbered.
+            None if the ids are the row numbers.
+        item_labels: the same for the items.
         source: for interactions from a file, one line that describes what was read and what was left out.
     """
 
@@ -190,9 +192,9 @@ class Interactions:
         - JSON lines, parquet, or an .npz file written by scipy.sparse.save_npz.
 
         Columns of text can be separated by tabs, commas, semicolons, bars, `::` or blanks. Text can be compressed with
-        gzip, bzip2 or xz. Lines at the top that begin with `# ` are skipped; a header with common names is recognised
-        there, too. Two columns of integers need nothing else installed. Other files need polars (`cw_ext[files]`), and
-        an .npz file needs scipy.
+        gzip, bzip2 or xz. Lines at the top that begin with `#` and a blank are skipped; a header with common names is
+        recognised there, too. Two columns of integers need nothing else installed. Other files need polars
+        (`cw_ext[files]`), and an .npz file needs scipy.
 
         Integer ids are used as row numbers. Ids are renumbered in sorted order if they are strings, or if the largest
         integer is above 2²⁰ and there would be more than 100 rows per distinct id. `query_labels` and `item_labels`

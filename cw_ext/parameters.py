@@ -35,7 +35,7 @@ Check = Callable[[str, Any], Any]
 
 
 class Argument(NamedTuple):
-    """An entry of :class:`LossArguments`, beside the argument's name and type."""
+    """An entry of :class:`LossArguments`, apart from the argument's name and type."""
 
     default: Any
     check: Check

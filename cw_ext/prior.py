@@ -27,7 +27,8 @@ class PriorEstimate:
 
     Attributes:
         prior: the estimate, in [0, 1].
-        low, high: the interval, 0 ≤ low ≤ prior ≤ high ≤ 1. :func:`estimate_prior` describes what it covers.
+        low: the lower end of the interval, 0 ≤ low ≤ prior. :func:`estimate_prior` describes what it covers.
+        high: its upper end, prior ≤ high ≤ 1.
         threshold: the lowest score of the best bin, which is one of the positive scores. The estimate is the share of
             the unlabeled scores ≥ threshold divided by the share of the positive scores ≥ threshold.
     """

@@ -39,10 +39,10 @@ def prior(text: str) -> float | Literal["auto"]:
         raise argparse.ArgumentTypeError(f"expected a number in [0, 1) or auto, got {text!r}") from None
 
 
-def add_out(parser: argparse.ArgumentParser) -> None:
+def add_out(parser: argparse._ActionsContainer) -> None:
     """Add --out, the directory for results; None if not given."""
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="where results go; a new folder under runs/ if not given"
+        "--out", type=Path, metavar="DIR", help="folder for the results (default: a new folder under runs/)"
     )
 
 

@@ -121,6 +121,11 @@ def save_figure(figure: Figure, path: Path) -> None:
         figure.savefig(unfinished, dpi=150)
 
 
+def print_results(*paths: Path) -> None:
+    """Print where a command's results are, in the one way in which all commands do."""
+    print(f"results: {', '.join(map(str, paths))}")
+
+
 def first_line(error: BaseException) -> str:
     """Return an error's message without the stack that torch adds to some."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

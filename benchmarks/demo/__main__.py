@@ -1,8 +1,12 @@
-"""Matrix factorisation on MovieLens-100K with BPR, SL, SL@20 and CW at one budget: metrics, recommendations, costs."""
+"""Train matrix factorization on MovieLens-100K with BPR, SL, SL@20 and CW, and compare them.
+
+All four losses get the same number of epochs. The demo prints test metrics, what the CW model recommends to five users,
+and the time and memory of one step of the loss against the reference in eager PyTorch. It takes under a minute on two
+CPU cores.
+"""
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,16 +26,14 @@ from benchmarks.training.trainer import TrainingConfig
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo and return its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.demo",
-        description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    parser = command.make_parser("python -m benchmarks.demo", __doc__, "bad arguments or data")
+    parser.add_argument(
+        "--seed", type=non_negative_int, default=0, help="seed of the split, the start and the sampling"
     )
-    parser.add_argument("--seed", type=non_negative_int, default=0, help="of split, start and sampling")
-    parser.add_argument("--out", type=Path, metavar="DIR", default=Path("runs/demo"), help="where results go")
+    parser.add_argument("--out", type=Path, metavar="DIR", default=Path("runs/demo"), help="folder for the results")
     arguments = parser.parse_args(argv)
 
-    left = f"the losses finished before are in {arguments.out}"
+    left = f"the losses that finished are in {arguments.out}"
     return command.run(lambda: _run(arguments.seed, arguments.out), left)
 
 
@@ -56,7 +58,9 @@ def _run(seed: int, out: Path) -> None:
     reporting.write_json(out / "results.json", report)
     _print_summary(dataset, cases[0].config, negatives, report, build)
     _print_recommendations(model)
-    print(f"\nresults: {out / 'results.json'}, {out / 'results.png'}; the CW model: {model}")
+    print()
+    reporting.print_results(out / "results.json", out / "results.png")
+    print(f"saved: {model}")
 
 
 def _print_summary(
@@ -74,7 +78,7 @@ def _print_summary(
     )
     print(describe_runs(report["runs"]))
     if not build["available"]:
-        print(f"trained on the reference backend, and therefore with N={negatives.number}: {build['reason']}")
+        print(f"trained with the reference backend, and therefore with N={negatives.number}: {build['reason']}")
     print(f"\n{step_cost.describe(report['step_cost'])}")
 
 
@@ -82,9 +86,9 @@ def _print_recommendations(directory: Path) -> None:
     from benchmarks.demo import films  # need polars and safetensors
     from benchmarks.training import saved  # need polars and safetensors
 
-    print("\nWhat the CW model recommends to five users (✓: a film that the user has in the test set)\n")
+    print("\nWhat the CW model recommends to five users (✓: in the user's test set)\n")
     print(films.describe(saved.load(directory), films.titles()))
-    print(f"\nall users: python -m benchmarks.recommend --model {directory} --k 5 --out recommendations.csv")
+    print(f"\nFor all users: python -m benchmarks.recommend --model {directory} --k 5 --out recommendations.csv")
 
 
 if __name__ == "__main__":

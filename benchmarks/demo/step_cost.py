@@ -1,14 +1,13 @@
-"""Time and peak memory of one training step's CW loss: fused kernels against the eager reference.
+"""Compare the time and peak memory of one step of the CW loss: fused kernels against the reference in eager PyTorch.
 
-A step is forward and backward of `cw_loss_from_embeddings`, gradients of both tables included; sampling and
-optimizer are not. Times are taken in one process with the backends alternating. Memory is taken in a fresh
-process per backend, as the growth of the resident set's high-water mark over the step: unlike a profiler of
-torch's allocator, that also counts what a kernel allocates for itself.
+A step is the forward and backward pass of `cw_loss_from_embeddings` with the gradients of both tables, without sampling
+and without the optimizer. Both backends take turns in one process for the times. Memory is measured in a fresh process
+for each backend, by how much its resident set grows at the peak. Unlike a profiler of torch's allocator, that also
+counts what a kernel allocates for itself.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 import cw_ext
 from benchmarks.common import command, memory, reporting
@@ -125,7 +123,7 @@ def _step_seconds(shape: StepShape, backends: Sequence[str], repeats: int) -> di
     for step in steps.values():
         step()
     seconds: dict[str, list[float]] = {backend: [] for backend in backends}
-    for _ in tqdm(range(repeats), desc="step cost", unit="round", mininterval=0.5):
+    for _ in command.progress(range(repeats), desc="step cost", unit="round"):
         for backend, step in steps.items():
             start = time.perf_counter()
             step()
@@ -136,23 +134,19 @@ def _step_seconds(shape: StepShape, backends: Sequence[str], repeats: int) -> di
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     defaults = StepShape()
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.demo.step_cost",
-        description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--batch-size", type=positive_int, default=defaults.batch_size, help="rows B")
-    parser.add_argument("--negatives", type=positive_int, default=defaults.negatives, help="negatives per row N")
+    parser = command.make_parser("python -m benchmarks.demo.step_cost", __doc__)
+    parser.add_argument("--batch-size", type=positive_int, default=defaults.batch_size, help="rows, B")
+    parser.add_argument("--negatives", type=positive_int, default=defaults.negatives, help="negatives per row, N")
     parser.add_argument(
         "--extra-positives",
         type=non_negative_int,
         default=defaults.extra_positives,
-        help="extra positives M",
+        help="extra positives per row, M",
     )
-    parser.add_argument("--dim", type=positive_int, default=defaults.dim, help="length of an embedding D")
+    parser.add_argument("--dim", type=positive_int, default=defaults.dim, help="length of an embedding, D")
     parser.add_argument("--items", type=positive_int, default=defaults.items, help="rows of the item table")
     parser.add_argument("--repeats", type=positive_int, default=7, help="timed steps per backend")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="JSON file to write as well")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the results to this JSON file")
     arguments = parser.parse_args(argv)
     shape = StepShape(
         arguments.batch_size, arguments.negatives, arguments.extra_positives, arguments.dim, arguments.items
@@ -167,7 +161,7 @@ def _run(shape: StepShape, repeats: int, out: Path | None) -> None:
     print(describe(report))
     if out is not None:
         reporting.write_json(out, {"environment": reporting.environment(), "step_cost": report})
-        print(f"results: {out}")
+        reporting.print_results(out)
 
 
 if __name__ == "__main__":

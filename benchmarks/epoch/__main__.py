@@ -1,11 +1,12 @@
-"""One epoch of training with the fused kernels and with eager PyTorch: where the time of a step goes.
+"""Show where the time of a training step goes, with the fused kernels and with eager PyTorch.
 
-The model is matrix factorisation, set up as in `benchmarks.training`: a tenth of the training interactions is held out
-for validation, and an epoch passes over the others. A few steps before the measured ones are not counted, nor are
-set-up, validation and test.
+The model is matrix factorization, set up as in `benchmarks.training`: a tenth of the training interactions is held out
+for validation, and an epoch goes over the rest. A few warm-up steps are not counted. Neither are set-up, validation and
+test.
 
-The fused loss draws its negatives inside, once in its forward and, where they are each row's own, again in its backward
-pass. Eager PyTorch gets those of each row's own by cw_ext.draw_negatives, and the time counts as sampling.
+The fused loss draws its negatives inside. It draws them once in the forward pass and, where each row has its own, again
+in the backward pass. Eager PyTorch gets each row's own negatives from cw_ext.draw_negatives, and that time counts as
+sampling.
 """
 
 from __future__ import annotations
@@ -16,8 +17,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
-
-from tqdm import tqdm
 
 from benchmarks.common import command, data, data_arguments, gpu, reporting
 from benchmarks.common.arguments import add_out, non_negative_int, positive_int
@@ -83,7 +82,7 @@ def measure_backend(
     seconds_before = dict(trainer.stopwatch.seconds)
     epoch = trainer.shuffled_batches()
     step_seconds = []
-    for batch in tqdm(epoch[: steps or None], desc=str(loss.settings["backend"]), unit="step", mininterval=0.5):
+    for batch in command.progress(epoch[: steps or None], desc=str(loss.settings["backend"]), unit="step"):
         start = time.perf_counter()
         trainer.train_step(batch)
         step_seconds.append(time.perf_counter() - start)
@@ -140,52 +139,51 @@ def describe(report: Mapping[str, Any]) -> str:
     ]
     for name, cost in (("fused", fused), ("eager", eager)):
         low, median, high = (1e3 * cost["step"][quantile] for quantile in ("q20", "median", "q80"))
-        basis = f"extrapolated from its first {cost['steps']} steps" if cost["extrapolated"] else "all of it measured"
+        basis = f"extrapolated from the first {cost['steps']} steps" if cost["extrapolated"] else "measured in full"
         lines.append(
             f"{name}: {cost['epoch_seconds']:.1f} s per epoch ({basis}); "
-            f"a step's median {median:.1f} ms, 20-80 % {low:.1f}-{high:.1f} ms"
+            f"median step {median:.1f} ms, 20-80 %: {low:.1f}-{high:.1f} ms"
         )
-    lines.append(f"an epoch is {report['epoch_ratio']:.1f} times as fast with the fused kernels")
+    lines.append(f"with the fused kernels an epoch is {report['epoch_ratio']:.1f} times as fast")
     return "\n".join(lines)
 
 
 def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     defaults = TrainingConfig()
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.epoch",
-        description=__doc__,
-        epilog="Exit status: 0 done, 2 bad arguments or data, or no compiled kernels, 130 ended by Ctrl-C.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    parser = command.make_parser(
+        "python -m benchmarks.epoch", __doc__, "bad arguments or data, or no compiled kernels", "nothing is written"
     )
-    parser.add_argument("--data", metavar="DIR|FILE", help="as for benchmarks.training; MovieLens-100K if not given")
+    data_arguments.add_data(parser)
     data_arguments.add(parser)
-    # BPR has one implementation and thus nothing to compare.
+    # BPR has one implementation, and so nothing to compare.
     parser.add_argument(
         "--loss",
         choices=[name for name in LOSSES if name != "bpr"],
         default="cw",
-        help="the loss to train with; cw has all of its stages: weights, correction and confidence",
+        help="loss to train with; cw uses all of its parts: weights, correction and confidence",
     )
     parser.add_argument(
-        "--steps", type=non_negative_int, default=0, help="measured steps with the fused kernels; 0 for the whole epoch"
+        "--steps", type=non_negative_int, default=0, help="steps to measure with the fused kernels; 0: the whole epoch"
     )
     parser.add_argument(
         "--eager-steps",
         type=non_negative_int,
         default=10,
-        help="measured steps with eager PyTorch; 0 for the whole epoch",
+        help="steps to measure with eager PyTorch; 0: the whole epoch",
     )
-    parser.add_argument("--dim", type=positive_int, default=defaults.dim, help="length of an embedding D")
-    parser.add_argument("--batch-size", type=positive_int, default=defaults.batch_size, help="positives per step B")
+    parser.add_argument("--dim", type=positive_int, default=defaults.dim, help="length of an embedding, D")
+    parser.add_argument("--batch-size", type=positive_int, default=defaults.batch_size, help="positives per step, B")
     parser.add_argument(
         "--negatives",
         type=negatives_argument,
         metavar="SPEC",
         default=grids.START.negatives,
-        help="which negatives a positive has, as for benchmarks.training",
+        help="kind and number of negatives, as in benchmarks.training",
     )
     parser.add_argument("--device", choices=gpu.DEVICES, default=defaults.device, help="where to train")
-    parser.add_argument("--seed", type=non_negative_int, default=defaults.seed, help="of splits, start and sampling")
+    parser.add_argument(
+        "--seed", type=non_negative_int, default=defaults.seed, help="seed of the splits, the start and the sampling"
+    )
     add_out(parser)
     return parser.parse_args(argv)
 
@@ -216,7 +214,7 @@ def _run(arguments: argparse.Namespace) -> None:
     reporting.write_json(directory / "results.json", report)
     plot_epoch(report, directory / "results.png")
     print(describe(report))
-    print(f"results: {directory / 'results.json'}, {directory / 'results.png'}")
+    reporting.print_results(directory / "results.json", directory / "results.png")
 
 
 if __name__ == "__main__":

@@ -1,19 +1,19 @@
 # %% [markdown]
-"""What CW does to gradients: the pull on one negative and on the positive, while that negative's score moves.
+"""Draw what CW does to gradients, while the score of one negative moves.
 
-A row has a positive and N negatives. All but one of these stay where negatives typically stand, and the one moves from
-far below the positive (margin d = s⁻ − s⁺ = −1, the least that a half cosine allows) to far above it (+1). Drawn are
-the row's gradients in the score of the one that moves, and in that of the positive, all by autograd through cw_loss.
+A row has one positive and N negatives. All negatives but one stay where negatives typically are. The last one moves
+from far below the positive (margin d = s⁻ − s⁺ = −1, the least that a half cosine allows) to far above it (d = +1). The
+plots show two gradients of the row's loss, found by autograd through cw_loss: in the score of the negative that moves,
+and in the positive's score.
 
     python -m benchmarks.gradients --out DIR
 
-or cell by cell in an editor that supports cells.
+You can also run this file cell by cell in an editor that supports cells.
 """
 
 # %% Imports
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,9 +28,9 @@ from benchmarks.common import command, reporting
 from cw_ext import cw_loss, presets
 
 # %% [markdown]
-# The row. The margins of the other negatives, and of the extra positives that the correction takes for samples of
-# what hides among the negatives, are normal, as in benchmarks.negative_mass: here their quantiles, so that nothing
-# depends on a draw. The positive's score matters to its confidence alone.
+# The row. The margins of the other negatives are normally distributed, as in benchmarks.negative_mass. So are those of
+# the extra positives, which the correction takes as samples of the positives that hide among the negatives. Quantiles
+# take the place of draws, so that nothing depends on a seed. The positive's score only matters to the confidence.
 
 # %% A typical row
 TEMPERATURE = 0.1
@@ -52,13 +52,13 @@ EXTRAS = POSITIVE + quantiles(EXTRA_POSITIVES, POSITIVE_MEAN)
 MARGINS = torch.linspace(-1, 1, 401, dtype=torch.float64)
 
 # %% [markdown]
-# The losses, as arguments of cw_loss. The first row of panels is about the weights ω. BPR knows the one negative alone:
-# log(1 + exp(d/τ)). SL is ω = 1. Weights are constants in the gradient unless it is let through them.
+# The losses, as arguments of cw_loss. The first row of panels is about the weights ω. BPR sees only the negative that
+# moves: log(1 + exp(d/τ)). SL has ω = 1. Weights count as constants in the gradient, except where a curve says
+# otherwise.
 #
-# The second is about what is added to the sigmoid's weights. With the class prior π = 0.1, π times the mass of the
-# extra positives is subtracted. With π = 0.22 that leaves less than the floor ε = 0.3 until the negative that
-# moves brings mass of its own: at the floor the gradient is that of the uncorrected loss, and above it up to 1/ε as
-# much.
+# The second row adds one thing at a time to the sigmoid weights. With the class prior π = 0.1, π times the mass of the
+# extra positives is subtracted. With π = 0.22, less than the floor ε = 0.3 would be left until the moving negative adds
+# enough mass. At the floor the gradient is that of the uncorrected loss; above it, it is up to 1/ε times as large.
 
 
 # %% The losses
@@ -98,7 +98,7 @@ PANELS: dict[str, dict[str, Curve]] = {
 }
 
 # %% [markdown]
-# A row for each margin, and one call of autograd for all of them: rows do not touch each other's gradients.
+# One row per margin, and one call of autograd for all rows: the gradients of different rows do not interact.
 
 
 # %% The gradients
@@ -124,11 +124,11 @@ def gradients(curve: Curve, margins: Tensor) -> tuple[Tensor, Tensor]:
 
 
 # %% [markdown]
-# What is to be seen. On the negative: SL gives a negative above the positive as much as BPR, 1/τ, all of the row's
-# pull, so that a false negative outweighs all others together. The sigmoid bounds the share of any one negative, and
-# below the positive it hardly differs from SL. Weights that are gentle there, such as the exponential, stop nothing.
-# On the positive: where all scores only matter relative to it, the pull is 1/τ, whatever the weights, π or the floor
-# make of the negatives; only a gradient through ω and the confidence change it, of these.
+# What to look for. On the negative: SL pulls on a negative above the positive as hard as BPR does, by 1/τ, which is the
+# row's whole pull. One false negative can then outweigh all others together. Sigmoid weights bound the share of any one
+# negative, and hardly differ from SL below the positive. Weights that stay mild above it, such as the exponential ones,
+# bound nothing. On the positive: as long as only margins matter, the pull is 1/τ, whatever weights, π and floor do to
+# the negatives. Of the options here, only the confidence and a gradient through ω change it.
 
 
 # %% The figure
@@ -156,7 +156,7 @@ def draw(path: Path) -> None:
         )
         pull = 1 / TEMPERATURE
         on_positive.annotate(
-            "1/τ: all that are not seen elsewhere", (-1, pull), (0, -6), textcoords="offset points", va="top"
+            "1/τ: every curve not seen elsewhere", (-1, pull), (0, -6), textcoords="offset points", va="top"
         )
         on_negative.set(title=f"{title}: gradient on the negative", ylabel="∂L/∂s⁻")
         on_positive.set(title=f"{title}: pull on the positive", ylabel="−∂L/∂s⁺")
@@ -171,10 +171,17 @@ def draw(path: Path) -> None:
 
 
 # %% The command line
+DESCRIPTION = """Draw the gradients of a row's loss while the score of one of its negatives moves.
+
+The left panels show the gradient in that negative's score, the right ones the pull on the positive, for several losses
+and settings of CW.
+"""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gradients", description=draw.__doc__)
-    parser.add_argument("--out", type=Path, metavar="DIR", default=Path("runs/gradients"), help="where the plot goes")
+    parser = command.make_parser("python -m benchmarks.gradients", DESCRIPTION)
+    parser.add_argument("--out", type=Path, metavar="DIR", default=Path("runs/gradients"), help="folder for the plot")
     arguments = parser.parse_args(argv)
     return command.run(lambda: _run(arguments.out))
 
@@ -183,7 +190,7 @@ def _run(out: Path) -> None:
     reporting.make_writable_directory(out)
     path = out / "gradients.png"
     draw(path)
-    print(f"plot: {path}")
+    reporting.print_results(path)
 
 
 if __name__ == "__main__":

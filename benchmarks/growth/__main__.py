@@ -1,8 +1,9 @@
-"""How time and memory of a training step grow with the number of items.
+"""Show how the time and memory of a training step grow with the number of items.
 
-Steps, forward and backward without an optimizer: with negatives drawn for each row and with shared ones, with dense and
-with sparse gradients of the table, and by eager PyTorch with sparse gradients. All contestants with one table take
-turns in one process; peak memory is measured in a process each, and is what a step takes beside the table.
+A step is a forward and backward pass without the optimizer. Five kinds are compared: negatives drawn for each row and
+shared negatives, each with a dense and with a sparse gradient of the item table, and eager PyTorch with a sparse
+gradient. They take turns in one process for each size of the table. Peak memory is measured in a fresh process for each
+kind; it is what a step needs besides the table.
 """
 
 from __future__ import annotations
@@ -29,25 +30,23 @@ ROUNDS = 15
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.growth",
-        description=__doc__,
-        epilog="Exit status: 0 done, 2 bad arguments, or no compiled kernels, 130 ended by Ctrl-C.",
+    parser = command.make_parser(
+        "python -m benchmarks.growth", __doc__, "bad arguments or no compiled kernels", "nothing is written"
     )
     parser.add_argument(
         "--items",
         type=positive_int,
         nargs="+",
         metavar="I",
-        help=f"sizes of the table (default: {' '.join(map(str, ITEMS))}; what there is no memory for is left out)",
+        help=f"numbers of items; sizes that do not fit into memory are left out (default: {' '.join(map(str, ITEMS))})",
     )
     parser.add_argument(
         "--rounds",
         type=positive_int,
         default=ROUNDS,
-        help="samples of each step, fewer of slow ones (default: %(default)s)",
+        help="samples of each step; slow steps get fewer",
     )
-    parser.add_argument("--quick", action="store_true", help="tiny steps")
+    parser.add_argument("--quick", action="store_true", help="tiny steps, to try the program")
     add_out(parser)
     arguments = parser.parse_args(argv)
     return command.run(lambda: _run(arguments))
@@ -62,9 +61,8 @@ def _run(arguments: argparse.Namespace) -> None:
     items = sorted({*(arguments.items or (QUICK_ITEMS if arguments.quick else ITEMS))})
     load = os.getloadavg()
     tables = []
-    for count in items:
+    for count in command.progress(items, unit="table"):
         tables.append(measure(replace(sizes, items=count), CONTESTANTS, arguments.rounds))
-        print(f"{count:,} items measured", file=sys.stderr)
     sizes_of_all = {name: value for name, value in asdict(sizes).items() if name != "items"}
     report = {
         "environment": reporting.environment(),
@@ -75,9 +73,11 @@ def _run(arguments: argparse.Namespace) -> None:
     }
     reporting.write_json(directory / "growth.json", report)
     print(describe(report))
+    written = [directory / "growth.json"]
     if any(table["contestants"] for table in tables):
-        plot_growth(report, directory / "growth.png")
-    print(f"results: {directory}")
+        written.append(directory / "growth.png")
+        plot_growth(report, written[-1])
+    reporting.print_results(*written)
 
 
 def describe(report: dict[str, Any]) -> str:

@@ -1,16 +1,16 @@
-"""Memory and time of CW and of the sampled softmax of HSTU's code bases: the loss and its gradients.
+"""Compare the memory and time of CW with the sampled softmax of HSTU's two code bases.
 
     PYTHONPATH=CHECKOUT python -m benchmarks.hstu_losses meta
     PYTHONPATH=CHECKOUT/examples/hstu python -m benchmarks.hstu_losses nvidia
 
-CHECKOUT is one of meta-recsys/generative-recommenders, or of NVIDIA/recsys-examples. Shapes are those of their
-configurations, with made-up states of the encoder. Both losses sample as theirs do, from all items (meta) or from the
-batch's distinct ones (nvidia). Memory is by how much a fresh process grows at its peak.
+For "meta", CHECKOUT is a clone of meta-recsys/generative-recommenders; for "nvidia", of NVIDIA/recsys-examples. Shapes
+come from their configurations, and the encoder's outputs are made up. CW draws its negatives the way their loss does,
+from all items (meta) or from the batch's distinct items (nvidia). A step is the loss with its gradients. Memory is by
+how much a fresh process grows at its peak.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import command, memory, reporting, timing
+from benchmarks.common.arguments import add_out
 from benchmarks.hstu_losses.steps import LOSSES, SHAPES, TINY, step_of
 
 ROUNDS = 20
@@ -67,15 +68,11 @@ def describe(code_base: str, results: Sequence[dict[str, Any]]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.hstu_losses",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = command.make_parser(
+        "python -m benchmarks.hstu_losses", __doc__, interrupted="nothing is written", positional="{meta,nvidia}"
     )
-    parser.add_argument("code_base", choices=SHAPES, help="whose losses, samplers and shapes")
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="where CODE_BASE.json goes; a new folder under runs/ if not given"
-    )
+    parser.add_argument("code_base", choices=SHAPES, help="code base whose loss, sampler and shapes to use")
+    add_out(parser)
     arguments = parser.parse_args(argv)
     out = arguments.out or reporting.default_directory("hstu-losses")
     return command.run(lambda: _run(arguments.code_base, out))
@@ -85,13 +82,14 @@ def _run(code_base: str, out: Path) -> None:
     try:
         step_of(code_base, "softmax", TINY)
     except ImportError as error:
-        raise ValueError(f"PYTHONPATH must name the checkout, as --help tells, got: {error}") from None
+        raise ValueError(f"expected PYTHONPATH to contain the checkout, as in --help, got: {error}") from None
     reporting.make_writable_directory(out)
     results = [measure(code_base, name, shape) for name, shape in SHAPES[code_base].items()]
     file = out / f"{code_base}.json"
     reporting.write_json(file, {"environment": reporting.environment(), "shapes": results})
     print(describe(code_base, results))
-    print(f"\nresults: {file}")
+    print()
+    reporting.print_results(file)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,23 @@
-"""Contrastive learning on images with a known share of false negatives: fixed losses, and weights that are estimated.
+"""Contrastive learning on images with a known share of false negatives: fixed losses, and estimated weights.
 
-Two augmented views of the same handwritten digit (scikit-learn's 1,797 images of 8x8 pixels) are a pair; the second
-views of other images in the batch are its negatives. Those that show the same digit are false ones, and how many they
-are is planted: a batch has as many images of each digit, and each row leaves out all but so many of the same and so
-many of other digits that it has 20 negatives with the share π. Besides, the batch as it is: 109 negatives, of which 10
-are false. The labels serve for this and to measure: training sees pairs alone, but where it is said.
+The data are scikit-learn's 1,797 images of handwritten digits, 8x8 pixels each. Two augmented views of one image form a
+pair, and the second views of the batch's other images are its negatives. A negative that shows the same digit is a
+false one. How many of these there are is planted: every batch has equally many images of each digit, and each row keeps
+just so many images of its own digit and of other digits that 20 negatives remain, of which the share π is false. The
+batch is also used as it is, with 109 negatives of which 10 are false. Labels serve to plant negatives and to measure.
+Training sees pairs only, except where noted below.
 
 InfoNCE, SL, DCL, PUCL and CW are arguments of the loss. CVIR, (TED)ⁿ, 1 − p_FN and FNE are InfoNCE with weights that
-change as training goes. All that correct are told the true π, but for FNE, which takes its authors' number, and (TED)ⁿ,
-which estimates it before each epoch from pairs of validation images: once with the two views of an image as positives,
-and once with views of two images of a digit, for which it sees the labels of these images, as 1 − p_FN does.
+change during training. All methods that correct are given the true π, with two exceptions. FNE uses its authors'
+number. (TED)ⁿ estimates π before each epoch from pairs of validation images. It does so twice: with the two views of an
+image as positives, and with views of two images of one digit, for which it sees these images' labels. 1 − p_FN sees
+them too.
 
-All train with the same images, views and first weights. Each has the same temperatures to choose from, by the mean
-validation accuracy of the first two seeds. Measured is what a nearest neighbour makes of the embeddings of images that
-training has not seen: with five labelled images per digit (1 neighbour, mean of several choices of the five), by which
-the temperature is chosen, and with the labels of all training images (5 neighbours).
+All methods train on the same images and views, from the same first weights. Each has the same temperatures to choose
+from, and takes the one with the best mean validation accuracy of the first two seeds. What is measured is the accuracy
+of a nearest-neighbor classifier on the embeddings of images that training has not seen: with five labeled images per
+digit (1 neighbor, mean of several choices of the five), which also decides the temperature, and with the labels of all
+training images (5 neighbors).
 """
 
 from __future__ import annotations
@@ -29,7 +32,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from benchmarks.common import command, reporting
 from benchmarks.common.arguments import add_out, positive_int
@@ -136,7 +138,7 @@ def run(seeds: int, steps: int, losses: Sequence[str], shares: Sequence[float | 
         "untrained": [accuracy(pairs.make_encoder(seed), split, split.test) for seed, split in enumerate(splits)],
     }
     results = []
-    with tqdm([(share, name) for share in shares for name in names], unit="loss") as progress:
+    with command.progress([(share, name) for share in shares for name in names], unit="loss") as progress:
         for share, name in progress:
             results.append(measure(data, name, share))
     return {
@@ -218,22 +220,20 @@ def _share(text: str) -> float | None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.image_pairs",
-        description=__doc__,
-        epilog="Exit status: 0 done, 2 bad arguments or no scikit-learn, 130 ended by Ctrl-C (nothing is written).",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    parser = command.make_parser(
+        "python -m benchmarks.image_pairs", __doc__, "bad arguments or no scikit-learn", "nothing is written"
     )
     parser.add_argument(
         "--losses", nargs="+", choices=CONTESTANTS, default=[*CONTESTANTS], metavar="NAME",
-        help=f"which losses, besides {BASELINE}, with which all are compared",
+        help=f"losses to train with, besides {BASELINE}, which all others are compared with (default: all)",
     )  # fmt: skip
     parser.add_argument(
         "--shares", nargs="+", type=_share, default=SHARES, metavar="SHARE",
-        help=f"shares of false negatives, of {pairs.NEGATIVES} in a row; {AS_IT_IS} (None) is the batch as it is",
+        help=f"shares of false negatives among the {pairs.NEGATIVES} of a row; {AS_IT_IS}: the batch as it is "
+        f"(default: {AS_IT_IS} {' '.join(f'{share:g}' for share in SHARES if share is not None)})",
     )  # fmt: skip
-    parser.add_argument("--seeds", type=positive_int, default=SEEDS, help="how many seeds, from 0")
-    parser.add_argument("--steps", type=positive_int, default=STEPS, help="batches that each encoder is trained on")
+    parser.add_argument("--seeds", type=positive_int, default=SEEDS, help="number of seeds, from 0")
+    parser.add_argument("--steps", type=positive_int, default=STEPS, help="batches to train each encoder on")
     add_out(parser)
     arguments = parser.parse_args(argv)
     out = arguments.out or reporting.default_directory("image-pairs")
@@ -247,7 +247,7 @@ def _run(measured: Callable[[], dict[str, Any]], out: Path) -> None:
     reporting.write_json(out / "results.json", report)
     figures = plot_all(report, out)
     print(describe(report))
-    print(f"results: {', '.join(str(path) for path in (out / 'results.json', *figures))}")
+    reporting.print_results(out / "results.json", *figures)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Which way to sum the gradient of the item table on a GPU: by atomic additions or over sorted pairs.
+"""Compare two ways to sum the item table's gradient on a GPU: by atomic additions, and over sorted pairs.
 
-Both ways of the kernel's op, in turns in one process, for batches of many sizes. csrc/cuda/item_sums.cpp chooses by the
-number of pairs (kLeastSorted); what is printed here shows the number from which it should sort.
+Both ways of the kernel's op take turns in one process, for batches of many sizes. csrc/cuda/item_sums.cpp chooses
+between them by the number of pairs (kLeastSorted). The table that this program prints shows from which number on
+sorting is faster. It needs a GPU, and it has never run on one.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from benchmarks.common import command, gpu, reporting, timing
+from benchmarks.common.arguments import add_out
 
 WAYS = ("atomic", "sorted")
 ROUNDS = 20
@@ -92,11 +93,13 @@ def describe(results: Sequence[dict[str, Any]]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.item_sums", description=__doc__)
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="where item_sums.json goes; a new folder under runs/ if not given"
+    parser = command.make_parser(
+        "python -m benchmarks.item_sums", __doc__, "bad arguments or no GPU", "nothing is written"
     )
-    parser.add_argument("--device", choices=("cuda",), default="cuda", help="where to run; the CPU has one way only")
+    add_out(parser)
+    parser.add_argument(
+        "--device", choices=("cuda",), default="cuda", help="device to run on; the CPU has only one way"
+    )
     arguments = parser.parse_args(argv)
     out = arguments.out or reporting.default_directory("item-sums")
     return command.run(lambda: _run(arguments.device, out))
@@ -108,7 +111,8 @@ def _run(device: str, out: Path) -> None:
     results = [measure(rows, NEGATIVES, dim, items) for dim, items in TABLES for rows in ROWS]
     reporting.write_json(out / "item_sums.json", {"environment": reporting.environment("cuda"), "sizes": results})
     print(describe(results))
-    print(f"\nresults: {out / 'item_sums.json'}")
+    print()
+    reporting.print_results(out / "item_sums.json")
 
 
 if __name__ == "__main__":

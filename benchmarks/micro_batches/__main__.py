@@ -1,12 +1,11 @@
-"""What encode_in_micro_batches costs and saves: memory and time of a training step, by the size of its parts.
+"""Show what encode_in_micro_batches saves in memory and costs in time, by the number of rows encoded at a time.
 
-Two transformers of four layers encode a batch of token sequences; the loss is CW in both directions. The steps take
-turns in one process; memory is by how much the resident set of a process of its own grows in a step.
+Two transformers of four layers encode a batch of token sequences, and the loss is CW in both directions. The steps take
+turns in one process. Memory is measured in a fresh process for each, by how much its resident set grows in a step.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -65,16 +64,16 @@ def describe(report: dict[str, Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.micro_batches",
-        description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = command.make_parser("python -m benchmarks.micro_batches", __doc__, interrupted="nothing is written")
     sizes = Sizes()
-    parser.add_argument("--rows", type=positive_int, default=sizes.rows, help="of the batch")
-    parser.add_argument("--length", type=positive_int, default=sizes.length, help="tokens of a row")
-    parser.add_argument("--parts", type=positive_int, nargs="+", default=PARTS, metavar="M", help="rows at a time")
-    parser.add_argument("--rounds", type=positive_int, default=ROUNDS, help="samples of each step, at most")
+    parser.add_argument("--rows", type=positive_int, default=sizes.rows, help="rows of the batch")
+    parser.add_argument("--length", type=positive_int, default=sizes.length, help="tokens per row")
+    parser.add_argument(
+        "--parts", type=positive_int, nargs="+", default=PARTS, metavar="M", help="rows to encode at a time"
+    )
+    parser.add_argument(
+        "--rounds", type=positive_int, default=ROUNDS, help="samples of each step; slow steps get fewer"
+    )
     add_out(parser)
     arguments = parser.parse_args(argv)
     out = arguments.out or reporting.default_directory("micro-batches")
@@ -87,7 +86,8 @@ def _run(sizes: Sizes, parts: Sequence[int], rounds: int, out: Path) -> None:
     report = run(sizes, parts, rounds)
     reporting.write_json(out / "results.json", report)
     print(describe(report))
-    print(f"\nresults: {out / 'results.json'}")
+    print()
+    reporting.print_results(out / "results.json")
 
 
 if __name__ == "__main__":

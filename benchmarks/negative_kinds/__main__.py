@@ -1,9 +1,10 @@
-"""Which negatives to use: what a step costs with each kind, and how well a model ranks that was trained with it.
+"""Compare the kinds of negatives: what a step costs with each, and how well the trained model ranks.
 
-Cost: time and peak extra memory of forward and backward of the CW loss, all kinds taking turns in one process (that the
-steps compute what they should is for benchmarks.throughput to check). Quality: test metrics of the demo's model on the
-demo's data with the demo's protocol, SL and CW. For each kind and loss the temperature and then the learning rate are
-chosen by the validation NDCG of seed 0; the others train with what it chose.
+Cost is the time and peak extra memory of the forward and backward pass of the CW loss. All kinds take turns in one
+process. That the steps compute the right result is checked by benchmarks.throughput, not here.
+
+Quality is the demo's test metrics, with its model, data and protocol, for SL and CW. For each kind and loss, validation
+NDCG on seed 0 decides the temperature and then the learning rate. The other seeds train with these values.
 """
 
 from __future__ import annotations
@@ -15,8 +16,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from benchmarks.common import command, data, data_arguments, gpu, memory, reporting, timing
 from benchmarks.common.arguments import add_out, positive_int
@@ -196,7 +195,7 @@ def run(
             trained_with = str(negatives_of(shape, settings["negatives"]))
             report["kinds"].append({"cost": cost, "trained_with": trained_with, "quality": {}})
         jobs = [(kind, loss) for kind in report["kinds"] for loss in LOSSES]
-        with tqdm(jobs, unit="search") as progress:
+        with command.progress(jobs, unit="search") as progress:
             for kind, loss in progress:
                 progress.set_description(f"{kind['trained_with']}, {loss}")
                 negatives = Negatives.parse(kind["trained_with"])
@@ -210,26 +209,25 @@ def run(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.negative_kinds",
-        description=__doc__,
-        epilog="Exit status: 0 done, 2 bad arguments or data, or no compiled kernels, 130 ended by Ctrl-C (what was "
-        "measured by then is written).",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    parser = command.make_parser(
+        "python -m benchmarks.negative_kinds",
+        __doc__,
+        "bad arguments or data, or no compiled kernels",
+        "what was measured before is written",
     )
-    parser.add_argument("--quick", action="store_true", help="small shapes for the cost")
-    parser.add_argument(
-        "--data", metavar="DIR|FILE", help="to train on, as for benchmarks.training; MovieLens-100K if not given"
-    )
+    parser.add_argument("--quick", action="store_true", help="measure the cost on small shapes")
+    data_arguments.add_data(parser)
     data_arguments.add(parser)
     parser.add_argument(
         "--history",
         metavar="DIR|FILE",
-        help="known positives for the cost, as for benchmarks.throughput; made up, as many as gowalla's, if not given",
+        help="known positives for the cost, as in benchmarks.throughput (default: made up, as many as Gowalla has)",
     )
-    parser.add_argument("--seeds", type=positive_int, default=3, help="how many seeds, from 0")
-    parser.add_argument("--epochs", type=positive_int, default=demo.EPOCHS, help="of each run")
-    parser.add_argument("--negatives", type=positive_int, default=NEGATIVES, help="N of the kinds that have one")
+    parser.add_argument("--seeds", type=positive_int, default=3, help="number of seeds, from 0")
+    parser.add_argument("--epochs", type=positive_int, default=demo.EPOCHS, help="epochs of each run")
+    parser.add_argument(
+        "--negatives", type=positive_int, default=NEGATIVES, help="number of negatives N, for the kinds that have one"
+    )
     parser.add_argument("--rounds", type=positive_int, default=ROUNDS, help="samples of each step")
     add_out(parser)
     arguments = parser.parse_args(argv)
@@ -248,7 +246,7 @@ def _run(arguments: argparse.Namespace) -> int:
     report, interrupted = run(shapes, datasets, settings, directory)
     if report["kinds"]:
         print(describe(report))
-        print(f"results: {directory / 'results.json'}, {directory / 'results.png'}")
+        reporting.print_results(directory / "results.json", directory / "results.png")
     if interrupted:
         print("interrupted; what was measured before is written", file=sys.stderr)
         return command.INTERRUPTED

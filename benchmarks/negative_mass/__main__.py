@@ -1,11 +1,14 @@
-"""Does the correction find the mass of the true negatives: bias and spread of the estimate where the truth is known.
+"""Check whether the correction finds the true negatives' mass, on made-up data where the truth is known.
 
-Every row draws N margins from the mixture π·p⁺ + (1 − π)·p⁻ and M from p⁺, and cw_loss estimates from them the mean of
-ω(d)·exp(d/τ) over p⁻: G = exp(loss)/N. Bias (± its standard error) and standard deviation (in brackets) are over the
-rows, in percent of the truth, which a closed form or a quadrature gives; a second table has those of the loss itself,
-against log(N·truth). The uncorrected loss, the true π, wrong ones and the floors see the same draws. All in fp64.
-A third table has weights 1 − p_FN, estimated from scores, beside the correction, also where known positives score
-higher than hidden ones.
+Every row draws N margins from the mixture π·p⁺ + (1 − π)·p⁻, and M margins from p⁺. From these, cw_loss estimates the
+mean of ω(d)·exp(d/τ) over p⁻, which is G = exp(loss)/N. A closed form or a quadrature gives the truth.
+
+The first table shows the bias of the estimate (± its standard error) and its standard deviation (in brackets) over the
+rows, in percent of the truth. The second table shows the same for the loss itself, against log(N·truth). The
+uncorrected loss, the true π, wrong values of π and the floors all see the same draws. Everything is in fp64.
+
+The third table puts weights 1 − p_FN, estimated from scores, beside the correction. It includes data where known
+positives score higher than hidden ones.
 """
 
 from __future__ import annotations
@@ -19,7 +22,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from benchmarks.common import command, reporting
 from benchmarks.common.arguments import add_out, non_negative_int, positive_int
@@ -194,7 +196,7 @@ def run(rows: int, seed: int) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(seed)
     settings = list(dict.fromkeys(setting for sweep in SWEEPS.values() for setting in sweep))
     points = {}
-    with tqdm(total=len(settings) + len(estimated.SETTINGS), unit="setting") as progress:
+    with command.progress(total=len(settings) + len(estimated.SETTINGS), unit="setting") as progress:
         for setting in settings:
             points[setting] = {**setting._asdict(), "estimates": measure(setting, WEIGHTINGS, rows, generator)}
             progress.update()
@@ -263,20 +265,15 @@ def _number_of_rows(text: str) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.negative_mass",
-        description=__doc__,
-        epilog="Exit status: 0 done, 2 bad arguments, 130 ended by Ctrl-C (nothing is written).",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = command.make_parser("python -m benchmarks.negative_mass", __doc__, interrupted="nothing is written")
     parser.add_argument(
         "--rows",
         type=_number_of_rows,
         default=ROWS,
-        help=f"estimates of each setting; in the third table the nearest multiple of {estimated.FITS}, "
-        f"{2 * estimated.FITS} or more",
+        help=f"estimates per setting; the third table rounds to a multiple of {estimated.FITS}, at least "
+        f"{2 * estimated.FITS}",
     )
-    parser.add_argument("--seed", type=non_negative_int, default=0, help="of the draws")
+    parser.add_argument("--seed", type=non_negative_int, default=0, help="seed of the draws")
     add_out(parser)
     arguments = parser.parse_args(argv)
     directory = arguments.out or reporting.default_directory("negative-mass")
@@ -294,7 +291,7 @@ def _run(rows: int, seed: int, directory: Path) -> None:
         for name, plot in ((weighting, plot_mass), (f"{weighting}-estimated", plot_estimated)):
             written.append(directory / f"{name}.png")
             plot(report, weighting, written[-1])
-    print(f"results: {', '.join(map(str, written))}")
+    reporting.print_results(*written)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,10 @@
-"""Recommend with a saved model: each user's top items, or each item's most similar ones; or export its vectors."""
+"""Recommend with a saved model: each user's top items, or each item's most similar items. Or export its vectors.
+
+First train and save a model, for example on MovieLens-100K:
+
+    python -m benchmarks.training --loss cw --save model
+    python -m benchmarks.recommend --model model --k 10 --out recommendations.csv
+"""
 
 from __future__ import annotations
 
@@ -29,56 +35,59 @@ def _output(text: str) -> Path:
 
 
 def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.recommend",
-        description=__doc__,
-        epilog="Exit status: 0 done, 2 bad arguments or files, 130 ended by Ctrl-C. Nothing is left half-written.",
+    parser = command.make_parser(
+        "python -m benchmarks.recommend", __doc__, "bad arguments or files", "no file is left half-written"
     )
     parser.add_argument(
-        "--model", type=Path, metavar="DIR", required=True, help="directory that training wrote with --save"
+        "--model", type=Path, metavar="DIR", required=True, help="folder that benchmarks.training wrote with --save"
     )
     parser.add_argument(
         "--out",
         type=_output,
         metavar="FILE",
-        help="where rankings go: .csv or .parquet with the columns user, item, rank, score; .jsonl with an object per "
-        'user, {"user": ..., "item": [...], "score": [...]}',
+        help="file for the rankings: .csv or .parquet with the columns user, item, rank and score, or .jsonl with one "
+        'object per user, {"user": ..., "item": [...], "score": [...]}',
     )
-    parser.add_argument("--k", type=positive_int, default=20, help="most items per user (default: 20)")
+    parser.add_argument("--k", type=positive_int, default=20, help="items per user, at most")
     parser.add_argument(
         "--users",
         type=Path,
         metavar="FILE",
-        help="recommend for these only: one id per line, or a .csv or .parquet file with a column user",
+        help="recommend for these users only: a file with one id per line, or .csv or .parquet with a column user",
     )
     known = parser.add_mutually_exclusive_group()
     known.add_argument(
-        "--keep-known", action="store_true", help="rank all items, also those that the user has in the data"
+        "--keep-known", action="store_true", help="rank all items, including those that the user has in the data"
     )
     known.add_argument(
         "--keep-test",
         action="store_true",
-        help="leave out training and validation pairs only, so that rankings can be compared with the test pairs",
+        help="leave out only training and validation items, so that you can compare the rankings with the test items",
     )
     parser.add_argument(
         "--similar-items",
         action="store_true",
-        help="for each item the items with the highest cosine (columns item, similar, rank, score)",
+        help="rank, for each item, the items with the highest cosine (columns item, similar, rank, score)",
     )
-    parser.add_argument("--items", type=Path, metavar="FILE", help="with --similar-items: for these only, as --users")
+    parser.add_argument(
+        "--items",
+        type=Path,
+        metavar="FILE",
+        help="with --similar-items: rank for these items only; a file as for --users",
+    )
     parser.add_argument(
         "--vectors",
         type=Path,
         metavar="DIR",
-        help="write users.npy and items.npy, whose inner products are the scores, and the id of each row as .parquet",
+        help="write users.npy and items.npy, whose inner products are the scores, and each row's id as .parquet",
     )
     arguments = parser.parse_args(argv)
     if arguments.out is None and arguments.vectors is None:
-        parser.error("give --out, --vectors or both")
+        parser.error("expected --out, --vectors or both")
     of_users = {"--users": arguments.users, "--keep-known": arguments.keep_known, "--keep-test": arguments.keep_test}
     for name, value in of_users.items():
         if value and (arguments.similar_items or arguments.out is None):
-            parser.error(f"{name} is for recommendations to users: --out without --similar-items")
+            parser.error(f"{name} only applies to recommendations for users: --out without --similar-items")
     if arguments.similar_items and arguments.out is None:
         parser.error("--similar-items needs --out")
     if arguments.items and not arguments.similar_items:
@@ -121,14 +130,14 @@ def _write_rankings(model: SavedModel, arguments: argparse.Namespace) -> None:
     else:
         rows = id_files.rows_of(arguments.users, "user", model.user_ids) if arguments.users else None
         if arguments.keep_known:
-            known, left_out = None, "nothing left out"
+            known, left_out = None, "nothing is left out"
         elif arguments.keep_test:
             known, left_out = model.known, "left out: each user's training and validation items"
         else:
-            known, left_out = model.known_with_test, "left out: all items that a user has in the data"
+            known, left_out = model.known_with_test, "left out: all items that the user has in the data"
         tables, kind = rankings.recommend(model, rows, arguments.k, known), "user"
     queries = len(rows) if rows is not None else len(model.users if kind == "user" else model.items)
-    with tqdm(total=queries, unit=kind, mininterval=0.5) as progress:
+    with command.progress(total=queries, unit=kind) as progress:
         count = rankings.write(arguments.out, _counted(tables, progress))
     print(f"{arguments.out}: {count} items for {queries} {kind}s, at most {arguments.k} each; {left_out}")
 

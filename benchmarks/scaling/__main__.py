@@ -1,8 +1,8 @@
-"""An epoch of matrix factorisation on two processes of one thread each, against one process of two threads.
+"""Compare an epoch of matrix factorization on two processes of one thread each with one process of two threads.
 
-Strong scaling: the two share a batch of the usual size. Weak scaling: each has one of that size, and the one process
-that they are compared with has twice as much, so that an epoch has half the steps. Each contestant runs in processes of
-its own, in turns, on the first steps of an epoch.
+For strong scaling, the two processes share a batch of the usual size. For weak scaling, each process has a batch of
+that size; the single process then gets twice as much, so that an epoch has half as many steps. Every arrangement runs
+in fresh processes, in turns, on the first steps of an epoch.
 """
 
 from __future__ import annotations
@@ -20,24 +20,29 @@ from benchmarks.scaling.steps import LOSS, WAYS, Sizes
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.scaling",
-        description=__doc__,
-        epilog="Exit status: 0 done, 2 bad arguments or data, or a process that failed, 130 ended by Ctrl-C.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    parser = command.make_parser(
+        "python -m benchmarks.scaling", __doc__, "bad arguments or data, or a process failed", "nothing is written"
     )
-    parser.add_argument("--data", metavar="DIR|FILE", help="as for benchmarks.training; MovieLens-100K if not given")
+    data_arguments.add_data(parser)
     data_arguments.add(parser)
-    parser.add_argument("--steps", type=positive_int, default=50, help="timed steps of each start")
-    parser.add_argument("--rounds", type=positive_int, default=7, help="starts of each contestant")
-    parser.add_argument("--dim", type=positive_int, default=Sizes.dim, help="length of an embedding D")
-    parser.add_argument("--negatives", type=positive_int, default=Sizes.negatives, help="drawn negatives N")
-    parser.add_argument("--batch-size", type=positive_int, default=1024, help="positives of a usual batch B, even")
-    parser.add_argument("--ways", nargs="+", choices=[*WAYS], default=[*WAYS], help="what to measure")
+    parser.add_argument("--steps", type=positive_int, default=50, help="steps to time in each run")
+    parser.add_argument("--rounds", type=positive_int, default=7, help="runs of each arrangement")
+    parser.add_argument("--dim", type=positive_int, default=Sizes.dim, help="length of an embedding, D")
+    parser.add_argument("--negatives", type=positive_int, default=Sizes.negatives, help="negatives drawn per row, N")
+    parser.add_argument(
+        "--batch-size", type=positive_int, default=1024, help="positives in a batch of the usual size, B; even"
+    )
+    parser.add_argument(
+        "--ways",
+        nargs="+",
+        choices=[*WAYS],
+        default=[*WAYS],
+        help="; ".join(f"{way}: {what}" for way, what in WAYS.items()),
+    )
     add_out(parser)
     arguments = parser.parse_args(argv)
     if arguments.batch_size % 2:
-        parser.error(f"--batch-size must be even, for two processes, got {arguments.batch_size}")
+        parser.error(f"argument --batch-size: expected an even number, for two processes, got {arguments.batch_size}")
     return command.run(lambda: _run(arguments))
 
 
@@ -52,7 +57,7 @@ def _run(arguments: argparse.Namespace) -> None:
     reporting.write_json(directory / "results.json", report)
     plot_scaling(report, directory / "results.png")
     print(describe(report))
-    print(f"results: {directory / 'results.json'}, {directory / 'results.png'}")
+    reporting.print_results(directory / "results.json", directory / "results.png")
 
 
 if __name__ == "__main__":

@@ -16,9 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from benchmarks.common import reporting
+from benchmarks.common import command, reporting
 from benchmarks.common.timing import quantiles
 from benchmarks.scaling.steps import WAYS, Sizes
 
@@ -73,7 +72,8 @@ def measure(
     with tempfile.TemporaryDirectory() as folder:
         pairs = Path(folder) / "pairs.pt"
         torch.save((users, items), pairs)
-        for way, name in tqdm([c for _ in range(rounds) for c in order.sample(contestants, len(contestants))]):
+        turns = [turn for _ in range(rounds) for turn in order.sample(contestants, len(contestants))]
+        for way, name in command.progress(turns, unit="run"):
             how = ARRANGEMENTS[name]
             found[way, name].append(_run(pairs, way, how, batch_size * how.batches, sizes, steps))
     results: dict[str, dict[str, Any]] = {way: {} for way in ways}
@@ -104,7 +104,7 @@ def _run(pairs: Path, way: str, how: Arrangement, batch_size: int, sizes: Sizes,
     )
     if done.returncode != 0:
         print(done.stderr, file=sys.stderr)
-        raise RuntimeError(f"{way}, {how}: ended with status {done.returncode}")
+        raise RuntimeError(f"{way}, {how}: expected the processes to succeed, got exit status {done.returncode}")
     report: dict[str, Any] = json.loads(pairs.with_name("report.json").read_text(encoding="utf-8"))
     return report
 

@@ -1,11 +1,13 @@
-"""How many times as long a step takes: with an argument as without it, or here as with another checkout's build.
+"""Compare how long a step takes: with an argument of the loss and without it, or with this build and with another.
 
-Without --against: a step at level 2, forward and backward, with each of several arguments, each in turns with the step
-that has none, in one process; with --steps candidates, what choosing negatives by their scores costs beside level 2.
-With --against: steps of every level by this build and by the other, a process each, in turns, with several pairs of
-processes.
-Ratios are of processor time, which other work on the machine disturbs less than the time that passes, but for
---clock wall; medians and quartiles over the rounds.
+Without --against: a forward and backward pass from embeddings with each of several arguments, in turns with the same
+step without them, in one process. --steps candidates compares choosing negatives by their scores with not choosing.
+
+With --against CHECKOUT: steps from scores, from embeddings and with sampled negatives, by this build and by the other
+checkout's. Each build runs in a process of its own, in turns, and there are several pairs of processes.
+
+The output shows ratios, as medians and quartiles over the rounds. They are ratios of processor time, which other work
+on the machine disturbs less than elapsed time; --clock wall compares elapsed time.
 """
 
 from __future__ import annotations
@@ -29,38 +31,42 @@ ROUNDS = 30
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.step_ratios",
-        description=__doc__,
-        epilog="Exit status: 0 done, 2 bad arguments, or no compiled kernels, 130 ended by Ctrl-C.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    parser = command.make_parser(
+        "python -m benchmarks.step_ratios", __doc__, "bad arguments or no compiled kernels", "nothing is written"
     )
-    parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="a clone of cw_ext with its kernels built")
     parser.add_argument(
-        "--rounds", type=positive_int, default=ROUNDS, help="samples of each step, with --against in each pair"
+        "--against", type=Path, metavar="CHECKOUT", help="compare with this clone of cw_ext, whose kernels are built"
+    )
+    parser.add_argument(
+        "--rounds",
+        type=positive_int,
+        default=ROUNDS,
+        help="samples of each step; with --against, per pair of processes",
     )
     parser.add_argument(
         "--steps",
-        choices=("levels", "grid", "candidates"),
-        default="levels",
-        help="with --against: a few of each level, or many; without it: candidates in place of arguments",
+        choices=("few", "grid", "candidates"),
+        default="few",
+        help="with --against: a few steps, or a grid of many; without it: candidates instead of arguments",
     )
     parser.add_argument(
         "--clock",
         choices=tuple(CLOCKS),
         default="processor",
-        help="what is compared, with --against or --steps candidates",
+        help="with --against or --steps candidates: the time to compare",
     )
-    parser.add_argument("--floors", action="store_true", help="with --steps grid: the least time that a step can take")
-    parser.add_argument("--threads", type=positive_int, default=1, help="of torch")
-    parser.add_argument("--quick", action="store_true", help="tiny steps")
+    parser.add_argument(
+        "--floors", action="store_true", help="with --steps grid: also estimate the least time that each step can take"
+    )
+    parser.add_argument("--threads", type=positive_int, default=1, help="threads of torch")
+    parser.add_argument("--quick", action="store_true", help="tiny steps, to try the program")
     add_out(parser)
     arguments = parser.parse_args(argv)
     if arguments.floors and (arguments.against is None or arguments.steps != "grid"):
         parser.error("--floors needs --against and --steps grid")
     needs_other = {"grid": True, "candidates": False}.get(arguments.steps)
     if needs_other is not None and needs_other != (arguments.against is not None):
-        parser.error("--steps grid needs --against, and --steps candidates goes without it")
+        parser.error("--steps grid needs --against, and --steps candidates needs a run without it")
     return command.run(lambda: _run(arguments))
 
 
@@ -95,7 +101,7 @@ def _run(arguments: argparse.Namespace) -> None:
     path = directory / name
     reporting.write_json(path, {**about, "load_before_and_after": [load, os.getloadavg()], **results})
     print(table)
-    print(f"results: {path}")
+    reporting.print_results(path)
 
 
 if __name__ == "__main__":

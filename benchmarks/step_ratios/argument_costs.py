@@ -1,4 +1,4 @@
-"""What an argument of the loss costs: a step at level 2 with it and without."""
+"""What an argument of the loss costs: a step from embeddings with it and without it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
-from benchmarks.common import reporting
+from benchmarks.common import command, reporting
 from benchmarks.step_ratios.inputs import Sizes, Step, forward_and_backward, make_generator, make_ids, make_tables
 from benchmarks.step_ratios.ratios import clock, compare
 from cw_ext import ScoreCurve, cw_loss_from_embeddings
@@ -27,7 +26,7 @@ def measure(sizes: Sizes, rounds: int) -> dict[str, Any]:
         to its default, so that its ratio shows the noise.
     """
     shapes = []
-    with tqdm(sizes.level_2(), unit="shape") as progress:
+    with command.progress(sizes.embedding_sizes(), unit="shape") as progress:
         for negatives, items in progress:
             plain, steps = make_steps(sizes, negatives, items)
             found = {name: compare(clock(step), clock(plain), rounds) for name, step in steps.items()}

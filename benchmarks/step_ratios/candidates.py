@@ -1,5 +1,8 @@
-"""What choosing negatives by their scores costs: the scores beside level 2's forward pass of the same ids, and a step
-with negatives drawn by score beside one with as many negatives as there are candidates."""
+"""What it costs to choose negatives by their scores.
+
+Two comparisons: computing the scores against the forward pass of cw_loss_from_embeddings on the same ids, and a step
+with negatives drawn by score against a step with as many negatives as there are candidates.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from benchmarks.common import reporting
+from benchmarks.common import command, reporting
 from benchmarks.step_ratios.inputs import Sizes, Step, forward_and_backward, make_generator, make_ids, make_tables
 from benchmarks.step_ratios.ratios import clock, compare
 from cw_ext import Interactions, candidate_scores, cw_loss_from_embeddings, draw_negatives
@@ -28,12 +30,12 @@ SEED = 0
 
 
 def measure(sizes: Sizes, catalogues: tuple[int, ...], rounds: int, now: Callable[[], float]) -> dict[str, Any]:
-    """Compare what is listed above for each size of the catalogue.
+    """Make both comparisons for each size of the catalogue.
 
     Returns:
-        A JSON-ready dict: the sizes, and for each of the ``"catalogues"`` its ``"items"``; what the ``"scores"`` take
-        beside each of level 2's forward passes, and ``"drawn by score"`` a step beside each of level 2's steps, as
-        :func:`.ratios.compare` returns it.
+        A JSON-ready dict: the sizes, and for each of the ``"catalogues"`` its ``"items"``; under ``"scores"`` the
+        scores against each forward pass from embeddings, and under ``"drawn by score"`` the step against each step
+        from embeddings, as :func:`.ratios.compare` returns them.
     """
 
     def beside(steps: tuple[Step, dict[str, Step]]) -> dict[str, Any]:
@@ -41,7 +43,7 @@ def measure(sizes: Sizes, catalogues: tuple[int, ...], rounds: int, now: Callabl
         return {name: compare(clock(own, now), clock(step, now), rounds) for name, step in others.items()}
 
     found = []
-    for items in tqdm(catalogues, unit="catalogue"):
+    for items in command.progress(catalogues, unit="catalogue"):
         scores, steps = beside(score_steps(sizes, items)), beside(training_steps(sizes, items))
         found.append({"items": items, "scores": scores, "drawn by score": steps})
     return {
@@ -53,7 +55,7 @@ def measure(sizes: Sizes, catalogues: tuple[int, ...], rounds: int, now: Callabl
 
 
 def score_steps(sizes: Sizes, items: int) -> tuple[Step, dict[str, Step]]:
-    """Return candidate_scores, and by name level 2's forward passes of the same ids."""
+    """Return candidate_scores, and by name the forward passes from embeddings with the same ids."""
     generator = make_generator()
     tables = make_tables(sizes, items, generator)
     pos_ids, ids = make_ids(sizes, sizes.many_negatives, items, generator)

@@ -16,10 +16,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 import cw_ext
-from benchmarks.common import reporting
+from benchmarks.common import command, reporting
 from benchmarks.step_ratios.ratios import alternate, summarize
 
 PAIRS = 4
@@ -62,7 +60,7 @@ class Worker:
     def _read(self) -> Any:
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"{self._checkout}: the process with its cw_ext has ended")
+            raise RuntimeError(f"{self._checkout}: the process that runs its cw_ext has failed")
         return json.loads(line)
 
 
@@ -73,7 +71,7 @@ def measure(other: Path, rounds: int, threads: int, steps: str, clock: str, quic
         other: a checkout with its kernels built.
         rounds: samples of each step from each of the :data:`PAIRS` of processes.
         threads: of torch.
-        steps: "levels", some of each level, or "grid", all shapes of :mod:`.grid`.
+        steps: "few", those of :mod:`.few_steps`, or "grid", all shapes of :mod:`.grid`.
         clock: of :data:`.ratios.CLOCKS`.
         quick: tiny sizes.
 
@@ -88,11 +86,11 @@ def measure(other: Path, rounds: int, threads: int, steps: str, clock: str, quic
     if not (other / "cw_ext" / "__init__.py").is_file():
         raise ValueError(f"{other}: expected a checkout of cw_ext, got no cw_ext/__init__.py there")
     samples: dict[str, list[tuple[list[float], list[float]]]] = {}
-    with tqdm(range(PAIRS), unit="pair") as pairs:
+    with command.progress(range(PAIRS), unit="pair") as pairs:
         for _ in pairs:
             options = (str(threads), steps, clock, str(quick))
             with _worker(_HERE, options) as here, _worker(other.resolve(), options) as there:
-                for name in tqdm(here.names, unit="step", leave=False):
+                for name in command.progress(here.names, unit="step", leave=False):
                     found = alternate(partial(here.seconds, name), partial(there.seconds, name), rounds)
                     samples.setdefault(name, []).append(found)
                 build = there.build

@@ -16,11 +16,11 @@ class Sizes:
     """Sizes of all steps.
 
     Attributes:
-        batch_size: rows B at levels 2 and 3, and of level 1's larger step.
+        batch_size: rows B; from scores, those of the larger step.
         dim: length of an embedding, D.
         few_items, many_items: rows I of the two item tables.
-        few_negatives, many_negatives: the two N at level 2; level 3 has many.
-        few_scores: rows and negatives of level 1's smaller step.
+        few_negatives, many_negatives: the two N of steps from embeddings; sampled steps have many.
+        few_scores: rows and negatives of the smaller step from scores.
     """
 
     batch_size: int = 1024
@@ -31,8 +31,8 @@ class Sizes:
     many_negatives: int = 1_000
     few_scores: int = 64
 
-    def level_2(self) -> list[tuple[int, int]]:
-        """The pairs (N, I) at level 2."""
+    def embedding_sizes(self) -> list[tuple[int, int]]:
+        """The pairs (N, I) of the steps from embeddings."""
         return [(n, i) for n in (self.few_negatives, self.many_negatives) for i in (self.few_items, self.many_items)]
 
 

@@ -8,7 +8,7 @@ import sys
 import torch
 
 import cw_ext
-from benchmarks.step_ratios import grid, inputs, levels, ratios
+from benchmarks.step_ratios import few_steps, grid, inputs, ratios
 
 
 def serve(threads: int, steps: str, clock: str, quick: bool) -> None:
@@ -20,7 +20,7 @@ def serve(threads: int, steps: str, clock: str, quick: bool) -> None:
     if steps == "grid":
         makers = grid.make_steps(grid.QUICK if quick else grid.FULL)
     else:
-        makers = levels.make_steps(inputs.QUICK if quick else inputs.FULL)
+        makers = few_steps.make_steps(inputs.QUICK if quick else inputs.FULL)
     _answer({"build": cw_ext.build_config(), "names": [*makers]})
     made, seconds = None, None
     for line in sys.stdin:

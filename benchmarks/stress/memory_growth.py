@@ -1,4 +1,4 @@
-"""Whether memory stays flat over thousands of training steps of every level.
+"""Whether memory stays flat over thousands of training steps with every form of the loss.
 
 Steps differ as those of a long run do: batches of all sizes, every reduction, dense and sparse gradients, two backward
 passes, double backward, losses that are never differentiated, known positives that are made and dropped, and calls that
@@ -43,7 +43,7 @@ class Training:
     """A small model, and steps on it that are drawn from a seed.
 
     Attributes:
-        counts: how often each use of the loss, and each level, has occurred.
+        counts: how often each form of the loss, and each use of it, has occurred.
     """
 
     def __init__(self, device: str, seed: int = 0) -> None:
@@ -70,11 +70,11 @@ class Training:
         """One step, of a kind that the seed decides."""
         if self.random.random() < 0.05:
             self.interactions = self.make_interactions()
-        level = self.random.choice(LEVELS)
+        batch_loss = self.random.choice(BATCH_LOSSES)
         use = self.random.choices(USES, WEIGHTS)[0]
-        for name in (level.__name__, use.__name__):
+        for name in (batch_loss.__name__, use.__name__):
             self.counts[name] = self.counts.get(name, 0) + 1
-        use(self, level)
+        use(self, batch_loss)
         for optimizer in self.optimizers:
             optimizer.zero_grad()
 
@@ -86,8 +86,8 @@ class Training:
             optimizer.step()
 
 
-# A level is a function of the training, the item table and further arguments: the loss of a batch.
-Level = Callable[..., Tensor]
+# A function of the training, the item table and further arguments: the loss of a batch.
+BatchLoss = Callable[..., Tensor]
 
 
 def _batch(t: Training) -> tuple[Tensor, Tensor, int]:
@@ -102,7 +102,7 @@ def _extra(t: Training, rows: int) -> Tensor | None:
 
 
 def scores(t: Training, items: Tensor, sparse_grad: bool = False, **loss: Any) -> Tensor:
-    """Level 1, on scores in a view whose rows do not follow one another."""
+    """From scores, in a view whose rows do not follow one another."""
     query_ids, pos_ids, n = _batch(t)
     queries = t.queries[query_ids]
     rows = queries @ t.items.T / DIM
@@ -110,7 +110,7 @@ def scores(t: Training, items: Tensor, sparse_grad: bool = False, **loss: Any) -
 
 
 def own_ids(t: Training, items: Tensor, **loss: Any) -> Tensor:
-    """Level 2, ids per row."""
+    """From embeddings, with ids per row."""
     query_ids, pos_ids, n = _batch(t)
     neg_ids = t.ids(ITEMS, len(pos_ids), n).to(t.random.choice([torch.int32, torch.int64]))
     extra = _extra(t, len(pos_ids))
@@ -118,7 +118,7 @@ def own_ids(t: Training, items: Tensor, **loss: Any) -> Tensor:
 
 
 def shared_ids(t: Training, items: Tensor, **loss: Any) -> Tensor:
-    """Level 2, ids for all rows, with log weights."""
+    """From embeddings, with ids for all rows and log weights."""
     query_ids, pos_ids, n = _batch(t)
     log_q = torch.randn(n, generator=t.generator, device=t.device)
     queries = t.queries[query_ids]
@@ -126,7 +126,7 @@ def shared_ids(t: Training, items: Tensor, **loss: Any) -> Tensor:
 
 
 def sampled(t: Training, items: Tensor, **loss: Any) -> Tensor:
-    """Level 3, in all its forms."""
+    """Sampled negatives, in all forms."""
     query_ids, pos_ids, n = _batch(t)
     forms: list[Arguments] = [{}, {"recompute": True}, {"shared": True}, {"distribution": "popularity"}]
     settings = t.random.choice(forms) | {"extra_pos_ids": _extra(t, len(pos_ids))}
@@ -152,51 +152,51 @@ def full(t: Training, items: Tensor, sparse_grad: bool = False, **loss: Any) -> 
     )
 
 
-LEVELS: tuple[Level, ...] = (scores, own_ids, shared_ids, sampled, in_batch, full)
+BATCH_LOSSES: tuple[BatchLoss, ...] = (scores, own_ids, shared_ids, sampled, in_batch, full)
 
 
-def plain(t: Training, level: Level) -> None:
-    level(t, t.items, prior=0.05).backward()
+def plain(t: Training, batch_loss: BatchLoss) -> None:
+    batch_loss(t, t.items, prior=0.05).backward()
     t.update()
 
 
-def per_row(t: Training, level: Level) -> None:
-    losses = level(t, t.items, reduction="none", prior=t.random.random() / 2)
+def per_row(t: Training, batch_loss: BatchLoss) -> None:
+    losses = batch_loss(t, t.items, reduction="none", prior=t.random.random() / 2)
     losses.backward(torch.rand(losses.shape, generator=t.generator, device=t.device))
     t.update()
 
 
-def sparse(t: Training, level: Level) -> None:
-    level(t, t.sparse_items, sparse_grad=True).backward()
+def sparse(t: Training, batch_loss: BatchLoss) -> None:
+    batch_loss(t, t.sparse_items, sparse_grad=True).backward()
     t.update()
 
 
-def twice(t: Training, level: Level) -> None:
-    loss = level(t, t.items, reduction="sum")
+def twice(t: Training, batch_loss: BatchLoss) -> None:
+    loss = batch_loss(t, t.items, reduction="sum")
     loss.backward(retain_graph=True)
     loss.backward()
 
 
-def double_backward(t: Training, level: Level) -> None:
-    (gradient,) = torch.autograd.grad(level(t, t.items, detach_weights=False), t.queries, create_graph=True)
+def double_backward(t: Training, batch_loss: BatchLoss) -> None:
+    (gradient,) = torch.autograd.grad(batch_loss(t, t.items, detach_weights=False), t.queries, create_graph=True)
     gradient.square().sum().backward()
 
 
-def never_differentiated(t: Training, level: Level) -> None:
-    level(t, t.items)
+def never_differentiated(t: Training, batch_loss: BatchLoss) -> None:
+    batch_loss(t, t.items)
     with torch.no_grad():
-        level(t, t.items)
+        batch_loss(t, t.items)
 
 
-def raises(t: Training, level: Level) -> None:
+def raises(t: Training, batch_loss: BatchLoss) -> None:
     """Arguments that are refused; ids of no item, which the kernels notice while they run; and a spent graph."""
-    _expect(ValueError, lambda: level(t, t.items, temperature=-1.0))
+    _expect(ValueError, lambda: batch_loss(t, t.items, temperature=-1.0))
     if t.device.type == "cpu":  # on a GPU they end the process
         query_ids, pos_ids, n = _batch(t)
         queries, bad = t.queries[query_ids], t.ids(ITEMS, len(pos_ids), n) + ITEMS
         _expect(IndexError, lambda: cw_loss_from_embeddings(queries, t.items, pos_ids, bad))
         _expect(IndexError, lambda: draw_negatives(query_ids + QUERIES, t.interactions, n))
-    loss = level(t, t.items)
+    loss = batch_loss(t, t.items)
     loss.backward()
     _expect(RuntimeError, loss.backward)
 

@@ -1,10 +1,10 @@
-"""Single calls with more than 2^31 pairs of a row and a negative, and with a table of more than 2^31 numbers, checked
-against the fp64 reference; and resident memory over thousands of training steps.
+"""Check very large calls against the fp64 reference, and whether memory stays flat over thousands of training steps.
 
     python -m benchmarks.stress.scale --out DIR
 
-The largest inputs (ids, scores, the table) lie in memory-mapped files on the CPU, whose pages the system can take back:
-only what the kernels allocate must fit into memory, at most 6 bytes a pair, or as much as the table.
+The calls have more than 2^31 pairs of a row and a negative, or a table of more than 2^31 numbers. On the CPU, the
+largest inputs (ids, scores, the table) are memory-mapped files, whose pages the system can reclaim. Only what the
+kernels allocate has to fit into memory: at most 6 bytes per pair, or as much as the table.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import command, gpu, reporting
-from benchmarks.common.arguments import positive_int
+from benchmarks.common.arguments import add_out, positive_int
 from benchmarks.stress import memory_growth
 from cw_ext import (
     Interactions,
@@ -37,7 +37,7 @@ from cw_ext import (
 )
 
 # Steps come first: memory that large calls leave in the allocator would look like growth.
-PARTS = ("steps", "levels", "exact", "scores", "table")
+PARTS = ("steps", "embeddings", "exact", "scores", "table")
 LOSS: dict[str, Any] = {"prior": 0.05, "reduction": "none"}
 SEED = 20
 NEGATIVES = 8200
@@ -108,7 +108,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Batch:
-    """What levels 2 and 3 have in common.
+    """What calls from embeddings and calls with sampled negatives have in common.
 
     Attributes:
         weights: [B], the gradients of the rows' losses.
@@ -194,7 +194,7 @@ def make_batch(rows: int, negatives: int, dim: int, items: int, device: str) -> 
     )
 
 
-# --- levels 2 and 3 ---
+# --- from embeddings, and with sampled negatives ---
 
 
 def run(batch: Batch, loss: Callable[[Tensor, Tensor], Tensor]) -> Outcome:
@@ -286,7 +286,7 @@ def wrong_draws(batch: Batch, neg_ids: Tensor) -> Check:
 
 
 def drawn_ids(batch: Batch, device: str, scratch: Path | None) -> Tensor:
-    """The negatives of level 3, [B, N]."""
+    """The negatives that sampled_cw_loss draws, [B, N]."""
     rows, items = len(batch.queries), len(batch.items)
     neg_ids = large_input((rows, batch.negatives), torch.int32, device, scratch)
     draws = negative_sampling.draws_of(batch.query_ids, batch.interactions, batch.negatives, SEED)
@@ -294,28 +294,28 @@ def drawn_ids(batch: Batch, device: str, scratch: Path | None) -> Tensor:
 
 
 def sampled(batch: Batch, **settings: Any) -> Outcome:
-    """A step of level 3."""
+    """A step with sampled negatives."""
     ids = (batch.query_ids, batch.pos_ids, batch.interactions, batch.negatives)
     settings = {"seed": SEED, "backend": "fused"} | LOSS | settings
     return run(batch, lambda queries, items: sampled_cw_loss(queries, items, *ids, **settings))
 
 
-def level_calls(rows: int, negatives: int, dim: int, items: int, device: str, scratch: Path | None) -> list[Call]:
-    """Level 3, twice, and level 2 with the ids that level 3 draws, so that one truth serves them all."""
+def embedding_calls(rows: int, negatives: int, dim: int, items: int, device: str, scratch: Path | None) -> list[Call]:
+    """Sampled negatives, twice, and the same negatives given as ids, so that one truth serves all three."""
     batch = make_batch(rows, negatives, dim, items, device)
-    outcomes = {"level 3": sampled(batch), "level 3, recompute": sampled(batch, recompute=True)}
+    outcomes = {"sampled": sampled(batch), "sampled, recompute": sampled(batch, recompute=True)}
     neg_ids = drawn_ids(batch, device, scratch)
-    outcomes["level 2"] = run(
+    outcomes["embeddings"] = run(
         batch, lambda q, x: cw_loss_from_embeddings(q, x, batch.pos_ids, neg_ids, backend="fused", **LOSS)
     )
     return checked_calls(batch, outcomes, neg_ids)
 
 
 def exact_call(rows: int, negatives: int, dim: int, items: int, device: str, scratch: Path | None) -> list[Call]:
-    """Level 3 in fp64, where sums over the rows are exact enough to show a few misplaced pairs."""
+    """Sampled negatives in fp64, where sums over the rows are exact enough to show a few misplaced pairs."""
     batch = make_batch(rows, negatives, dim, items, device)
     exact = replace(batch, queries=batch.queries.double(), items=batch.items.double(), weights=batch.weights.double())
-    outcomes = {"level 3, recompute, fp64": sampled(exact, recompute=True)}
+    outcomes = {"sampled, recompute, fp64": sampled(exact, recompute=True)}
     return checked_calls(exact, outcomes, drawn_ids(batch, device, scratch))
 
 
@@ -332,11 +332,11 @@ def checked_calls(batch: Batch, outcomes: dict[str, Outcome], neg_ids: Tensor) -
     ]  # fmt: skip
 
 
-# --- level 1 ---
+# --- from scores ---
 
 
 def score_call(rows: int, negatives: int, device: str, scratch: Path | None) -> Call:
-    """Level 1 in bf16: some rows against the reference, and an identity that holds in all rows."""
+    """From scores in bf16: some rows against the reference, and an identity that holds in all rows."""
     generator = torch.Generator(device).manual_seed(SEED)
     neg = large_input((rows, negatives), torch.bfloat16, device, scratch)
     for part in chunks(rows, negatives):
@@ -367,14 +367,14 @@ def score_call(rows: int, negatives: int, device: str, scratch: Path | None) -> 
         compared(f"gradient of {len(at)} rows of negatives", d_neg[at], d_neg_alone, half),
         compared(f"sum of a row's gradients, {rows} rows", sums, -d_pos, half),
     ]
-    return Call("level 1, bf16", {"B": rows, "N": negatives}, rows * negatives, seconds, most, checks)
+    return Call("scores, bf16", {"B": rows, "N": negatives}, rows * negatives, seconds, most, checks)
 
 
 # --- a large table ---
 
 
 def table_call(numbers: int, dim: int, device: str, scratch: Path | None) -> Call:
-    """Level 2 on a table of more than 2³¹ numbers; a batch uses rows at both ends and between."""
+    """From embeddings, with a table of more than 2³¹ numbers; a batch uses rows at both ends and between."""
     items, rows, n = -(-numbers // dim), 64, 100
     generator = torch.Generator().manual_seed(SEED)
     bounds = torch.tensor([min(limit // (size * dim), items - 1) for limit in (2**31, 2**32) for size in (1, 2, 4)])
@@ -412,7 +412,7 @@ def table_call(numbers: int, dim: int, device: str, scratch: Path | None) -> Cal
         compared(f"gradient of the {len(named)} items named", found, d_small, exact),
         Check(f"gradient of the other {items - len(named)} items, which have none", elsewhere, 0.0),
     ]
-    return Call("level 2, large table", {"B": rows, "N": n, "D": dim, "I": items}, rows * n, seconds, most, checks)
+    return Call("embeddings, large table", {"B": rows, "N": n, "D": dim, "I": items}, rows * n, seconds, most, checks)
 
 
 # --- time and memory ---
@@ -468,33 +468,31 @@ def as_json(call: Call) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status: 1 where a check failed."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.stress.scale",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = command.make_parser(
+        "python -m benchmarks.stress.scale",
+        __doc__,
+        "bad arguments, or an error",
+        "the parts that finished are written",
+        "1 a check failed",
     )
+    add_out(parser)
+    parser.add_argument("--device", choices=gpu.DEVICES, default="cpu", help="device to run on")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="parts to run (default: all)")
+    parser.add_argument("--pairs", type=positive_int, default=2_200_000_000, metavar="P", help="pairs in a call, B·N")
+    parser.add_argument("--negatives", type=positive_int, default=NEGATIVES, metavar="N", help="negatives per row")
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="where a JSON per part goes; a new folder under runs/ if not given"
+        "--table", type=positive_int, default=TABLE_NUMBERS, metavar="I*D", help="numbers in the large table"
     )
-    parser.add_argument("--device", choices=gpu.DEVICES, default="cpu", help="where to run (default: %(default)s)")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to run (default: all)")
-    parser.add_argument(
-        "--pairs", type=positive_int, default=2_200_000_000, metavar="P", help="B·N of a call (default: %(default)s)"
-    )
-    parser.add_argument("--negatives", type=positive_int, default=NEGATIVES, metavar="N", help="(default: %(default)s)")
-    parser.add_argument(
-        "--table", type=positive_int, default=TABLE_NUMBERS, metavar="I*D", help="size of the large table"
-    )
-    parser.add_argument("--steps", type=positive_int, default=10_000, metavar="S", help="(default: %(default)s)")
+    parser.add_argument("--steps", type=positive_int, default=10_000, metavar="S", help="training steps")
     parser.add_argument(
         "--scratch",
         type=Path,
         metavar="DIR",
-        help="where large inputs are mapped (default: the system's temporary folder)",
+        help="folder for the memory-mapped inputs (default: the system's temporary folder)",
     )
     arguments = parser.parse_args(argv)
     out = arguments.out or reporting.default_directory("scale")
-    return command.run(lambda: run_parts(arguments, out), f"the parts finished before are in {out}")
+    return command.run(lambda: run_parts(arguments, out), f"the parts that finished are in {out}")
 
 
 def run_parts(arguments: argparse.Namespace, out: Path) -> int:
@@ -502,7 +500,7 @@ def run_parts(arguments: argparse.Namespace, out: Path) -> int:
     gpu.require(arguments.device)
     reporting.make_writable_directory(out)
     passed = [run_part(part, arguments, out) for part in PARTS if part in arguments.parts]
-    print(f"results: {out}")
+    reporting.print_results(*(out / f"{part}.json" for part in PARTS if part in arguments.parts))
     return 0 if all(passed) else 1
 
 
@@ -518,8 +516,8 @@ def run_part(part: str, arguments: argparse.Namespace, out: Path) -> bool:
             print(memory_growth.describe(found), flush=True)
             reporting.write_json(out / "steps.json", {"environment": environment, **found})
             return True
-        case "levels":
-            calls = level_calls(*size, DIM, ITEMS, device, scratch)
+        case "embeddings":
+            calls = embedding_calls(*size, DIM, ITEMS, device, scratch)
         case "exact":
             calls = exact_call(*size, DIM, ITEMS, device, scratch)
         case "scores":

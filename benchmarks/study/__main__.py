@@ -1,4 +1,8 @@
-"""Train what the study asks for, skipping what is done, and draw its tables and plots."""
+"""Train everything that the study needs, and draw its tables and plots. Finished runs are skipped.
+
+The study compares how well losses rank on Amazon-Health, Amazon-Electronic and Gowalla. The whole of it takes days. If
+you stop it, the same command goes on from there. Choose a part of it with --parts, --datasets, --models and --seeds.
+"""
 
 from __future__ import annotations
 
@@ -24,26 +28,35 @@ _DATASETS = (*DATASETS, *SHIFTED.values())
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.study",
-        description=__doc__,
-        epilog="Exit status: 0 done, 2 bad arguments or data, 130 ended by Ctrl-C (the same command goes on).",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    parser = command.make_parser(
+        "python -m benchmarks.study", __doc__, "bad arguments or data", "the same command goes on from there"
     )
     parser.add_argument(
-        "--data", type=Path, metavar="DIR", default=Path("data"), help=f"holds the folders {', '.join(DATASETS)}"
+        "--data", type=Path, metavar="DIR", default=Path("data"), help=f"folder with {', '.join(DATASETS)}"
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", default=Path("runs/study"), help="where results go")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="questions to answer, in order")
-    parser.add_argument("--datasets", nargs="+", choices=_DATASETS, default=list(DATASETS), help="data to train on")
-    parser.add_argument("--models", nargs="+", choices=("mf", "lightgcn", "xsimgcl"), help="models to train; all")
-    parser.add_argument("--seeds", nargs="+", type=int, help="seeds to train with; all")
-    parser.add_argument("--workers", type=positive_int, default=os.cpu_count(), help="runs at a time, a thread each")
-    parser.add_argument("--list", action="store_true", help="only list the runs that are known to be still to do")
-    parser.add_argument("--report", action="store_true", help="train nothing; tables and plots of what there is")
+    parser.add_argument("--out", type=Path, metavar="DIR", default=Path("runs/study"), help="folder for the results")
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=list(PARTS), help="questions to answer, in this order"
+    )
+    parser.add_argument(
+        "--datasets", nargs="+", choices=_DATASETS, default=list(DATASETS), help="data sets to train on"
+    )
+    parser.add_argument(
+        "--models", nargs="+", choices=("mf", "lightgcn", "xsimgcl"), help="models to train (default: all)"
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, help="seeds to train with (default: all)")
+    parser.add_argument(
+        "--workers", type=positive_int, default=os.cpu_count(), help="runs at the same time, with one thread each"
+    )
+    parser.add_argument(
+        "--list", action="store_true", help="only list the remaining runs, as far as they are known now"
+    )
+    parser.add_argument(
+        "--report", action="store_true", help="train nothing; draw tables and plots of the finished runs"
+    )
     arguments = parser.parse_args(argv)
 
-    return command.run(lambda: _run(arguments), "the same command goes on from here")
+    return command.run(lambda: _run(arguments), "the same command goes on from there")
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -69,11 +82,10 @@ def _run(arguments: argparse.Namespace) -> None:
     if not arguments.report:
         missing = [path for name in arguments.datasets if not (path := arguments.data / name).is_dir()]
         if missing:
-            raise DataError(f"{missing[0]}: expected a folder with train.tsv and test.tsv, got nothing there")
+            raise DataError(f"{missing[0]}: expected a folder with train.tsv and test.tsv, got none")
         run_all(wanted, store, arguments.data, arguments.workers)
     csv_results.write(arguments.out, kept(store, PARTS))
-    for path in write_report(store, arguments.out):
-        print(path)
+    reporting.print_results(*write_report(store, arguments.out))
 
 
 if __name__ == "__main__":

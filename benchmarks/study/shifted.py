@@ -1,15 +1,16 @@
-"""Split a data set anew, so that test items are drawn evenly over popularity, while training items follow it.
+"""Split a data set again, so that test items are spread evenly over popularity while training items follow it.
 
-The training and test pairs of a split directory are pooled. Test pairs are drawn from the pool one after another, each
-with probability proportional to 1/n_i among those that may still be drawn, n_i the number of pairs of item i in the
-pool. So all items have the same chance at first, whatever their popularity; those with few pairs may run out of them.
-The last pair of a user or of an item is never drawn: each of them keeps one to train on, and no test item is cold.
-Training takes its validation pairs from its own ones, so validation follows popularity.
+The training and test pairs of a split folder are pooled. Test pairs are then drawn from the pool one after another.
+Each pair that may still be drawn has a probability proportional to 1/n_i, where n_i is the number of pairs of its item
+i in the pool. At first, all items therefore have the same chance, whatever their popularity; items with few pairs may
+run out of them. The last pair of a user or an item is never drawn, so each keeps one to train on, and no test item is
+cold.
+
+Training takes its validation pairs from the training pairs, so validation follows popularity.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -159,18 +160,13 @@ def _is_there(directory: Path, parts: dict[str, bytes]) -> bool:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.study.shifted",
-        description=__doc__,
-        epilog="Exit status: 0 done, 2 bad arguments or data, 130 ended by Ctrl-C. Nothing is left half-written.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = command.make_parser(
+        "python -m benchmarks.study.shifted", __doc__, "bad arguments or data", "no file is left half-written"
     )
-    parser.add_argument("--data", type=Path, metavar="DIR", required=True, help="holds train.tsv and test.tsv")
-    parser.add_argument("--out", type=Path, metavar="DIR", required=True, help="where the new two files go")
-    parser.add_argument("--seed", type=non_negative_int, default=0, help="of the draw (default: 0)")
-    parser.add_argument(
-        "--share", type=float, default=DEFAULT_SHARE, help=f"of the pairs that are tested (default: {DEFAULT_SHARE})"
-    )
+    parser.add_argument("--data", type=Path, metavar="DIR", required=True, help="folder with train.tsv and test.tsv")
+    parser.add_argument("--out", type=Path, metavar="DIR", required=True, help="folder for the two new files")
+    parser.add_argument("--seed", type=non_negative_int, default=0, help="seed of the draw")
+    parser.add_argument("--share", type=float, default=DEFAULT_SHARE, help="share of the pairs that become test pairs")
     arguments = parser.parse_args(argv)
 
     def work() -> None:

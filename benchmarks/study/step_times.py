@@ -1,8 +1,7 @@
-"""How long a step of training takes with so many negatives: all losses and numbers in turns, in one process."""
+"""Time training steps by the number of negatives, for the study: all losses and numbers take turns in one process."""
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import sys
@@ -81,15 +80,16 @@ def read(directory: Path) -> dict[str, Times]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.study.step_times",
-        description=__doc__,
-        epilog="Exit status: 0 done, 2 bad arguments or data, 130 ended by Ctrl-C (nothing is written).",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    parser = command.make_parser(
+        "python -m benchmarks.study.step_times", __doc__, "bad arguments or data", "nothing is written"
     )
-    parser.add_argument("--data", type=Path, metavar="DIR", default=Path("data"), help="as the study's")
-    parser.add_argument("--out", type=Path, metavar="DIR", default=Path("runs/study"), help="the study's results")
-    parser.add_argument("--rounds", type=positive_int, default=40, help="timed steps per loss and number")
+    parser.add_argument(
+        "--data", type=Path, metavar="DIR", default=Path("data"), help="folder with the study's data sets"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", default=Path("runs/study"), help="folder with the study's results"
+    )
+    parser.add_argument("--rounds", type=positive_int, default=40, help="steps to time per loss and number")
     arguments = parser.parse_args(argv)
 
     return command.run(lambda: _run(arguments.data, arguments.out, arguments.rounds))
@@ -102,7 +102,7 @@ def _run(data_directory: Path, out: Path, rounds: int) -> None:
     datasets = {name: measure(loaded[name], runs[name], rounds) for name in runs}
     report = {"environment": reporting.environment(), "rounds": rounds, "threads": 1, "datasets": datasets}
     reporting.write_json(out / TIMES_FILE, report)
-    print(out / TIMES_FILE)
+    reporting.print_results(out / TIMES_FILE)
 
 
 if __name__ == "__main__":

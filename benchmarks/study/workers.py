@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
-from benchmarks.common import data, reporting
+from benchmarks.common import command, data, reporting
 from benchmarks.study.runs import Run, Store
 from benchmarks.training.auto import choose
 from benchmarks.training.trainer import TrainingError, train
@@ -112,7 +111,7 @@ def run_all(wanted: Callable[[], Iterable[Run]], store: Store, data_directory: P
         _alone_in(store.directory / "runs"),
         ProcessPoolExecutor(num_workers, mp_context=context, initializer=_start_worker) as pool,
     ):
-        with tqdm(desc="runs", unit="run") as progress:
+        with command.progress(desc="runs", unit="run") as progress:
             try:
                 while True:
                     keys = {run.key for run in under_way.values()}

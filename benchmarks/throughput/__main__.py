@@ -1,10 +1,14 @@
-"""Throughput of one training step of the CW loss: cw_ext against what PyTorch offers without it, and a yardstick.
+"""Compare one training step of the CW loss by cw_ext with what PyTorch offers without it.
 
-A step is forward and backward with the loss's defaults, including the gradients of all inputs but neither the optimizer
-nor sampling, except where the contestants draw themselves ("sampled"). The contestants (see throughput/contestants.py)
-take turns in one process after each has been checked to compute the same loss and gradients. Slow ones get fewer turns.
-Compiling is timed apart, without a cache from earlier runs. On the CPU peak memory is that of a fresh process per
-contestant, beyond the inputs; on a GPU that of torch's allocator, which also covers what cw_ext's kernels allocate.
+A step is the forward and backward pass with the loss's defaults, with the gradients of all inputs. The optimizer is
+not part of it, nor is sampling, except for shapes of the kind "sampled", where the contestants draw negatives
+themselves. Every contestant is first checked to compute the right loss and gradients. Then they take turns in one
+process; slow ones get fewer turns. benchmarks/throughput/contestants.py describes them, and the floor that they are
+also compared with.
+
+Compiling is timed apart, without a cache from earlier runs. On the CPU, peak memory is that of a fresh process per
+contestant, beyond the inputs. On a GPU it is that of torch's allocator, which also covers what cw_ext's kernels
+allocate.
 """
 
 from __future__ import annotations
@@ -22,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from benchmarks.common import command, gpu, reporting
 from benchmarks.common.arguments import non_negative_float, positive_int
@@ -67,7 +70,7 @@ def run(
         *(("shapes", shape, partial(measure_shape, **settings)) for shape in grid),
         *(("scaling", shape, partial(measure_scaling, rounds=settings["rounds"])) for shape in scaling_grid),
     ]
-    with tqdm(jobs, unit="shape") as progress, _fresh_compiler_cache():
+    with command.progress(jobs, unit="shape") as progress, _fresh_compiler_cache():
         try:
             for section, shape, measure in progress:
                 if time.monotonic() >= end:
@@ -99,18 +102,19 @@ def _fresh_compiler_cache() -> Iterator[None]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.throughput",
-        description=__doc__,
-        epilog="Exit status: 0 done, 1 the budget was too small for all shapes, 2 bad arguments, an error or a wrong "
-        "result, 130 ended by Ctrl-C.",
+    parser = command.make_parser(
+        "python -m benchmarks.throughput",
+        __doc__,
+        "bad arguments, an error or a wrong result",
+        "the shapes that finished are written",
+        "1 the budget was too small for all shapes",
     )
-    parser.add_argument("--quick", action="store_true", help="a few small shapes, in a minute or two")
+    parser.add_argument("--quick", action="store_true", help="measure a few small shapes only, in a minute or two")
     parser.add_argument(
         "--shapes",
         choices=("all", "main", "rest", "cce"),
         default="all",
-        help="of a GPU's: the few that tell most, the rest of them, or those of CCE⁻ (default: %(default)s)",
+        help="with --device cuda: all shapes, the main ones, the rest, or those for CCE⁻",
     )
     parser.add_argument(
         "--kinds",
@@ -118,51 +122,53 @@ def _parser() -> argparse.ArgumentParser:
         choices=shapes.KINDS,
         default=shapes.KINDS,
         metavar="KIND",
-        help="where the negatives come from: scores (level 1), ids (level 2), sampled (drawn for each row), or one set "
-        "for all rows: shared, in-batch, mixed, full (default: all)",
+        help="where the negatives come from. scores: the model computed their scores; ids: their ids are given, and "
+        "the loss is computed from embeddings; sampled: drawn for each row. Or one set for all rows: shared (drawn), "
+        "in-batch, mixed (both) or full (all items). (default: all)",
     )
     parser.add_argument(
         "--history",
         metavar="DIR|FILE",
-        help="the known positives of all kinds from sampled on, as --data of benchmarks.training (default: made up, as "
-        "many as gowalla's)",
+        help="data with the known positives, as for --data of benchmarks.training; for all kinds but scores and ids "
+        "(default: made up, as many as Gowalla has)",
     )
     parser.add_argument(
         "--device",
         choices=gpu.DEVICES,
         default="cpu",
-        help="where to run; a GPU has contestants and shapes of its own (default: %(default)s)",
+        help="device to run on; a GPU has other contestants and shapes",
     )
     parser.add_argument(
         "--rounds",
         type=positive_int,
         default=30,
-        help="samples of each contestant but slow ones (default: %(default)s)",
+        help="samples of each contestant; slow ones get fewer",
     )
     parser.add_argument(
-        "--contestants", nargs="+", choices=CONTESTANTS, help="whom to measure (default: all there are, cce with --cce)"
+        "--contestants", nargs="+", choices=CONTESTANTS, help="what to measure (default: all; cce only with --cce)"
     )
     parser.add_argument(
         "--cce",
         type=Path,
         metavar="DIR",
-        help="measure CCE⁻ as well, from this checkout of https://github.com/On-Point-RND/MemoryEfficientSRS (needs "
-        "--device cuda)",
+        help="also measure CCE⁻, from this checkout of https://github.com/On-Point-RND/MemoryEfficientSRS; needs "
+        "--device cuda",
     )
     parser.add_argument(
         "--budget",
         type=non_negative_float,
         default=math.inf,
         metavar="SECONDS",
-        help="begin no further shape after so long (default: measure all)",
+        help="start no further shape after this time (default: no limit)",
     )
-    parser.add_argument("--threads", type=positive_int, help="of torch, in place of its own choice")
-    parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
+    parser.add_argument("--threads", type=positive_int, help="threads of torch (default: what torch chooses)")
+    parser.add_argument("--no-memory", action="store_true", help="don't measure peak memory")
     parser.add_argument(
         "--out",
         type=Path,
         metavar="DIR",
-        help="where results go (default: benchmarks/results/throughput-DEVICE; with --quick a new folder under runs/)",
+        help="folder for the results (default: benchmarks/results/throughput-DEVICE; with --quick: a new folder under "
+        "runs/)",
     )
     return parser
 
@@ -200,7 +206,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("argument --contestants: cce needs --cce DIR")
     kept = Path(os.path.relpath(Path(__file__).parents[1])) / "results" / f"throughput-{arguments.device}"
     out = arguments.out or (reporting.default_directory("throughput") if arguments.quick else kept)
-    return command.run(lambda: _run(parser, arguments, out), f"what was finished is in {out}")
+    return command.run(lambda: _run(parser, arguments, out), f"the shapes that finished are in {out}")
 
 
 def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace, out: Path) -> int:
@@ -237,7 +243,8 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace, out: Pa
 
     if report["shapes"]:
         print(f"\n{throughput_report.describe(report)}")
-        print(f"\nresults: {', '.join(str(path) for path in [out / 'throughput.json', *pictures])}")
+        print()
+        reporting.print_results(out / "throughput.json", *pictures)
     if isinstance(cause, KeyboardInterrupt):
         print(f"interrupted; {len(report['shapes'])} of {len(grid)} shapes finished", file=sys.stderr)
         return command.INTERRUPTED
@@ -249,7 +256,7 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace, out: Pa
     if errors:
         return 2
     if report["not_begun"]:
-        print(f"the budget is spent; {len(report['shapes'])} of {len(grid)} shapes finished", file=sys.stderr)
+        print(f"out of time; {len(report['shapes'])} of {len(grid)} shapes finished", file=sys.stderr)
         return 1
     return 0
 

@@ -166,7 +166,7 @@ def check(name: str, shape: Shape, found: Sequence[Tensor], expected: Sequence[T
         error = ((a.double() - b).norm() / b.norm()).item()
         if not error <= tolerance:  # also for NaN
             raise WrongResult(
-                f"{name} at {shape.table}, {shape.label}: expected the {part} of eager PyTorch in fp64 "
+                f"{name} ({shape.table}, {shape.label}): expected the {part} of eager PyTorch in fp64 "
                 f"to within {tolerance:g}, got a relative error of {error:.2g}"
             )
 
@@ -182,7 +182,7 @@ def _eager_in_blocks(name: str, shape: Shape, inputs: Inputs) -> Callable[..., T
         try:
             neg_ids, log_q = sampled.first_draws(name, shape, inputs)
         except ValueError as error:
-            raise WrongResult(f"{name} at {shape.table}, {shape.label}: {error}") from None
+            raise WrongResult(f"{name} ({shape.table}, {shape.label}): {error}") from None
         return lambda rows, queries, items: eager.from_embeddings(
             queries[rows], items, pos_ids[rows], neg_ids[rows], None if log_q is None else log_q[rows]
         )

@@ -17,7 +17,6 @@ benchmarks/throughput/contestants.py describes both.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -145,11 +144,10 @@ def _mib(value: float) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.throughput.front_figure",
-        description="Draw the front figure of the documentation from the published measurements; nothing is measured.",
+    parser = command.make_parser("python -m benchmarks.throughput.front_figure", __doc__)
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", default=PICTURES, help="folder for the pictures (default: docs/pictures)"
     )
-    parser.add_argument("--out", type=Path, default=PICTURES, metavar="DIR", help="where the two pictures go")
     arguments = parser.parse_args(argv)
     return command.run(lambda: _run(arguments.out))
 
@@ -157,9 +155,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(out: Path) -> None:
     shown = costs(json.loads(SOURCE.read_text(encoding="utf-8")))
     reporting.make_writable_directory(out)
-    for theme in THEMES:
-        draw(shown, theme, out / f"front-{theme}.png")
+    pictures = [out / f"front-{theme}.png" for theme in THEMES]
+    for theme, picture in zip(THEMES, pictures, strict=True):
+        draw(shown, theme, picture)
     print(describe(shown))
+    reporting.print_results(*pictures)
 
 
 if __name__ == "__main__":

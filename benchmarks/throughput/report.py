@@ -54,7 +54,7 @@ def describe(report: dict[str, Any]) -> str:
     for table in dict.fromkeys(TABLES.values()):
         measured = [entry for entry in report["shapes"] if entry["table"] == table]
         if measured:
-            parts.append(_table(table, measured, copying if table == "level 1" else None))
+            parts.append(_table(table, measured, copying if table == "scores" else None))
     parts.append(
         "x eager and so on: times its speed. GB/s: of the bytes that any implementation must move. % of floor: of "
         "the speed of the\nyardstick, which is less work than the loss. B/neg: bytes per negative beyond inputs and "
@@ -80,7 +80,7 @@ def describe(report: dict[str, Any]) -> str:
         parts.append(f"compiling (with the first step) took {min(compiling):.1f} to {max(compiling):.1f} s per shape")
     for entry in report["shapes"]:
         for name, reason in entry["left_out"].items():
-            parts.append(f"left out: {name} at {entry['table']}, {entry['label']}: {reason}")
+            parts.append(f"left out: {name} ({entry['table']}, {entry['label']}): {reason}")
     if report["not_begun"]:
         parts.append(f"not begun, the budget being spent: {'; '.join(report['not_begun'])}")
     if any("cw_ext" in entry["contestants"] for entry in report["shapes"]):

@@ -18,7 +18,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 # All rows share the same negatives, except those that each leaves out.
 ONE_SET = ("shared", "in-batch", "mixed", "full")
 # The tables of the report, a panel each in the plots.
-TABLES = {"scores": "level 1", "ids": "level 2", "sampled": "sampled", **dict.fromkeys(ONE_SET, "one set")}
+TABLES = {"scores": "scores", "ids": "embeddings", "sampled": "sampled", **dict.fromkeys(ONE_SET, "one set")}
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,11 @@ class Shape:
     """Sizes of one training step.
 
     Attributes:
-        kind: where the negatives come from. "scores": scores that the model computed (level 1); "ids": ids that are
-            there (level 2); "sampled": drawn for each row. The others are one set for all rows: "shared", drawn;
-            "in-batch", the batch's positives; "mixed", both; "full", all items. From "sampled" on a row leaves out
-            what a history knows of its query, and popular negatives are corrected by log Q.
+        kind: where the negatives come from. "scores": the model has computed their scores; "ids": their ids are
+            given, and the loss is computed from embeddings; "sampled": drawn for each row. The others are one set for
+            all rows: "shared", drawn; "in-batch", the batch's positives; "mixed", both; "full", all items. From
+            "sampled" on, a row leaves out the known positives of its query, and popular negatives are corrected by
+            log Q.
         batch_size: rows, B.
         negatives: that are given or drawn, N: per row, or for all where they are one set; 0 where none are.
         dim: length of an embedding, D; 0 for scores.

@@ -1,8 +1,8 @@
-"""SL@20 with thresholds learned from counts, and with those of passes over the catalogue: NDCG and time.
+"""Compare SL@20 with two ways to find its thresholds: counts of each step's negatives, and passes over the catalogue.
 
-Both train MF with the study's settings for Amazon-Health, one run after the other with each seed. Where the thresholds
-stand is how many items score above them at the end of training, of all items and of those that a user's negatives are
-drawn from. Then epochs of new runs are timed, a step of one way after a step of the other.
+Both train MF with the study's settings for Amazon-Health, one run after the other for each seed. The table shows NDCG
+and Recall, and how many items score above a user's threshold at the end of training: of all items, and of those that
+the user's negatives are drawn from. Then epochs of new runs are timed, with steps of the two ways in turns.
 """
 
 from __future__ import annotations
@@ -112,23 +112,24 @@ def _mean_and_deviation(values: Sequence[float]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     defaults = TrainingConfig()
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.topk_threshold",
-        description=__doc__,
-        epilog="Exit status: 0 done, 2 bad arguments or data, 130 ended by Ctrl-C.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    parser = command.make_parser(
+        "python -m benchmarks.topk_threshold", __doc__, "bad arguments or data", "the runs that finished are written"
     )
     parser.add_argument(
-        "--data", type=Path, metavar="DIR", default=Path("data") / HEALTH, help="a folder with train.tsv and test.tsv"
+        "--data", type=Path, metavar="DIR", default=Path("data") / HEALTH, help="folder with train.tsv and test.tsv"
     )
     parser.add_argument(
-        "--seed", type=non_negative_int, nargs="*", default=[0, 1, 2, 3, 4], help="of the runs; with none only times"
+        "--seed",
+        type=non_negative_int,
+        nargs="*",
+        default=[0, 1, 2, 3, 4],
+        help="seeds to train with; none: only measure times",
     )
-    parser.add_argument("--epochs", type=positive_int, default=defaults.epochs, help="most epochs to train")
-    parser.add_argument("--timed-epochs", type=positive_int, default=10, help="of either way, in turns")
+    parser.add_argument("--epochs", type=positive_int, default=defaults.epochs, help="epochs to train, at most")
+    parser.add_argument("--timed-epochs", type=positive_int, default=10, help="epochs to time of each way, in turns")
     add_out(parser)
     arguments = parser.parse_args(argv)
-    return command.run(lambda: _run(arguments), "what was finished before is written")
+    return command.run(lambda: _run(arguments), "the runs that finished are written")
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -150,7 +151,7 @@ def _run(arguments: argparse.Namespace) -> None:
     report["times"] = time_epochs(dataset, config, arguments.timed_epochs)
     reporting.write_json(directory / "results.json", report)
     print(describe(report))
-    print(f"results: {directory / 'results.json'}")
+    reporting.print_results(directory / "results.json")
 
 
 if __name__ == "__main__":

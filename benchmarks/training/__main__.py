@@ -1,4 +1,9 @@
-"""Train a recommender with one loss after another and compare how well it ranks the test items."""
+"""Train a recommender with one or more losses, and compare how well it ranks the test items.
+
+    python -m benchmarks.training --data orders.csv --loss sl cw --save models
+
+Without --data it trains on MovieLens-100K. Recommend with a saved model by python -m benchmarks.recommend.
+"""
 
 from __future__ import annotations
 
@@ -38,253 +43,285 @@ def _save_directories(cases: Sequence[Case], directory: Path | None) -> dict[int
 
 def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     defaults, loss_defaults = TrainingConfig(), LossOptions()
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.training",
-        description=__doc__,
-        epilog="Exit status: 0 done, 2 bad arguments or data, or training that diverged, "
-        "130 ended by Ctrl-C (what was validated by then is tested and written; --resume goes on).",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    parser = command.make_parser(
+        "python -m benchmarks.training",
+        __doc__,
+        "bad arguments or data, or training diverged",
+        "what was validated by then is tested and written; --resume goes on from there",
     )
-    parser.add_argument(
+    files = parser.add_argument_group("data")
+    files.add_argument(
         "--data",
         metavar="DIR|FILE",
-        help="directory with train.* and test.*, kept as split; or a file, filtered and split 80/20 (or by its column "
-        "split): a table, RecBole .inter, LightGCN lists, MovieLens, MIND, SNAP check-ins, JSON lines or parquet; "
-        "MovieLens-100K if not given",
+        help="a folder with train.* and test.*, used as it is; or a file, which is filtered and split 80/20, or by its "
+        "column split. Formats: csv and other tables, RecBole .inter, LightGCN lists, MovieLens, MIND, SNAP check-ins, "
+        "JSON lines and parquet (default: MovieLens-100K)",
     )
-    data_arguments.add(parser)
-    parser.add_argument("--loss", nargs="+", choices=LOSSES, default=["sl", "cw"], help="losses to compare")
-    parser.add_argument(
-        "--auto",
-        action="store_true",
-        help="choose each loss's hyper-parameters by validation, with the first seed and at most twice the epochs of "
-        "one training, and train with them; the learning rate is chosen for bpr only, from the given one down",
+    data_arguments.add(files)
+    model = parser.add_argument_group("model and training")
+    model.add_argument("--model", choices=MODELS, default=defaults.model, help="model to train")
+    model.add_argument("--dim", type=positive_int, default=defaults.dim, help="length of an embedding, D")
+    model.add_argument(
+        "--num-layers", type=positive_int, help="layers of a graph model (default: 2 for lightgcn, 3 for xsimgcl)"
     )
-    parser.add_argument("--model", choices=MODELS, default=defaults.model, help="the model to train")
-    parser.add_argument("--dim", type=positive_int, default=defaults.dim, help="length of an embedding")
-    parser.add_argument("--num-layers", type=positive_int, help="of a graph model; lightgcn 2, xsimgcl 3 if not given")
-    parser.add_argument(
+    model.add_argument(
         "--contrastive-weight",
         type=non_negative_float,
         default=defaults.contrastive_weight,
-        help="of the contrastive loss that xsimgcl adds",
+        help="weight of the contrastive loss that xsimgcl adds",
     )
-    parser.add_argument("--lr", type=non_negative_float, default=defaults.lr, help="learning rate of Adam")
-    parser.add_argument(
+    model.add_argument("--lr", type=non_negative_float, default=defaults.lr, help="learning rate of Adam")
+    model.add_argument(
         "--weight-decay", type=non_negative_float, default=defaults.weight_decay, help="weight decay of Adam"
     )
-    parser.add_argument(
-        "--tau",
-        type=float,
-        default=loss_defaults.temperature,
-        help="temperature on the half cosine: half of a value published for the cosine (psl: as published)",
-    )
-    parser.add_argument(
-        "--positive-tau",
-        type=float,
-        dest="positive_temperature",
-        metavar="POSITIVE_TAU",
-        help="temperature of the positive's own, on the half cosine: above tau it pulls the positive less, below more; "
-        "tau if not given (softmax losses but bsl)",
-    )
-    parser.add_argument(
-        "--falling-pull",
-        type=float,
-        metavar="KAPPA",
-        help="multiply the pull on a row's positive by 1 - KAPPA * its loss / the batch's mean, KAPPA in (0, 1), a "
-        "constant in the gradient; no such factor if not given (cw, sl, slk)",
-    )
-    parser.add_argument(
-        "--bsl-tau",
-        type=float,
-        dest="bsl_positive_temperature",
-        metavar="BSL_TAU",
-        help="temperature of the positive, which scales the whole loss; "
-        f"{loss_defaults.bsl_positive_temperature:g} if not given (bsl)",
-    )
-    parser.add_argument(
-        "--prior",
-        type=prior,
-        metavar="PRIOR|auto",
-        default=loss_defaults.prior,
-        help="share of the sampled negatives that are positives, in [0, 1); auto: estimated at each validation, and 0 "
-        "until the first (cw, dcl)",
-    )
-    parser.add_argument(
-        "--extra-positives",
-        type=non_negative_int,
-        default=loss_defaults.extra_positives,
-        help="extra positives per row that the correction averages over (cw, dcl)",
-    )
-    parser.add_argument(
-        "--held-out-positives",
-        action="store_true",
-        help="take the extra positives from a tenth of each user's training items, which is in no row; the "
-        "correction's gradient still raises their scores (cw, dcl)",
-    )
-    parser.add_argument(
-        "--likely-positives",
-        choices=(*LIKELY, "none"),
-        help="take the extra positives from items that the user does not know and probably likes: by a regression "
-        f"between items (EASE) or by random walks (RP3beta); auto: the first up to {MOST_REGRESSED} items; none: take "
-        f"known ones; {loss_defaults.likely_positives} if not given (cw, dcl)",
-    )
-    parser.add_argument("--weighting", choices=WEIGHTINGS, default=loss_defaults.weighting, help="of negatives (cw)")
-    parser.add_argument("--weight-tau", type=float, help="temperature of the weights; the loss's if not given (cw)")
-    parser.add_argument(
-        "--floor", type=float, default=loss_defaults.floor, help="share of the mass that the correction leaves (cw)"
-    )
-    parser.add_argument(
-        "--confidence-tau",
-        type=float,
-        help="temperature of the confidence in the positive, on the half cosine; if not given, cw has none, and slk "
-        f"{CONFIDENCE_RATIO:g} tau",
-    )
-    parser.add_argument(
-        "--confidence-detached", action="store_true", help="the confidence is a constant in the gradient (cw)"
-    )
-    parser.add_argument(
-        "--confidence-top-k",
-        type=positive_int,
-        help="measure the confidence from the score of the user's K-th item; from 0 if not given (cw; slk, talos: 20)",
-    )
-    parser.add_argument(
-        "--refresh-epochs",
-        type=positive_int,
-        help="estimate these scores in a pass over the catalogue, again after so many epochs; if not given, they are "
-        "learned from the counts of each step's negatives (cw, slk, talos)",
-    )
-    parser.add_argument(
-        "--top-positives", type=float, default=loss_defaults.top_positives, help="share of positives, alpha (llpauc)"
-    )
-    parser.add_argument(
-        "--top-negatives", type=float, default=loss_defaults.top_negatives, help="share of negatives, beta (llpauc)"
-    )
-    parser.add_argument(
-        "--adversary-every",
-        type=positive_int,
-        default=loss_defaults.adversary_every,
-        help="of this many epochs the adversary learns in the last, the model in the others (advinfonce)",
-    )
-    parser.add_argument(
-        "--false-negative-prior",
-        type=prior,
-        metavar="PRIOR|auto",
-        help="weigh negatives by 1 - p, p the probability of a false one, which is estimated for each epoch from the "
-        "scores of validation items and of negatives with this share of positives, in [0, 1), or one that is estimated "
-        "too; from the second epoch on (softmax losses; cw and dcl need --prior 0); no such weights if not given",
-    )
-    parser.add_argument(
-        "--false-negative-family",
-        choices=FAMILIES,
-        help=f"of the densities behind p; {loss_defaults.false_negative_family} if not given",
-    )
-    parser.add_argument(
-        "--false-negative-strength",
-        type=non_negative_float,
-        help=f"the exponent of 1 - p, above 0; {loss_defaults.false_negative_strength:g} if not given",
-    )
-    parser.add_argument(
-        "--adapter-candidates",
-        type=positive_int,
-        metavar="K",
-        help="a network tells the false negatives among the K hardest of each row, at most 64, rather than their "
-        "scores do; it learns from a tenth of each user's training items, which is in no row, and ranks the test's "
-        "first items again",
-    )
-    parser.add_argument(
-        "--cross-fitted",
-        action="store_true",
-        help="estimate p from a tenth of each user's training items in place of the validation items: each epoch has "
-        "another tenth in no row, and the next one has weights by the scores of these",
-    )
-    parser.add_argument(
-        "--false-negatives",
-        type=share,
-        metavar="SHARE",
-        help="hold out a tenth of the training items, and make this share of the negatives such items of their users",
-    )
-    parser.add_argument(
-        "--backend",
-        choices=("auto", "fused", "reference"),
-        default=loss_defaults.backend,
-        help="compiled kernels, plain PyTorch, or the kernels where they are there (not bpr, llpauc and advinfonce)",
-    )
-    parser.add_argument("--epochs", type=positive_int, default=defaults.epochs, help="most epochs to train")
-    parser.add_argument("--batch-size", type=positive_int, default=defaults.batch_size, help="positives per step")
-    parser.add_argument(
-        "--negatives",
-        type=negatives_argument,
-        metavar="SPEC",
-        default=loss_defaults.negatives,
-        help="N or uniform:N, N per positive drawn inside the op; popularity:N, the same by popularity^0.75, corrected "
-        "by log Q; shared:N, one set for the batch; in-batch, the batch's other positives, corrected; mixed:N, these "
-        "and N uniform ones; full, all items; auto[:N], uniform, as many as each epoch's scores suggest, at most N. "
-        "Chosen by score: scored:N/K, N of K uniform ones by a softmax; memory[:N], hard ones whose scores vary, as in "
-        "SRNS; chain[:N], by a softmax through Markov chains, as in MCNS. Items that the user is known to like are "
-        "left out (bpr: one negative, uniform, popularity or by score)",
-    )
-    parser.add_argument(
-        "--sampler-tau",
-        type=float,
-        dest="sampler_temperature",
-        metavar="SAMPLER_TAU",
-        help="temperature of the softmax of the scores that scored negatives and chains follow, and that a memory is "
-        f"drawn by; if not given, the loss's, but for bpr, which has none: {SRNS_TEMPERATURE:g} for a memory, as in "
-        "SRNS, and for the others it must be given",
-    )
-    parser.add_argument(
-        "--scored-corrected",
-        action="store_true",
-        help="weigh scored negatives by one over the weight that they were drawn by (softmax losses)",
-    )
-    parser.add_argument(
-        "--memory-pool",
-        type=positive_int,
-        help="items in the pool that a user's memory of negatives is drawn from, 72 or more; a step's time grows with "
-        f"it; {loss_defaults.memory_pool} if not given, and never more than there are items",
-    )
-    parser.add_argument(
-        "--stage-prior",
-        type=prior,
-        metavar="PRIOR|auto",
-        help="share of positives among the negatives, in [0, 1), from which auto:N finds the number; auto: estimated; "
-        f"{loss_defaults.stage_prior:g} if not given",
-    )
-    parser.add_argument("--k", type=positive_int, default=defaults.k, help="length of the ranking that is judged")
-    parser.add_argument(
+    model.add_argument("--epochs", type=positive_int, default=defaults.epochs, help="epochs to train, at most")
+    model.add_argument("--batch-size", type=positive_int, default=defaults.batch_size, help="positives per step, B")
+    model.add_argument(
         "--eval-every", type=positive_int, default=defaults.eval_every, help="epochs between validations"
     )
-    parser.add_argument(
+    model.add_argument(
         "--patience",
         type=non_negative_int,
         default=0,
-        help="stop after this many validations without a better NDCG; 0 trains all epochs, as the protocol does",
+        help="stop after this many validations without a better NDCG; 0: train all epochs",
     )
-    parser.add_argument("--device", choices=gpu.DEVICES, default=defaults.device, help="where to train")
-    parser.add_argument(
+    model.add_argument("--k", type=positive_int, default=defaults.k, help="length of the rankings to evaluate")
+    model.add_argument("--device", choices=gpu.DEVICES, default=defaults.device, help="device to train on")
+    model.add_argument(
         "--seed",
         type=non_negative_int,
         nargs="+",
         default=[defaults.seed],
-        help="of splits, start and sampling; with more than one, each loss is trained with each",
+        help="seeds of the splits, the start and the sampling; each loss is trained with each seed",
     )
-    add_out(parser)
-    parser.add_argument(
+    model.add_argument(
+        "--backend",
+        choices=("auto", "fused", "reference"),
+        default=loss_defaults.backend,
+        help="fused: compiled kernels; reference: plain PyTorch; auto: the kernels if they are built "
+        "(not bpr, llpauc, advinfonce)",
+    )
+
+    loss = parser.add_argument_group("loss", "Names in brackets are the losses that have the option.")
+    loss.add_argument(
+        "--loss",
+        nargs="+",
+        choices=LOSSES,
+        default=["sl", "cw"],
+        metavar="LOSS",
+        help=f"losses to compare: {', '.join(LOSSES)}",
+    )
+    loss.add_argument(
+        "--auto",
+        action="store_true",
+        help="choose each loss's hyper-parameters by validation on the first seed, then train with them. The search "
+        "takes at most twice the epochs of one training. The learning rate is chosen for bpr only, from the given one "
+        "downwards",
+    )
+    loss.add_argument(
+        "--tau",
+        type=float,
+        default=loss_defaults.temperature,
+        help="temperature on the half cosine, which is half of a value published for the cosine (psl: as published)",
+    )
+    loss.add_argument(
+        "--positive-tau",
+        type=float,
+        dest="positive_temperature",
+        metavar="POSITIVE_TAU",
+        help="separate temperature for the positive, on the half cosine. Above --tau the pull on the positive is "
+        "weaker, below it is stronger (default: --tau) (softmax losses but bsl)",
+    )
+    loss.add_argument(
+        "--falling-pull",
+        type=float,
+        metavar="KAPPA",
+        help="multiply the pull on a row's positive by 1 - KAPPA * its loss / the batch's mean loss, as a constant in "
+        "the gradient; KAPPA in (0, 1) (default: off) (cw, sl, slk)",
+    )
+    loss.add_argument(
+        "--bsl-tau",
+        type=float,
+        dest="bsl_positive_temperature",
+        metavar="BSL_TAU",
+        help="temperature of the positive, which scales the whole loss "
+        f"(default: {loss_defaults.bsl_positive_temperature:g}) (bsl)",
+    )
+    loss.add_argument(
+        "--weighting", choices=WEIGHTINGS, default=loss_defaults.weighting, help="weights of the negatives (cw)"
+    )
+    loss.add_argument("--weight-tau", type=float, help="temperature of the weights (default: --tau) (cw)")
+    loss.add_argument(
+        "--confidence-tau",
+        type=float,
+        help="temperature of the confidence in the positive, on the half cosine (default: cw has no confidence; slk "
+        f"{CONFIDENCE_RATIO:g} times --tau)",
+    )
+    loss.add_argument(
+        "--confidence-detached", action="store_true", help="treat the confidence as a constant in the gradient (cw)"
+    )
+    loss.add_argument(
+        "--confidence-top-k",
+        type=positive_int,
+        help="measure the confidence from the score of the user's K-th best item (default: 20 for slk and talos; cw "
+        "measures it from 0)",
+    )
+    loss.add_argument(
+        "--refresh-epochs",
+        type=positive_int,
+        help="find these scores in a pass over the catalogue every so many epochs (default: learn them from the counts "
+        "of each step's negatives) (cw, slk, talos)",
+    )
+    loss.add_argument(
+        "--top-positives",
+        type=float,
+        default=loss_defaults.top_positives,
+        help="share of positives that count, alpha (llpauc)",
+    )
+    loss.add_argument(
+        "--top-negatives",
+        type=float,
+        default=loss_defaults.top_negatives,
+        help="share of negatives that count, beta (llpauc)",
+    )
+    loss.add_argument(
+        "--adversary-every",
+        type=positive_int,
+        default=loss_defaults.adversary_every,
+        help="of every so many epochs, the last trains the adversary and the others the model (advinfonce)",
+    )
+
+    correction = parser.add_argument_group("correction of the negatives' mass (cw, dcl)")
+    correction.add_argument(
+        "--prior",
+        type=prior,
+        metavar="PRIOR|auto",
+        default=loss_defaults.prior,
+        help="share of the sampled negatives that are really positives, in [0, 1). auto: estimate it at each "
+        "validation, and use 0 until the first",
+    )
+    correction.add_argument(
+        "--extra-positives",
+        type=non_negative_int,
+        default=loss_defaults.extra_positives,
+        help="extra positives per row, which the correction averages over",
+    )
+    correction.add_argument(
+        "--likely-positives",
+        choices=(*LIKELY, "none"),
+        help="take the extra positives from items that the user probably likes but hasn't interacted with. They are "
+        f"found by a regression between items (EASE) or by random walks (RP3beta). auto: EASE up to {MOST_REGRESSED} "
+        f"items. none: take known positives (default: {loss_defaults.likely_positives})",
+    )
+    correction.add_argument(
+        "--held-out-positives",
+        action="store_true",
+        help="take the extra positives from a tenth of each user's training items, which are left out of the rows. The "
+        "correction's gradient still raises their scores",
+    )
+    correction.add_argument(
+        "--floor", type=float, default=loss_defaults.floor, help="share of the mass that the correction leaves (cw)"
+    )
+
+    false = parser.add_argument_group("weights against false negatives (softmax losses; cw and dcl need --prior 0)")
+    false.add_argument(
+        "--false-negative-prior",
+        type=prior,
+        metavar="PRIOR|auto",
+        help="weight negatives by 1 - p, where p is the probability of a false negative. From the second epoch on, p "
+        "is estimated in each epoch from the scores of validation items and of negatives, given this share of "
+        "positives among the negatives, in [0, 1). auto: estimate the share too (default: no weights)",
+    )
+    false.add_argument(
+        "--false-negative-family",
+        choices=FAMILIES,
+        help=f"family of densities used to estimate p (default: {loss_defaults.false_negative_family})",
+    )
+    false.add_argument(
+        "--false-negative-strength",
+        type=non_negative_float,
+        help=f"exponent of 1 - p, above 0 (default: {loss_defaults.false_negative_strength:g})",
+    )
+    false.add_argument(
+        "--cross-fitted",
+        action="store_true",
+        help="estimate p from a tenth of each user's training items instead of the validation items. Each epoch leaves "
+        "another tenth out of the rows, and the next epoch's weights come from the scores of that tenth",
+    )
+    false.add_argument(
+        "--adapter-candidates",
+        type=positive_int,
+        metavar="K",
+        help="let a network find the false negatives among the K hardest of each row, at most 64, instead of using "
+        "their scores. It learns from a tenth of each user's training items, which are left out of the rows, and also "
+        "reranks the first items of the test rankings",
+    )
+    false.add_argument(
+        "--false-negatives",
+        type=share,
+        metavar="SHARE",
+        help="plant false negatives: hold out a tenth of the training items, and make this share of the negatives such "
+        "items of their users",
+    )
+
+    sampling = parser.add_argument_group("negatives")
+    sampling.add_argument(
+        "--negatives",
+        type=negatives_argument,
+        metavar="SPEC",
+        default=loss_defaults.negatives,
+        help="kind and number of negatives. N or uniform:N: N per positive, drawn inside the op. popularity:N: the "
+        "same, drawn by popularity^0.75 and corrected by log Q. shared:N: one set for the batch. in-batch: the batch's "
+        "other positives, corrected. mixed:N: these and N uniform ones. full: all items. auto[:N]: uniform, as many as "
+        "each epoch's scores suggest, at most N. Chosen by score: scored:N/K: N of K uniform ones, by a softmax. "
+        "memory[:N]: hard ones whose scores vary, as in SRNS. chain[:N]: by a softmax, through Markov chains, as in "
+        "MCNS. The user's known positives are always left out. bpr takes one negative: uniform, by popularity or by "
+        "score",
+    )
+    sampling.add_argument(
+        "--sampler-tau",
+        type=float,
+        dest="sampler_temperature",
+        metavar="SAMPLER_TAU",
+        help="temperature of the softmax of scores for scored:, chain: and memory: (default: --tau. bpr has none: "
+        f"{SRNS_TEMPERATURE:g} for memory:, as in SRNS, and required for the others)",
+    )
+    sampling.add_argument(
+        "--scored-corrected",
+        action="store_true",
+        help="weight scored: negatives by one over the weight that they were drawn with (softmax losses)",
+    )
+    sampling.add_argument(
+        "--memory-pool",
+        type=positive_int,
+        help="items in the pool that a user's memory: negatives are drawn from, 72 or more, and never more than there "
+        f"are items. A step's time grows with it (default: {loss_defaults.memory_pool})",
+    )
+    sampling.add_argument(
+        "--stage-prior",
+        type=prior,
+        metavar="PRIOR|auto",
+        help="share of positives among the negatives, in [0, 1), from which auto: finds the number. auto: estimate it "
+        f"(default: {loss_defaults.stage_prior:g})",
+    )
+
+    results = parser.add_argument_group("results")
+    add_out(results)
+    results.add_argument(
         "--save",
         type=Path,
         metavar="DIR",
-        help="keep the model that validates best, for benchmarks.recommend; with several losses or seeds each in "
-        "DIR/LOSS-seedSEED",
+        help="save the model that validates best, for benchmarks.recommend. With several losses or seeds, each is "
+        "saved in DIR/LOSS-seedSEED",
     )
-    parser.add_argument(
+    results.add_argument(
         "--resume",
         action="store_true",
-        help="go on where the comparison with this --out was interrupted: what is finished is kept",
+        help="go on with the interrupted comparison in --out. Finished runs are kept",
     )
     arguments = parser.parse_args(argv)
     if arguments.resume and arguments.out is None:
-        parser.error("--resume needs the --out of the comparison to go on with")
+        parser.error("--resume needs --out, the folder of the comparison to go on with")
     if arguments.save is not None and arguments.out is not None and arguments.save.resolve() == arguments.out.resolve():
         parser.error("--save and --out must be different directories")
     if arguments.auto:
@@ -310,12 +347,12 @@ def _refuse_chosen(parser: argparse.ArgumentParser, argv: Sequence[str] | None, 
         for field in sorted(search_space(name).chooses):
             destination = _DESTINATIONS.get(field, field)
             if found[destination] is not not_given:
-                parser.error(f"--auto chooses {flags[destination]} of {name}: expected one of the two, got both")
+                parser.error(f"--auto chooses {flags[destination]} for {name}: expected one of the two, got both")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
-    return command.run(lambda: _run(_parse_arguments(argv)), "what was finished before is written")
+    return command.run(lambda: _run(_parse_arguments(argv)), "the runs that finished are written")
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -391,12 +428,12 @@ def _run(arguments: argparse.Namespace) -> int:
         print(describe_runs(report["runs"]))
         if choices:
             print(describe_choices(choices))
-        print(f"results: {directory / 'results.json'}, {directory / 'results.png'}")
+        reporting.print_results(directory / "results.json", directory / "results.png")
         if arguments.save is not None:
             print(f"saved: {arguments.save}")
     if interrupted:
         finished = ", ".join(f"{run['loss']} (seed {run['config']['seed']})" for run in report["runs"]) or "none"
-        print(f"interrupted; runs written: {finished}", file=sys.stderr)
+        print(f"interrupted; finished runs: {finished}", file=sys.stderr)
         return command.INTERRUPTED
     return 0
 

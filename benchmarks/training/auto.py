@@ -28,9 +28,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
-from benchmarks.common import data
+from benchmarks.common import command, data
 from benchmarks.training.candidates import Candidate
 from benchmarks.training.losses import LossOptions, build_loss
 from benchmarks.training.search_spaces import Changes, Setting, search_space
@@ -140,8 +139,8 @@ def _choose(
     best: Candidate | None = None
     tried: list[Candidate] = []
     reasons = []
-    with tqdm(
-        total=2 * given.config.epochs, desc=f"{loss_name} --auto", unit="epoch", disable=not show_progress
+    with command.progress(
+        total=2 * given.config.epochs, desc=f"{loss_name} --auto", unit="epoch", shown=show_progress
     ) as progress:
         budget = _Budget(given.config, progress.update)
         for number, stage in enumerate(space.stages):

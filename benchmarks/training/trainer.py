@@ -13,9 +13,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm import tqdm
 
-from benchmarks.common import data, gpu
+from benchmarks.common import command, data, gpu
 from benchmarks.training import checkpoints
 from benchmarks.training.estimates import LARGEST_PRIOR, EstimatedWeights, Unseen, inner_products
 from benchmarks.training.false_negatives import FalseNegatives, hold_out
@@ -276,10 +275,9 @@ class Trainer:
         config = self.config
         if checkpoint is not None and checkpoint.exists():
             checkpoints.load(self, checkpoint, config.device)
-        progress = tqdm(
-            total=config.epochs, initial=self.epoch, desc=self.loss.name, unit="epoch", mininterval=0.5,
-            disable=not show_progress,
-        )  # fmt: skip
+        progress = command.progress(
+            total=config.epochs, initial=self.epoch, desc=self.loss.name, unit="epoch", shown=show_progress
+        )
         try:
             while self.epoch < config.epochs and not self._is_out_of_patience():
                 training_loss = self._train_epoch()

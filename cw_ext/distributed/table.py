@@ -88,7 +88,8 @@ class RowShardedTable(nn.Module):
     Attributes:
         weight: this process's rows, [≤ ⌈I/R⌉, D], which are rows first to first + len(weight) of the table.
         first: the table's row at the start of `weight`.
-        num_rows, dim: I and D.
+        num_rows: I.
+        dim: D.
         process_group: the group.
     """
 

@@ -315,7 +315,7 @@ def test_a_directory_that_cannot_be_saved_to_is_refused_before_the_search(tmp_pa
 @pytest.mark.parametrize(
     ("further", "complaint"),
     [
-        (["--tau", "0.1"], "--auto chooses --tau of sl: expected one of the two, got both"),
+        (["--tau", "0.1"], "--auto chooses --tau for sl: expected one of the two, got both"),
         (["--loss", "cw", "--prior", "0.05"], "--auto chooses --prior of cw"),
         (["--loss", "cw", "--likely-positives", "auto"], "--auto chooses --likely-positives of cw"),
         (["--loss", "bpr", "slk", "--confidence-tau", "1.25"], "--auto chooses --confidence-tau of slk"),

@@ -81,7 +81,7 @@ def test_a_wrong_cce_is_caught(checkout):
     cce.use_cce(checkout)
     inputs = contestants.make_inputs(SHAPE)
     found = contestants.make_step("cce", SHAPE, inputs)()
-    with pytest.raises(contestants.WrongResult, match="cce at level 2, B=64 N=50 .* softmax: expected the loss"):
+    with pytest.raises(contestants.WrongResult, match="cce \\(embeddings, B=64 N=50 .* softmax\\): expected the loss"):
         contestants.check("cce", SHAPE, found, contestants.exact_results(SHAPE, inputs))
 
 
@@ -111,8 +111,8 @@ def test_the_command_for_a_gpu_played_through_on_the_cpu(checkout, kernels, tmp_
             assert cost["peak_extra_bytes"] == (None if name in ("graph", "floor") else 10**6)
     assert (report["environment"]["gpu"], report["environment"]["copy_bytes_per_second"]) == ("Some GPU", 1e12)
     described = capsys.readouterr().out
-    assert columns_of(described, "level 1")["graph"]["% of copy"] not in ("-", "")
-    assert columns_of(described, "level 2")["cce"]["x cce"] == "1.00"
+    assert columns_of(described, "scores")["graph"]["% of copy"] not in ("-", "")
+    assert columns_of(described, "embeddings")["cce"]["x cce"] == "1.00"
 
 
 def test_scores_are_neither_all_alike_nor_decided():
@@ -134,4 +134,4 @@ def test_a_cce_that_cannot_be_imported_is_left_out_on_cuda(checkout, kernels, tm
     (checkout / "kernels" / "cut_cross_entropy" / "cce.py").write_text("import no_such_module\n", encoding="utf-8")
     arguments = ["--quick", "--device", "cuda", "--cce", str(checkout), "--contestants", "cce", "floor"]
     assert throughput.main([*arguments, "--rounds", "2", "--out", str(tmp_path / "out")]) == 0
-    assert "left out: cce at level 2, B=256 N=100 D=64 I=1200 fp16 softmax: ModuleNotFound" in capsys.readouterr().out
+    assert "left out: cce (embeddings, B=256 N=100 D=64 I=1200 fp16 softmax): ModuleNotFound" in capsys.readouterr().out

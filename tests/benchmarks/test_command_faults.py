@@ -207,7 +207,7 @@ def test_a_signal_ends_the_program_itself(tmp_path: Path, plots: None) -> None:
             process.kill()
     assert process.returncode == 130, stderr
     assert "Traceback" not in stderr
-    assert stderr.splitlines()[-1] == "interrupted; runs written: sl (seed 0)"
+    assert stderr.splitlines()[-1] == "interrupted; finished runs: sl (seed 0)"
     [run] = runs_of(out)
     assert run["ended_by"] == "interrupt"
     torch.load(out / "checkpoint.pt", weights_only=True)

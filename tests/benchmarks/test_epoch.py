@@ -59,8 +59,8 @@ def test_both_backends_are_measured_and_written(kernels, split, device, tmp_path
 
     for part in ("sampling", "queries", "loss forward", "backward", "optimizer", "rest", "step"):
         assert f"\n{part} " in printed
-    assert "(all of it measured)" in printed
-    assert "(extrapolated from its first 2 steps)" in printed
+    assert "(measured in full)" in printed
+    assert "(extrapolated from the first 2 steps)" in printed
     assert str(out / "results.json") in printed
 
 

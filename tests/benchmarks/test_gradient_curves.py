@@ -92,7 +92,7 @@ def test_the_plot_is_written(tmp_path, capsys):
     out = tmp_path / "new"
     assert gradients.main(["--out", str(out)]) == 0
     assert (out / "gradients.png").read_bytes().startswith(b"\x89PNG")
-    assert capsys.readouterr().out == f"plot: {out / 'gradients.png'}\n"
+    assert capsys.readouterr().out == f"results: {out / 'gradients.png'}\n"
 
 
 def test_a_directory_that_cannot_be_written_is_named(tmp_path, capsys):

@@ -449,7 +449,7 @@ def test_an_interrupt_while_a_plot_is_drawn_loses_nothing(tmp_path, monkeypatch,
     with monkeypatch.context() as patch:
         patch.setattr(compare, "plot_runs", plot)
         assert training.main(arguments(tmp_path)) == 130
-    assert "interrupted; runs written: bpr (seed 0)\n" in capsys.readouterr().err
+    assert "interrupted; finished runs: bpr (seed 0)\n" in capsys.readouterr().err
     first = load_results(tmp_path)["runs"][0]
     epochs = trained_epochs(monkeypatch)
     assert training.main(arguments(tmp_path, "--resume")) == 0
@@ -461,7 +461,7 @@ def test_resume_needs_the_directory(capsys):
     with pytest.raises(SystemExit) as caught:
         training.main(["--resume"])
     assert caught.value.code == 2
-    assert "--resume needs the --out of the comparison to go on with" in capsys.readouterr().err
+    assert "--resume needs --out, the folder of the comparison to go on with" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

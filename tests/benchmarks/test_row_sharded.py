@@ -25,7 +25,7 @@ def test_the_example_learns_and_goes_on_from_its_checkpoint(tmp_path: Path) -> N
 def test_without_torchrun_it_does_not_start(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as error:
         row_sharded.main([])
-    assert error.value.code == 2 and "start it with torchrun" in capsys.readouterr().err
+    assert error.value.code == 2 and "start this program with torchrun" in capsys.readouterr().err
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def test_the_command_measures_and_writes(tmp_path: Path, capsys: pytest.CaptureF
 def test_an_odd_batch_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as error:
         scaling.main(["--batch-size", "7"])
-    assert error.value.code == 2 and "--batch-size must be even" in capsys.readouterr().err
+    assert error.value.code == 2 and "--batch-size: expected an even number" in capsys.readouterr().err
 
 
 if __name__ == "__main__":

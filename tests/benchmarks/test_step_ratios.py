@@ -105,7 +105,7 @@ def test_the_ids_of_the_training_steps(kernels, monkeypatch):
 def test_steps_that_need_another_checkout_or_none(flags, capsys):
     with pytest.raises(SystemExit):
         step_ratios.main(flags)
-    assert "--steps grid needs --against, and --steps candidates goes without it" in capsys.readouterr().err
+    assert "--steps grid needs --against, and --steps candidates needs a run without it" in capsys.readouterr().err
 
 
 def test_a_checkout_is_compared_with_itself(kernels, checkout, tmp_path, monkeypatch, capsys):
@@ -117,11 +117,11 @@ def test_a_checkout_is_compared_with_itself(kernels, checkout, tmp_path, monkeyp
     assert str(checkout) not in text
     printed = capsys.readouterr().out
     assert [name.partition(" N=")[0] for name in report["steps"]] == [
-        "level 1 4x4",
-        "level 1 4x4, no gradient",
-        "level 1 8x6",
-        *4 * ["level 2"],
-        "level 3",
+        "scores 4x4",
+        "scores 4x4, no gradient",
+        "scores 8x6",
+        *4 * ["embeddings"],
+        "sampled",
     ]
     for name, step in report["steps"].items():
         check(step)
@@ -164,10 +164,10 @@ def test_a_folder_without_kernels_is_refused(kernels, checkout, tmp_path, capsys
 
 
 def test_the_other_checkouts_own_package_is_timed(kernels, checkout, tmp_path, capsys):
-    """Here one whose level 1 fails."""
+    """Here one whose cw_loss fails."""
     shutil.copytree(checkout / "cw_ext", tmp_path / "cw_ext", ignore=shutil.ignore_patterns("__pycache__"))
     with (tmp_path / "cw_ext" / "__init__.py").open("a", encoding="utf-8") as file:
         file.write("\n\ndef cw_loss(*_, **__):\n    raise RuntimeError\n")
     assert step_ratios.main(["--against", str(tmp_path), "--out", str(tmp_path / "out"), *FLAGS]) == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last == f"error: {tmp_path}: the process with its cw_ext has ended"
+    assert last == f"error: {tmp_path}: the process that runs its cw_ext has failed"

@@ -16,8 +16,8 @@ from benchmarks.stress import memory_growth, scale
 ROWS, NEGATIVES = 90, 40
 
 
-def _levels(device: torch.device, tmp_path: Path) -> list[scale.Call]:
-    return scale.level_calls(ROWS, NEGATIVES, 8, 30, device.type, tmp_path)
+def _embeddings(device: torch.device, tmp_path: Path) -> list[scale.Call]:
+    return scale.embedding_calls(ROWS, NEGATIVES, 8, 30, device.type, tmp_path)
 
 
 def _exact(device: torch.device, tmp_path: Path) -> list[scale.Call]:
@@ -42,7 +42,7 @@ def _failed(calls: list[scale.Call]) -> dict[str, list[str]]:
 # --- large calls ---
 
 
-@pytest.mark.parametrize("calls", [_levels, _exact, _scores, _table])
+@pytest.mark.parametrize("calls", [_embeddings, _exact, _scores, _table])
 def test_calls_are_right(kernels: None, device: torch.device, tmp_path: Path, calls: Calls) -> None:
     found = calls(device, tmp_path)
     assert not any(_failed(found).values()), _failed(found)
@@ -55,7 +55,7 @@ def test_a_part_of_the_rows_at_a_time_is_the_same(
 ) -> None:
     monkeypatch.setattr(scale, "CHUNK_PAIRS", 7 * NEGATIVES)
     assert [len(range(ROWS)[part]) for part in scale.chunks(ROWS, NEGATIVES)] == [7] * 12 + [6]
-    assert not any(_failed(_levels(device, tmp_path) + _scores(device, tmp_path)).values())
+    assert not any(_failed(_embeddings(device, tmp_path) + _scores(device, tmp_path)).values())
 
 
 def _other_rows(ids: Tensor) -> Tensor:
@@ -75,10 +75,10 @@ def test_ids_read_from_another_row_are_noticed(
         return right(queries, items, pos_ids, neg_ids, **others)
 
     monkeypatch.setattr(scale, "cw_loss_from_embeddings", wrong)
-    failed = _failed(_levels(device, tmp_path))
-    assert not failed["level 3"] and not failed["level 3, recompute"]
-    assert len(failed["level 2"]) >= 5, failed
-    assert len(_failed(_table(device, tmp_path))["level 2, large table"]) == 3
+    failed = _failed(_embeddings(device, tmp_path))
+    assert not failed["sampled"] and not failed["sampled, recompute"]
+    assert len(failed["embeddings"]) >= 5, failed
+    assert len(_failed(_table(device, tmp_path))["embeddings, large table"]) == 3
 
 
 def test_scores_read_from_another_row_are_noticed(
@@ -90,7 +90,7 @@ def test_scores_read_from_another_row_are_noticed(
         return right(pos, _other_rows(neg) if others["backend"] == "fused" else neg, **others)
 
     monkeypatch.setattr(scale, "cw_loss", wrong)
-    assert len(_failed(_scores(device, tmp_path))["level 1, bf16"]) >= 3
+    assert len(_failed(_scores(device, tmp_path))["scores, bf16"]) >= 3
 
 
 def test_other_draws_are_noticed(
@@ -98,11 +98,11 @@ def test_other_draws_are_noticed(
 ) -> None:
     right = scale.negative_sampling.draw
     monkeypatch.setattr(scale.negative_sampling, "draw", lambda *a, **k: _other_rows(right(*a, **k)))
-    failed = _failed(_levels(device, tmp_path))
+    failed = _failed(_embeddings(device, tmp_path))
     of_draws = "ids of 64 rows that were not to be drawn"
     assert all(of_draws in what for what in failed.values())
-    # Level 2 is right about the ids that it is given.
-    assert len(failed["level 3"]) >= 5 and len(failed["level 3, recompute"]) >= 5 and failed["level 2"] == [of_draws]
+    # The loss from embeddings is right about the ids that it is given.
+    assert len(failed["sampled"]) >= 5 and len(failed["sampled, recompute"]) >= 5 and failed["embeddings"] == [of_draws]
 
 
 def test_one_row_too_few_is_noticed_in_fp64(
@@ -120,7 +120,7 @@ def test_one_row_too_few_is_noticed_in_fp64(
 
     monkeypatch.setattr(scale, "run", wrong)
     assert _failed(_exact(device, tmp_path)) == {
-        "level 3, recompute, fp64": [f"gradient of the items, from {ROWS} rows"]
+        "sampled, recompute, fp64": [f"gradient of the items, from {ROWS} rows"]
     }
 
 
@@ -190,7 +190,7 @@ def test_memory_is_flat(kernels: None, device: torch.device, one_thread: None) -
     training = memory_growth.Training(device.type)
     growth = _growth(training)
     assert not _leaks(growth), growth
-    every = {*(level.__name__ for level in memory_growth.LEVELS), *(use.__name__ for use in memory_growth.USES)}
+    every = {*(loss.__name__ for loss in memory_growth.BATCH_LOSSES), *(use.__name__ for use in memory_growth.USES)}
     assert set(training.counts) == every
 
 
@@ -200,8 +200,8 @@ def test_a_leak_is_noticed(kernels: None, one_thread: None, monkeypatch: pytest.
     """Of one thing in each step."""
     leaked: list[Any] = []
 
-    def leaking(t: memory_growth.Training, level: memory_growth.Level) -> None:
-        loss = level(t, t.items)
+    def leaking(t: memory_growth.Training, batch_loss: memory_growth.BatchLoss) -> None:
+        loss = batch_loss(t, t.items)
         leaked.append({"loss": loss.detach(), "graph": loss, "number": float(len(leaked))}[kept])
 
     monkeypatch.setattr(memory_growth, "USES", (leaking,))
@@ -230,8 +230,8 @@ def test_each_part_writes_a_file(kernels: None, tmp_path: Path, monkeypatch: pyt
     assert {path.name for path in tmp_path.iterdir()} == {f"{part}.json" for part in scale.PARTS}
     found = {part: json.loads((tmp_path / f"{part}.json").read_text(encoding="utf-8")) for part in scale.PARTS}
     assert all(part["environment"]["torch"] == torch.__version__ for part in found.values())
-    assert [call["name"] for call in found["levels"]["calls"]] == ["level 3", "level 3, recompute", "level 2"]
-    assert all(call["passed"] for part in ("levels", "exact", "scores", "table") for call in found[part]["calls"])
+    assert [call["name"] for call in found["embeddings"]["calls"]] == ["sampled", "sampled, recompute", "embeddings"]
+    assert all(call["passed"] for part in ("embeddings", "exact", "scores", "table") for call in found[part]["calls"])
     assert [step for step, _ in found["steps"]["memory"]["python blocks"]["samples"]] == [10, 20, 30]
 
 

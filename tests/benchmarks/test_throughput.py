@@ -121,7 +121,7 @@ def test_a_sampler_that_draws_a_known_positive_is_caught(monkeypatch, kernels, t
     (entry,) = load_results(tmp_path)["shapes"]
     assert (list(entry["contestants"]), entry["left_out"]) == (["cw_ext"], {"torch-search": "wrong result"})
     message = (
-        "error: torch-search at sampled, B=8 N=6 D=4 I=30 fp32: expected no known positive among the negatives, got 48"
+        "error: torch-search (sampled, B=8 N=6 D=4 I=30 fp32): expected no known positive among the negatives, got 48"
     )
     assert capsys.readouterr().err.splitlines()[-1] == message
 
@@ -199,7 +199,7 @@ def test_a_wrong_result_is_caught(part, named, wrong):
     expected = contestants.exact_results(PER_ROW, contestants.make_inputs(PER_ROW))
     found = list(expected)
     found[part] = found[part] * wrong
-    with pytest.raises(ValueError, match=f"eager at level 2, B=8 N=6 D=4 I=20 fp32: expected the {named}"):
+    with pytest.raises(ValueError, match=f"eager \\(embeddings, B=8 N=6 D=4 I=20 fp32\\): expected the {named}"):
         contestants.check("eager", PER_ROW, found, expected)
 
 
@@ -212,8 +212,8 @@ def test_a_wrong_contestant_is_not_timed_and_ends_in_an_error(tiny_grid, tmp_pat
     assert list(right["contestants"]) == ["cw_ext", "eager"]
     captured = capsys.readouterr()
     last = captured.err.splitlines()[-1]
-    assert last.startswith("error: cw_ext at level 1, B=8 N=6 fp32: expected the loss")
-    assert "left out: cw_ext at level 1, B=8 N=6 fp32: wrong result\n" in captured.out
+    assert last.startswith("error: cw_ext (scores, B=8 N=6 fp32): expected the loss")
+    assert "left out: cw_ext (scores, B=8 N=6 fp32): wrong result\n" in captured.out
 
 
 def test_the_floor_of_level_1_is_what_the_kernels_move(device):
@@ -352,7 +352,7 @@ def test_without_a_compiler_compile_is_left_out(tiny_grid, tmp_path, monkeypatch
     (entry,) = load_results(tmp_path)["shapes"]
     assert list(entry["contestants"]) == ["eager"]
     assert entry["left_out"] == {"compile": "RuntimeError: no compiler"}
-    assert "left out: compile at level 1, B=8 N=6 fp32: RuntimeError: no compiler\n" in capsys.readouterr().out
+    assert "left out: compile (scores, B=8 N=6 fp32): RuntimeError: no compiler\n" in capsys.readouterr().out
 
 
 def test_a_contestant_without_enough_memory_is_left_out(tiny_grid, tmp_path, monkeypatch, capsys):
@@ -371,7 +371,7 @@ def test_a_contestant_without_enough_memory_is_left_out(tiny_grid, tmp_path, mon
     level_1, level_2 = load_results(tmp_path)["shapes"]
     assert (list(level_1["contestants"]), level_1["left_out"]) == (["floor"], {"eager": reason})
     assert (list(level_2["contestants"]), level_2["left_out"]) == (["tuned", "floor"], {"eager": reason})
-    assert f"left out: eager at level 1, B=8 N=6 fp32: {reason}\n" in capsys.readouterr().out
+    assert f"left out: eager (scores, B=8 N=6 fp32): {reason}\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("part", [(contestants, "exact_results"), (throughput_measure, "_measure")])
@@ -419,8 +419,8 @@ def test_no_shape_begins_after_the_budget(tiny_grid, tmp_path, monkeypatch, caps
     assert throughput.main([*arguments, "5"]) == 1
     report = load_results(tmp_path)
     assert [entry["label"] for entry in report["shapes"]] == ["B=8 N=6 fp32"]
-    assert report["not_begun"] == ["level 2, B=8 N=6 D=4 I=20 fp32"]
-    assert capsys.readouterr().err.splitlines()[-1] == "the budget is spent; 1 of 2 shapes finished"
+    assert report["not_begun"] == ["embeddings, B=8 N=6 D=4 I=20 fp32"]
+    assert capsys.readouterr().err.splitlines()[-1] == "out of time; 1 of 2 shapes finished"
     assert throughput.main([*arguments, "8"]) == 0
     assert load_results(tmp_path)["not_begun"] == []
 
@@ -454,7 +454,7 @@ def test_a_run_on_cuda_is_written_whole(tiny_grid, kernels, tmp_path, monkeypatc
         assert list(entry["contestants"]) == contestants.contestants_of(shape, device="cuda")
         for name, cost in entry["contestants"].items():
             assert (cost["peak_extra_bytes"] is None) == (name in ("floor", "graph"))
-    assert columns_of(capsys.readouterr().out, "level 1")["graph"]["% of copy"] != "-"
+    assert columns_of(capsys.readouterr().out, "scores")["graph"]["% of copy"] != "-"
 
 
 def test_an_output_directory_that_cannot_be_is_refused(tmp_path, capsys):

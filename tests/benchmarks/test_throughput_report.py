@@ -185,10 +185,10 @@ def test_level_1_is_set_against_the_bandwidth_of_a_copy():
     environment = {"gpu": "Some GPU", "copy_bytes_per_second": 2e12}
     report = made_up_report(shape, PER_ROW, environment=environment, cw_ext=10e-6, graph=5e-6, floor=4e-6)
     described = throughput_report.describe(report)
-    table = columns_of(described, "level 1")
+    table = columns_of(described, "scores")
     assert {name: row["% of copy"] for name, row in table.items()} == {"cw_ext": "40", "graph": "80", "floor": "-"}
     assert table["graph"]["% of floor"] == "80"
-    assert "% of copy" not in columns_of(described, "level 2")["cw_ext"]
+    assert "% of copy" not in columns_of(described, "embeddings")["cw_ext"]
     assert "within the memory of Some GPU, 2000 GB/s" in described
     on_cpu = throughput_report.describe(made_up_report(shape, cw_ext=1.0))
     assert "of copy" not in on_cpu
@@ -197,7 +197,7 @@ def test_level_1_is_set_against_the_bandwidth_of_a_copy():
 def test_cce_is_a_rival_where_it_was_measured():
     report = made_up_report(SOFTMAX, cw_ext=3e-3, graph=2e-3, eager=5e-3, cce=1e-3)
     described = throughput_report.describe(report)
-    assert columns_of(described, "level 2")["cw_ext"]["x cce"] == "0.33"
+    assert columns_of(described, "embeddings")["cw_ext"]["x cce"] == "0.33"
     assert "(3.00 times the time of cce)" in described
     assert "x cce" not in throughput_report.describe(made_up_report(PER_ROW, cw_ext=1.0, eager=2.0))
 
@@ -216,17 +216,17 @@ def test_draws_are_set_against_ready_ids_and_other_draws():
 
 
 def test_what_was_not_begun_is_said():
-    report = made_up_report(SCORES, cw_ext=1.0) | {"not_begun": ["level 2, a", "level 2, b"]}
-    assert "not begun, the budget being spent: level 2, a; level 2, b" in throughput_report.describe(report)
+    report = made_up_report(SCORES, cw_ext=1.0) | {"not_begun": ["embeddings, a", "embeddings, b"]}
+    assert "not begun, the budget being spent: embeddings, a; embeddings, b" in throughput_report.describe(report)
 
 
 def test_defeats_are_named():
     shapes = [
-        {"table": "level 1", "label": "lost", "contestants": made_up_costs(cw_ext=3.0, eager=2.0, compile=1.5)},
-        {"table": "level 1", "label": "won", "contestants": made_up_costs(cw_ext=1.0, eager=2.0, floor=0.1)},
-        {"table": "level 1", "label": "alone", "contestants": made_up_costs(cw_ext=1.0)},
+        {"table": "scores", "label": "lost", "contestants": made_up_costs(cw_ext=3.0, eager=2.0, compile=1.5)},
+        {"table": "scores", "label": "won", "contestants": made_up_costs(cw_ext=1.0, eager=2.0, floor=0.1)},
+        {"table": "scores", "label": "alone", "contestants": made_up_costs(cw_ext=1.0)},
     ]
-    assert throughput_report.defeats({"shapes": shapes}) == ["level 1, lost (2.00 times the time of compile)"]
+    assert throughput_report.defeats({"shapes": shapes}) == ["scores, lost (2.00 times the time of compile)"]
 
 
 # --- plots ---

@@ -130,7 +130,7 @@ def test_the_plot(found: list, tmp_path: Path) -> None:
 def test_without_torchrun_it_does_not_start(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as error:
         distributed.main([])
-    assert error.value.code == 2 and "start it with torchrun" in capsys.readouterr().err
+    assert error.value.code == 2 and "start this program with torchrun" in capsys.readouterr().err
 
 
 if __name__ == "__main__":

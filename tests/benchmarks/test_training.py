@@ -710,7 +710,7 @@ def test_an_interrupted_run_is_tested_and_written(blocks, tmp_path, monkeypatch,
         ("bpr", 6, "epochs"),
         ("sl", 5, "interrupt"),
     ]
-    assert "interrupted; runs written: bpr (seed 0), sl (seed 0)\n" in capsys.readouterr().err
+    assert "interrupted; finished runs: bpr (seed 0), sl (seed 0)\n" in capsys.readouterr().err
 
 
 def test_an_interrupt_before_the_first_validation_keeps_the_runs_before(blocks, tmp_path, monkeypatch, capsys):
@@ -718,7 +718,7 @@ def test_an_interrupt_before_the_first_validation_keeps_the_runs_before(blocks, 
     arguments = ["--loss", "bpr", "sl", "--epochs", "6", "--eval-every", "2", "--out", str(tmp_path)]
     assert training.main(["--data", str(blocks), *arguments, *FLAGS]) == 130
     assert [run["loss"] for run in load_results(tmp_path)["runs"]] == ["bpr"]
-    assert "interrupted; runs written: bpr (seed 0)\n" in capsys.readouterr().err
+    assert "interrupted; finished runs: bpr (seed 0)\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

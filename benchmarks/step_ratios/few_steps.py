@@ -1,4 +1,4 @@
-"""A step of each level, by the functions that every version of cw_ext has.
+"""A few steps from scores, from embeddings and with sampled negatives, by functions that every version of cw_ext has.
 
 The caller decides which checkout's cw_ext is imported here.
 """
@@ -13,7 +13,7 @@ import torch
 from benchmarks.step_ratios.inputs import Sizes, Step, forward_and_backward, make_generator, make_ids, make_tables
 from cw_ext import Interactions, cw_loss, cw_loss_from_embeddings, sampled_cw_loss
 
-# Known positives of a query at level 3.
+# Known positives of a query where negatives are sampled.
 KNOWN = 40
 SEED = 0
 
@@ -22,13 +22,13 @@ def make_steps(sizes: Sizes) -> dict[str, Callable[[], Step]]:
     """Return by name what makes a step."""
     small, large = (sizes.few_scores, sizes.few_scores), (sizes.batch_size, sizes.many_negatives)
     steps = {
-        f"level 1 {small[0]}x{small[1]}": partial(_scores, *small),
-        f"level 1 {small[0]}x{small[1]}, no gradient": partial(_scores, *small, backward=False),
-        f"level 1 {large[0]}x{large[1]}": partial(_scores, *large),
+        f"scores {small[0]}x{small[1]}": partial(_scores, *small),
+        f"scores {small[0]}x{small[1]}, no gradient": partial(_scores, *small, backward=False),
+        f"scores {large[0]}x{large[1]}": partial(_scores, *large),
     }
-    for negatives, items in sizes.level_2():
-        steps[f"level 2 N={negatives} I={items}"] = partial(_embeddings, sizes, negatives, items)
-    steps[f"level 3 N={sizes.many_negatives} I={sizes.many_items}"] = partial(_sampled, sizes)
+    for negatives, items in sizes.embedding_sizes():
+        steps[f"embeddings N={negatives} I={items}"] = partial(_embeddings, sizes, negatives, items)
+    steps[f"sampled N={sizes.many_negatives} I={sizes.many_items}"] = partial(_sampled, sizes)
     return steps
 
 
