@@ -415,7 +415,7 @@ places = torch.arange(len(shown))
 axis.barh(places + 0.2, by_sl[shown], height=0.38, color=BLUE, label="SL")
 axis.barh(places - 0.2, by_cw[shown], height=0.38, color=ORANGE, label="CW with likely positives")
 axis.axvline(0, color="black", linewidth=0.8)
-labels = [names[item].split(" (")[0][:28] for item in shown.tolist()]  # without the year
+labels = [names[item].split(" (")[0][:31] for item in shown.tolist()]  # without the year
 marks = [" ✓" if hidden[shown_user, item] else "" for item in shown.tolist()]
 axis.set_yticks(places, [label + mark for label, mark in zip(labels, marks, strict=True)])
 axis.set_xscale("symlog", linthresh=0.1)
