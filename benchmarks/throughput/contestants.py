@@ -7,22 +7,22 @@
 - recompute, ready-ids, torch-search, torch-isin, numpy-sets, numpy-choice, bit-table: where negatives are drawn for
   each row, see benchmarks/throughput/sampled.py.
 - eager: the same loss in plain PyTorch (benchmarks/throughput/eager.py), with no more operations than the maths needs.
-  At level 2 as one would write it: look up, normalise, multiply. (With F.embedding: the backward pass of indexing takes
+  From embeddings as one would write it: look up, normalise, multiply. (With F.embedding: the backward pass of indexing takes
   twice as long.) With one set for all rows: a product with the set's rows, and a mask for what a row leaves out.
-- tuned: eager with an eye to its speed (level 2, negatives per row): the whole table is normalised before rows are
+- tuned: eager with an eye to its speed (embeddings, negatives per row): the whole table is normalised before rows are
   looked up, which leaves autograd less of size B·N·D. Where the table has several times the B·N rows drawn, eager's
   order is the faster one.
 - compile: torch.compile of tuned, or of eager where there is none; what a row leaves out is found before it.
-- checkpoint: tuned with activation checkpointing around gather, scores and loss (level 2, negatives per row). It keeps
+- checkpoint: tuned with activation checkpointing around gather, scores and loss (embeddings, negatives per row). It keeps
   nothing of size B·N·D from forward to backward, but backward builds all of it again, so that the peak of a step
   that is nothing but the loss stays eager's.
 - cce: CCE⁻, another project's fused kernels (GPU only), on the shapes whose loss is sampled softmax, as it computes
   nothing else. There the others compute sampled softmax too: benchmarks/throughput/cce.py.
-- floor: the yardstick, which is not the loss but less work than it. At level 1 copies of the scores into memory that
+- floor: the yardstick, which is not the loss but less work than it. For scores copies of the scores into memory that
   exists: on the CPU two, one for each of forward and backward; on a GPU one, since forward reads the scores and writes
   their gradient, and backward finds nothing left to multiply. With negatives per row an embedding bag: the same rows
   gathered and summed, and a constant gradient scattered back to the same rows, in which torch never builds [B, N, D];
-  nothing is drawn. With one set three matrix products, of scores and both gradients. But for level 1 it is made of
+  nothing is drawn. With one set three matrix products, of scores and both gradients. Except for scores it is made of
   torch's own operations, which a better kernel can beat: a share of the floor above 100 % is no mistake.
 
 In bf16 eager stays in bf16, as a user's model would; cw_ext computes in fp32 and is held to the same tolerance. cce
