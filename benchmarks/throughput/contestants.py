@@ -7,14 +7,14 @@
 - recompute, ready-ids, torch-search, torch-isin, numpy-sets, numpy-choice, bit-table: where negatives are drawn for
   each row, see benchmarks/throughput/sampled.py.
 - eager: the same loss in plain PyTorch (benchmarks/throughput/eager.py), with no more operations than the maths needs.
-  From embeddings as one would write it: look up, normalise, multiply. (With F.embedding: the backward pass of indexing takes
-  twice as long.) With one set for all rows: a product with the set's rows, and a mask for what a row leaves out.
+  From embeddings as one would write it: look up, normalise, multiply. (With F.embedding: the backward pass of indexing
+  takes twice as long.) With one set for all rows: a product with the set's rows, and a mask for what a row leaves out.
 - tuned: eager with an eye to its speed (embeddings, negatives per row): the whole table is normalised before rows are
   looked up, which leaves autograd less of size B·N·D. Where the table has several times the B·N rows drawn, eager's
   order is the faster one.
 - compile: torch.compile of tuned, or of eager where there is none; what a row leaves out is found before it.
-- checkpoint: tuned with activation checkpointing around gather, scores and loss (embeddings, negatives per row). It keeps
-  nothing of size B·N·D from forward to backward, but backward builds all of it again, so that the peak of a step
+- checkpoint: tuned with activation checkpointing around gather, scores and loss (embeddings, negatives per row). It
+  keeps nothing of size B·N·D from forward to backward, but backward builds all of it again, so that the peak of a step
   that is nothing but the loss stays eager's.
 - cce: CCE⁻, another project's fused kernels (GPU only), on the shapes whose loss is sampled softmax, as it computes
   nothing else. There the others compute sampled softmax too: benchmarks/throughput/cce.py.
