@@ -452,6 +452,8 @@ class Interactions:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state | {"_tables": {}, "_candidates": WeakTensorKeyDictionary()}
+        if "num_events" not in state:  # from 0.1.0, which did not count events
+            self.keep_counts, self.num_events = False, len(self)
         if "count_bounds" not in state:  # pickled before there was one
             self.count_bounds = count_bounds(self.item_counts)
 
