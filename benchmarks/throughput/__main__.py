@@ -145,7 +145,11 @@ def _parser() -> argparse.ArgumentParser:
         help="samples of each contestant; slow ones get fewer",
     )
     parser.add_argument(
-        "--contestants", nargs="+", choices=CONTESTANTS, help="what to measure (default: all; cce only with --cce)"
+        "--contestants",
+        nargs="+",
+        choices=CONTESTANTS,
+        metavar="NAME",
+        help=f"what to measure: {', '.join(CONTESTANTS)} (default: all; cce only with --cce)",
     )
     parser.add_argument(
         "--cce",
