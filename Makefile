@@ -30,7 +30,7 @@ help:
 	@echo "make test-build       run the tests that build: emulated CUDA kernels, sanitizers, failing allocations, packages"
 	@echo "make test-benchmarks  run the tests of benchmarks/ and examples/"
 	@echo "make test-all         run all of these, and the thorough tests that make test leaves out"
-	@echo "make fuzz             random calls of every level against the reference, and random wrong ones"
+	@echo "make fuzz             random calls of every form of the loss against the reference, and random wrong ones"
 	@echo "make sanitize         run the tests of the CPU kernels under the compiler's sanitizers"
 	@echo "make build            build the extension in place"
 	@echo "make docs             build this project's documentation site in docs/_build/html"

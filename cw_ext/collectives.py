@@ -211,7 +211,7 @@ def gather_rows(rows: Tensor, process_group: ProcessGroup, *, gradients: bool = 
         (rows [ΣB, ...], first): the rows of all processes. This process's are rows[first : first + B].
 
     Raises:
-        TypeError, ValueError: an argument is invalid. The message has its name, what was expected and what it got.
+        TypeError, ValueError: the message names the argument, what was expected, and what it got.
     """
     check_process_group(process_group)
     error, shape, with_gradient = None, "", False
@@ -267,7 +267,7 @@ def row_numbers(count: int, process_group: ProcessGroup, device: torch.device | 
         int64 [count].
 
     Raises:
-        TypeError, ValueError: an argument is invalid. The message has its name, what was expected and what it got.
+        TypeError, ValueError: the message names the argument, what was expected, and what it got.
     """
     checks.whole_number("count", count, 0, _ROWS_APART)
     check_process_group(process_group)

@@ -16,7 +16,7 @@ from cw_ext.score_samples import Scores, sorted_scores
 
 Family = Literal["normal", "isotonic"]
 
-# fp32, in which the loss sees most scores, tells no more places apart.
+# fp32, the dtype of most scores in the loss, cannot distinguish more places.
 _MOST_KNOTS = 2**24
 
 
@@ -112,7 +112,7 @@ class FalseNegatives:
         Raises:
             TypeError, ValueError: an argument is invalid: scores that are not floating-point, are empty or contain NaN
                 or +∞; for "normal", scores that are all equal or whose squares overflow fp64; a prior outside [0, 1).
-                The message has the argument, what was expected and what it got.
+                The message names the argument, what was expected, and what it got.
         """
         prior = _share("prior", prior)
         checks.choice("family", family, get_args(Family))
@@ -203,7 +203,7 @@ def cvir_log_weights(neg_scores: Tensor, prior: float) -> Tensor:
         that it shows in the loss.
 
     Raises:
-        TypeError, ValueError: an argument is invalid. The message has its name, what was expected and what it got.
+        TypeError, ValueError: the message names the argument, what was expected, and what it got.
 
     >>> import torch
     >>> from cw_ext import cw_loss
@@ -253,7 +253,7 @@ def delayed_weights(kinds: Tensor, f_dp: Tensor) -> Tensor:
         [B] for `row_weights`, in fp64 for fp64, else fp32.
 
     Raises:
-        TypeError, ValueError: an argument is invalid. The message has its name, what was expected and what it got.
+        TypeError, ValueError: the message names the argument, what was expected, and what it got.
         IndexError: a kind is out of range (checked on the CPU).
 
     >>> import torch

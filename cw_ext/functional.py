@@ -43,7 +43,7 @@ def cw_loss(
         extra_pos_scores: s_k [..., M], extra positives of the same query for the correction. −inf is padding.
         neg_log_weights: log q_j [..., N], or a shape that broadcasts to it, such as [N]: importance weights, a
             sampling correction, or the log of the probability that it is a true negative. −inf masks a negative out.
-        row_weights: [...], the weight of each row.
+        row_weights: [...], the weight w of each row. The mean is then Σ w·L / Σ w.
         **loss: see below.
 
     Returns:
@@ -125,7 +125,7 @@ def cw_loss_from_embeddings(
         neg_ids: [B, N], or [N] if all rows share the negatives. −1 is padding: the negative is masked out.
         extra_pos_ids: [B, M], extra positives of the same query for the correction. −1 is padding.
         neg_log_weights: log q_j [B, N], or a shape that broadcasts to it, such as [N]. −inf masks a negative out.
-        row_weights: [B], the weight of each row.
+        row_weights: [B], the weight w of each row. The mean is then Σ w·L / Σ w.
         similarity: the score. "half_cosine": ½·cos(q, x), in [−½, ½], as in the paper; "cosine"; or "dot", the inner
             product. A zero vector has the cosine 0 with every vector, and the gradient 0.
         sparse_grad: give `items` a coalesced sparse gradient, as torch.optim.SparseAdam takes, instead of a dense one.

@@ -93,7 +93,7 @@ def cw_loss_in_batch(
             :func:`cw_ext.sampled_cw_loss`. The loss then estimates the one with uniform negatives from these. A mask or
             ids need no `interactions`.
         extra_pos_ids: [B, M], extra positives of the same query for the correction. −1 is padding.
-        row_weights: [B], the weight of each row.
+        row_weights: [B], the weight w of each row. The mean is then Σ w·L / Σ w.
         symmetric: return the mean of this loss and of the loss from items to queries, as in CLIP (Radford et al., ICML
             2021). In the second direction, the negatives of a row's item are the other rows' queries, except those
             that are the row's own query, have the row's item as their positive, or know it. With `query_ids` and no

@@ -96,8 +96,8 @@ class Interactions:
                 Popularity draws and the log-Q correction of in-batch negatives then follow events instead of pairs.
 
         Raises:
-            TypeError, ValueError: an argument is invalid. The message has its name, what was expected and what it got.
-            IndexError: an id is out of range. The message has its position.
+            TypeError, ValueError: the message names the argument, what was expected, and what it got.
+            IndexError: an id is out of range. The message names its position.
         """
         checks.flags(keep_counts=keep_counts)
         self.keep_counts = keep_counts
@@ -220,7 +220,7 @@ class Interactions:
 
         Raises:
             OSError: the file cannot be read; FileNotFoundError if it does not exist.
-            ValueError: the content is none of the above (the message has the file and the line or the columns), an
+            ValueError: the content is none of the above (the message names the file and the line or the columns), an
                 argument does not apply to this kind of file, or the file is empty and the numbers of queries and items
                 are not given.
             IndexError: an id is not below `num_queries` or `num_items`.
@@ -405,7 +405,7 @@ class Interactions:
             pos_ids: with the shape of query_ids, or None. Rows with −1 are padding.
 
         Raises:
-            ValueError: there is such a query (the message has the first one), or there are no interactions to compute
+            ValueError: there is such a query (the message names the first one), or there are no interactions to compute
                 popularity from.
             TypeError, IndexError: query_ids are invalid (their range is checked only if they are read).
         """
@@ -452,6 +452,8 @@ class Interactions:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state | {"_tables": {}, "_candidates": WeakTensorKeyDictionary()}
+        if "num_events" not in state:  # from 0.1.0, which did not count events
+            self.keep_counts, self.num_events = False, len(self)
         if "count_bounds" not in state:  # pickled before there was one
             self.count_bounds = count_bounds(self.item_counts)
 

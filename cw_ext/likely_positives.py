@@ -72,7 +72,7 @@ class LikelyPositives:
             power: > 0. A larger power draws the most probable items more often.
 
         Raises:
-            TypeError, ValueError: an argument is invalid. The message has its name, what was expected and what it got.
+            TypeError, ValueError: the message names the argument, what was expected, and what it got.
                 This includes more items than the memory of the interactions' device has room for (checked before any
                 table is made), and a penalty too small for the inverse of G + λI.
 
@@ -118,7 +118,7 @@ class LikelyPositives:
             power: > 0. A larger power draws the most probable items more often.
 
         Raises:
-            TypeError, ValueError: an argument is invalid. The message has its name, what was expected and what it got.
+            TypeError, ValueError: the message names the argument, what was expected, and what it got.
         """
         _check(interactions, number, power)
         if checks.number("popularity_exponent", popularity_exponent, "a number of at least 0") < 0:
@@ -171,7 +171,7 @@ class LikelyPositives:
             int64 [B, M] for `extra_pos_ids`. −1 in rows of padding and of queries without a likely item.
 
         Raises:
-            TypeError, ValueError: an argument is invalid. The message has its name, what was expected and what it got.
+            TypeError, ValueError: the message names the argument, what was expected, and what it got.
             IndexError: an id is out of range (checked on the CPU).
         """
         checks.whole_number("number", number, 1, checks.MOST_DRAWS)

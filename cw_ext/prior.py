@@ -91,7 +91,7 @@ def estimate_prior(positive_scores: Scores, unlabeled_scores: Scores, *, confide
 
     Raises:
         TypeError, ValueError: scores are not floating-point, are empty or contain NaN, or the confidence is outside
-            (0, 1). The message has the argument, what was expected and what it got.
+            (0, 1). The message names the argument, what was expected, and what it got.
     """
     if isinstance(confidence, bool) or not isinstance(confidence, Real):
         raise TypeError(f"confidence must be a number in (0, 1), got {type(confidence).__name__}")

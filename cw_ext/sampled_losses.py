@@ -78,7 +78,7 @@ def sampled_cw_loss(
             positives. This is faster, because a matrix product replaces the look-ups; but all rows share one sampling
             error, so draw more.
         extra_pos_ids: [B, M], extra positives of the same query for the correction. −1 is padding.
-        row_weights: [B], the weight of each row.
+        row_weights: [B], the weight w of each row. The mean is then Σ w·L / Σ w.
         similarity: "half_cosine", "cosine" or "dot", as for :func:`cw_ext.cw_loss_from_embeddings`.
         sparse_grad: give `items` a coalesced sparse gradient instead of a dense one.
         recompute: keep nothing of size B·N. Backward draws the negatives and computes the gradients of the scores
@@ -184,7 +184,7 @@ def cw_loss_full(
             be −1 where the row is padding.
         interactions: the known positives, on the device of `queries`.
         extra_pos_ids: [B, M], extra positives of the same query for the correction. −1 is padding.
-        row_weights: [B], the weight of each row.
+        row_weights: [B], the weight w of each row. The mean is then Σ w·L / Σ w.
         similarity: "half_cosine", "cosine" or "dot", as for :func:`cw_ext.cw_loss_from_embeddings`.
         **loss: see below.
 

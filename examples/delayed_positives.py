@@ -1,14 +1,15 @@
-"""Positives that come late: DEFUSE's weights (arXiv 2202.06472) on a made-up stream whose final labels are known.
+"""Weights for positives that arrive late: DEFUSE (arXiv 2202.06472) on a made-up stream with known final labels.
 
-Items are shown, and some are liked: at once, or only after the time that one waits for it. Those liked late are
-first observed as negatives (fake ones), and come back as positives. Three things are printed:
+Items are shown, and some are liked: either immediately, or only after the waiting time is over. Those liked late are
+first observed as negatives, which makes them fake negatives, and later return as positives. The program prints three
+things:
 
-- how far the loss of a given model on such a stream is from its loss on the labels as they are in the end;
-- how good the models are that are trained on it;
-- the negative mass, the mean of exp(margin/τ), of a ranking loss whose negatives are shown items that are not liked
-  yet, without weights and with log(1 − z).
+- how far the loss of a given model on such a stream is from its loss on the final labels;
+- how good the models are that are trained on the stream;
+- the negatives' mass, which is the mean of exp(margin/τ), in a ranking loss whose negatives are shown items that are
+  not liked yet, without weights and with weights log(1 − z).
 
-The probabilities are known here. In practice f_dp and f are models of their own, trained on older data.
+All probabilities are known here. In practice, f_dp and f are separate models, trained on older data.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.common import command
 from benchmarks.common.arguments import non_negative_int, positive_int
 from benchmarks.common.reporting import format_table
 from cw_ext import cw_loss
@@ -38,30 +40,30 @@ STEPS = 300
 
 
 class Shown(NamedTuple):
-    """Items that were shown, a row each, all [n] but the features."""
+    """Shown items, one per row; all [n] except the features."""
 
     features: Tensor  # [n, FEATURES]
-    f_ip: Tensor  # the probability of being liked at once,
-    f_dp: Tensor  # and late
-    at_once: Tensor  # whether it was
-    late: Tensor
+    f_ip: Tensor  # probability of being liked immediately
+    f_dp: Tensor  # probability of being liked late
+    at_once: Tensor  # whether the item was liked immediately
+    late: Tensor  # whether it was liked late
 
     @property
     def f(self) -> Tensor:
-        """The probability of being liked in the end."""
+        """Probability of being liked in the end."""
         return self.f_ip + self.f_dp
 
     @property
     def z(self) -> Tensor:
-        """The probability that what is not liked at once will be."""
+        """Probability that an item that is not liked immediately will be liked late."""
         return self.f_dp / (self.f_dp + 1 - self.f)
 
 
 def show(number: int, generator: torch.Generator) -> Shown:
-    """Show items whose features decide how likely they are liked, and how likely late."""
+    """Show items whose features decide how likely they are liked, immediately or late."""
     features = torch.randn(number, FEATURES, generator=generator)
     slopes = torch.linspace(1.0, -0.5, FEATURES)
-    # A product of features, so that a linear model is wrong: which one is best then depends on how much items count.
+    # The product of two features makes every linear model wrong. Which one is best then depends on the items' weights.
     f = torch.sigmoid(features @ slopes + features[:, 0] * features[:, 1] - 1)
     is_late = torch.sigmoid(1.5 * features[:, 0] - 0.5 * features[:, 2])
     f_ip, f_dp = f * (1 - is_late), f * is_late
@@ -69,22 +71,22 @@ def show(number: int, generator: torch.Generator) -> Shown:
     return Shown(features, f_ip, f_dp, drawn < f_ip, (drawn >= f_ip) & (drawn < f))
 
 
-# What a stream makes of each item's loss as a positive and as a negative, all [n].
+# How a stream combines each item's loss as a positive and its loss as a negative, all [n].
 Way = Callable[[Shown, Tensor, Tensor], Tensor]
 
 
 def in_the_end(shown: Shown, pos: Tensor, neg: Tensor) -> Tensor:
-    """The final labels, for which one would have to wait."""
+    """Final labels, which would need waiting."""
     return torch.where(shown.at_once | shown.late, pos, neg)
 
 
 def first_seen(shown: Shown, pos: Tensor, neg: Tensor) -> Tensor:
-    """The labels as first observed."""
+    """Labels as first observed."""
     return torch.where(shown.at_once, pos, neg)
 
 
 def come_back(shown: Shown, pos: Tensor, neg: Tensor) -> Tensor:
-    """As first observed, and once more as a positive when it comes back."""
+    """Labels as first observed, and again as a positive when the item returns."""
     return first_seen(shown, pos, neg) + torch.where(shown.late, pos, 0.0)
 
 
@@ -98,33 +100,33 @@ def divided(shown: Shown, pos: Tensor, neg: Tensor) -> Tensor:
 
 
 def published(shown: Shown, pos: Tensor, neg: Tensor) -> Tensor:
-    """DEFUSE's weights as they are, over their mean."""
+    """DEFUSE's weights as published, divided by their mean."""
     return (1 + shown.f_dp) * divided(shown, pos, neg) / (1 + shown.f_dp).mean()
 
 
 WAYS: dict[str, Way] = {
-    "labels in the end": in_the_end,
-    "labels as first seen": first_seen,
-    "and come-backs": come_back,
+    "final labels": in_the_end,
+    "labels as first observed": first_seen,
+    "first observed, then returned": come_back,
     "DEFUSE's weights": published,
     "divided by 1 + f_dp": divided,
 }
 
 
 def losses(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The logistic loss as a positive and as a negative."""
+    """Return the logistic loss as a positive and as a negative."""
     return F.softplus(-logits), F.softplus(logits)
 
 
 def off(way: Way, shown: Shown, logits: Tensor) -> tuple[float, float]:
-    """By how much a way's mean loss is above that of the final labels, and the standard error, of the same draws."""
+    """Return how much a way's mean loss exceeds that of the final labels on the same draws, and its standard error."""
     pos, neg = losses(logits)
     difference = (way(shown, pos, neg) - in_the_end(shown, pos, neg)).double()
     return difference.mean().item(), (difference.std() / len(difference) ** 0.5).item()
 
 
 def trained(way: Way, shown: Shown) -> nn.Linear:
-    """A linear model of the features, trained on the whole stream."""
+    """Return a linear model of the features, trained on the whole stream."""
     model = nn.Linear(FEATURES, 1)
     nn.init.zeros_(model.weight)
     nn.init.zeros_(model.bias)
@@ -138,16 +140,16 @@ def trained(way: Way, shown: Shown) -> nn.Linear:
 
 @torch.no_grad()
 def true_loss(model: nn.Linear, shown: Shown) -> float:
-    """The expected loss of the final labels, with nothing drawn."""
+    """Return the expected loss of the final labels, from probabilities instead of draws."""
     pos, neg = losses(model(shown.features).squeeze(1))
     return (shown.f * pos + (1 - shown.f) * neg).mean().item()
 
 
 def masses(shown: Shown, scores: Tensor) -> dict[str, float]:
-    """How far the mass of items not liked yet is from that of the ones never liked, relatively, over all rows.
+    """Return how far the mass of items not liked yet is from that of items never liked, relative to the latter.
 
     Args:
-        shown: at least as many items as a row has; those that do not fill a row are left out.
+        shown: at least as many items as a row has. Items that don't fill a row are left out.
         scores: of the items, [n].
     """
     number = len(scores) // NEGATIVES * NEGATIVES
@@ -160,7 +162,7 @@ def masses(shown: Shown, scores: Tensor) -> dict[str, float]:
         loss = cw_loss(
             pos, neg, neg_log_weights=log_weights, weighting="none", temperature=TEMPERATURE, reduction="none"
         )
-        # The loss is log(N·G), N the negatives that are not masked out.
+        # The loss is log(N·G), where N counts the negatives that are not masked out.
         return (loss.exp() / (log_weights > -torch.inf).sum(1)).mean()
 
     not_yet = torch.where(at_once, -torch.inf, 0.0)
@@ -171,36 +173,37 @@ def masses(shown: Shown, scores: Tensor) -> dict[str, float]:
 
 def _number_shown(text: str) -> int:
     if (number := positive_int(text)) < NEGATIVES:
-        raise argparse.ArgumentTypeError(f"expected at least {NEGATIVES}, a row of the ranking loss, got {text!r}")
+        raise argparse.ArgumentTypeError(
+            f"expected at least {NEGATIVES}, which is a row of the ranking loss, got {text!r}"
+        )
     return number
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the tables, and return the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m examples.delayed_positives",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--shown", type=_number_shown, default=SHOWN, help=f"how many items; default: {SHOWN}")
-    parser.add_argument("--seed", type=non_negative_int, default=0, help="of all that is drawn; default: 0")
+    parser = command.make_parser("python -m examples.delayed_positives", __doc__)
+    parser.add_argument("--shown", type=_number_shown, default=SHOWN, help="number of items shown")
+    parser.add_argument("--seed", type=non_negative_int, default=0, help="seed of everything that is drawn")
     arguments = parser.parse_args(argv)
+    return command.run(lambda: _run(arguments))
+
+
+def _run(arguments: argparse.Namespace) -> None:
     generator = torch.Generator().manual_seed(arguments.seed)
     shown, test = (show(arguments.shown, generator) for _ in range(2))
-    given = shown.features.sum(1) / 2  # not a good model
+    given = shown.features.sum(1) / 2  # a poor model
     rows = []
     for name, way in WAYS.items():
         bias, error = off(way, shown, given)
         rows.append([name, f"{bias:+z.4f} ± {error:.4f}", f"{true_loss(trained(way, shown), test):.4f}"])
     at_once, late = shown.at_once.double().mean(), shown.late.double().mean()
-    print(f"{len(shown.f)} items, {at_once:.1%} liked at once, {late:.1%} late")
+    print(f"{len(shown.f)} items: {at_once:.1%} liked immediately, {late:.1%} liked late")
     print(
-        format_table(["the stream", "loss of a given model, − in the end", "loss in the end when trained on it"], rows)
+        format_table(["stream", "loss of a given model − with final labels", "final loss after training on it"], rows)
     )
-    print(f"\nnegative mass of rows of {NEGATIVES} shown items, against that of those never liked:")
+    print(f"\nnegatives' mass of rows of {NEGATIVES} shown items, relative to that of items never liked:")
     for name, value in masses(shown, torch.tanh(given) / 2).items():
         print(f"  {name}: {value:+z.1%}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
-"""Hard negatives that may be false ones: a small network tells which, for weights in training and for reranking.
+"""Find false negatives among the hardest negatives with a small network, for weights in training and for reranking.
 
-After RRRA (arXiv 2508.11670), in its stages. Matrix factorisation is trained with SL. A network learns from its
-embeddings which candidates are hidden positives. Training goes on, each row's hardest negatives weighed by
-(1 − p_FN)^γ. At last the first items of each user are ranked again, by the product of score and probability.
+This follows the stages of RRRA (arXiv 2508.11670). First, matrix factorization is trained with SL. Then a network
+learns from its embeddings which candidates are hidden positives. Training goes on with each row's hardest negatives
+weighted by (1 − p_FN)^γ. At the end, each user's top items are reranked by the product of score and probability.
 
-Of RRRA the code, its exponents γ and λ, the network's size and the source of its labels could not be had. Here the
-network learns a tenth of each user's items, which are held out of the rows, against items drawn at random; γ is 1, and
-λ is chosen by validation. It has two classes for RRRA's four, does not move candidates (RRRA's c' = c + MLP(z), and the
-constraint on it), and the model never learns together with it.
+RRRA's code, its exponents γ and λ, the size of its network and the source of its labels were not available. Here the
+network learns to tell a tenth of each user's items, which are left out of the rows, from items drawn at random. γ is 1,
+and validation chooses λ. Unlike RRRA's, the network has two classes instead of four, doesn't move candidates (RRRA's
+c' = c + MLP(z), and the constraint on it), and the model never learns together with it.
 
-Runs on MovieLens-100K (or a file or directory of your own), and prints NDCG@20 of the test items with and without
-weights and reranking, and of a model without the network, for which the held-out items are rows too. On
-MovieLens-100K neither weights nor reranking gained anything.
+The program prints NDCG@20 of the test items with and without weights and reranking. It also prints that of a model
+without the network, where the held-out items are rows too. On MovieLens-100K, neither weights nor reranking gained
+anything.
 """
 
 from __future__ import annotations
@@ -27,9 +27,8 @@ import benchmarks  # noqa: F401  # first, since it reports a missing package in 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
-from benchmarks.common import data
+from benchmarks.common import command, data, data_arguments
 from benchmarks.common.arguments import positive_int
 from benchmarks.common.data import DataError, InteractionData, split_validation
 from benchmarks.common.reporting import format_table
@@ -45,24 +44,24 @@ from cw_ext import FalseNegatives, Interactions, ScoreCurve, cw_loss_from_embedd
 DIM, NEGATIVES, BATCH = 64, 128, 1024
 TEMPERATURE, LEARNING_RATE = 0.1, 0.1
 CANDIDATES, STRENGTH = 32, 1.0  # K and γ
-# π, the share of positives among the negatives: on MovieLens-100K validation and test items are so many.
+# π, the share of positives among the negatives: on MovieLens-100K that of validation and test items.
 PRIOR = 0.024
-# Over the held-out positives, before the first weights; then one before each epoch, as embeddings move.
+# Passes over the held-out positives before the first weights. Then one before each epoch, as embeddings move.
 PASSES = 10
 
 Tables = tuple[Tensor, Tensor]  # of the users and of the items, with rows of length 1
 
 
 class Split:
-    """Who sees what.
+    """Which part of the data each stage sees.
 
     Attributes:
-        fit: what is known in training: negatives are drawn from all other items.
-        rows: its pairs that are rows of the model's batches,
-        held_out: and those that the network learns.
-        validation: pairs that neither has seen.
-        test: pairs to be found at last.
-        seen: the pairs of `fit`, which rankings leave out.
+        fit: what is known in training; negatives are drawn from all other items.
+        rows: the pairs of `fit` that are rows of the model's batches.
+        held_out: the other pairs of `fit`, which the network learns from.
+        validation: pairs that neither the model nor the network has seen.
+        test: pairs to evaluate on at the end.
+        seen: the pairs of `fit`, which are left out of rankings.
     """
 
     def __init__(self, dataset: InteractionData, seed: int) -> None:
@@ -75,22 +74,22 @@ class Split:
         self._known = Interactions(*self.seen, num_queries=dataset.num_users, num_items=dataset.num_items)
 
     def draw(self, users: Tensor, number: int, generator: torch.Generator) -> Tensor:
-        """Items [B, number] for the users [B], as their negatives are drawn."""
+        """Return items [B, number] for the users [B], drawn like their negatives."""
         return draw_negatives(users, self._known, number, seed=torch.randint(2**63 - 1, (), generator=generator))
 
 
 class HardWeights:
-    """(1 − p_FN)^γ for the hardest negatives of a row."""
+    """Weights (1 − p_FN)^γ for the hardest negatives of a row."""
 
     def __init__(self, split: Split, seed: int) -> None:
         self.split = split
-        self.generator = torch.Generator().manual_seed(seed)  # its own, so that the model's draws stay the same
+        self.generator = torch.Generator().manual_seed(seed)  # separate, so that the model's draws stay the same
         self.adapter = Adapter(DIM, self.generator)
         self.curve: ScoreCurve | None = None
 
     @torch.no_grad()
     def learn(self, tables: Tables) -> None:
-        """Teach the network what held-out positives look like, then p_FN by what it makes of validation items."""
+        """Train the network on held-out positives, then fit p_FN to its output for validation items."""
         for _ in range(PASSES if self.curve is None else 1):
             teach(self.adapter, tables, self.split.held_out, self.split.draw, self.generator)
         unseen = Unseen(*self.split.validation, self.split.draw)
@@ -98,7 +97,7 @@ class HardWeights:
         self.curve = FalseNegatives.fit(*ratios, PRIOR).curve(strength=STRENGTH)
 
     def of_batch(self, queries: Tensor, items: Tensor, neg_ids: Tensor) -> Tensor:
-        """Log weights [B, N] of the negatives."""
+        """Return log weights [B, N] of the negatives."""
         return self.adapter.log_weights(queries.detach(), items.detach(), neg_ids, CANDIDATES, self.curve)
 
 
@@ -106,9 +105,11 @@ def train(split: Split, rows: InteractionData, epochs: tuple[int, int], seed: in
     """Train one model.
 
     Args:
+        split: the data of each stage.
         rows: the pairs that are rows.
-        epochs: without weights, and then with them.
-        weighted: False for none then either; first weights, order and negatives are the same.
+        epochs: how many without weights, and how many with them after that.
+        seed: of the first embeddings, the order and the negatives.
+        weighted: whether to use weights; without them, everything else is the same.
     """
     generator = torch.Generator().manual_seed(seed)
     model = MatrixFactorization(rows, DIM, generator)
@@ -134,13 +135,13 @@ def train(split: Split, rows: InteractionData, epochs: tuple[int, int], seed: in
 
 
 def directions(model: MatrixFactorization) -> Tables:
-    """The tables whose inner products are the cosines that items are ranked by."""
+    """Return tables whose inner products are the cosines that rank the items."""
     users, items = model()
     return F.normalize(users.detach(), dim=1), F.normalize(items.detach(), dim=1)
 
 
 def compare(dataset: InteractionData, epochs: int, seed: int) -> dict[str, tuple[float, float | None]]:
-    """NDCG@20 of each way on the test items, and the λ that it took."""
+    """Return NDCG@20 of each variant on the test items, and the λ that validation chose."""
     split = Split(dataset, seed)
     found: dict[str, tuple[float, float | None]] = {}
 
@@ -148,35 +149,32 @@ def compare(dataset: InteractionData, epochs: int, seed: int) -> dict[str, tuple
         found[name] = (ranking_metrics(*tables, *split.test, *split.seen, k=20)["ndcg"], None)
         if rerank:
             lesson = (split.held_out, split.draw, torch.Generator().manual_seed(seed))
-            # The tables' scores are cosines, those of the loss half of them.
+            # The tables' scores are cosines, and the loss takes half of them.
             result = reranked(tables, 2 * TEMPERATURE, lesson, split.validation, split.test, split.seen, k=20)
             found[f"{name}, reranked"] = (result["ndcg"], result["exponent"])
 
     test("base", train(split, split.rows, (epochs, epochs), seed, weighted=False))
     test("weighted", train(split, split.rows, (epochs, epochs), seed, weighted=True))
-    # What else the held-out items are good for. There are none to teach a network then.
+    # The held-out items as rows. None are left to train a network on.
     test("base, all rows", train(split, split.fit, (epochs, epochs), seed, weighted=False), rerank=False)
     return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, print the table, and return the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m examples.hard_candidates",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--data", metavar="PATH", help="a file or a directory; default: MovieLens-100K")
-    parser.add_argument("--epochs", type=positive_int, default=5, help="before the weights, and with them; default: 5")
-    parser.add_argument("--seeds", type=positive_int, default=3, help="how many, from 0; default: 3")
-    parser.add_argument("--core", type=positive_int, help="as for python -m benchmarks.training")
+    parser = command.make_parser("python -m examples.hard_candidates", __doc__, "bad arguments or data")
+    data_arguments.add_data(parser)
+    parser.add_argument("--epochs", type=positive_int, default=5, help="epochs without weights, and again with weights")
+    parser.add_argument("--seeds", type=positive_int, default=3, help="number of seeds, from 0")
+    parser.add_argument("--core", type=positive_int, metavar="K", help="as for benchmarks.training")
     arguments = parser.parse_args(argv)
-    try:
-        datasets = [data.load(arguments.data, seed=seed, core=arguments.core) for seed in range(arguments.seeds)]
-        results = [compare(dataset, arguments.epochs, seed) for seed, dataset in enumerate(tqdm(datasets, unit="seed"))]
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return command.run(lambda: _run(arguments))
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    datasets = [data.load(arguments.data, seed=seed, core=arguments.core) for seed in range(arguments.seeds)]
+    turns = command.progress(enumerate(datasets), total=len(datasets), unit="seed")
+    results = [compare(dataset, arguments.epochs, seed) for seed, dataset in turns]
     rows = []
     for name in results[0]:
         ndcg = [result[name][0] for result in results]
@@ -186,7 +184,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows.append([name, _spread(ndcg), "" if name == "base" else _spread(gain, "+z"), shown])
     print(f"{datasets[0].name}, NDCG@20; π = {PRIOR}, γ = {STRENGTH:g}, λ of each seed by validation:")
     print(format_table(["", "test", "- base", "λ"], rows))
-    return 0
 
 
 def _spread(values: Sequence[float], sign: str = "") -> str:

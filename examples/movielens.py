@@ -48,7 +48,7 @@ in_notebook = "ipykernel" in sys.modules
 def movielens_folder() -> Path:
     spec = find_spec("recbole")
     if spec is None or not spec.submodule_search_locations:
-        sys.exit("error: no data: run pip install --no-deps recbole==1.2.1, or pass your own file")
+        sys.exit("error: no data: pip install --no-deps recbole==1.2.1")
     return Path(spec.submodule_search_locations[0]) / "dataset_example" / "ml-100k"
 
 
@@ -140,11 +140,13 @@ print(f"{1 - len(data) / (num_users * num_items):.0%} of the table is empty")
 # ## Split
 #
 # To measure recommendations, hide a random fifth of each user's positives. The model trains on the rest, and a good
-# model ranks the hidden items high. `known` has the training pairs. It is what the loss may never draw as a negative.
+# model ranks the hidden items high. `known` has the training pairs. The loss never draws them as negatives. The two
+# dense tables of users and items below are for looking; with millions of items you would not make them.
 
 # %%
 torch.manual_seed(0)
-shuffled = (pair_users + torch.rand(len(pair_users), dtype=torch.float64)).argsort()  # users in order, items shuffled
+random_order = torch.rand(len(data), dtype=torch.float64)
+shuffled = (pair_users + random_order).argsort()  # by user, in random order
 place = torch.arange(len(data)) - data.starts[pair_users[shuffled]]
 is_hidden = torch.zeros(len(data), dtype=torch.bool)
 is_hidden[shuffled] = place < positives_of_user[pair_users[shuffled]] // 5
@@ -152,7 +154,7 @@ is_hidden[shuffled] = place < positives_of_user[pair_users[shuffled]] // 5
 train_users, train_items = pair_users[~is_hidden], pair_items[~is_hidden]
 known = Interactions(train_users, train_items, num_queries=num_users, num_items=num_items)
 
-in_training = torch.zeros(num_users, num_items, dtype=torch.bool)  # a table this small can be dense
+in_training = torch.zeros(num_users, num_items, dtype=torch.bool)
 in_training[train_users, train_items] = True
 hidden = torch.zeros(num_users, num_items, dtype=torch.bool)
 hidden[pair_users[is_hidden], pair_items[is_hidden]] = True
@@ -201,7 +203,7 @@ def ndcg(model: Factorization, k: int = 20) -> float:
 NEGATIVES, BATCH, EPOCHS, TEMPERATURE = 100, 1024, 12, 0.1
 
 
-def train(loss_arguments, seed: int = 0, after_epoch=lambda model: None) -> tuple[Factorization, list[float]]:
+def train(loss_arguments, seed: int = 0, after_epoch=None):
     """Train a model; return it, and its NDCG@20 after each epoch."""
     torch.manual_seed(seed)
     model = Factorization()
@@ -210,12 +212,14 @@ def train(loss_arguments, seed: int = 0, after_epoch=lambda model: None) -> tupl
     for _ in range(EPOCHS):
         for batch in torch.randperm(len(train_users)).split(BATCH):
             u, i = train_users[batch], train_items[batch]
-            loss = sampled_cw_loss(model.users(u), model.items, u, i, known, NEGATIVES, **loss_arguments(u))
+            q = model.users(u)
+            loss = sampled_cw_loss(q, model.items, u, i, known, NEGATIVES, **loss_arguments(u))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
         curve.append(ndcg(model))
-        after_epoch(model)
+        if after_epoch:
+            after_epoch(model)
     return model, curve
 
 
@@ -225,7 +229,7 @@ def sl(u: Tensor):
 
 start = time.perf_counter()
 sl_model, sl_curve = train(sl)
-print(f"SL: NDCG@20 {sl_curve[-1]:.3f} after {EPOCHS} epochs, {time.perf_counter() - start:.0f} s")
+print(f"SL: NDCG@20 {sl_curve[-1]:.3f}, {time.perf_counter() - start:.0f} s")
 
 # %% [markdown]
 # ## Train with CW
@@ -234,7 +238,7 @@ print(f"SL: NDCG@20 {sl_curve[-1]:.3f} after {EPOCHS} epochs, {time.perf_counter
 # user probably likes, and it subtracts their share π (`prior`) from what the negatives contribute.
 #
 # `LikelyPositives` finds such items. It needs no model, only the training pairs: it predicts each user's items from
-# the other items of that user, by ridge regression. It takes a second.
+# the other items of that user, by ridge regression. It takes a second. In the list below, ✓ marks the hidden items.
 
 # %%
 likely = LikelyPositives.by_regression(known)
@@ -249,16 +253,18 @@ for item in chosen[known.item_counts[chosen].argsort(descending=True)[:8]].tolis
     print("   ", names[item])
 print("and probably likes:")
 for item in likely.ids[shown_user, :8].tolist():
-    print("   ", names[item], "  ✓ hidden" if hidden[shown_user, item] else "")
+    print("   ", names[item], "✓" if hidden[shown_user, item] else "")
 
 # %% [markdown]
 # How good are these guesses? The hidden items tell, which `LikelyPositives` has not seen.
 
 # %%
-guessed = torch.zeros_like(hidden).scatter_(1, likely.ids.clamp(min=0).long(), likely.ids >= 0)
+guessed = torch.zeros_like(hidden)
+guessed.scatter_(1, likely.ids.clamp(min=0).long(), likely.ids >= 0)
 share_of_guesses = (hidden & guessed).sum() / guessed.sum()
 share_of_unknown = hidden.sum() / (~in_training).sum()
-print(f"hidden items: {share_of_guesses:.1%} of the likely positives, {share_of_unknown:.1%} of all unknown items")
+print(f"hidden items among the likely positives: {share_of_guesses:.1%}")
+print(f"hidden items among all unknown items: {share_of_unknown:.1%}")
 
 # %% [markdown]
 # Training with CW takes one change: the arguments of the loss. `weighting="none"` leaves out CW's other half, the
@@ -267,12 +273,17 @@ print(f"hidden items: {share_of_guesses:.1%} of the likely positives, {share_of_
 
 # %%
 def cw(u: Tensor):
-    return {"temperature": TEMPERATURE, "weighting": "none", "prior": 0.1, "extra_pos_ids": likely.draw(u, 20)}
+    return {
+        "temperature": TEMPERATURE,
+        "weighting": "none",
+        "prior": 0.1,
+        "extra_pos_ids": likely.draw(u, 20),
+    }
 
 
 start = time.perf_counter()
 cw_model, cw_curve = train(cw)
-print(f"CW: NDCG@20 {cw_curve[-1]:.3f} after {EPOCHS} epochs, {time.perf_counter() - start:.0f} s")
+print(f"CW: NDCG@20 {cw_curve[-1]:.3f}, {time.perf_counter() - start:.0f} s")
 
 # %% [markdown]
 # ## Compare
@@ -318,9 +329,12 @@ def push(scores: Tensor, u: Tensor, i: Tensor, loss_arguments) -> Tensor:
     extra = loss.pop("extra_pos_ids", None)
     if extra is not None:
         likely_scores = item_scores.gather(1, extra.clamp(min=0))
-        loss["extra_pos_scores"] = likely_scores.masked_fill(extra < 0, -math.inf)  # −1: the user has none
-    log_weights = torch.zeros_like(item_scores).masked_fill(in_training[u], -math.inf)  # known items are no negatives
-    cw_loss(positive_scores, item_scores, neg_log_weights=log_weights, reduction="sum", **loss).backward()
+        # −1 stands for "the user has no more"
+        loss["extra_pos_scores"] = likely_scores.masked_fill(extra < 0, -math.inf)
+    # items that the user has chosen are no negatives
+    log_weights = torch.zeros_like(item_scores).masked_fill(in_training[u], -math.inf)
+    loss |= {"neg_log_weights": log_weights, "reduction": "sum"}
+    cw_loss(positive_scores, item_scores, **loss).backward()
     return item_scores.grad
 
 
@@ -328,8 +342,11 @@ def weighted(u: Tensor):
     return {"temperature": TEMPERATURE, "weighting": "sigmoid"}
 
 
-LOSSES = {"SL": sl, "CW's weights only": weighted, "CW with likely positives": cw}
-COLORS = dict(zip(LOSSES, (BLUE, GREEN, ORANGE), strict=True))
+LOSSES = {
+    "SL": sl,
+    "CW's weights only": weighted,
+    "CW with likely positives": cw,
+}
 
 # %% [markdown]
 # Train SL once more, and ask after each epoch: of everything that a step pushes down, what share falls on hidden
@@ -345,19 +362,19 @@ same_as_sl, snapshots = [], []
 def look(model: Factorization) -> None:
     scores = model.scores()
     snapshots.append(scores)
-    pushed = {name: push(scores, u, i, arguments) for name, arguments in LOSSES.items()}
+    pushed = {name: push(scores, u, i, loss) for name, loss in LOSSES.items()}
     for name, value in pushed.items():
         shares[name].append((value[hidden[u]].sum() / value.sum()).item())
     difference = (pushed["CW with likely positives"] - pushed["SL"]).abs().amax(1)
     same_as_sl.append((difference < 1e-4).float().mean().item())
 
 
-train(sl, after_epoch=look)
+looked_at, _ = train(sl, after_epoch=look)
 
 # %% tags=["hide-input"]
 figure, axis = new_figure()
-for name, values in shares.items():
-    axis.plot(range(1, EPOCHS + 1), [100 * value for value in values], color=COLORS[name], linewidth=2, label=name)
+for (name, values), color in zip(shares.items(), (BLUE, GREEN, ORANGE), strict=True):
+    axis.plot(range(1, EPOCHS + 1), [100 * value for value in values], color=color, linewidth=2, label=name)
 negatives_hidden = (hidden[u].sum() / (~in_training[u]).sum()).item()
 axis.axhline(100 * negatives_hidden, color=GREY, linestyle=":", label="their share of the negatives")
 axis.set(xlabel="epoch", ylabel="% of the push\non hidden items", ylim=(0, None))
@@ -368,7 +385,7 @@ print(f"their share of the push after epochs 1, 2 and {EPOCHS}:")
 for name, values in shares.items():
     print(f"  {name}: " + ", ".join(f"{values[epoch]:.1%}" for epoch in (0, 1, -1)))
 same = ", ".join(f"{same_as_sl[epoch]:.0%}" for epoch in (0, 1, -1))
-print(f"pairs for which CW with likely positives has SL's gradient: {same}")
+print(f"pairs with the same gradient for SL and CW: {same}")
 
 # %% [markdown]
 # That explains the curves. A softmax pushes hardest on the items with the highest scores, and those are also the ones
@@ -386,8 +403,10 @@ print(f"pairs for which CW with likely positives has SL's gradient: {same}")
 
 # %%
 same_user = torch.full_like(chosen, shown_user)
-by_sl, by_cw = (push(snapshots[0], same_user, chosen, arguments).mean(0) for arguments in (sl, cw))
-shown = torch.cat([by_sl.topk(6).indices, by_cw.topk(6, largest=False).indices]).unique()
+by_sl = push(snapshots[0], same_user, chosen, sl).mean(0)
+by_cw = push(snapshots[0], same_user, chosen, cw).mean(0)
+most, least = by_sl.topk(6).indices, by_cw.topk(6, largest=False).indices
+shown = torch.cat([most, least]).unique()
 shown = shown[by_sl[shown].argsort()]
 
 # %% tags=["hide-input"]
@@ -396,7 +415,9 @@ places = torch.arange(len(shown))
 axis.barh(places + 0.2, by_sl[shown], height=0.38, color=BLUE, label="SL")
 axis.barh(places - 0.2, by_cw[shown], height=0.38, color=ORANGE, label="CW with likely positives")
 axis.axvline(0, color="black", linewidth=0.8)
-axis.set_yticks(places, [names[item][:28] + (" ✓" if hidden[shown_user, item] else "") for item in shown.tolist()])
+labels = [names[item].split(" (")[0][:31] for item in shown.tolist()]  # without the year
+marks = [" ✓" if hidden[shown_user, item] else "" for item in shown.tolist()]
+axis.set_yticks(places, [label + mark for label, mark in zip(labels, marks, strict=True)])
 axis.set_xscale("symlog", linthresh=0.1)
 axis.set_xticks([-1, -0.1, 0, 0.1], ["−1", "−.1", "0", ".1"])
 axis.set(xlabel="lifted  ←   push   →  pushed down")
@@ -415,12 +436,13 @@ show(figure, "titles")
 
 # %%
 def recommend(model: Factorization, user: int, k: int = 10) -> list[int]:
-    return model.scores()[user].masked_fill(in_training[user], -math.inf).topk(k).indices.tolist()
+    scores = model.scores()[user].masked_fill(in_training[user], -math.inf)
+    return scores.topk(k).indices.tolist()
 
 
 print(f"for user {data.query_labels[shown_user]}:")
 for place, item in enumerate(recommend(cw_model, shown_user), start=1):
-    print(f"{place:>4}  {names[item]}", " ✓" if hidden[shown_user, item] else "")
+    print(f"{place:>4}  {names[item]}", "✓" if hidden[shown_user, item] else "")
 
 # %% [markdown]
 # The same vectors answer another question: which items are alike?
@@ -429,7 +451,9 @@ for place, item in enumerate(recommend(cw_model, shown_user), start=1):
 vectors = F.normalize(cw_model.items.weight.detach())
 for item in known.item_counts.topk(4).indices.tolist():
     alike = (vectors @ vectors[item]).topk(4).indices[1:].tolist()
-    print(f"{names[item]}: " + "; ".join(names[other] for other in alike))
+    print(names[item])
+    for other in alike:
+        print("   ", names[other])
 
 # %% [markdown]
 # ## Where to go from here

@@ -1,12 +1,13 @@
-"""Training with an item table that is too large for one machine: its rows are spread over the processes.
+"""Train with an item table that is too large for one machine: its rows are spread over the processes.
 
     torchrun --nproc-per-node 2 -m examples.row_sharded [--folder FOLDER]
 
-Each process has its own rows of the batch, draws their negatives and fetches the table's rows that it needs
-(cw_ext.distributed). With a folder the run leaves a checkpoint there, from which the next one goes on, also with
-another number of processes.
+Each process takes its own rows of the batch, draws their negatives, and fetches the table rows that it needs
+(cw_ext.distributed). With --folder, a run leaves a checkpoint there. The next run goes on from it, even with another
+number of processes.
 
-Prints the loss of a run on made-up data. What a step sends and how long it takes: benchmarks.distributed.
+The program prints the loss of a run on made-up data. benchmarks.distributed measures what a step sends, and how long it
+takes.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ from cw_ext.distributed import RowShardedTable, load_checkpoint, sampled_cw_loss
 
 
 def train(folder: Path | None = None, num_users: int = 1000, num_items: int = 3000, steps: int = 150) -> list[float]:
-    """Train on made-up data, in which users like the items of their own group, one of 10.
+    """Train on made-up data, in which users like the items of their own group, out of 10 groups.
 
     Args:
-        folder: of checkpoints, one for each step at which a run has ended; None: begin anew, and leave none.
+        folder: of checkpoints, one for each step at which a run has ended. None: start from scratch, and save none.
 
     Returns:
-        The loss of every step, the mean over the processes.
+        The loss of every step, as the mean over the processes.
     """
     world, rank = dist.get_world_size(), dist.get_rank()
     data = torch.Generator().manual_seed(0)  # the same in all processes
@@ -72,14 +73,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--folder", type=Path, help="of checkpoints, which exists")
+    parser.add_argument("--folder", type=Path, help="existing folder for checkpoints")
     arguments = parser.parse_args(argv)
     if not dist.is_torchelastic_launched():
-        parser.error("start it with torchrun (see --help)")
+        parser.error("start this program with torchrun (see --help)")
     dist.init_process_group("gloo")
     losses = train(arguments.folder)
     if dist.get_rank() == 0:
-        print(f"loss: {losses[0]:.3f} at first, {losses[-1]:.3f} after {len(losses)} steps")
+        print(f"loss: {losses[0]:.3f} at the first step, {losses[-1]:.3f} after {len(losses)} steps")
     dist.destroy_process_group()
     return 0
 

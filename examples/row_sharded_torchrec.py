@@ -1,8 +1,8 @@
-"""The table of row_sharded.py as a TorchRec table, for users of TorchRec: fp32, updated in backward.
+"""The table of row_sharded.py as a TorchRec table, for users of TorchRec: fp32, updated during backward.
 
-cw_ext.distributed.sampled_cw_loss takes it as it takes a RowShardedTable. On the CPU with torch 2.13 that is torchrec
-1.8.0 with fbgemm-gpu-cpu 1.8.0. There the dimension must be a multiple of 4, the optimizer SGD or Adagrad, and every
-process must hold rows and ask for some: a batch must have rows on all processes.
+cw_ext.distributed.sampled_cw_loss accepts it just like a RowShardedTable. On the CPU with torch 2.13, use torchrec
+1.8.0 with fbgemm-gpu-cpu 1.8.0. There, the dimension must be a multiple of 4, the optimizer must be SGD or Adagrad, and
+every process must hold rows and ask for some. So a batch must have rows on all processes.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from cw_ext.distributed import distinct_ids
 
 
 class TorchRecTable(nn.Module):
-    """An embedding table [I, D], used like RowShardedTable; its gradients are means over the processes too."""
+    """An embedding table [I, D], used like RowShardedTable. Its gradients are means over the processes, too."""
 
     def __init__(self, num_rows: int, dim: int, *, optimizer: type[torch.optim.Optimizer], **settings: Any) -> None:
-        """Take the sizes, and the optimizer with its settings (`lr=…`), which backward runs."""
+        """Create the table, with the optimizer and its settings (`lr=…`), which backward runs."""
         super().__init__()
         self.num_rows, self.dim, self.process_group = num_rows, dim, dist.group.WORLD
         config = EmbeddingConfig(name="table", embedding_dim=dim, num_embeddings=num_rows, feature_names=["id"])
@@ -44,12 +44,12 @@ class TorchRecTable(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """This process's own rows, ⌈I/R⌉ or what is left, as in RowShardedTable."""
+        """This process's own rows: ⌈I/R⌉, or what is left, as in RowShardedTable."""
         (own,) = self.table.parameters()
         return own.detach().as_subclass(Tensor)
 
     def forward(self, *ids: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Fetch the distinct rows [U, D] of some ids, and give the ids' places among them (−1 stays −1)."""
+        """Fetch the distinct rows [U, D] of some ids, and return the ids' positions among them (−1 stays −1)."""
         distinct, places = distinct_ids(*ids)
         wanted = KeyedJaggedTensor(keys=["id"], values=distinct, lengths=torch.ones_like(distinct))
         return self.table(wanted)["id"].values(), places

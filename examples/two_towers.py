@@ -1,17 +1,20 @@
-"""Two encoders for pairs of images, trained by CW in both directions with a temperature that they learn.
+"""Train two encoders for pairs of images by CW in both directions, with a learned temperature.
 
     python -m examples.two_towers
     torchrun --nproc-per-node 2 -m examples.two_towers
 
-A pair is two views of a handwritten digit (scikit-learn's), one for each encoder. Its negatives are the other pairs of
-the batch, those on other processes too. Several pairs show one image: `item_ids` says so, and they are no negatives of
-each other. The encoders take a batch in parts, so that no more activations are held than those of a part.
+A pair is two views of a handwritten digit from scikit-learn, one for each encoder. Its negatives are the other pairs of
+the batch, including those on other processes. Several pairs can show the same image; `item_ids` marks them, so that
+they are not each other's negatives. The encoders take a batch in parts, so that memory holds the activations of one
+part only.
 
-A temperature must not be left free. The encoders see the pairs many times and learn them by heart; from then on a lower
-temperature always lowers the loss, while new images are found less often. So it has a lower bound here, as in CLIP, and
-ends there: choose the bound as you would choose a fixed temperature. --lowest-temperature 0 shows what happens without.
+Don't leave a temperature unbounded. The encoders see the pairs many times and memorize them. From then on a lower
+temperature always lowers the loss, while new images are found less often. The temperature here therefore has a lower
+bound, as in CLIP, and ends there. Choose the bound as you would choose a fixed temperature. --lowest-temperature 0
+shows what happens without one.
 
-Prints how often a new image's second view is among the ten that are nearest to its first one. Needs scikit-learn.
+The program prints how often a new image's second view is among the ten nearest to its first view. It needs
+scikit-learn.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from benchmarks.common import command
 from benchmarks.common.arguments import non_negative_float, non_negative_int, positive_int
 from benchmarks.image_pairs.pairs import Split, augment, load_split, make_encoder
 from cw_ext import cw_loss_in_batch, encode_in_micro_batches, presets
@@ -47,7 +51,7 @@ class Pairs(NamedTuple):
 
     @classmethod
     def of(cls, split: Split, images: Tensor, generator: torch.Generator) -> Pairs:
-        """Views of the images with these ids."""
+        """Return views of the images with these ids."""
         return cls(images, *(augment(split.images[images], generator) for _ in range(2)))
 
 
@@ -61,28 +65,28 @@ class TwoTowers(nn.Module):
         self.lowest = lowest
 
     def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Embeddings [B, D] of both sides' images [B, 8, 8], and τ."""
+        """Return embeddings [B, D] of both sides' images [B, 8, 8], and τ."""
         queries = encode_in_micro_batches(self.first, first, MICRO_BATCH)
         items = encode_in_micro_batches(self.second, second, MICRO_BATCH)
         return queries, items, self.log_temperature.exp()
 
     @torch.no_grad()
     def keep_bound(self) -> None:
-        """After a step of the optimizer, so that τ, unlike one that is clamped in forward, can rise again."""
+        """Apply the bound, after a step of the optimizer: τ can rise again, unlike one that is clamped in forward."""
         self.log_temperature.clamp_(min=math.log(self.lowest) if self.lowest > 0 else -math.inf)
 
 
 def train(pairs: Pairs, model: TwoTowers, epochs: int, seed: int) -> list[float]:
-    """Train on the pairs, each process on its share of each batch.
+    """Train on the pairs; each process takes its share of every batch.
 
     Returns:
-        The loss of each step, that of the whole batch.
+        The loss of each step, for the whole batch.
     """
     group = dist.group.WORLD if dist.is_initialized() else None
     rank, processes = (dist.get_rank(), dist.get_world_size()) if group else (0, 1)
     wrapped = DistributedDataParallel(model) if group else model
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    order = torch.Generator().manual_seed(seed)  # alike in all processes
+    order = torch.Generator().manual_seed(seed)  # the same in all processes
     losses = []
     for _ in range(epochs):
         for batch in torch.randperm(len(pairs.images), generator=order).split(BATCH):
@@ -95,7 +99,7 @@ def train(pairs: Pairs, model: TwoTowers, epochs: int, seed: int) -> list[float]
                 item_ids=images,
                 symmetric=True,
                 process_group=group,
-                log_q_correction=False,  # each image is in as many pairs as any other
+                log_q_correction=False,  # all images are in equally many pairs
                 **presets.cw(temperature),
             )
             optimizer.zero_grad()
@@ -111,7 +115,7 @@ def train(pairs: Pairs, model: TwoTowers, epochs: int, seed: int) -> list[float]
 
 @torch.no_grad()
 def recall(pairs: Pairs, model: TwoTowers) -> float:
-    """The share of pairs whose second view is among the NEAREST to the first one."""
+    """Return the share of pairs whose second view is among the NEAREST to the first view."""
     queries, items = F.normalize(model.first(pairs.first), dim=1), F.normalize(model.second(pairs.second), dim=1)
     found = (queries @ items.T).topk(NEAREST).indices == torch.arange(len(queries)).unsqueeze(1)
     return found.any(1).float().mean().item()
@@ -119,19 +123,19 @@ def recall(pairs: Pairs, model: TwoTowers) -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m examples.two_towers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = command.make_parser("python -m examples.two_towers", __doc__, "bad arguments or no scikit-learn")
+    parser.add_argument("--epochs", type=positive_int, default=30, help="epochs to train")
+    parser.add_argument(
+        "--seed", type=non_negative_int, default=0, help="seed of the split, the views, the start and the order"
     )
-    parser.add_argument("--epochs", type=positive_int, default=30, help="default: 30")
-    parser.add_argument("--seed", type=non_negative_int, default=0, help="of split, views, start and order")
-    bound = "of τ on the half cosine; 0: none; default: 0.1"
+    bound = "lower bound of τ, on the half cosine; 0: no bound"
     parser.add_argument("--lowest-temperature", type=non_negative_float, default=0.1, help=bound)
     arguments = parser.parse_args(argv)
-    try:
-        split = load_split(arguments.seed)
-    except RuntimeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return command.run(lambda: _run(arguments))
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    split = load_split(arguments.seed)
     if dist.is_available() and dist.is_torchelastic_launched():
         dist.init_process_group("gloo")
     generator = torch.Generator().manual_seed(arguments.seed)
@@ -141,12 +145,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     before = recall(new, model)
     losses = train(seen, model, arguments.epochs, arguments.seed)
     if not dist.is_initialized() or dist.get_rank() == 0:
-        print(f"loss: {losses[0]:.3f} at first, {losses[-1]:.3f} after {len(losses)} steps")
+        print(f"loss: {losses[0]:.3f} at the first step, {losses[-1]:.3f} after {len(losses)} steps")
         print(f"temperature: {model.log_temperature.exp().item():.3f}")
         print(f"recall@{NEAREST} of {len(new.images)} new images: {before:.3f} before, {recall(new, model):.3f} after")
     if dist.is_initialized():
         dist.destroy_process_group()
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""What README promises of the CPU: the same bits from run to run and on any number of threads, for every form of the
-loss and backend, first and second gradients. Each case has some 40,000 pairs of a row and a negative."""
+"""What docs/api/guarantees.md promises of the CPU: the same bits from run to run and on any number of threads, for
+every form of the loss and backend, first and second gradients. Each case has 40,000 pairs of a row and a negative."""
 
 from __future__ import annotations
 

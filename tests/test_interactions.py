@@ -19,6 +19,7 @@ from drawing import histories
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cw_ext import cw_loss_in_batch
 from cw_ext.interactions import Interactions
 
 META = torch.device("meta")
@@ -124,6 +125,22 @@ def test_events_are_counted_on_request(device: torch.device, device_first: bool)
     distinct = Counter(i for _, i in set(zip(queries, items, strict=True)))
     assert by_pair.item_counts.tolist() == [distinct[i] for i in range(SIZES["num_items"])]
     assert by_event.to(device).keep_counts and pickle.loads(pickle.dumps(by_event)).num_events == 6
+
+
+def test_interactions_pickled_by_0_1_0_work_in_batch() -> None:
+    """They counted no events, and no bounds of the counts."""
+    known = Interactions([0, 1, 0], [5, 7, 2], num_queries=2, num_items=10)
+    state = known.__getstate__()
+    for name in ("num_events", "keep_counts", "count_bounds"):
+        del state[name]
+    old = Interactions.__new__(Interactions)
+    old.__setstate__(state)
+    assert old.num_events == 3 and not old.keep_counts
+    queries, items, ids, pos_ids = torch.eye(2, 4), torch.ones(10, 4), torch.arange(2), torch.tensor([5, 7])
+    expected, found = (
+        cw_loss_in_batch(queries, items, pos_ids, query_ids=ids, interactions=made) for made in (known, old)
+    )
+    assert torch.equal(found, expected)
 
 
 def test_events_of_a_matrix_and_of_a_file(tmp_path: Path) -> None:

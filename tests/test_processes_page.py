@@ -1,4 +1,4 @@
-"""What docs/guides/processes.md has readers type: it runs, learns, and prints the same for any number of processes."""
+"""The programs of docs/guides/processes.md run, learn, and print the same losses with any number of processes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 from cases import child_environment
+from documentation.markdown_blocks import NOT_RUN, RUN_BY, blocks
 
 if not dist.is_available():
     pytest.skip("this torch has no distributed package", allow_module_level=True)
@@ -21,19 +22,24 @@ LOSS = re.compile(r"step (\d+): loss (\S+)")
 
 
 def sections() -> dict[str, tuple[str, list[str]]]:
-    """Each section's program and commands, by the name in the program's first line."""
-    if not PAGE.exists():  # tests/ stands outside the source tree
+    """Each program and its commands, by the name in the program's first line."""
+    if not PAGE.exists():  # tests/ is outside of the source tree
         return {}
-    found = {}
-    for section in re.split(r"(?m)^## ", PAGE.read_text(encoding="utf-8")):
-        for program in re.findall(r"(?s)```python\n(.*?)```", section):
-            commands = re.findall(r"(?s)```bash\n(.*?)```", section)
-            found[program.split("\n", 1)[0].removeprefix("# ")] = program, "".join(commands).splitlines()
+    found: dict[str, tuple[str, list[str]]] = {}
+    name = ""
+    for block in blocks(PAGE):
+        if not RUN_BY.fullmatch(block.comment):
+            continue
+        if block.language == "python":
+            name = block.code.split("\n", 1)[0].removeprefix("# ")
+            found[name] = block.code, []
+        else:
+            found[name][1].extend(block.code.splitlines())
     return found
 
 
 SECTIONS = sections()
-# What a process of its own needs to be a group of one; as torchrun has started it again already, none dies here.
+# What one process needs to be a group of one. It counts as a restarted one, so that it does not fail on purpose.
 ALONE = {
     "RANK": "0",
     "WORLD_SIZE": "1",
@@ -45,7 +51,7 @@ LAUNCHER = [sys.executable, "-m", "torch.distributed.run"]
 
 
 def run(command: list[str], folder: Path, **environment: str) -> str:
-    """What the command prints in this folder, if it succeeds."""
+    """Run the command in this folder. Returns what it prints."""
     done = subprocess.run(
         command,
         cwd=folder,
@@ -61,7 +67,7 @@ def run(command: list[str], folder: Path, **environment: str) -> str:
 
 
 def losses(name: str, folder: Path, processes: int | None = None) -> list[tuple[int, float]]:
-    """Step and loss of each line that the section's commands print: as they stand, or with so many processes."""
+    """Step and loss of each line that the program's commands print, as they are or with another number of processes."""
     program, commands = SECTIONS[name]
     folder.mkdir(exist_ok=True)
     (folder / name).write_text(program, encoding="utf-8")
@@ -89,3 +95,11 @@ def test_a_program_learns_what_one_process_learns(name: str, processes: int | No
     assert printed[-1][1] < printed[0][1] - 0.5
     for (step, loss), (_, expected) in zip(printed, alone, strict=True):
         assert loss == pytest.approx(expected, abs=2e-3), step  # 3 digits are printed
+
+
+@pytest.mark.skipif(not PAGE.exists(), reason="tests/ is outside of the source tree")
+def test_the_page_installs_what_is_tested() -> None:
+    commands = [block.code for block in blocks(PAGE) if NOT_RUN.fullmatch(block.comment)]
+    versions = re.findall(r"\S+==\S+", "".join(commands))
+    tested = (PAGE.parents[2] / ".ci" / "integrations").read_text(encoding="utf-8")
+    assert len(versions) == 4 and all(f'"{version}"' in tested for version in versions)

@@ -82,7 +82,7 @@ def load(path: str | Path | None = None, *, seed: int = 0, core: int | None = No
             :class:`cw_ext.files.Reading`; where there are ratings and no ``min_rating``, those below 3 are dropped.
 
     Raises:
-        DataError: the input is missing, malformed, or empty after filtering, or an argument cannot act on it.
+        DataError: the input is missing, malformed, or empty after filtering, or an argument does not apply to it.
     """
     return load_seeds(path, [seed], core=core, **reading)[seed]
 
@@ -100,7 +100,7 @@ def load_seeds(
             packed = path.suffix in (".gz", ".bz2", ".xz")
             return _load_file(path, seeds, core, how, path.with_suffix("").stem if packed else path.stem)
         if core is not None:
-            raise DataError(f"{path}: core (--core) cannot act on a directory, whose split is kept")
+            raise DataError(f"{path}: core (--core) does not apply to a directory, whose split is used as it is")
         return dict.fromkeys(seeds, load_split_directory(path, how))
 
 
@@ -112,7 +112,7 @@ def _as_data_errors(path: str | Path | None) -> Iterator[None]:
     except DataError:
         raise
     except FileNotFoundError as error:
-        raise DataError(f"{error.filename}: expected an interaction file, got nothing there") from None
+        raise DataError(f"{error.filename}: expected an interaction file, got none") from None
     except OSError as error:
         raise DataError(f"{error.filename or path}: expected a readable file, got: {error.strerror}") from None
     except (ValueError, ImportError) as error:
@@ -175,7 +175,7 @@ def movielens_100k_file() -> Path:
     raise DataError(
         "MovieLens-100K comes with the recbole package, "
         + ("whose installed version lacks the file" if locations else "which is not installed")
-        + "; run: pip install --no-deps recbole==1.2.1 (or name your own data with --data)"
+        + "; run: pip install --no-deps recbole==1.2.1 (or use your own data, with --data)"
     )
 
 
@@ -213,7 +213,9 @@ def _load_file(
     notes = [f"{path.name}: {table.summary}"]
     if table.split is not None:
         if core is not None:
-            raise DataError(f"{path}: core (--core) cannot act on a file with a column split, which is kept")
+            raise DataError(
+                f"{path}: core (--core) does not apply to a file with a column split, which is used as it is"
+            )
         is_test = table.split == files.SPLITS.index("test")
         users, items = _own_ids(table)
         train, test = (users[~is_test], items[~is_test]), (users[is_test], items[is_test])
@@ -280,7 +282,7 @@ def _split_file(directory: Path, name: str) -> Path | None:
         return found[0]
     if name == "valid":
         return None
-    raise DataError(f"{directory / name}.tsv: expected an interaction file, got nothing there")
+    raise DataError(f"{directory / name}.tsv: expected an interaction file, got none")
 
 
 def _own_ids(table: files.InteractionTable) -> tuple[np.ndarray, np.ndarray]:
@@ -332,13 +334,13 @@ def _as_split(
     kept = ~(in_training | unknown_user | unknown_item)
     if not kept.all():
         reasons = (
-            f"{np.count_nonzero(in_training)} stand in training, {np.count_nonzero(unknown_user)} are of users and "
-            f"{np.count_nonzero(unknown_item)} of items that do not occur in training"
+            f"{np.count_nonzero(in_training)} are also in training, {np.count_nonzero(unknown_user)} have users and "
+            f"{np.count_nonzero(unknown_item)} have items that do not occur in training"
         )
         counted = f"of {len(kept)} distinct test pairs, {reasons}"
         if not kept.any():
             raise DataError(f"{path}: expected test pairs of known users and items that are not in training, {counted}")
-        print(f"warning: {path}: {counted}; left out, {np.count_nonzero(kept)} are tested", file=sys.stderr)
+        print(f"warning: {path}: {counted}; these are left out, and {np.count_nonzero(kept)} remain", file=sys.stderr)
     dataset = _interaction_data((users, items), (test_users[kept], test_items[kept]), num_users, num_items, name)
     return replace(dataset, user_ids=user_ids, item_ids=item_ids, notes=tuple(notes))
 

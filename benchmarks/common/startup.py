@@ -54,7 +54,7 @@ def report_missing_extra(kind: type[BaseException], error: BaseException, traceb
         package = (error.name or "").partition(".")[0]
         if extra := _extra_with(package):
             print(
-                f'benchmarks needs {package}, of the extra "{extra}"; in the source tree, run: '
+                f'benchmarks needs {package}, which is in the extra "{extra}"; in the source tree, run: '
                 f"pip install --no-build-isolation -e '.[{extra}]'",
                 file=sys.stderr,
             )

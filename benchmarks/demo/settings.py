@@ -1,4 +1,4 @@
-"""What the demo trains with."""
+"""The demo's settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a step over several processes sends and how long it takes, measured."""
+"""Measures what a step over several processes sends, and how long it takes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What steps over several processes send and how long they take as a figure."""
+"""Plots what steps over several processes send, and how long they take."""
 
 from __future__ import annotations
 

@@ -2,11 +2,11 @@
 
 - drawn, shared: sampled_cw_loss, with N negatives for each row or one set of N for all. Its sparse gradients are
   coalesced.
-- eager CW, eager softmax: plain PyTorch, with look-ups as of nn.Embedding(sparse=True) and negatives by torch.randint,
-  which leaves no known positives out; softmax is cross-entropy over the positive and the negatives. The gradient has a
-  row per look-up: what an optimizer does to coalesce it is not part of the step.
+- eager CW, eager softmax: plain PyTorch, with look-ups like nn.Embedding(sparse=True) and negatives by torch.randint,
+  which does not leave known positives out. softmax is cross-entropy over the positive and the negatives. The gradient
+  has a row per look-up. Coalescing it is the optimizer's work, and not part of the step.
 
-Each step draws anew, so that it finds no rows in the caches that a step of a training would not find there.
+Every step draws new negatives, so that it finds only those rows in the caches that a training step would find there.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Measures the steps with one table: peak memory in a process each, then time, in turns in one process."""
+"""Measures the steps with one table: peak memory in a fresh process each, then time in turns in one process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Time and memory of a step against the number of items as a figure."""
+"""Plots time and memory of a step against the number of items."""
 
 from __future__ import annotations
 

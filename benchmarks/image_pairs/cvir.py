@@ -1,9 +1,8 @@
-"""CVIR and (TED)ⁿ: the highest-scoring negatives are left out, as many as are estimated to be false.
+"""CVIR and (TED)ⁿ, which leave out as many of the highest-scoring negatives as are estimated to be false.
 
 Garg, Wu, Smola, Balakrishnan and Lipton, "Mixture proportion estimation and PU learning: a modern approach", NeurIPS
-2021, arXiv 2111.00980. Theirs is binary classification, and all unlabeled samples are ranked together, once per epoch.
-Here each row is ranked by itself at each step, as a loss of rankings compares scores within a row only.
-"""
+2021, arXiv 2111.00980. They do binary classification, and rank all unlabeled samples together, once per epoch. Here
+each row is ranked separately in every step, since a ranking loss only compares scores within a row. """
 
 from __future__ import annotations
 
@@ -19,7 +18,7 @@ HIGHEST_PRIOR = 0.95
 
 
 class CVIR(Method):
-    """InfoNCE without the πN highest-scoring negatives of each row; π is told."""
+    """InfoNCE without the πN highest-scoring negatives of each row. It is given π."""
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
@@ -34,10 +33,10 @@ class CVIR(Method):
 
 
 class TEDn(CVIR):
-    """(TED)ⁿ: estimates π by BBE before each epoch, and leaves out as many; is not told π.
+    """(TED)ⁿ: estimates π by BBE before each epoch, and leaves out as many. It is not given π.
 
     Args:
-        setting: what it is told; the estimate is from the scores of its held-out pairs.
+        setting: what it is given; the estimate is from the scores of its held-out pairs.
         same_digit: whether the positives of the estimate are pairs of different images of a digit, as the false
             negatives are, and not the two views of an image, which are more alike. These need labels.
     """

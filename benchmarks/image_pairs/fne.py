@@ -1,7 +1,7 @@
-"""FNE's weights: how likely a negative is a true match, from two normal densities learnt during training.
+"""FNE's weights: how likely a negative is a true match, from two normal densities learned during training.
 
 arXiv 2308.04380 (LuminosityX/FNE), which draws one negative per row by these weights, from a queue of 8,224, for a
-triplet loss. Here they weigh the negatives of a batch in InfoNCE.
+triplet loss. Here they are weights of a batch's negatives in InfoNCE.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ class Scores(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """What a method is told."""
+    """What a method is given."""
 
     temperature: float
     prior: float  # the true share of false negatives

@@ -46,7 +46,7 @@ def load_split(seed: int) -> Split:
         RuntimeError: scikit-learn is not installed.
     """
     if importlib.util.find_spec("sklearn") is None:
-        raise RuntimeError("the images are those of scikit-learn, which is not installed: pip install scikit-learn")
+        raise RuntimeError("the images come from scikit-learn, which is not installed; run: pip install scikit-learn")
     from sklearn.datasets import load_digits
 
     data = load_digits()

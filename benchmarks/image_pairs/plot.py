@@ -31,7 +31,7 @@ _STYLES = {
 _BY_ARGUMENTS = ("infonce", "sl", "dcl", "pucl", "cw-weights", "cw")
 _ESTIMATED = ("infonce", "dcl", "cvir", "tedn", "tedn-same-digit", "posterior", "posterior-6", "fne")
 _REFERENCES = {"pixels": ("pixels", ":"), "untrained": ("untrained encoder", "--")}
-# Where the batch as it is stands, left of the planted shares: it has more negatives, and no line leads to it.
+# Position of the batch as it is, left of the planted shares. It has more negatives, so no line leads to it.
 _AS_IT_IS = -0.1
 # So that error bars stand side by side.
 _DODGE = 0.008

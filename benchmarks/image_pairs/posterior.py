@@ -1,7 +1,7 @@
-"""Negatives weighed by (1 − p_FN)^γ, with p_FN the probability that a negative is a match in truth.
+"""Negatives weighted by (1 − p_FN)^γ, where p_FN is the probability that a negative is really a match.
 
-γ = 1 is the weight that leaves of each negative the part that is a true one; RRRA (arXiv 2508.11670) has γ as a number
-to choose.
+With γ = 1, each negative counts with its probability of being a true one. RRRA (arXiv 2508.11670) leaves γ as a
+hyper-parameter.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from cw_ext import FalseNegatives, ScoreCurve, cw_loss, presets
 
 
 class Posterior(Method):
-    """InfoNCE with the weights of FalseNegatives, estimated anew before each epoch; π is told.
+    """InfoNCE with the weights of FalseNegatives, estimated again before each epoch. It is given π.
 
     Args:
-        setting: what it is told. The positives of the estimate are its held-out pairs of different images of a digit,
+        setting: what it is given. The positives of the estimate are its held-out pairs of different images of a digit,
             as the false negatives are, and not the two views of an image, which are more alike. These need labels.
         strength: γ.
     """

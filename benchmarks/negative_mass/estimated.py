@@ -1,8 +1,9 @@
-"""Weights 1 − p_FN beside the correction: bias and spread where known positives score as hidden ones do, or higher.
+"""Weights 1 − p_FN beside the correction: bias and spread where known positives score like hidden ones, or higher.
 
-The margins are those of the command, and known positives (the M further ones of the correction, and those that p_FN
-is fitted on) may have a mean that is SHIFT deviations higher: a model gives positives that it was trained on, or that
-users find first, higher scores than those still hidden. CVIR leaves out the ⌊πN⌋ highest negatives of each row.
+The margins are those of the command. Known positives are the M extra ones of the correction, and those that p_FN is
+fitted on. Their mean may be SHIFT deviations higher, since a model gives higher scores to positives that it was trained
+on, or that users find first, than to those that are still hidden. CVIR leaves out the ⌊πN⌋ highest negatives of each
+row.
 """
 
 from __future__ import annotations
@@ -40,9 +41,9 @@ LABELS = {
 
 
 def ways_of(setting: Setting, generator: torch.Generator) -> dict[str, Callable[[Tensor, Tensor], dict[str, Any]]]:
-    """What each way gives cw_loss, from the margins of the negatives and of the further positives.
+    """What each way gives cw_loss, from the margins of the negatives and of the extra positives.
 
-    Fits p_FN once, to scores of its own.
+    p_FN is fitted once, to separate scores.
     """
     prior = setting.prior
     unlabeled, known = draw(setting._replace(negatives=UNLABELED, positives=KNOWN), 1, generator)
@@ -98,7 +99,7 @@ def measure(
 
 
 def whole_rows(rows: int) -> int:
-    """The number of rows that is measured in place of `rows`: as many for each fit."""
+    """Return the number of rows to measure instead of `rows`, which is the same for each fit."""
     return max(2, round(rows / FITS)) * FITS
 
 

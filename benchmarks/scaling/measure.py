@@ -1,4 +1,4 @@
-"""Contestants of one training set, each in processes of its own, in turns."""
+"""Measures arrangements of processes on one training set, each in fresh processes, in turns."""
 
 from __future__ import annotations
 

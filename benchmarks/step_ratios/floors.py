@@ -1,4 +1,4 @@
-"""The least that a step has to do, and the time that this takes at the machine's best rates."""
+"""The least work that a step has to do, and how long that takes at the machine's best rates."""
 
 from __future__ import annotations
 

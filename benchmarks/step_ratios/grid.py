@@ -1,4 +1,4 @@
-"""Steps on many shapes: those of benchmarks.throughput, and others that a faster kernel may have made slower."""
+"""Steps on many shapes: those of benchmarks.throughput, and others that a faster kernel could have made slower."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def measure(threads: int, tables: Sequence[tuple[int, int]], copies: Sequence[in
     """
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
-        raise RuntimeError("--floors needs a C++ compiler: install g++ or clang++ or name one in CXX")
+        raise RuntimeError("--floors needs a C++ compiler: install g++ or clang++, or set CXX to one")
     asked = [str(part) for table in tables for part in ("rows", *table)]
     asked += [str(part) for size in copies for part in ("copy", size)]
     with tempfile.TemporaryDirectory() as folder:

@@ -28,7 +28,9 @@ def path_of(directory: Path, dataset: str) -> Path:
 
 def not_results(path: Path) -> ValueError:
     """What to raise where a file does not contain results."""
-    return ValueError(f"{path}: expected results of the study, got something else; remove it to have it run again")
+    return ValueError(
+        f"{path}: expected results of the study, got something else; remove the file to run the study again"
+    )
 
 
 def write(directory: Path, results: Iterable[dict[str, Any]]) -> list[Path]:

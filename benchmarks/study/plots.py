@@ -153,7 +153,7 @@ def plot_stages(store: Store, path: Path) -> bool:
         label = f"confidence: {confidence}"
         _line(axes, xs, [summary for _, summary in found], colour, "osD"[index], linestyle="none", label=label)
     axes.set_xticks(range(len(ticks)), [f"{w}\n{'corrected' if c == 'yes' else 'uncorrected'}" for w, c in ticks])
-    axes.set(ylabel="test NDCG@20", title="CW in its stages: weighting, correction (π = .05), confidence (τ_c = 1.25)")
+    axes.set(ylabel="test NDCG@20", title="The parts of CW: weighting, correction (π = .05), confidence (τ_c = 1.25)")
     axes.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.16))
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)

@@ -102,7 +102,7 @@ def _search(store: Store) -> str:
                     ]
                 )
     header = ["loss", "settings", "lr", "weight decay", "negatives", "validation NDCG@20"]
-    return section("The search", f"Seed {grids.SEARCH_SEED}; bold is what was taken.", header, rows)
+    return section("The search", f"Seed {grids.SEARCH_SEED}. Bold: chosen.", header, rows)
 
 
 def _setting(name: str, value: float) -> str:
@@ -124,8 +124,8 @@ def _models(store: Store) -> str:
             validation, test = result["best_validation"]["ndcg"], result["test"]
             shown = [f"{value:.4f}" for value in (validation, test["recall"], test["ndcg"])]
             rows.append([name, *shown, difference(test["ndcg"], known[1]) if known else ""])
-    header = ["", "validation NDCG@20", "Recall@20", "NDCG@20", "NDCG against the published one"]
-    return section("What is chosen for all losses alike", f"SL, seed {grids.SEARCH_SEED}.", header, rows)
+    header = ["", "validation NDCG@20", "Recall@20", "NDCG@20", "NDCG against published"]
+    return section("Settings shared by all losses", f"SL, seed {grids.SEARCH_SEED}.", header, rows)
 
 
 def _stages(store: Store) -> str:
@@ -141,7 +141,7 @@ def _stages(store: Store) -> str:
                 rows.append([weighting, correction, *cells])
     header = ["weighting", "correction", *(f"confidence: {name}" for name in parts.CONFIDENCES)]
     text = "NDCG@20, validation / test, on Health, MF, all items as negatives."
-    return section("CW in its stages", text, header, rows)
+    return section("The parts of CW", text, header, rows)
 
 
 def _validation_and_test(summary: Summary) -> str:
@@ -156,7 +156,7 @@ def _mechanisms(store: Store) -> str:
             if summary:
                 shown = [summary.text("ndcg", "best_validation"), summary.text("recall"), summary.text("ndcg")]
                 rows.append([f"{SHORT_NAMES[dataset]}, {name}", *shown])
-    text = "MF, τ = .1, τ_c = 1.25; test. On Health all items as negatives, on Electronic 1000 uniform ones."
+    text = "Test, MF, τ = .1, τ_c = 1.25. Negatives: all items on Health, 1000 uniform ones on Electronic."
     return section("What the confidence does", text, ["", "validation NDCG@20", "Recall@20", "NDCG@20"], rows)
 
 
@@ -168,7 +168,9 @@ def _sweeps(store: Store) -> str:
             if summary:
                 shown = [summary.text("ndcg", "best_validation"), summary.text("recall"), summary.text("ndcg")]
                 rows.append([name, f"{value:g}", *shown])
-    text = "One at a time (ρ goes with the temperature), around CW with all stages; Health, MF, all items as negatives."
+    text = (
+        "One at a time (ρ follows the temperature), around CW with all its parts. Health, MF, all items as negatives."
+    )
     return section("CW's hyper-parameters", text, ["", "value", "validation NDCG@20", "Recall@20", "NDCG@20"], rows)
 
 
@@ -184,7 +186,7 @@ def _combinations(store: Store) -> str:
                 settings = describe_settings(summary.results[0]["loss_settings"])
                 rows.append([f"{SHORT_NAMES[dataset]}, {name}", *shown, against, settings])
     header = ["SL@20 and", "validation NDCG@20", "Recall@20", "NDCG@20", "NDCG against SL@20, same seed", "settings"]
-    return section("SL@20 with CW's other stages", "MF, seed 0.", header, rows)
+    return section("SL@20 with the other parts of CW", "MF, seed 0.", header, rows)
 
 
 def _noise(store: Store) -> str:
@@ -194,8 +196,8 @@ def _noise(store: Store) -> str:
         if any(summaries):
             rows.append([loss, *(summary.text("ndcg") if summary else "" for summary in summaries)])
     text = (
-        "Test NDCG@20 on Health, MF, by the share of the negatives that are held-out positives of their users. SL@20's "
-        "scores of the 20th items are estimated from negatives without them."
+        "Test NDCG@20 on Health, MF, by the share of negatives that are held-out positives of their users. SL@20 "
+        "estimates the score of each user's 20th item from negatives without them."
     )
     return section("False negatives", text, ["loss", *(f"{share:g}" for share in parts.SHARES)], rows)
 
@@ -211,10 +213,10 @@ def _estimated(store: Store) -> str:
         }
         rows += [[row, *cells] for row, cells in known.items() if any(cells)]
     text = (
-        "Test NDCG@20 on Health, MF, by the share of the negatives that are held-out positives of their users, which "
-        "no loss is told of; an estimated π is that at the end of training, by seed. A further tenth of each user's "
-        "training items, from which the adapter learns and the further positives are drawn, is in no row; the "
-        "correction's gradient still raises the scores of these further positives."
+        "Test NDCG@20 on Health, MF, by the share of negatives that are held-out positives of their users. No loss "
+        "knows this share. An estimated π is its value at the end of training, by seed. Another tenth of each user's "
+        "training items is left out of the rows: the adapter learns from it, and extra positives are drawn from it. "
+        "The correction's gradient still raises the scores of these extra positives."
     )
     header = ["", *(f"{share:g}" for share in parts.ESTIMATED_SHARES)]
     return section("False negatives, estimated", text, header, rows)
@@ -240,9 +242,9 @@ def _contestants(store: Store) -> str:
                 found = "diverged" if "diverged" in result else f"{result['best_validation']['ndcg']:.4f}"
                 settings = describe_settings(result["loss_settings"])
                 rows.append([name, settings, str(run.options.negatives), f"**{found}**" if run == best else found])
-    text = f"On the data as they are, as for the losses; seed {grids.SEARCH_SEED}; bold is what was taken."
+    text = f"On the data without planted false negatives, as for the losses. Seed {grids.SEARCH_SEED}. Bold: chosen."
     header = ["", "settings", "negatives", "validation NDCG@20"]
-    return section("The search against false negatives", text, header, rows)
+    return section("The search for methods against false negatives", text, header, rows)
 
 
 def _numbers(store: Store) -> str:
@@ -262,7 +264,7 @@ def _numbers(store: Store) -> str:
                     )
                     name = f"{SHORT_NAMES[dataset]}, {loss}"
                     rows.append([name, str(number), summary.text("recall"), summary.text("ndcg"), time])
-    text = "Test, MF; a whole training step's median time on one thread (20 to 80 %), all of a data set in turns."
+    text = "Test, MF. Times are the median of a whole training step on one thread (20 to 80 %), measured in turns."
     return section("How many negatives", text, ["", "N", "Recall@20", "NDCG@20", "ms per step"], rows)
 
 
@@ -287,5 +289,5 @@ def _sampled(store: Store) -> str:
             shown = [summary.text("recall"), summary.text("ndcg"), f"{summary.seconds_per_epoch:.2f}"]
             settings = describe_settings(summary.results[0]["loss_settings"])
             rows.append([name, *shown, ", ".join(map(str, last)), settings])
-    header = ["", "Recall@20", "NDCG@20", "s/epoch", "number at the end, by seed", "settings"]
+    header = ["", "Recall@20", "NDCG@20", "s/epoch", "N at the end, by seed", "settings"]
     return section("Negatives chosen by their scores", "Test, Health, MF.", header, rows)

@@ -24,7 +24,7 @@ def name_of(contest: Contest) -> str:
     """What a table calls a comparison."""
     share = contest.false_negatives
     noise = "" if share is None else f", {100 * share:g} % false negatives"
-    further = "" if contest.losses == searched.DECISIVE else ", further losses"
+    further = "" if contest.losses == searched.DECISIVE else ", other losses"
     return f"{SHORT_NAMES[contest.dataset]}, {contest.model}{noise}{further}"
 
 
@@ -34,7 +34,7 @@ def _found(store: Store, contest: Contest) -> dict[str, Summary]:
 
 
 def _summarise(store: Store, runs: Iterable[Run]) -> Summary | None:
-    """Results of runs that say what is recommended: older ones of the same runs do not."""
+    """Summarise the runs whose results include what is recommended, which older results lack."""
     return summarise(store, [run for run in runs if run in store and "balanced_ndcg" in store[run].get("test", {})])
 
 
@@ -91,11 +91,19 @@ def overview(store: Store) -> str:
             rows.append([name_of(contest), f"{ahead} of {len(cw.results)}", *shown, *against_sl])
             if contest.model == "mf" and contest.false_negatives is None and "shifted" not in contest.dataset:
                 gains.append(cw.mean("ndcg") / slk.mean("ndcg") - 1)
-    header = ["CW", "seeds ahead of SL@20", "NDCG against SL@20", "Recall", "balanced NDCG", "NDCG against SL"]
+    header = [
+        "",
+        "seeds where CW is ahead of SL@20",
+        "NDCG against SL@20",
+        "Recall",
+        "balanced NDCG",
+        "NDCG against SL",
+    ]
     header += ["balanced NDCG"]
-    text = "Each with settings that --auto chose."
+    text = "Each loss has the settings that --auto chose."
     if len(gains) > 1:
-        text += f" On the {len(gains)} data sets as they are, with MF, it is {100 * mean(gains):+.1f} % in the mean."
+        average = f"{100 * mean(gains):+.1f} %"
+        text += f" On the {len(gains)} unmodified data sets, with MF, CW is {average} against SL@20 on average."
     return section("CW against SL@20 and SL", text, header, rows)
 
 
@@ -112,7 +120,7 @@ def candidates(store: Store) -> str:
             shown = [summary.text("recall"), summary.text("ndcg"), difference(summary.mean("ndcg"), base.mean("ndcg"))]
             rows.append([name, str(number), *shown, *_lists(summary)])
     header = ["", "seeds", "Recall@20", "NDCG@20", "against the loss alone", *_LIST_HEADER]
-    text = "Health, MF, with the settings that --auto chose for SL, SL@20 and CW; the same seeds."
+    text = "Health, MF, with the settings that --auto chose for SL, SL@20 and CW, on the same seeds."
     return section("Candidates", text, header, rows)
 
 
@@ -129,7 +137,8 @@ def dial(store: Store) -> str:
                     rows.append([name, *shown, *_lists(summary)])
     header = ["", "seeds", "Recall@20", "NDCG@20", *_LIST_HEADER]
     text = (
-        "A pull × a on the positive is positive_temperature = τ/a; MF, otherwise with the settings that --auto chose."
+        "A pull × a on the positive means positive_temperature = τ/a. MF, otherwise with the settings that --auto "
+        "chose."
     )
     return section("One dial, from balanced to popular", text, header, rows)
 

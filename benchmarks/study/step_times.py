@@ -75,7 +75,7 @@ def read(directory: Path) -> dict[str, Times]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))["datasets"]
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path}: expected times of steps, got something else; measure them again") from None
+        raise ValueError(f"{path}: expected step times, got something else; measure them again") from None
 
 
 def main(argv: Sequence[str] | None = None) -> int:

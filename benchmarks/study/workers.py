@@ -83,7 +83,9 @@ def _alone_in(directory: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise RuntimeError(f"{directory}: expected no other study under way there, got one; wait for it") from None
+            raise RuntimeError(
+                f"{directory}: expected no other study running there, got one; wait until it ends"
+            ) from None
         yield
 
 

@@ -1,32 +1,33 @@
-"""What the throughput benchmark times: one step of the CW loss with its defaults, by each of its contestants.
+"""The contestants of the throughput benchmark. Each runs one step of the CW loss with its defaults.
 
 - cw_ext: the fused kernels.
-- graph: the same step replayed from a CUDA graph (GPU only): the device's time, without Python's.
-- deterministic: the same step under torch.use_deterministic_algorithms(True) (GPU only), along with which torch fills
-  memory that would be left uninitialised.
-- recompute, ready-ids, torch-search, torch-isin, numpy-sets, numpy-choice, bit-table: where negatives are drawn for
-  each row, see benchmarks/throughput/sampled.py.
-- eager: the same loss in plain PyTorch (benchmarks/throughput/eager.py), with no more operations than the maths needs.
-  At level 2 as one would write it: look up, normalise, multiply. (With F.embedding: the backward pass of indexing takes
-  twice as long.) With one set for all rows: a product with the set's rows, and a mask for what a row leaves out.
-- tuned: eager with an eye to its speed (level 2, negatives per row): the whole table is normalised before rows are
-  looked up, which leaves autograd less of size B·N·D. Where the table has several times the B·N rows drawn, eager's
-  order is the faster one.
-- compile: torch.compile of tuned, or of eager where there is none; what a row leaves out is found before it.
-- checkpoint: tuned with activation checkpointing around gather, scores and loss (level 2, negatives per row). It keeps
-  nothing of size B·N·D from forward to backward, but backward builds all of it again, so that the peak of a step
-  that is nothing but the loss stays eager's.
-- cce: CCE⁻, another project's fused kernels (GPU only), on the shapes whose loss is sampled softmax, as it computes
-  nothing else. There the others compute sampled softmax too: benchmarks/throughput/cce.py.
-- floor: the yardstick, which is not the loss but less work than it. At level 1 copies of the scores into memory that
-  exists: on the CPU two, one for each of forward and backward; on a GPU one, since forward reads the scores and writes
-  their gradient, and backward finds nothing left to multiply. With negatives per row an embedding bag: the same rows
-  gathered and summed, and a constant gradient scattered back to the same rows, in which torch never builds [B, N, D];
-  nothing is drawn. With one set three matrix products, of scores and both gradients. But for level 1 it is made of
-  torch's own operations, which a better kernel can beat: a share of the floor above 100 % is no mistake.
+- graph: the same step, replayed from a CUDA graph (GPU only). It shows the device's time without Python's.
+- deterministic: the same step under torch.use_deterministic_algorithms(True) (GPU only), which also makes torch fill
+  memory that would otherwise stay uninitialised.
+- recompute, ready-ids, torch-search, torch-isin, numpy-sets, numpy-choice, bit-table: for negatives drawn for each row,
+  see benchmarks/throughput/sampled.py.
+- eager: the loss in plain PyTorch (benchmarks/throughput/eager.py), with no more operations than the formula needs.
+  From embeddings it is written the obvious way: look up, normalise, multiply. It uses F.embedding, since the backward
+  pass of indexing takes twice as long. With one set of negatives for all rows it multiplies by the set's rows, and
+  masks what a row leaves out.
+- tuned: eager, written for speed (from embeddings, with negatives per row). It normalises the whole table before the
+  look-up, so that autograd keeps fewer tensors of size B·N·D. If the table has several times as many rows as the B·N
+  that are looked up, eager's order is faster.
+- compile: torch.compile of tuned, or of eager where there is no tuned. What a row leaves out is found before it.
+- checkpoint: tuned with activation checkpointing around look-up, scores and loss (from embeddings, with negatives per
+  row). It keeps nothing of size B·N·D from forward to backward. But backward builds all of it again, so the peak of a
+  step that consists of the loss alone is still eager's.
+- cce: CCE⁻, the fused kernels of another project (GPU only). It only computes sampled softmax, so it only runs on
+  shapes with that loss, where the other contestants compute sampled softmax too: benchmarks/throughput/cce.py.
+- floor: a yardstick that does less work than the loss. From scores, it copies the scores into existing memory: twice on
+  the CPU, for forward and backward; once on a GPU, where forward reads the scores and writes their gradient, and
+  backward has nothing left to multiply. With negatives per row it is an embedding bag, which gathers and sums the same
+  rows, and scatters a constant gradient back to them; torch never builds [B, N, D] for it, and nothing is drawn. With
+  one set it is three matrix products: the scores and both gradients. Except from scores, the floor consists of torch's
+  own operations, which a better kernel can beat, so a share of the floor above 100 % is no mistake.
 
-In bf16 eager stays in bf16, as a user's model would; cw_ext computes in fp32 and is held to the same tolerance. cce
-sums its gradients in half precision, which takes a tolerance of its own.
+In bf16, eager stays in bf16, as a user's model would. cw_ext computes in fp32, and has to meet the same tolerance. cce
+sums its gradients in half precision, which needs a tolerance of its own.
 """
 
 from __future__ import annotations
@@ -48,10 +49,10 @@ CONTESTANTS = (
     "cw_ext", "recompute", "graph", "deterministic", "ready-ids", *SAMPLERS, "eager", "tuned", "compile", "checkpoint",
     "cce", "floor",
 )  # fmt: skip
-# They need more than torch and cw_ext, or a special build, and are left out where that is missing.
+# These need more than torch and cw_ext, or a special build, and are left out where that is missing.
 OPTIONAL = ("graph", "deterministic", "compile", "cce")
 
-# Relative errors that pass for rounding: of the loss, and of each gradient as a whole.
+# Relative errors that count as rounding: of the loss, and of each gradient as a whole.
 TOLERANCE = {"float32": (1e-4, 1e-3), "bfloat16": (2e-2, 5e-2), "float16": (2e-3, 1e-2)}
 CCE_TOLERANCE = (2e-3, 5e-2)
 
@@ -62,11 +63,11 @@ Step = Callable[[], tuple[Tensor, ...]]
 
 
 class WrongResult(ValueError):
-    """A contestant with a wrong result; the message has its name, the shape and the tensor."""
+    """A contestant's result is wrong. The message has its name, the shape and the tensor."""
 
 
 def contestants_of(shape: Shape, chosen: Sequence[str] = CONTESTANTS, device: str = "cpu") -> list[str]:
-    """Return those of the chosen contestants that exist for this shape on this device."""
+    """Return the chosen contestants that exist for this shape on this device."""
     on_gpu, softmax, drawn = device == "cuda", shape.loss == "sampled_softmax", shape.kind == "sampled"
     per_row_ids = shape.kind == "ids" and not shape.shared
     conditions = {
@@ -115,7 +116,7 @@ def make_tiny_step(name: str, shape: Shape, device: str = "cpu") -> Step:
 
 
 def make_fresh_step(name: str, shape: Shape, device: str = "cpu") -> Step:
-    """Return a step on inputs of its own, compiled already where it is compiled."""
+    """Return a step on new inputs. A step that is compiled has been compiled already."""
     step = make_step(name, shape, make_inputs(shape, device))
     if name == "compile":
         step()

@@ -1,4 +1,4 @@
-"""The CW loss with its defaults in plain PyTorch, with no more operations than the maths needs: cw_ext's rivals."""
+"""The CW loss with its defaults in plain PyTorch, with no more operations than the formula needs."""
 
 from __future__ import annotations
 

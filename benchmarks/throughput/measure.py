@@ -1,4 +1,4 @@
-"""Measures one shape of the throughput benchmark: every contestant checked, timed and weighed."""
+"""Measures one shape of the throughput benchmark: checks every contestant, and measures its time and memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BUDGET_SECONDS = {"cpu": 20.0, "cuda": 4.0}
 def measure_shape(
     shape: Shape, names: Sequence[str], device: str = "cpu", rounds: int = 30, with_memory: bool = True
 ) -> dict[str, Any]:
-    """Check, time and weigh all contestants on one shape.
+    """Check all contestants on one shape, and measure their time and memory.
 
     Contestants that run out of the GPU's memory in their first run are left out, and all of them where it happens
     elsewhere; so are optional ones (:data:`contestants.OPTIONAL`) that cannot run here, and those with wrong results.

@@ -1,4 +1,4 @@
-"""Time, memory and share of the floor from the throughput benchmark as figures."""
+"""Plots time, memory and share of the floor from the throughput benchmark."""
 
 from __future__ import annotations
 

@@ -56,13 +56,13 @@ def describe(report: dict[str, Any]) -> str:
         if measured:
             parts.append(_table(table, measured, copying if table == "scores" else None))
     parts.append(
-        "x eager and so on: times its speed. GB/s: of the bytes that any implementation must move. % of floor: of "
-        "the speed of the\nyardstick, which is less work than the loss. B/neg: bytes per negative beyond inputs and "
-        "gradients; mostly noise where the peak is below a MiB."
+        "x eager and so on: how many times as fast. GB/s: counting only the bytes that any implementation must move. "
+        "% of floor: of the\nspeed of a yardstick that does less work than the loss. B/neg: bytes per negative beyond "
+        "inputs and gradients; mostly noise if the peak\nis below a MiB."
     )
     if copying is not None:
         parts.append(
-            f"% of copy: of the bandwidth of a long copy within the memory of {report['environment']['gpu']}, "
+            f"% of copy: of the bandwidth of a large copy within the memory of {report['environment']['gpu']}, "
             f"{copying / 1e9:.0f} GB/s read and written"
         )
     for entry in report["scaling"]:
@@ -82,7 +82,7 @@ def describe(report: dict[str, Any]) -> str:
         for name, reason in entry["left_out"].items():
             parts.append(f"left out: {name} ({entry['table']}, {entry['label']}): {reason}")
     if report["not_begun"]:
-        parts.append(f"not begun, the budget being spent: {'; '.join(report['not_begun'])}")
+        parts.append(f"not started, since the budget was spent: {'; '.join(report['not_begun'])}")
     if any("cw_ext" in entry["contestants"] for entry in report["shapes"]):
         parts.append(f"where cw_ext loses: {'; '.join(defeats(report)) or 'nowhere on this grid'}")
     return "\n\n".join(parts)

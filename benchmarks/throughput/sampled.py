@@ -1,12 +1,12 @@
-"""The throughput benchmark's contestants where each row draws negatives: inside the op, before it, or not at all.
+"""The throughput benchmark's contestants with negatives drawn for each row: inside the op, before it, or not at all.
 
 - cw_ext, recompute: sampled_cw_loss draws; recompute draws again in backward instead of keeping anything of size B·N.
-- ready-ids: cw_loss_from_embeddings with the ids (and log weights) ready, which no training step has.
+- ready-ids: cw_loss_from_embeddings with ids (and log weights) that exist already, which no training step has.
 - torch-search, torch-isin, numpy-sets, numpy-choice, bit-table: benchmarks/throughput/samplers.py draws, then
   cw_loss_from_embeddings.
 
-The first three have the same negatives. The others' come from a seed, so that the expected result of a step can be
-computed from the same draws, made again.
+The first three use the same negatives. The others draw from a seed, so that the expected result of a step can be
+computed by drawing again.
 """
 
 from __future__ import annotations
@@ -91,5 +91,5 @@ def _distribution(shape: Shape) -> dict[str, str | float]:
 
 
 def _log_weights(shape: Shape, inputs: Inputs) -> Tensor | None:
-    """log of 1 / probability but for a constant, fp64 [I], for what is drawn by popularity; else None."""
+    """Return log(1 / probability) up to a constant, fp64 [I], for draws by popularity; else None."""
     return inputs.interactions.item_counts.double().log() * -POPULARITY_EXPONENT if shape.popularity else None

@@ -1,7 +1,7 @@
-"""Ways to draw negatives outside the op, as training code does: rivals of those drawn inside.
+"""Ways to draw negatives outside the op, as training code does, to compare with drawing inside.
 
 All draw with replacement from the items that are not known positives of the row's query, uniformly or in proportion to
-weights; a draw that is a known positive is repeated until it is not. Each keeps its own random state.
+weights. A known positive is drawn again until it is none. Each sampler keeps its own random state.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The throughput benchmark's steps in which all rows share one set of negatives, without each row's known positives.
 
-What a row leaves out is found without sorting or searching: its query's known positives are looked up in a table of the
-places of the set's items, and marked there.
+What a row leaves out is found without sorting or searching. A table holds the positions of the set's items, and the
+query's known positives are looked up in it.
 """
 
 from __future__ import annotations

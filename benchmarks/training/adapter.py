@@ -1,9 +1,9 @@
-"""A small network that tells hidden positives among hard candidates, for weights and for reranking.
+"""A small network that finds hidden positives among hard candidates, for weights and for reranking.
 
 After RRRA (arXiv 2508.11670): its input z = [q − c, q⊙c, q + c] of a query q and a candidate c, the weight
-(1 − p_FN)^γ of hard negatives, and reranking by a product. Where its labels come from, its sizes and its exponents
-could not be had. Here the network learns positives that were held out from training against items drawn at random; the
-encoder does not learn with it, and candidates are not moved.
+(1 − p_FN)^γ of hard negatives, and reranking by a product. The source of its labels, its sizes and its exponents were
+not available. Here the network learns to tell positives held out from training from items drawn at random. The encoder
+does not learn with it, and candidates are not moved.
 """
 
 from __future__ import annotations

@@ -1,20 +1,20 @@
 """Choose a loss's hyper-parameters by validation, in the time of about two trainings: ``--auto``.
 
-A stage of a :func:`~benchmarks.training.search_spaces.search_space` is successive halving: all its candidates train for
-a few epochs (a fortieth of the most, at least one validation), the worse half is given up, the others go on from where
-they are for twice as long, and so on. Candidates within the noise of the best are kept too: after few epochs nobody
-knows. What is behind by more than the noise at first and best in the end is lost. A stage ends with one candidate left,
-where all curves are flat, or where its epochs are spent.
+A stage of a :func:`~benchmarks.training.search_spaces.search_space` is successive halving. All its candidates train for
+a few epochs: a fortieth of the maximum, and at least until one validation. The worse half is dropped, the others go on
+for twice as long, and so on. Candidates within the noise of the best are kept too, since a few epochs don't decide
+between them. A candidate that starts behind by more than the noise but would be best in the end is lost. A stage ends
+when one candidate is left, when all curves are flat, or when its epochs are spent.
 
-Budget: with E the most epochs of a training, the whole search has 2·E, which the stages share evenly; what a stage
-leaves is the next ones'. Many trainings stop by patience long before E. So where the leader's curve is flat, a training
-is taken to last until its best epoch and the patience, and the budget is twice that. What has been spent by then is
-spent: later stages then have one validation per candidate, still within 2·E. A candidate with three validations (or the
-patience, if that is less) in a row without a better NDCG is trained no further.
+Budget: if a training has at most E epochs, the whole search has 2·E. The stages share it evenly, and what one stage
+leaves goes to the next ones. Many trainings stop by patience long before E. So once the leader's curve is flat, a
+training is taken to last until its best epoch plus the patience, and the budget is twice that. If more than that has
+been spent already, later stages get one validation per candidate, still within 2·E. A candidate is not trained further
+after three validations (or the patience, if that is less) in a row without a better NDCG.
 
-Noise: two candidates are equal if their mean validation NDCG differs by less than two standard errors of the mean of
-the users' differences. Of those equal to the best, the simplest is chosen, that with the fewest stages where something
-other than the first candidate, the default, was taken; of equally simple ones the best.
+Noise: two candidates count as equal if their mean validation NDCG differs by less than two standard errors of the mean
+of the users' differences. Of those equal to the best, the simplest is chosen: the one with the fewest stages where
+something other than the first candidate, which is the default, was taken. Of equally simple ones, the best is chosen.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Choice:
     """What was chosen for a loss.
 
     Attributes:
-        options, config: to train with; the configuration is the given one but for what the search chose.
+        options, config: to train with; the configuration is the given one, except for what the search chose.
         chosen: the values of the fields that were searched.
         tries: in the order they came up, ``{"settings", "epochs", "rungs"}``; a rung is ``[epochs, best validation
             NDCG by then]``. One that diverged has ``"diverged"``, the message.

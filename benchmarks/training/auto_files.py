@@ -54,7 +54,7 @@ def describe_choices(choices: Mapping[str, Choice]) -> str:
             rows.append(
                 [name, settings, str(tried["epochs"]), rungs, "*" if tried["settings"] == choice.chosen else ""]
             )
-    header = ["loss", "tried by --auto", "epochs", "best validation NDCG by each rung", "chosen"]
+    header = ["loss", "tried by --auto", "epochs", "best validation NDCG after each rung", "chosen"]
     return reporting.format_table(header, rows)
 
 

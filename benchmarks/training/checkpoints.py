@@ -38,7 +38,7 @@ def save(trainer: Resumable, path: Path) -> None:
         try:
             torch.save({"run": trainer.identity(), "state": trainer.state_dict()}, unfinished)
         except RuntimeError as error:  # torch's for a full disk, whose message is about positions in the file
-            raise OSError(f"{path}: expected room for a checkpoint, got: {reporting.first_line(error)}") from None
+            raise OSError(f"{path}: expected space for a checkpoint, got: {reporting.first_line(error)}") from None
 
 
 def is_of_any(path: Path, runs: Iterable[dict[str, Any]]) -> bool:

@@ -58,7 +58,7 @@ def describe_runs(runs: Sequence[dict[str, Any]]) -> str:
                 *([", ".join(str(run.get("final_num_negatives", "-")) for run in seeds)] if has_numbers else ()),
             ]
         )
-    return reporting.format_table(header, rows) + "\n* validation items left out of the ranking too"
+    return reporting.format_table(header, rows) + "\n* validation items are left out of the ranking, too"
 
 
 def _reranked(results: Sequence[Mapping[str, float] | None]) -> tuple[str, str]:

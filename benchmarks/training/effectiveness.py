@@ -7,10 +7,10 @@ the samples; a training effectiveness function measures their overall influence 
 maximises it is the one to use. With clean labels more negatives are better; with noisy ones, such as items that were
 not clicked but match the user, too many mislead. The caption of a figure of results has the optimum under λ = 0.9.
 
-**That is all of the paper that this module rests on. Its formulas could not be had; those below are a reconstruction
-that keeps to what is said above, not quotations.** In particular, which samples are good, easy and bad, that labels
-are independent, and where λ stands in v are read into the paper. Before a curve is called the paper's, they are to be
-compared with its text.
+**This module rests on no more of the paper than that. The paper's formulas were not available. Those below are a
+reconstruction that agrees with the statements above, not quotations.** In particular, the definitions of good, easy and
+bad samples, the independence of labels, and the place of λ in v are our reading. Compare them with the paper's text
+before you call a curve the paper's.
 
 The reconstruction. A sample is a positive with its K negatives. The positive's label is reliable with probability p,
 each negative's with probability q, all independently; a negative with an unreliable label is a false negative. The
@@ -152,7 +152,7 @@ def estimate_inputs(
     """Estimate q and the accuracies from a trained model's scores.
 
     q = 1 − π. Of the sampled negatives a share π are false ones. They are taken to score as the held-out positives do
-    (selected completely at random, as positive-unlabelled learning has it), whence for a positive with score s
+    (selected completely at random, in the terms of positive-unlabeled learning). So for a positive with score s
 
         P(sampled negative below s) = (1 − π) a + π P(another positive below s),
 

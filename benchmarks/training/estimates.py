@@ -60,8 +60,8 @@ class Estimate:
             raise ValueError(f"adapter_candidates must be in [1, {MOST_CANDIDATES}], got {self.candidates}")
         if self.cross_fitted and self.candidates is not None:
             raise ValueError(
-                f"cross_fitted must be False with an adapter, got {self.candidates} adapter_candidates, "
-                "which are told apart by items in no epoch's rows"
+                "cross_fitted must be False with an adapter, which learns from items that are in no epoch's rows, got "
+                f"{self.candidates} adapter_candidates"
             )
 
     def curve(self, positive_scores: Tensor, unlabeled_scores: Tensor) -> tuple[ScoreCurve, float]:

@@ -1,4 +1,4 @@
-"""Losses with parameters of their own, which are trained together with the model, or against it."""
+"""Losses with parameters, which are trained together with the model, or against it."""
 
 from __future__ import annotations
 

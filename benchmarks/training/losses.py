@@ -26,7 +26,7 @@ DEFAULT_TOP_K = 20
 CONFIDENCE_RATIO = 12.5
 # Kinds of negatives that are a uniform sample of all items, or all of them.
 COUNTED = ("uniform", "shared", "full")
-# Losses with the correction by further positives.
+# Losses whose correction uses extra positives.
 CORRECTED = ("cw", "dcl")
 # Losses whose pull on the positive can fall with the row's loss.
 FALLING = ("cw", "sl", "slk")
@@ -68,7 +68,7 @@ class LossOptions:
             prior).
         negatives: which negatives a row has; bpr takes one of those drawn for it.
         sampler_temperature: τ of the softmax by which scored negatives, chains and memories are drawn; None for
-            `temperature`. On inner products (bpr) it is required, but for a memory, whose own is SRNS' 10.
+            `temperature`. On inner products (bpr) it is required, except for a memory, which has SRNS' 10.
         scored_corrected: whether scored negatives are weighed by one over the weight that they were drawn by, so that
             the loss has its uniform target again (the softmax family).
         memory_pool: items in a user's pool, of which a memory of negatives is drawn; at most as many as there are.
@@ -376,8 +376,8 @@ def _thresholds(k: int | None, options: LossOptions) -> Thresholds | None:
         return Thresholds(k, options.refresh_epochs)
     if options.negatives.kind not in COUNTED:
         raise ValueError(
-            f"refresh_epochs must be given with {options.negatives} negatives: the scores of a user's first K are "
-            f"learned from {', '.join(COUNTED)} ones only, got None"
+            f"refresh_epochs must be given with {options.negatives} negatives, since the score of a user's K-th best "
+            f"item is learned from {', '.join(COUNTED)} ones only, got None"
         )
     return None
 

@@ -1,4 +1,4 @@
-"""Matrix factorisation, which the graph models build on, and the models' hyper-parameters."""
+"""Matrix factorization, which the graph models build on, and the models' hyper-parameters."""
 
 from __future__ import annotations
 

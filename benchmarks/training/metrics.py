@@ -52,7 +52,7 @@ def ranking_metrics(
 
     Returns:
         ``{"recall": ..., "ndcg": ...}``, both in [0, 1]; with `popularity` also ``"balanced_ndcg"``,
-        ``"mean_popularity"``, ``"coverage"`` and ``"gini"``, in [0, 1] but for the second.
+        ``"mean_popularity"``, ``"coverage"`` and ``"gini"``, all in [0, 1] except the second.
 
     Raises:
         ValueError: there are no targets, k < 1, or `popularity` is not int64 [num_items] or has a negative number.

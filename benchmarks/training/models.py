@@ -22,7 +22,8 @@ def _graph_model(name: str, class_name: str) -> Callable[..., MatrixFactorizatio
             if error.name.partition(".")[0] != "torch_geometric":
                 raise
             raise RuntimeError(
-                f'model {name} needs torch_geometric, of the extra "benchmarks"; run: pip install torch_geometric'
+                f'model {name} needs torch_geometric, which is in the extra "benchmarks"; run: '
+                "pip install torch_geometric"
             ) from None
         return getattr(graph_models, class_name)(data, dim, generator, options)
 

@@ -50,7 +50,7 @@ class Batch(NamedTuple):
     # Estimated weights of negatives against false ones: by score, or of each drawn one; None until the first estimate.
     score_curve: ScoreCurve | None = None
     neg_log_weights: Tensor | None = None  # [B, N]
-    num_negatives: int | None = None  # how many to draw, where each epoch has a number of its own
+    num_negatives: int | None = None  # how many to draw, where the number changes from epoch to epoch
 
     @property
     def positive_scores(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""Training interactions by index, and further positives of their users."""
+"""Training interactions by index, and extra positives of their users."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class _SamePairs:
 
 
 def likely_positives(kind: Likely, interactions: Interactions) -> LikelyPositives:
-    """What further positives are drawn from that no user is known to like.
+    """Items that the user probably likes but hasn't interacted with, to draw extra positives from.
 
     The last ones are kept: a search trains on the same pairs again and again.
     """
@@ -123,7 +123,7 @@ class Folds:
 
 
 class HeldOutPositives:
-    """Samples further positives of users from items that are in no row of a batch.
+    """Samples extra positives of users from items that are in no row of a batch.
 
     Args:
         data: its training pairs are the held-out ones, sorted by user.

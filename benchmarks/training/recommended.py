@@ -1,4 +1,4 @@
-"""What a ranking recommends, beside how much of it is right: popular items, or all of the catalogue."""
+"""What a ranking recommends, apart from how accurate it is: popular items, or the whole catalogue."""
 
 from __future__ import annotations
 

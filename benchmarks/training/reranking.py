@@ -1,4 +1,4 @@
-"""The first items of a user, ranked again by what an adapter makes of them."""
+"""Rerank each user's first items by an adapter's output."""
 
 from __future__ import annotations
 

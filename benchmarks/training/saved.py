@@ -26,7 +26,7 @@ try:
     from safetensors.torch import load_file, save_file
 except ModuleNotFoundError as error:
     raise RuntimeError(
-        f'saved models need {error.name}, of the extra "benchmarks"; run: pip install polars safetensors'
+        f'saved models need {error.name}, which is in the extra "benchmarks"; run: pip install polars safetensors'
     ) from None
 
 FORMAT = "cw_ext model, version 1"
@@ -143,7 +143,7 @@ def named_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, pl.exceptions.PolarsError, safetensors.SafetensorError) as error:
-        raise OSError(f"{path}: expected to be able to write it, got: {reporting.first_line(error)}") from None
+        raise OSError(f"{path}: expected a writable place, got: {reporting.first_line(error)}") from None
 
 
 def run_of(directory: Path) -> dict[str, Any] | None:
@@ -168,7 +168,7 @@ def load(directory: Path) -> SavedModel:
     """
     config = _read_config(directory)
     if config is None:
-        found = "something else" if directory.exists() else "nothing there"
+        found = "something else" if directory.exists() else "none"
         if (directory / CONFIG).exists():
             found = f"a {CONFIG} without the format {FORMAT!r}"
         raise SavedModelError(f"{directory}: expected a model saved by training with --save, got {found}")

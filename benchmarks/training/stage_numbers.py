@@ -1,4 +1,4 @@
-"""How many negatives each epoch has, where its scores decide: adaptive negative sampling.
+"""How many negatives each epoch uses, if scores decide: adaptive negative sampling.
 
 C. Wu, F. Wu, Y. Huang, "Rethinking InfoNCE: How Many Negative Samples Do You Need?" (arXiv 2105.13003), change the
 number over the stages of training. The formula behind it is the reconstruction of

@@ -1,4 +1,4 @@
-"""Talos: a softmax of how far scores lie above a user's K-th, so that it counts who is among the first K."""
+"""Talos: a softmax over how far scores are above the user's K-th best, which counts the items in the top K."""
 
 from __future__ import annotations
 

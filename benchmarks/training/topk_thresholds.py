@@ -1,4 +1,4 @@
-"""The score that an item needs to rank among a user's first K, SL@K's quantile: estimated in a pass, or learned."""
+"""The score that an item needs to be in a user's top K, which is SL@K's quantile: estimated in a pass, or learned."""
 
 from __future__ import annotations
 

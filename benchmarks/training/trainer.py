@@ -155,7 +155,7 @@ class Trainer:
         self.false_negatives = None
         if config.false_negatives is not None:
             if loss.negatives.kind not in PER_ROW:
-                raise ValueError(f"false negatives take those of each row's own, got {loss.negatives}")
+                raise ValueError(f"false_negatives need negatives drawn for each row, got {loss.negatives}")
             self.false_negatives, fit = FalseNegatives.hold_out(fit, config.false_negatives, config.seed)
         self.interactions = _interactions(fit)
         self.held_out = None
@@ -181,7 +181,7 @@ class Trainer:
             self._function.to(config.device)
         if isinstance(self._function, LearningLoss):
             self._loss_optimizer = self._function.optimizer(config.lr, config.weight_decay)
-        if config.device != "cpu":  # with draws of its own, since a generator belongs to one device
+        if config.device != "cpu":  # with its own draws, since a generator belongs to one device
             generator = torch.Generator(config.device).manual_seed(config.seed)
         self.generator = generator
         self._unseen = Unseen(self.validation_users, self.validation_items, self._drawn)

@@ -71,7 +71,7 @@ def save_checkpoint(
 
     Raises:
         FileExistsError: the folder exists.
-        TypeError, ValueError: an argument is invalid. The message has its name, what was expected and what it got.
+        TypeError, ValueError: the message names the argument, what was expected, and what it got.
         torch.distributed.checkpoint.CheckpointException: a process cannot write.
     """
     folder = Path(folder)
@@ -140,7 +140,7 @@ def load_checkpoint(
 
     Raises:
         FileNotFoundError: there is no checkpoint.
-        TypeError, ValueError: an argument is invalid. The message has its name, what was expected and what it got.
+        TypeError, ValueError: the message names the argument, what was expected, and what it got.
             Nothing has been changed.
         torch.distributed.checkpoint.CheckpointException: a file is missing or damaged. A part may be loaded already.
     """

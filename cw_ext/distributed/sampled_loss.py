@@ -120,8 +120,8 @@ def sampled_cw_loss(
         they are the gradients of the mean over the whole batch.
 
     Raises:
-        TypeError, ValueError, IndexError: an argument is invalid. The message has its name, what was expected and what
-            it got. If one process raises, all do. The others raise the same class, and the message has that process.
+        TypeError, ValueError, IndexError: the message names the argument, what was expected, and what it
+            got. If one process raises, all do. The others raise the same class, and their message names that process.
         RuntimeError: backend="fused", but the kernels cannot run.
     """
     if not isinstance(table, ShardedTable):

@@ -116,7 +116,7 @@ class RowShardedTable(nn.Module):
 
         Raises:
             TypeError, ValueError: an argument is invalid, or torch.distributed.init_process_group() has not been
-                called. The message has the argument, what was expected and what it got.
+                called. The message names the argument, what was expected, and what it got.
         """
         super().__init__()
         group = dist.distributed_c10d._get_default_group() if process_group is None else process_group
@@ -171,7 +171,7 @@ class RowShardedTable(nn.Module):
 
         Raises:
             IndexError, TypeError, ValueError: an id is out of range, or an argument does not hold ids. If one process
-                raises, all do. The message of the process with the invalid ids has the id.
+                raises, all do. The message of the process with the invalid ids names the id.
             RuntimeError: the table is inside a module that DistributedDataParallel wraps.
         """
         world, error = dist.get_world_size(self.process_group), None

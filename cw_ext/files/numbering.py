@@ -99,4 +99,4 @@ def _fail_outside(
     if rows[position] < 0:
         expected = f"an integer from 0 as {kind} id; for ids of any kind give renumber=True"
         fail(path, line, expected, str(rows[position]), table.unit)
-    fail(path, line, f"{name} below 2**31 - 1 where {sizes} is not given and renumber is False", got, table.unit)
+    fail(path, line, f"{name} below 2**31 - 1 if {sizes} is not given and renumber is False", got, table.unit)

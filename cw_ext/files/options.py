@@ -31,7 +31,7 @@ class Reading:
         min_rating: ratings below it are not positives. None keeps every rating.
 
     Raises:
-        TypeError, ValueError: an argument is invalid. The message has its name, what was expected and what it got.
+        TypeError, ValueError: the message names the argument, what was expected, and what it got.
     """
 
     user_column: str | int | None = None
@@ -72,7 +72,7 @@ class Reading:
         """Raise an error if one of these switches is given. They have no effect on this kind of file.
 
         Raises:
-            ValueError: one is given. The message has its name.
+            ValueError: one is given. The message names it.
         """
         for field in fields(self):
             if field.name in names and getattr(self, field.name) is not None:

@@ -77,8 +77,8 @@ def read_interactions(
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it cannot be understood, or a switch does not apply to it. The message has the file, and the line or
-            the columns.
+        ValueError: it cannot be understood, or a switch does not apply to it. The message names the file, and the line
+            or the columns.
         ImportError: it needs polars, which is not installed.
     """
     reading = Reading() if reading is None else reading

@@ -42,7 +42,7 @@ class CWSampledLoss(nn.Module):
             **loss: see below. `temperature` is softmax_temperature.
 
         Raises:
-            TypeError, ValueError: an argument is invalid. The message has its name, what was expected and what it got.
+            TypeError, ValueError: the message names the argument, what was expected, and what it got.
         """
         super().__init__()
         if num_to_sample < 1:

@@ -56,7 +56,7 @@ class CWOptimizer:
             **loss: see below.
 
         Raises:
-            TypeError, ValueError: an argument is invalid. The message has its name, what was expected and what it got.
+            TypeError, ValueError: the message names the argument, what was expected, and what it got.
         """
         self.model: Any = model
         self.criterion = CWEmbeddingLoss(similarity=similarity, **loss)

@@ -39,6 +39,9 @@ class Dataset(Protocol):
 class CWSampled(nn.Module):
     """The CW loss on a RecBole batch. It draws its own negatives, so RecBole draws none.
 
+    >>> from cw_ext import presets
+    >>> from cw_ext.integrations.recbole import CWSampled
+    >>> from recbole.model.general_recommender import BPR
     >>> class CWMF(BPR):
     ...     def __init__(self, config, dataset):
     ...         super().__init__(config, dataset)
@@ -73,7 +76,7 @@ class CWSampled(nn.Module):
 
         Raises:
             TypeError, ValueError: an argument is invalid, or a pointwise model has RecBole's negatives, which give
-                every row of the data the label 1. The message has the argument, what was expected and what it got.
+                every row of the data the label 1. The message names the argument, what was expected, and what it got.
         """
         super().__init__()
         negatives = dataset.config["train_neg_sample_args"]

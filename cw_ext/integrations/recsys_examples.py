@@ -38,7 +38,7 @@ class CWSampledLoss(nn.Module):
                 training pipeline sums over the targets.
 
         Raises:
-            TypeError, ValueError: an argument is invalid. The message has its name, what was expected and what it got.
+            TypeError, ValueError: the message names the argument, what was expected, and what it got.
         """
         super().__init__()
         if not hasattr(negatives_sampler, "gen_sampled_candidates"):

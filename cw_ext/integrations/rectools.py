@@ -19,7 +19,12 @@ LOSS = "CW"
 class CWLightningModule(TransformerLightningModule):
     """Trains a RecTools transformer with the CW loss, on RecTools' own batches and negatives.
 
-    >>> model = SASRecModel(  # or BERT4RecModel, HSTUModel
+    Use it with SASRecModel, BERT4RecModel or HSTUModel.
+
+    >>> from cw_ext import presets
+    >>> from cw_ext.integrations.rectools import CWLightningModule
+    >>> from rectools.models import SASRecModel
+    >>> model = SASRecModel(
     ...     loss="CW",
     ...     n_negatives=256,
     ...     lightning_module_type=CWLightningModule,

@@ -17,7 +17,11 @@ from cw_ext.parameters import LossArguments, documents_loss_arguments, resolve
 class CWSampled(nn.Module):
     """The CW loss as a replacement for RePlay's CESampled and CESampledWeighted (LossProto).
 
-    >>> SasRec(body=body, loss=CWSampled(body.embedder.get_item_weights, **presets.cw(temperature=1.0)))
+    >>> from cw_ext import presets
+    >>> from cw_ext.integrations.replay import CWSampled
+    >>> from replay.nn.sequential import SasRec
+    >>> loss = CWSampled(body.embedder.get_item_weights, **presets.cw(temperature=1.0))
+    >>> model = SasRec(body=body, loss=loss)
 
     With the item table it uses :func:`cw_ext.cw_loss_from_embeddings`. The embeddings of negatives, [R, N, D] for R
     targets, are not gathered. Without it, as in CWSampled(temperature=1.0), it uses :func:`cw_ext.cw_loss` on the
@@ -52,7 +56,7 @@ class CWSampled(nn.Module):
             **loss: see below.
 
         Raises:
-            TypeError, ValueError: an argument is invalid. The message has its name, what was expected and what it got.
+            TypeError, ValueError: the message names the argument, what was expected, and what it got.
         """
         super().__init__()
         resolve(loss)
@@ -149,12 +153,11 @@ class CWSampled(nn.Module):
 class GroupedCWSampled(CWSampled):
     """The CW loss as a replacement for RePlay's GroupedCESampled: each group of sessions shares a pool of negatives.
 
-    >>> loss = GroupedCWSampled(32, body.embedder.get_item_weights, **presets.cw(temperature=1.0))
-
-    The loss is the mean over the groups of the loss of :class:`CWSampled` with the group's pool. The pool's embeddings
-    are not gathered for each target either. So presets.infonce(temperature=1.0) is GroupedCESampled, with the same
-    exception for rows without any negative as in :class:`CWSampled`. A group without targets is left out of the mean,
-    while GroupedCESampled raises an error. A position may have several positives.
+    Use it as :class:`CWSampled`, with the size of a group as the first argument. The loss is the mean over the groups
+    of the loss of :class:`CWSampled` with the group's pool. The pool's embeddings are not gathered for each target
+    either. So presets.infonce(temperature=1.0) is GroupedCESampled, with the same exception for rows without any
+    negative as in :class:`CWSampled`. A group without targets is left out of the mean, while GroupedCESampled raises an
+    error. A position may have several positives.
     """
 
     @documents_loss_arguments
@@ -176,7 +179,7 @@ class GroupedCWSampled(CWSampled):
             **loss: see below. `reduction` is "mean" in each group.
 
         Raises:
-            TypeError, ValueError: an argument is invalid. The message has its name, what was expected and what it got.
+            TypeError, ValueError: the message names the argument, what was expected, and what it got.
         """
         super().__init__(
             item_weights,

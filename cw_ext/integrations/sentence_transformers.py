@@ -41,8 +41,12 @@ class _Columns(NamedTuple):
 class CWMultipleNegativesRankingLoss(nn.Module):
     """The CW loss as a replacement for MultipleNegativesRankingLoss: in-batch negatives, and hard ones in columns.
 
-    >>> loss = CWMultipleNegativesRankingLoss(model, **presets.cw(temperature=0.05, prior=0.01))
-    >>> SentenceTransformerTrainer(model=model, train_dataset=pairs, loss=loss).train()
+    >>> from cw_ext import presets
+    >>> from cw_ext.integrations.sentence_transformers import CWMultipleNegativesRankingLoss
+    >>> from sentence_transformers import SentenceTransformerTrainer
+    >>> loss = CWMultipleNegativesRankingLoss(model, **presets.cw(temperature=0.05))  # model: a SentenceTransformer
+    >>> trainer = SentenceTransformerTrainer(model=model, args=args, train_dataset=pairs, loss=loss)
+    >>> trainer.train()
 
     With presets.infonce(temperature=1 / scale) it has the same values and gradients as MultipleNegativesRankingLoss. It
     has no `hardness_mode`; use the loss's own weights instead (for example presets.hcl).
@@ -82,7 +86,7 @@ class CWMultipleNegativesRankingLoss(nn.Module):
             **loss: see below; only reduction="mean" and return_above=False.
 
         Raises:
-            TypeError, ValueError: an argument is invalid. The message has its name, what was expected and what it got.
+            TypeError, ValueError: the message names the argument, what was expected, and what it got.
         """
         super().__init__()
         options = resolve(loss)
@@ -206,7 +210,7 @@ class CWCachedMultipleNegativesRankingLoss(CachedLossMixin, CWMultipleNegativesR
             **loss: see below.
 
         Raises:
-            TypeError, ValueError: an argument is invalid. The message has its name, what was expected and what it got.
+            TypeError, ValueError: the message names the argument, what was expected, and what it got.
         """
         super().__init__(
             model,

@@ -74,8 +74,8 @@ class SamplerBase(nn.Module):
         """See :meth:`Sampler.draw`.
 
         Raises:
-            TypeError, ValueError: an argument is invalid, or all items are known positives of a query. The message has
-                the argument, what was expected and what it got.
+            TypeError, ValueError: an argument is invalid, or all items are known positives of a query. The message
+                names the argument, what was expected, and what it got.
             IndexError: an id is out of range (checked on the CPU).
         """
         return self._draw(self._batch(queries, items, query_ids, pos_ids, seed))

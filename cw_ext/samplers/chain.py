@@ -68,8 +68,8 @@ class Chain(SamplerBase):
         seed: for the chains' first items, as for :func:`cw_ext.draw_negatives`.
 
     Raises:
-        TypeError, ValueError, IndexError: an argument is invalid. The message has its name, what was expected and what
-            it got.
+        TypeError, ValueError, IndexError: the message names the argument, what was expected, and what it
+            got.
     """
 
     states: Tensor

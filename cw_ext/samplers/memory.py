@@ -84,7 +84,7 @@ class Memory(SamplerBase):
         seed: for the first pool, as for :func:`cw_ext.draw_negatives`.
 
     Raises:
-        TypeError, ValueError: an argument is invalid. The message has its name, what was expected and what it got.
+        TypeError, ValueError: the message names the argument, what was expected, and what it got.
     """
 
     pool: Tensor

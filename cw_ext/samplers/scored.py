@@ -57,7 +57,7 @@ class Scored(SamplerBase):
         similarity: the score, as for :func:`cw_ext.cw_loss_from_embeddings`.
 
     Raises:
-        TypeError, ValueError: an argument is invalid. The message has its name, what was expected and what it got.
+        TypeError, ValueError: the message names the argument, what was expected, and what it got.
     """
 
     def __init__(

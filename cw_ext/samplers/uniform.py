@@ -31,7 +31,7 @@ class Uniform(SamplerBase):
             come with the same log weights as in `sampled_cw_loss`, which correct for their popularity.
 
     Raises:
-        TypeError, ValueError: an argument is invalid. The message has its name, what was expected and what it got.
+        TypeError, ValueError: the message names the argument, what was expected, and what it got.
     """
 
     def __init__(

@@ -261,9 +261,9 @@ def test_what_is_no_file_is_one_line_and_status_2(tmp_path: Path, capsys: Any, p
     split(tmp_path / "whole", b"0\t1\n").joinpath("test.tsv").unlink()
     (tmp_path / "packed.tsv").write_bytes(PACKED)
     for source, named in (
-        (tmp_path / "nowhere", "nowhere: expected an interaction file, got nothing there"),
+        (tmp_path / "nowhere", "nowhere: expected an interaction file, got none"),
         (tmp_path, "train.tsv: expected a readable file, got: Is a directory"),
-        (tmp_path / "whole", "test.tsv: expected an interaction file, got nothing there"),
+        (tmp_path / "whole", "test.tsv: expected an interaction file, got none"),
         (tmp_path / "packed.tsv", "packed.tsv: expected a whole compressed file, got "),
     ):
         main, arguments = PROGRAMS[program](source, tmp_path / "out")
@@ -335,7 +335,7 @@ def test_a_disk_without_room_for_a_checkpoint(tmp_path: Path, plots: None, capsy
     with room(2000):
         assert train(out) == 2
     line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith(f"error: {out / 'checkpoint.pt'}: expected room for a checkpoint, got: ")
+    assert line.startswith(f"error: {out / 'checkpoint.pt'}: expected space for a checkpoint, got: ")
     assert {path.name for path in out.iterdir()} == ID_MAPS
 
 

@@ -98,9 +98,12 @@ def test_malformed_train_file_is_refused_with_its_line(tmp_path, train, line, co
 @pytest.mark.parametrize(
     ("test", "complaint"),
     [
-        ("2\t1\n", "1 distinct test pairs, 0 stand in training, 1 are of users and 0 of items that do not occur"),
-        ("0\t3\n0\t0\n", "2 distinct test pairs, 0 stand in training, 0 are of users and 2 of items that do not occur"),
-        ("0\t1\n1\t2\n1\t2\n", "2 distinct test pairs, 2 stand in training, 0 are of users and 0 of items"),
+        ("2\t1\n", "1 distinct test pairs, 0 are also in training, 1 have users and 0 have items that do not occur"),
+        (
+            "0\t3\n0\t0\n",
+            "2 distinct test pairs, 0 are also in training, 0 have users and 2 have items that do not occur",
+        ),
+        ("0\t1\n1\t2\n1\t2\n", "2 distinct test pairs, 2 are also in training, 0 have users and 0 have items"),
         ("", "test.tsv: expected interactions, got 0 positives"),
     ],
 )
@@ -126,15 +129,15 @@ def test_test_pairs_that_cannot_be_hits_are_left_out_and_counted(tmp_path, capsy
     assert found == set(test) - unknown_users - unknown_items - known and found and known
     [line] = capsys.readouterr().err.splitlines()
     assert line == (
-        f"warning: {tmp_path}: of {len(set(test))} distinct test pairs, {len(known)} stand in training, "
-        f"{len(unknown_users)} are of users and {len(unknown_items)} of items that do not occur in training; "
-        f"left out, {len(found)} are tested"
+        f"warning: {tmp_path}: of {len(set(test))} distinct test pairs, {len(known)} are also in training, "
+        f"{len(unknown_users)} have users and {len(unknown_items)} have items that do not occur in training; "
+        f"these are left out, and {len(found)} remain"
     )
 
 
 def test_missing_test_file_is_named(tmp_path):
     write(tmp_path / "train.tsv", HEADER + "0\t1\n")
-    with pytest.raises(data.DataError, match=r"test\.tsv: expected an interaction file, got nothing there"):
+    with pytest.raises(data.DataError, match=r"test\.tsv: expected an interaction file, got none"):
         data.load(tmp_path)
 
 
@@ -289,7 +292,7 @@ def test_malformed_file_is_refused(tmp_path, text, complaint):
 
 
 def test_missing_binary_and_long_input_are_refused(tmp_path):
-    with pytest.raises(data.DataError, match=r"nowhere: expected an interaction file, got nothing there"):
+    with pytest.raises(data.DataError, match=r"nowhere: expected an interaction file, got none"):
         data.load(tmp_path / "nowhere")
     (tmp_path / "packed").write_bytes(b"1 2\n\xfd7zXZ\x00\xff\xfe")
     with pytest.raises(data.DataError, match=r"packed, line 2: expected UTF-8 text; .*, got the byte 0xfd"):

@@ -57,7 +57,7 @@ def test_test_pairs_of_training_do_not_lower_recall(tmp_path: Path, capsys: pyte
     assert training.main([*arguments, "--k", "2", "--dim", "2", "--out", str(tmp_path / "out")]) == 0
     run = json.loads((tmp_path / "out" / "results.json").read_text())["runs"][0]
     assert run["test_validation_masked"]["recall"] == 1.0
-    assert "warning: " in (said := capsys.readouterr().err) and "6 distinct test pairs, 4 stand in training" in said
+    assert "warning: " in (said := capsys.readouterr().err) and "6 distinct test pairs, 4 are also in training" in said
 
 
 def test_a_header_is_no_customer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -108,7 +108,7 @@ def test_a_directory_of_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert (dataset.num_users, dataset.num_items) == (3, 5)
     assert (dataset.test_users.tolist(), dataset.test_items.tolist()) == ([0], [4])
     [line] = capsys.readouterr().err.splitlines()
-    assert "of 4 distinct test pairs, 1 stand in training, 1 are of users and 1 of items that do not" in line
+    assert "of 4 distinct test pairs, 1 are also in training, 1 have users and 1 have items that do not" in line
 
 
 def test_a_directory_of_other_files(tmp_path: Path) -> None:
@@ -179,10 +179,10 @@ def test_switches_reach_the_reader(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_a_core_cannot_act_where_a_split_is_kept(tmp_path: Path) -> None:
     split = _write(tmp_path, "user,item,split\n1,2,train\n1,3,train\n1,4,test\n2,4,train\n")
-    with pytest.raises(data.DataError, match=r"core \(--core\) cannot act on a file with a column split"):
+    with pytest.raises(data.DataError, match=r"core \(--core\) does not apply to a file with a column split"):
         data.load(split, core=3)
     (tmp_path / "folder").mkdir()
-    with pytest.raises(data.DataError, match=r"core \(--core\) cannot act on a directory"):
+    with pytest.raises(data.DataError, match=r"core \(--core\) does not apply to a directory"):
         data.load(tmp_path / "folder", core=3)
 
 

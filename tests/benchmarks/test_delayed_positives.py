@@ -25,10 +25,10 @@ def test_only_divided_weights_have_the_final_loss_as_their_mean():
     shown = show(100_000, torch.Generator().manual_seed(2))
     given = shown.features.sum(1) / 2
     found = {name: delayed_positives.off(way, shown, given) for name, way in WAYS.items()}
-    assert found["labels in the end"] == (0, 0)
+    assert found["final labels"] == (0, 0)
     bias, error = found["divided by 1 + f_dp"]
     assert abs(bias) < 4 * error < 0.01
-    for name in ("labels as first seen", "and come-backs", "DEFUSE's weights"):
+    for name in ("labels as first observed", "first observed, then returned", "DEFUSE's weights"):
         assert abs(found[name][0]) > 6 * found[name][1], name
 
 
@@ -38,8 +38,8 @@ def test_what_is_learned_from_a_stream(monkeypatch):
     found = {
         name: delayed_positives.true_loss(delayed_positives.trained(way, shown), test) for name, way in WAYS.items()
     }
-    assert found["divided by 1 + f_dp"] == pytest.approx(found["labels in the end"], abs=0.002)
-    assert found["labels as first seen"] > found["and come-backs"] > found["labels in the end"] + 0.02
+    assert found["divided by 1 + f_dp"] == pytest.approx(found["final labels"], abs=0.002)
+    assert found["labels as first observed"] > found["first observed, then returned"] > found["final labels"] + 0.02
 
 
 def test_weighted_negatives_have_the_mass_of_those_never_liked():
@@ -52,7 +52,7 @@ def test_command_line(monkeypatch, capsys):
     monkeypatch.setattr(delayed_positives, "STEPS", 2)
     assert delayed_positives.main(["--shown", "2500", "--seed", "1"]) == 0
     printed = capsys.readouterr().out
-    assert "2500 items" in printed and all(name in printed for name in (*WAYS, "log(1 − z): "))
+    assert "2500 items: " in printed and all(name in printed for name in (*WAYS, "log(1 − z): "))
     for flag, value in (("--shown", "999"), ("--seed", "-1")):
         with pytest.raises(SystemExit):
             delayed_positives.main([flag, value])

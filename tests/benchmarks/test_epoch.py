@@ -128,7 +128,7 @@ def test_an_interrupt_writes_nothing(kernels, split, tmp_path, monkeypatch, caps
 def test_errors_are_one_line_with_status_2(kernels, split, tmp_path, capsys, where):
     missing = tmp_path / "missing"
     arguments = {
-        "data": (["--data", str(missing), "--out", str(tmp_path / "out")], "got nothing there"),
+        "data": (["--data", str(missing), "--out", str(tmp_path / "out")], "expected an interaction file, got none"),
         "out": (["--data", str(split), "--out", str(split / "train.tsv")], "expected a writable output directory"),
     }
     given, complaint = arguments[where]

@@ -221,7 +221,7 @@ def test_negatives_that_rows_have_in_common_are_refused(tmp_path, capsys, monkey
     monkeypatch.setattr(Trainer, "train", lambda *_: pytest.fail("training began"))
     arguments = ["--data", str(write_blocks(tmp_path / "blocks.txt")), "--out", str(tmp_path / "out"), *FLAGS]
     assert training.main([*arguments, "--false-negatives", "0.1", "--loss", "sl", "--negatives", spec]) == 2
-    assert f"error: false negatives take those of each row's own, got {spec}" in capsys.readouterr().err
+    assert f"error: false_negatives need negatives drawn for each row, got {spec}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

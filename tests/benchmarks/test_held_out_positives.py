@@ -1,4 +1,4 @@
-"""The example of further positives that are held out: what each way trains on, and what pushes scores up."""
+"""The example of extra positives that are held out: what each way trains on, and what pushes scores up."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from training_cases import load_blocks, write_blocks
 
 from examples import held_out_positives
-from examples.held_out_positives import WAYS, further_positives, train
+from examples.held_out_positives import WAYS, extra_positives, train
 
 
 @pytest.fixture(autouse=True)
@@ -16,20 +16,20 @@ def small(monkeypatch):
         monkeypatch.setattr(held_out_positives, name, value)
 
 
-def test_further_positives_are_those_of_the_user():
+def test_extra_positives_are_those_of_the_user():
     users, items = torch.tensor([3, 0, 3, 1, 3]), torch.tensor([7, 5, 6, 9, 4])
-    assert further_positives(users, items, 5).tolist() == [[5, -1, -1], [9, -1, -1], [-1] * 3, [7, 6, 4], [-1] * 3]
+    assert extra_positives(users, items, 5).tolist() == [[5, -1, -1], [9, -1, -1], [-1] * 3, [7, 6, 4], [-1] * 3]
 
 
 def test_the_corrections_gradient_pushes_its_positives_up(tmp_path):
     """Held out of the rows, they score as test items do, but only where their margins are constants."""
     dataset = load_blocks(tmp_path)
     scores = {name: train(dataset, way, 8, 0)[1] for name, way in WAYS.items()}
-    for name in ("gradient, no rows", "further ones have rows and gradient"):
-        assert scores[name]["further"] > scores[name]["hidden"] + 0.05, name
+    for name in ("gradient, no rows", "extra ones have rows and gradient"):
+        assert scores[name]["extra"] > scores[name]["hidden"] + 0.05, name
     for name in ("neither rows nor gradient", "no correction, fewer rows"):
-        assert scores[name]["further"] < scores["gradient, no rows"]["further"] - 0.05, name
-        assert abs(scores[name]["further"] - scores[name]["hidden"]) < 0.05, name
+        assert scores[name]["extra"] < scores["gradient, no rows"]["extra"] - 0.05, name
+        assert abs(scores[name]["extra"] - scores[name]["hidden"]) < 0.05, name
 
 
 def test_it_learns(tmp_path):

@@ -324,4 +324,4 @@ def test_missing_images_are_said_to_be_missing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(pairs.importlib.util, "find_spec", lambda name: None)
     monkeypatch.delitem(sys.modules, "sklearn.datasets", raising=False)
     assert image_pairs.main(["--out", str(tmp_path)]) == 2
-    assert capsys.readouterr().err.endswith("which is not installed: pip install scikit-learn\n")
+    assert capsys.readouterr().err.endswith("which is not installed; run: pip install scikit-learn\n")

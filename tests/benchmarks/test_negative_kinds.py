@@ -126,8 +126,8 @@ def test_an_interrupt_keeps_what_was_measured(blocks, tiny, kernels, tmp_path, m
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [
-        (["--data", "no/such/file"], "no/such/file: expected an interaction file, got nothing there"),
-        (["--history", "no/such/file"], "no/such/file: expected an interaction file, got nothing there"),
+        (["--data", "no/such/file"], "no/such/file: expected an interaction file, got none"),
+        (["--history", "no/such/file"], "no/such/file: expected an interaction file, got none"),
     ],
 )
 def test_errors_are_one_line_with_status_2(blocks, tiny, kernels, tmp_path, capsys, flags, complaint):

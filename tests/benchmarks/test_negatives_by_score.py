@@ -196,7 +196,7 @@ def test_what_cannot_be_is_refused_before_training(spec, loss, options, message)
 
 @pytest.mark.parametrize("spec", ["memory", "auto"])
 def test_false_negatives_are_put_among_uniform_ones_only(tmp_path, spec):
-    with pytest.raises(ValueError, match=f"^false negatives take those of each row's own, got {spec}:"):
+    with pytest.raises(ValueError, match=f"^false_negatives need negatives drawn for each row, got {spec}:"):
         make_trainer(tmp_path, spec, config=replace(CONFIG, false_negatives=0.1))
 
 

@@ -219,7 +219,7 @@ def test_what_is_not_installed_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.delattr(benchmarks.training, "saved")
     monkeypatch.setitem(sys.modules, "polars", None)
     line = fails(capsys, model, "--out", tmp_path / "recs.csv")
-    expected = 'saved models need polars, of the extra "benchmarks"; run: pip install polars safetensors'
+    expected = 'saved models need polars, which is in the extra "benchmarks"; run: pip install polars safetensors'
     assert line == f"error: {expected}"
 
 
@@ -339,7 +339,7 @@ def test_arguments_that_make_no_sense_are_refused_before_any_work(tmp_path, monk
 
 def test_no_model_or_a_directory_as_output_is_one_line(tmp_path, capsys):
     line = fails(capsys, tmp_path / "nowhere", "--out", tmp_path / "recs.csv")
-    assert line == f"error: {tmp_path / 'nowhere'}: expected a model saved by training with --save, got nothing there"
+    assert line == f"error: {tmp_path / 'nowhere'}: expected a model saved by training with --save, got none"
     model, _, _ = save_model(tmp_path)
     (tmp_path / "recs.csv").mkdir()
     line = fails(capsys, model, "--out", tmp_path / "recs.csv")

@@ -178,7 +178,7 @@ def test_a_library_that_cannot_write_is_one_line(tmp_path, monkeypatch, error, s
     monkeypatch.setattr(saved, "save_file", lambda *_: (_ for _ in ()).throw(error))
     with pytest.raises(OSError) as caught:
         save(tmp_path / "model")
-    assert str(caught.value) == f"{tmp_path / 'model'}: expected to be able to write it, got: {shown}"
+    assert str(caught.value) == f"{tmp_path / 'model'}: expected a writable place, got: {shown}"
 
 
 @pytest.mark.parametrize("swap_of_the_system", [True, False])
@@ -413,7 +413,7 @@ def test_a_model_that_cannot_be_saved_is_saved_when_resumed(tmp_path, monkeypatc
     with monkeypatch.context() as patch:
         fail_at(patch, "vectors", OSError(28, "No space left on device"))
         assert training.main(arguments(tmp_path)) == 2
-    assert f"error: {tmp_path / 'model'}: expected to be able to write it, got: " in capsys.readouterr().err
+    assert f"error: {tmp_path / 'model'}: expected a writable place, got: " in capsys.readouterr().err
     monkeypatch.setattr(Trainer, "_train_epoch", lambda self: pytest.fail("trained"))
     assert training.main(arguments(tmp_path, "--resume")) == 0
     assert saved.run_of(tmp_path / "model") == results(tmp_path)[0]

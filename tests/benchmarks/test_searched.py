@@ -86,7 +86,7 @@ def test_the_overview_says_how_far_cw_is_ahead(store):
     gain = 100 * (mean((0.16, 0.156, 0.152, 0.148, 0.144)) / 0.15 - 1)
     assert f"{gain:+.1f} %" in row
     gains = [100 * (mean(0.16 - 0.004 * seed for seed in range(seeds)) / 0.15 - 1) for seeds in (5, 3, 3)]
-    assert f"it is {mean(gains):+.1f} % in the mean" in text
+    assert f"CW is {mean(gains):+.1f} % against SL@20 on average" in text
 
 
 def test_tables_have_the_lists_numbers_and_the_settings(store):

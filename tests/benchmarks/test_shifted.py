@@ -217,5 +217,5 @@ def test_an_interrupted_write_leaves_nothing(source, tmp_path, monkeypatch, erro
 
 def test_a_source_that_is_no_split_is_refused(tmp_path, capsys):
     assert shifted.main(["--data", str(tmp_path / "none"), "--out", str(tmp_path / "out")]) == 2
-    assert "none/train.tsv: expected an interaction file, got nothing there" in capsys.readouterr().err
+    assert "none/train.tsv: expected an interaction file, got none" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -644,7 +644,7 @@ def test_two_studies_do_not_share_a_folder(tmp_path):
     store = Store(tmp_path)
 
     def again():
-        with pytest.raises(RuntimeError, match="expected no other study under way there"):
+        with pytest.raises(RuntimeError, match="expected no other study running there"):
             workers.run_all(list, store, tmp_path, 1)
         return []
 

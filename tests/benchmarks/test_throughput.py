@@ -216,7 +216,7 @@ def test_a_wrong_contestant_is_not_timed_and_ends_in_an_error(tiny_grid, tmp_pat
     assert "left out: cw_ext (scores, B=8 N=6 fp32): wrong result\n" in captured.out
 
 
-def test_the_floor_of_level_1_is_what_the_kernels_move(device):
+def test_the_floor_from_scores_is_what_the_kernels_move(device):
     copies = contestants.make_step("floor", SCORES, contestants.make_inputs(SCORES, device.type))()
     # On a GPU forward reads the scores and writes their gradient; on the CPU backward moves as much again.
     assert len(copies) == {"cpu": 2, "cuda": 1}[device.type]
@@ -335,7 +335,7 @@ def test_a_history_is_that_of_a_data_set(kernels, tmp_path, monkeypatch, capsys)
     capsys.readouterr()
     assert throughput.main(["--quick", "--history", str(tmp_path / "none"), "--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err.splitlines() == [
-        f"error: {tmp_path / 'none'}: expected an interaction file, got nothing there"
+        f"error: {tmp_path / 'none'}: expected an interaction file, got none"
     ]
 
 
@@ -368,9 +368,9 @@ def test_a_contestant_without_enough_memory_is_left_out(tiny_grid, tmp_path, mon
     arguments = ["--contestants", "eager", "tuned", "floor", "--no-memory", "--rounds", "2", "--out", str(tmp_path)]
     assert throughput.main(["--quick", *arguments]) == 0
     reason = "OutOfMemoryError: CUDA out of memory."
-    level_1, level_2 = load_results(tmp_path)["shapes"]
-    assert (list(level_1["contestants"]), level_1["left_out"]) == (["floor"], {"eager": reason})
-    assert (list(level_2["contestants"]), level_2["left_out"]) == (["tuned", "floor"], {"eager": reason})
+    scores, embeddings = load_results(tmp_path)["shapes"]
+    assert (list(scores["contestants"]), scores["left_out"]) == (["floor"], {"eager": reason})
+    assert (list(embeddings["contestants"]), embeddings["left_out"]) == (["tuned", "floor"], {"eager": reason})
     assert f"left out: eager (scores, B=8 N=6 fp32): {reason}\n" in capsys.readouterr().out
 
 
@@ -378,18 +378,18 @@ def test_a_contestant_without_enough_memory_is_left_out(tiny_grid, tmp_path, mon
 def test_a_shape_that_does_not_fit_is_left_out(part, tiny_grid, tmp_path, monkeypatch):
     original = getattr(*part)
 
-    def run_out_at_level_1(shape, *arguments):
+    def run_out_on_scores(shape, *arguments):
         if shape.kind == "scores":
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return original(shape, *arguments)
 
-    monkeypatch.setattr(*part, run_out_at_level_1)
+    monkeypatch.setattr(*part, run_out_on_scores)
     arguments = ["--contestants", "eager", "floor", "--no-memory", "--rounds", "2", "--out", str(tmp_path)]
     assert throughput.main(["--quick", *arguments]) == 0
-    level_1, level_2 = load_results(tmp_path)["shapes"]
-    assert level_1["contestants"] == {}
-    assert level_1["left_out"] == {"everyone": "OutOfMemoryError: CUDA out of memory."}
-    assert list(level_2["contestants"]) == ["eager", "floor"]
+    scores, embeddings = load_results(tmp_path)["shapes"]
+    assert scores["contestants"] == {}
+    assert scores["left_out"] == {"everyone": "OutOfMemoryError: CUDA out of memory."}
+    assert list(embeddings["contestants"]) == ["eager", "floor"]
 
 
 def test_an_error_keeps_the_shapes_before(tiny_grid, tmp_path, monkeypatch, capsys):
@@ -428,12 +428,12 @@ def test_no_shape_begins_after_the_budget(tiny_grid, tmp_path, monkeypatch, caps
 def test_an_interrupted_run_keeps_the_shapes_before(tiny_grid, tmp_path, monkeypatch, capsys):
     measure = throughput.measure_shape
 
-    def interrupted_at_level_2(shape, **settings):
+    def interrupted_on_embeddings(shape, **settings):
         if shape.kind == "ids":
             raise KeyboardInterrupt
         return measure(shape, **settings)
 
-    monkeypatch.setattr(throughput, "measure_shape", interrupted_at_level_2)
+    monkeypatch.setattr(throughput, "measure_shape", interrupted_on_embeddings)
     arguments = ["--quick", "--contestants", "eager", "floor", "--no-memory", "--rounds", "2", "--out", str(tmp_path)]
     assert throughput.main(arguments) == 130
     assert [entry["label"] for entry in load_results(tmp_path)["shapes"]] == ["B=8 N=6 fp32"]

@@ -180,7 +180,7 @@ def test_derived_numbers():
     assert costs["floor"]["gb_per_s"] is None
 
 
-def test_level_1_is_set_against_the_bandwidth_of_a_copy():
+def test_scores_are_set_against_the_bandwidth_of_a_copy():
     shape = Shape("scores", 1000, 1000)  # 8 MB to move
     environment = {"gpu": "Some GPU", "copy_bytes_per_second": 2e12}
     report = made_up_report(shape, PER_ROW, environment=environment, cw_ext=10e-6, graph=5e-6, floor=4e-6)
@@ -217,7 +217,7 @@ def test_draws_are_set_against_ready_ids_and_other_draws():
 
 def test_what_was_not_begun_is_said():
     report = made_up_report(SCORES, cw_ext=1.0) | {"not_begun": ["embeddings, a", "embeddings, b"]}
-    assert "not begun, the budget being spent: embeddings, a; embeddings, b" in throughput_report.describe(report)
+    assert "not started, since the budget was spent: embeddings, a; embeddings, b" in throughput_report.describe(report)
 
 
 def test_defeats_are_named():
@@ -260,7 +260,7 @@ def test_every_contestant_can_be_drawn(tmp_path):
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in (time, floor))
 
 
-def test_a_level_without_numbers_is_no_obstacle_to_the_other(tmp_path):
+def test_a_table_without_numbers_is_no_obstacle_to_the_other(tmp_path):
     report = made_up_report(SCORES, PER_ROW, eager=1e-3)
     report["shapes"][0]["contestants"]["eager"]["peak_extra_bytes"] = 1000
     report["shapes"].append({**report["shapes"][1], "contestants": {}})

@@ -724,7 +724,7 @@ def test_an_interrupt_before_the_first_validation_keeps_the_runs_before(blocks, 
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--data", "no/such/file"], "no/such/file: expected an interaction file, got nothing there"),
+        (["--data", "no/such/file"], "no/such/file: expected an interaction file, got none"),
         (["--prior", "1.5"], "prior must be in [0, 1), got 1.5"),
         (["--tau", "-1"], "temperature must be > 0, got -1.0"),
         (["--prior", "nan"], "prior must be a number in [0, 1) or a tensor with one value per row, got nan"),

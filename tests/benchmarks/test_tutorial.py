@@ -57,7 +57,7 @@ def test_the_text_describes_what_is_printed(tmp_path: Path) -> None:
     assert min(of_sl) > 3 * share, "several times their share"
     assert of_cw[0] < share / 2, "nearly all removed after one epoch"
     assert all(less < more for less, more in zip(weighted, of_sl, strict=True)), "less in every epoch"
-    assert numbers_of(printed, "pairs for which CW with likely positives has SL's gradient: ")[-1] > 90
+    assert numbers_of(printed, "pairs with the same gradient for SL and CW: ")[-1] > 90
     assert printed.count("✓") >= 3, "hidden items among the recommended"
 
 

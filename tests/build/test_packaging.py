@@ -228,7 +228,7 @@ def test_a_missing_extra_is_told_in_a_line(
     done = run("-m", module, "--help", cwd=checkout, PYTHONPATH=str(tmp_path))
     assert done.returncode == 1 and not done.stdout
     assert done.stderr == (
-        f'benchmarks needs {package}, of the extra "{extra}"; in the source tree, run: '
+        f'benchmarks needs {package}, which is in the extra "{extra}"; in the source tree, run: '
         f"pip install --no-build-isolation -e '.[{extra}]'\n"
     )
 

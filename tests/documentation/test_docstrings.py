@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
 import importlib
 import inspect
 import pkgutil
+from pathlib import Path
 
 import pytest
+from documentation.markdown_blocks import blocks
 from documentation.printed import differs
 
 import cw_ext
@@ -21,7 +24,7 @@ class _Checker(doctest.OutputChecker):
         return super().check_output(want, got, optionflags) or differs(want, got) is None
 
 
-# Adapters import the libraries that they adapt: .ci/integrations runs those.
+# Adapters import the libraries that they adapt.
 MODULES = [
     module.name
     for module in pkgutil.walk_packages(cw_ext.__path__, "cw_ext.")
@@ -37,6 +40,22 @@ def test_examples_run(name: str) -> None:
     for test in doctest.DocTestFinder(exclude_empty=True).find(module, name):
         runner.run(test, out=report.append)
     assert not runner.failures, "".join(report)
+
+
+ADAPTERS = sorted((Path(cw_ext.__file__).parent / "integrations").glob("*.py"))
+
+
+@pytest.mark.parametrize("module", ADAPTERS, ids=lambda path: path.stem)
+def test_examples_of_adapters_are_those_of_the_page(module: Path, checkout: Path) -> None:
+    """tests/integrations runs the page's blocks, each with its library."""
+    page = checkout / "docs" / "guides" / "other-libraries.md"
+    run = {line for block in blocks(page) for line in block.code.splitlines()}
+    tree = ast.parse(module.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.ClassDef | ast.FunctionDef | ast.Module):
+            continue
+        for example in doctest.DocTestParser().get_examples(ast.get_docstring(node) or ""):
+            assert set(example.source.splitlines()) <= run, (module.name, example.source)
 
 
 def _is_form(value: object) -> bool:
