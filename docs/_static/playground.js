@@ -13,7 +13,7 @@
     {
       group: "The loss",
       name: "weighting", label: "Weighting ω", kind: "choice", choices: ["none", "sigmoid", "exponential", "linear"],
-      help: "How much a negative counts, given its margin.",
+      help: "How much a negative counts, depending on its margin.",
     },
     {
       name: "temperature", label: "Temperature τ", low: 0.02, high: 1, log: true, first: 0.1,
@@ -39,7 +39,7 @@
     {
       name: "positive_temperature", label: "Temperature of the positive τ⁺", low: 0.02, high: 1, log: true, optional: true,
       first: 0.125,
-      help: "Off: the same as τ.",
+      help: "Off: equal to τ.",
     },
     {
       group: "The row",
@@ -52,7 +52,7 @@
     },
     {
       name: "number", label: "Number of negatives N", low: 2, high: 200, log: true, whole: true, first: 40,
-      help: "Yours, and others around a score of 0.",
+      help: "Your negative, and others with scores around 0.",
     },
     {
       group: "More arguments",
@@ -66,11 +66,11 @@
     },
     {
       name: "min_margin", label: "Absolute floor m", low: -1, high: 0.5, step: 0.01, optional: true, first: -1,
-      help: "In place of ε: the mass stays at or above exp(m/τ).",
+      help: "In place of ε: the negative mass stays at or above exp(m/τ).",
     },
     {
       name: "confidence_temperature", label: "Confidence τ_c", low: 0.05, high: 5, log: true, optional: true, first: 1.25,
-      help: "Multiplies the row by 2σ((s⁺ − β)/τ_c).",
+      help: "Multiplies the row's loss by 2σ((s⁺ − β)/τ_c).",
     },
     {
       name: "confidence_threshold", label: "Threshold of the confidence β", low: -0.5, high: 0.5, step: 0.01, first: 0,
@@ -78,7 +78,7 @@
     },
     {
       name: "surrogate", label: "Surrogate", kind: "choice", choices: ["exp", "tanh", "atan", "relu"],
-      help: "What stands in place of exp(d/τ).",
+      help: "The function used in place of exp(d/τ).",
     },
   ];
   const OF_ROW = ["pos", "margin", "number", "extras"];

@@ -36,7 +36,7 @@ LOSS = [
         "no",
     ),
     Question(
-        ["More than some ten thousand items?"],
+        ["More than about ten thousand items?"],
         "yes",
         ["SL@K, learned thresholds", "`presets.slk(τ, τ_c)`"],
         "no",
@@ -52,13 +52,13 @@ NEGATIVES = [
         "no",
     ),
     Question(
-        ["About as many items as negatives,", "some thousand at most?"],
+        ["Are there about as many items as", "negatives, a few thousand at most?"],
         "yes",
         ["All items, no sampling", "`cw_loss_full(…)`"],
         "no",
     ),
     Question(
-        ["Is the loss most of the time", "of a training step?"],
+        ["Does the loss take most of the", "time of a training step?"],
         "yes",
         ["One shared, larger set", "`sampled_cw_loss(…, shared=True)`"],
         "no",
@@ -68,7 +68,7 @@ UNIFORM = ["Uniform negatives for each row", "`sampled_cw_loss(…, 1000)`"]
 
 PRIOR = [
     Question(
-        ["User–item interactions in which", "items go together?"],
+        ["Do you have user–item interactions", "in which items occur together?"],
         "yes",
         ["Likely positives, and π = 0.1", "`LikelyPositives.by_regression(…)`"],
         "no",
@@ -80,7 +80,7 @@ PRIOR = [
         "no",
     ),
     Question(
-        ["Positives that training has not used", "and that score like hidden ones?"],
+        ["Do you have positives that training", "has not used and that score like", "hidden ones?"],
         "yes",
         ["Try weights 1 − p_FN", "`FalseNegatives.fit(…).curve()`"],
         "no",
