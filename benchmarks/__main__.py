@@ -37,7 +37,7 @@ GROUPS: dict[str, tuple[Program, ...]] = {
         Program(
             "benchmarks.training",
             "Train a recommender on your own data, or on MovieLens-100K, with one or more losses and compare them",
-            "a minute on MovieLens-100K",
+            "a few minutes on MovieLens-100K",
         ),
         Program(
             "benchmarks.recommend",
@@ -110,7 +110,7 @@ GROUPS: dict[str, tuple[Program, ...]] = {
         Program(
             "benchmarks.negative_mass",
             "Check how well the correction estimates the true negatives' mass, on made-up data",
-            "minutes",
+            "two minutes",
         ),
         Program(
             "benchmarks.image_pairs",
@@ -148,7 +148,9 @@ GROUPS: dict[str, tuple[Program, ...]] = {
         Program(
             "examples.lightgcn", "PyTorch Geometric's LightGCN trained with CW (needs torch_geometric)", "a minute"
         ),
-        Program("examples.held_out_positives", "Keep some positives out of training, for the correction", "minutes"),
+        Program(
+            "examples.held_out_positives", "Keep some positives out of training, for the correction", "a minute or two"
+        ),
         Program("examples.hard_candidates", "Weigh hard negatives by a learned false-negative probability", "minutes"),
         Program("examples.delayed_positives", "Weights for positives that arrive late, on made-up data", "seconds"),
         Program(

@@ -31,9 +31,18 @@ class _HelpFormatter(argparse.HelpFormatter):
         return "\n\n".join(
             paragraph
             if paragraph.startswith((" ", "- "))
-            else textwrap.fill(" ".join(paragraph.split()), min(width, _WIDTH), break_on_hyphens=False)
+            else textwrap.fill(
+                " ".join(paragraph.split()),
+                min(width, _WIDTH),
+                initial_indent=indent,
+                subsequent_indent=indent,
+                break_on_hyphens=False,
+            )
             for paragraph in paragraphs
         )
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text, default = action.help or "", action.default

@@ -2,7 +2,7 @@
 
 Garg, Wu, Smola, Balakrishnan and Lipton, "Mixture proportion estimation and PU learning: a modern approach", NeurIPS
 2021, arXiv 2111.00980. They do binary classification, and rank all unlabeled samples together, once per epoch. Here
-each row is ranked separately in every step, since a ranking loss only compares scores within a row. """
+each row is ranked separately in every step, since a ranking loss only compares scores within a row."""
 
 from __future__ import annotations
 

@@ -36,10 +36,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, metavar="DIR", default=Path("runs/study"), help="folder for the results")
     parser.add_argument(
-        "--parts", nargs="+", choices=PARTS, default=list(PARTS), help="questions to answer, in this order"
+        "--parts",
+        nargs="+",
+        choices=PARTS,
+        default=list(PARTS),
+        metavar="PART",
+        help=f"questions to answer, in this order: {', '.join(PARTS)} (default: all)",
     )
     parser.add_argument(
-        "--datasets", nargs="+", choices=_DATASETS, default=list(DATASETS), help="data sets to train on"
+        "--datasets",
+        nargs="+",
+        choices=_DATASETS,
+        default=list(DATASETS),
+        metavar="NAME",
+        help=f"data sets to train on: {', '.join(_DATASETS)}",
     )
     parser.add_argument(
         "--models", nargs="+", choices=("mf", "lightgcn", "xsimgcl"), help="models to train (default: all)"

@@ -14,6 +14,7 @@ allocate.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import sys
@@ -145,7 +146,11 @@ def _parser() -> argparse.ArgumentParser:
         help="samples of each contestant; slow ones get fewer",
     )
     parser.add_argument(
-        "--contestants", nargs="+", choices=CONTESTANTS, help="what to measure (default: all; cce only with --cce)"
+        "--contestants",
+        nargs="+",
+        choices=CONTESTANTS,
+        metavar="NAME",
+        help=f"what to measure: {', '.join(CONTESTANTS)} (default: all; cce only with --cce)",
     )
     parser.add_argument(
         "--cce",
@@ -163,6 +168,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--threads", type=positive_int, help="threads of torch (default: what torch chooses)")
     parser.add_argument("--no-memory", action="store_true", help="don't measure peak memory")
+    parser.add_argument(
+        "--report", action="store_true", help="measure nothing; print and plot the results that are in --out"
+    )
     parser.add_argument(
         "--out",
         type=Path,
@@ -206,7 +214,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("argument --contestants: cce needs --cce DIR")
     kept = Path(os.path.relpath(Path(__file__).parents[1])) / "results" / f"throughput-{arguments.device}"
     out = arguments.out or (reporting.default_directory("throughput") if arguments.quick else kept)
+    if arguments.report:
+        return command.run(lambda: _report(out))
     return command.run(lambda: _run(parser, arguments, out), f"the shapes that finished are in {out}")
+
+
+def _report(out: Path) -> None:
+    """Print and plot earlier results, with the names that tables have now."""
+    path = out / "throughput.json"
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        for entry in [*report["shapes"], *report["scaling"]]:
+            entry["table"] = shapes.TABLES[entry["shape"]["kind"]]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{path}: expected results of this benchmark, got something else") from None
+    pictures = plots.plot(report, out)
+    print(throughput_report.describe(report), end="\n\n")
+    reporting.print_results(*pictures)
 
 
 def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace, out: Path) -> int:

@@ -256,13 +256,6 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "their scores. It learns from a tenth of each user's training items, which are left out of the rows, and also "
         "reranks the first items of the test rankings",
     )
-    false.add_argument(
-        "--false-negatives",
-        type=share,
-        metavar="SHARE",
-        help="plant false negatives: hold out a tenth of the training items, and make this share of the negatives such "
-        "items of their users",
-    )
 
     sampling = parser.add_argument_group("negatives")
     sampling.add_argument(
@@ -303,6 +296,13 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="PRIOR|auto",
         help="share of positives among the negatives, in [0, 1), from which auto: finds the number. auto: estimate it "
         f"(default: {loss_defaults.stage_prior:g})",
+    )
+    sampling.add_argument(
+        "--false-negatives",
+        type=share,
+        metavar="SHARE",
+        help="plant false negatives: hold out a tenth of the training items, and make this share of the negatives such "
+        "items of their users",
     )
 
     results = parser.add_argument_group("results")

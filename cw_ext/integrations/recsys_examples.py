@@ -17,7 +17,8 @@ class CWSampledLoss(nn.Module):
 
     >>> from cw_ext import presets
     >>> from cw_ext.integrations.recsys_examples import CWSampledLoss
-    >>> model._loss_module = CWSampledLoss(num_negatives, model._loss_module._negatives_sampler, **presets.cw(0.05))
+    >>> sampler = model._loss_module._negatives_sampler
+    >>> model._loss_module = CWSampledLoss(num_negatives, sampler, **presets.cw(0.05))
 
     presets.infonce(τ) is SampledSoftmaxLoss with softmax_temperature τ. With the same seed it draws the same negatives,
     and leaves out those that equal the row's own positive.

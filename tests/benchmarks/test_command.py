@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from benchmarks.common import command
+from benchmarks.common import command, reporting
 
 
 def raising(error: BaseException) -> Callable[[], int]:
@@ -39,3 +40,35 @@ def test_status_and_line(
 def test_a_mistake_in_the_program_is_not_hidden() -> None:
     with pytest.raises(TypeError):
         command.run(raising(TypeError("unexpected keyword argument")))
+
+
+def test_help_keeps_paragraphs_and_shows_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    description = "Do one thing\nand another.\n\n    python -m benchmarks.made_up --out DIR\n\nMore."
+    parser = command.make_parser(
+        "python -m benchmarks.made_up", description, "bad data", "nothing is written", "1 a check failed"
+    )
+    parser.add_argument("--seeds", nargs="+", default=[0, 1], help="of it all")
+    parser.add_argument("--share", default="5 %", help="in percent")
+    parser.add_argument("--out", help="a folder")
+    parser.add_argument("--list", action="store_true", help="only list")
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--help"])
+    printed = capsys.readouterr().out
+    assert printed.startswith("usage: python -m benchmarks.made_up [options]\n\nDo one thing and another.\n\n")
+    assert "\n\n    python -m benchmarks.made_up --out DIR\n\nMore.\n" in printed
+    assert "of it all (default: 0 1)\n" in printed and "in percent (default: 5 %)\n" in printed
+    assert "a folder\n" in printed and "only list\n" in printed
+    ending = "Exit status: 0 done; 1 a check failed; 2 bad data; 130 Ctrl-C (nothing is written).\n"
+    assert " ".join(printed.split()).endswith(ending.strip())
+
+
+def test_a_progress_bar_counts_units_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(command.progress([1, 2], unit="step")) == [1, 2]
+    assert list(command.progress([1, 2], unit="step", shown=False)) == [1, 2]
+    out, err = capsys.readouterr()
+    assert out == "" and "2/2" in err and " step/s" in err
+
+
+def test_results_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    reporting.print_results(Path("runs/a.json"), Path("runs/a.png"))
+    assert capsys.readouterr().out == "results: runs/a.json, runs/a.png\n"

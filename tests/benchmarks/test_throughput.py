@@ -486,3 +486,21 @@ def test_bad_flags_are_refused(arguments, complaint, capsys):
         throughput.main(arguments)
     assert caught.value.code == 2
     assert complaint in capsys.readouterr().err
+
+
+def test_earlier_results_are_reported_again(kernels, tmp_path, monkeypatch, capsys):
+    """Results of versions that numbered the tables have the names of today."""
+    monkeypatch.setattr(shapes, "QUICK", (SCORES,))
+    arguments = ["--contestants", "cw_ext", "--no-memory", "--rounds", "2", "--threads", "1", "--out", str(tmp_path)]
+    assert throughput.main(["--quick", *arguments]) == 0
+    path = tmp_path / "throughput.json"
+    path.write_text(path.read_text(encoding="utf-8").replace('"table": "scores"', '"table": "level 1"'))
+    before = path.read_bytes()
+    (tmp_path / "throughput_time.png").unlink()
+    described = capsys.readouterr().out
+    assert throughput.main(["--report", "--out", str(tmp_path)]) == 0
+    assert f"\n{capsys.readouterr().out.partition('results: ')[0]}" in described
+    assert path.read_bytes() == before and (tmp_path / "throughput_time.png").exists()
+    path.write_text("{}")
+    assert throughput.main(["--report", "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"error: {path}: expected results of this benchmark, got something else\n"
