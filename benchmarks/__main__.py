@@ -146,12 +146,14 @@ GROUPS: dict[str, tuple[Program, ...]] = {
         Program("examples.two_towers", "Two encoders with a learned temperature (needs scikit-learn)", "a minute"),
         Program("examples.lightning_mf", "Matrix factorization in Lightning (needs lightning)", "seconds"),
         Program(
-            "examples.lightgcn", "PyTorch Geometric's LightGCN trained with CW (needs torch_geometric)", "a minute"
+            "examples.lightgcn", "PyTorch Geometric's LightGCN trained with CW (needs torch_geometric)", "half a minute"
         ),
         Program(
             "examples.held_out_positives", "Keep some positives out of training, for the correction", "a minute or two"
         ),
-        Program("examples.hard_candidates", "Weigh hard negatives by a learned false-negative probability", "minutes"),
+        Program(
+            "examples.hard_candidates", "Weight hard negatives by a learned false-negative probability", "a minute"
+        ),
         Program("examples.delayed_positives", "Weights for positives that arrive late, on made-up data", "seconds"),
         Program(
             "examples.row_sharded",

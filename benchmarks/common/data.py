@@ -349,7 +349,7 @@ def _numbered(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarr
     """Number the ids of one side of a split in the sorted order of those in training: every row has interactions.
 
     Returns:
-        Rows of the training ids; rows of the test ids, with a negative number of its own for each that does not occur
+        Rows of the training ids; rows of the test ids, with a distinct negative number for each that does not occur
         in training; the number of rows; the own id of each row, or None where every id is its own row.
     """
     if train.dtype != test.dtype:  # integers in one file only

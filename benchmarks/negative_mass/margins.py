@@ -11,9 +11,9 @@ from torch import Tensor
 
 TEMPERATURE = 0.1
 # Margins of p⁺ and p⁻ are normal, on the scale of the half cosine (margins in [−1, 1], which these leave once in 1e15).
-# The row's positive stands where positives stand on average, so that p⁺ has mean 0; a negative is above it once in 44
-# times. exp(d/τ) is log-normal with a deviation of 1 in its logarithm, with moments in closed form; a wider one would
-# have such tails that standard errors of 20,000 rows could not be trusted.
+# The row's positive has the average score of positives, so that p⁺ has mean 0. A negative is above it once in 44 times.
+# exp(d/τ) is log-normal with a deviation of 1 in its logarithm, and has moments in closed form. A wider distribution
+# would have such heavy tails that standard errors of 20,000 rows could not be trusted.
 SPREAD = 0.1
 POSITIVE_MEAN = 0.0
 NEGATIVE_MEAN = -0.2

@@ -143,7 +143,7 @@ def rows_to_check(rows: int, negatives: int) -> Tensor:
         limit // (size * width) + step
         for limit in (2**31, 2**32)
         for size in (1, 2, 4)  # elements; sorted keys and bf16; ids and coefficients
-        for width in (negatives, negatives + 1)  # the positive's coefficient stands beside those of the negatives
+        for width in (negatives, negatives + 1)  # the positive's coefficient is stored with the negatives'
         for step in (-1, 0, 1)
     }
     chosen = {row for row in places | {0, 1, rows - 2, rows - 1} if 0 <= row < rows}
@@ -226,7 +226,7 @@ def truth_of_few(batch: Batch, neg_ids: Tensor) -> tuple[Tensor, Gradients]:
 def truth_of_all(batch: Batch, neg_ids: Tensor) -> tuple[Tensor, Gradients]:
     """The reference on all rows, a few at a time, with each item once and the log of how often it occurs as its weight.
 
-    That is the same loss but for N, which then counts distinct items, and takes a tenth of the time.
+    That is the same loss except for N, which then counts distinct items. It takes a tenth of the time.
     """
     items = batch.items.double().requires_grad_()
     unit_items = reference.unit_rows(items, "half_cosine")

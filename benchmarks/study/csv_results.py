@@ -1,8 +1,8 @@
 """The study's results as files to be shared: one CSV file per data set, and one JSON file for the machines.
 
-A row is a run; its nested results are columns such as ``test.ndcg``. A cell is JSON, so that numbers come back to the
-bit, but for strings, which are bare where they are not JSON themselves. What a run lacks, or has as None, is empty.
-``environment`` is the place of the run's machine in the list in ``environments.json``.
+A row is a run, and its nested results are columns such as ``test.ndcg``. Cells are JSON, so that numbers are read back
+exactly. Strings are bare unless they are JSON themselves. A cell is empty if the run lacks the value or has None there.
+``environment`` is the index of the run's machine in the list in ``environments.json``.
 """
 
 from __future__ import annotations

@@ -112,7 +112,7 @@ def _cw_tries(confidence_temperature: float, lower: float) -> list[dict[str, Any
 # An epoch of Gowalla takes 40 seconds of a core.
 _SHORT = {"epochs": 50}
 # Where a search like that would take too long: for SL, BSL, PSL and SL@20 what was published as best (PSL and SL@K
-# papers; but for SL@20 on Gowalla, which has SL's learning rate and Health's T here, since .01 takes several times
+# papers; except for SL@20 on Gowalla, which has SL's learning rate and Health's T here, since .01 takes several times
 # the epochs), for CW what is good on Health (on Gowalla with τ_c halved along with τ, as it is their ratio that
 # counts in the gradient of the positive), with correction and without, and from there a lower τ_c and other weights.
 # A single candidate is taken without trying it.
@@ -149,7 +149,7 @@ def search_runs(dataset: str, loss: str, model: str = "mf") -> list[Run]:
 def chosen(store: Store, dataset: str, loss: str, model: str = "mf") -> Run | None:
     """Return the run, with the protocol's negatives, of the best validation NDCG@20; None until all are done.
 
-    A run without others to choose from need not be done. Other models take what was chosen on MF, but for
+    A run without others to choose from need not be done. Other models take what was chosen on MF, except for
     :data:`SEARCHED_ON_EACH_MODEL`.
     """
     runs = search_runs(dataset, loss, model)

@@ -72,7 +72,7 @@ def key_of(dataset: str, loss: str, settings: Mapping[str, Any], config: Mapping
     What came after the first results, a setting that is None or False or a field of the configuration at its default,
     is not part of it: older results keep their keys.
     """
-    # SL with a temperature of the positive's own was a loss with a name of its own.
+    # SL with a separate temperature for the positive used to be a loss with its own name.
     name = "two-tau" if loss == "sl" and settings.get("positive_temperature") is not None else loss
     in_use = {
         setting: value

@@ -56,7 +56,7 @@ _CONFIG: Mapping[str, Mapping[str, Any]] = {
     SHIFTED[ELECTRONIC]: _ELECTRONIC,
     GOWALLA: {"epochs": 30, "batch_size": 2048},
 }
-# The learning rate is not searched but for BPR. LLPAUC's is its authors'.
+# Only BPR's learning rate is searched. LLPAUC's is its authors'.
 _LR = {"bpr": 0.01, "llpauc": 0.01}
 PATIENCE = 5
 
@@ -76,7 +76,7 @@ def start(contest: Contest, loss: str) -> Run:
 
 
 def search(contest: Contest, loss: str) -> Run:
-    """Return the search of a loss's settings. With false negatives there is none of its own: they are not known."""
+    """Return the search of a loss's settings. False negatives get no separate search, since they are not known."""
     return start(replace(contest, false_negatives=None), loss)
 
 

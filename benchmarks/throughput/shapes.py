@@ -100,11 +100,11 @@ class Shape:
 def least_bytes(shape: Shape) -> int:
     """Bytes that any implementation of the step moves between memory and processor, each counted once.
 
-    From scores: the negatives' are read and their gradient is written. Else a row of the table is read per negative
-    (one set: per negative of the batch), and the id where it is given; the table is read once more and its gradient
-    written. What belongs to queries, positives and history is left out, being N times less. Repeated rows that a cache
-    serves are counted all the same, so that with a small table the rate can exceed that of the memory; one set is
-    bound by arithmetic, so that there it says little.
+    From scores: the negatives' scores are read, and their gradient is written. Otherwise a row of the table is read per
+    negative (one set: per negative of the batch), and its id if ids are given. The table is read once more, and its
+    gradient is written. Queries, positives and history are left out, since they are N times less. Repeated rows count
+    even if a cache serves them, so with a small table the rate can exceed that of the memory. One set is bound by
+    arithmetic, so the rate says little there.
     """
     size = shape.torch_dtype.itemsize
     if shape.kind == "scores":

@@ -75,7 +75,7 @@ class Candidate:
 
     Args:
         dataset, loss, setting: to train with.
-        changes: what the setting has of its own, for reports.
+        changes: what differs from the other candidates, for reports.
         complexity: see :mod:`benchmarks.training.auto`.
         path: of the checkpoint; if it is there, the training goes on from it.
 
@@ -149,7 +149,7 @@ class Candidate:
         return found | ({"diverged": self.diverged} if self.diverged else {})
 
     def describe(self) -> str:
-        """What it has of its own, in words."""
+        """What differs from the other candidates, in words."""
         return ", ".join(f"{name} {text(value)}" for name, value in self.changes.items())
 
     def _training(self) -> _WithUserNDCG:

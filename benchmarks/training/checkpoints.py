@@ -81,5 +81,5 @@ def _value(values: dict[str, Any], name: str) -> Any:
 def _damaged(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(
         f"{path}: expected a checkpoint of a training run, got another or a damaged file "
-        f"({type(error).__name__}: {reporting.first_line(error)}); remove it to start anew"
+        f"({type(error).__name__}: {reporting.first_line(error)}); remove it to start from scratch"
     )

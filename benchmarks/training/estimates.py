@@ -112,7 +112,7 @@ def inner_products(tables: Tables) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 class EstimatedWeights:
-    """The weights of a run's negatives, estimated anew for each epoch.
+    """The weights of a run's negatives, estimated again for each epoch.
 
     Args:
         estimate: how.

@@ -113,8 +113,8 @@ class XSimGCL(LightGCN):
     Yu et al., TKDE 2023 (arXiv 2209.02544): to each row e of a layer comes sign(e) ∘ u, where u is drawn from U[0, 1]
     and scaled to length 0.1; the views are the mean of layers 1 to L and layer 1.
 
-    The noise has a generator of its own, seeded from the one of the embeddings without taking a number from it. Its
-    state is in ``state_dict``: load it on the kind of device that it was saved on, after the model was moved there.
+    The noise has a separate generator, seeded from that of the embeddings without drawing from it. Its state is in
+    ``state_dict``: load it on the kind of device that it was saved on, after the model was moved there.
 
     Attributes:
         num_layers: L, 3 by default and at least 2.

@@ -63,7 +63,7 @@ class LossOptions:
         top_positives, top_negatives: α and β of the lower-left partial AUC (llpauc).
         adversary_every: the adversary learns in epochs that this divides, the model in the others (advinfonce).
         false_negative_prior, false_negative_family, false_negative_strength, adapter_candidates, cross_fitted: the
-            fields of an :class:`~benchmarks.training.estimates.Estimate`, made anew for each epoch from the second on,
+            fields of an :class:`~benchmarks.training.estimates.Estimate`, made again for each epoch from the second on,
             whose weights the negatives get; no prior for no such weights (the softmax family; cw and dcl without a
             prior).
         negatives: which negatives a row has; bpr takes one of those drawn for it.

@@ -316,10 +316,10 @@ def test_a_directory_that_cannot_be_saved_to_is_refused_before_the_search(tmp_pa
     ("further", "complaint"),
     [
         (["--tau", "0.1"], "--auto chooses --tau for sl: expected one of the two, got both"),
-        (["--loss", "cw", "--prior", "0.05"], "--auto chooses --prior of cw"),
-        (["--loss", "cw", "--likely-positives", "auto"], "--auto chooses --likely-positives of cw"),
-        (["--loss", "bpr", "slk", "--confidence-tau", "1.25"], "--auto chooses --confidence-tau of slk"),
-        (["--loss", "llpauc", "--top-negatives", "0.1"], "--auto chooses --top-negatives of llpauc"),
+        (["--loss", "cw", "--prior", "0.05"], "--auto chooses --prior for cw"),
+        (["--loss", "cw", "--likely-positives", "auto"], "--auto chooses --likely-positives for cw"),
+        (["--loss", "bpr", "slk", "--confidence-tau", "1.25"], "--auto chooses --confidence-tau for slk"),
+        (["--loss", "llpauc", "--top-negatives", "0.1"], "--auto chooses --top-negatives for llpauc"),
     ],
 )
 def test_what_it_would_choose_must_not_be_given(tmp_path, capsys, further, complaint):

@@ -266,7 +266,7 @@ def test_a_damaged_checkpoint_is_refused_and_kept(blocks, tmp_path, damage):
     with pytest.raises(CheckpointError) as caught:
         make_trainer(blocks).train(show_progress=False, checkpoint=path)
     assert str(caught.value).startswith(f"{path}: {expected} (")
-    assert str(caught.value).endswith("); remove it to start anew")
+    assert str(caught.value).endswith("); remove it to start from scratch")
     assert "\n" not in str(caught.value)
     assert path.read_bytes() == content
 
