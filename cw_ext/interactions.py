@@ -194,7 +194,7 @@ class Interactions:
         Columns of text can be separated by tabs, commas, semicolons, bars, `::` or blanks. Text can be compressed with
         gzip, bzip2 or xz. Lines at the top that begin with `#` and a blank are skipped; a header with common names is
         recognised there, too. Two columns of integers need nothing else installed. Other files need polars
-        (`cw_ext[files]`), and an .npz file needs scipy.
+        (`pip install "polars>=2"`), and an .npz file needs scipy.
 
         Integer ids are used as row numbers. Ids are renumbered in sorted order if they are strings, or if the largest
         integer is above 2²⁰ and there would be more than 100 rows per distinct id. `query_labels` and `item_labels`

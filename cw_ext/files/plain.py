@@ -15,7 +15,7 @@ from cw_ext.files.errors import shown
 from cw_ext.files.options import Reading
 
 _PAIR = re.compile(r"\s*(-?[0-9]{1,19})\s*([\t,;]|\s)\s*(-?[0-9]{1,19})\s*")
-_INSTALL = 'files other than two columns of integer ids need polars; run: pip install "cw_ext[files]"'
+_INSTALL = 'files other than two columns of integer ids need polars; run: pip install "polars>=2"'
 
 
 def read_pairs(path: Path, reading: Reading) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
