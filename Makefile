@@ -14,9 +14,9 @@ TEST_NEEDS := pytest pytest-xdist hypothesis scipy ranx faiss-cpu
 BENCHMARK_NEEDS := matplotlib tqdm torch_geometric safetensors
 EXAMPLE_NEEDS := lightning scikit-learn
 DEV_NEEDS := ruff mypy build
-# Only make docs and make test-docs install these. playwright drives Debian's chromium through the pages.
+# Only make docs and make test-docs install these. playwright drives Debian's chromium; hnswlib is for a page's code.
 DOCS_NEEDS := "sphinx>=9" myst-nb jupytext ipykernel pydata-sphinx-theme sphinx-copybutton sphinx-design \
-	sphinx-mathjax-offline playwright
+	sphinx-mathjax-offline playwright hnswlib
 # Only for the MovieLens-100K file inside its wheel; it is never imported.
 DATA_NEEDS := recbole==1.2.1
 

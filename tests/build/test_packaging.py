@@ -344,6 +344,21 @@ def test_a_wheel_without_kernels_needs_neither_torch_nor_a_compiler(tree: Path, 
     assert wheel.name.endswith("-py3-none-any.whl")
 
 
+def test_an_editable_install_is_found_from_the_folder_that_holds_the_clone(tree: Path, without_torch: str) -> None:
+    """There the clone's own folder has the package's name."""
+    clone = tree.rename(tree.parent / "cw_ext")
+    hook = "from setuptools import build_meta; build_meta.build_editable('dist')"
+    done = run("-c", hook, cwd=clone, USE_KERNELS="0", PYTHONPATH=without_torch)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,) = (clone / "dist").glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(clone.parent / "site")
+    code = "import site; site.addsitedir('site'); import cw_ext; print(cw_ext.presets.__file__)"
+    done = run("-W", "ignore", "-c", code, cwd=clone.parent)
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.strip()) == clone / "cw_ext" / "presets.py"
+
+
 NO_TOOLKIT = "/no/toolkit"
 # What the process that builds finds.
 OLD_SETUPTOOLS = "import setuptools; setuptools.__version__ = '65.5.0'"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-NUMBER = re.compile(r"(?<![\w.])[-+−]?(?:\d[\d,]*)?\.?\d+(?:[eE][-+]?\d+)?(?![\w])")
+# Commas that group thousands are part of a number, those of a csv file are not.
+NUMBER = re.compile(r"(?<![\w.])[-+−]?(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d*\.?\d+)(?:[eE][-+]?\d+)?(?!\w)")
 ANYTHING = re.compile(r"\.{3}|…")
 
 

@@ -94,6 +94,8 @@ def test_blocks_after_and_inside_a_directive_are_found(tmp_path: Path) -> None:
         ("a ... 0.50", "a 1 2 3 0.52", False),
         ("1,682 items", "1,682 items", True),
         ("1,682 items", "1,683 items", False),
+        ("C1,1,0.51", "C1,1,0.512", True),
+        ("C1,1,0.51", "C1,2,0.51", False),
         ("x  \n", "x", True),
         ("x", "x\ny", False),
         ("tensor([-0.1, 2e-5])", "tensor([-0.1003, 2.4e-05])", True),
