@@ -82,6 +82,11 @@ _notebook = jupytext.read(ROOT / "examples" / "movielens.py")
 _notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
 jupytext.write(_notebook, HERE / "get-started" / "tutorial.ipynb")
 os.environ["PYTHONPATH"] = str(ROOT)  # for the notebook's process, which runs in another folder
+# Not your own IPython profile, but one that keeps quiet: each kernel would warn that its local port is not encrypted.
+_profile = HERE / "_build" / "ipython" / "profile_default"
+_profile.mkdir(parents=True, exist_ok=True)
+(_profile / "ipython_kernel_config.py").write_text('get_config().IPKernelApp.log_level = "ERROR"\n')
+os.environ["IPYTHONDIR"] = str(_profile.parent)
 nb_execution_mode = "cache"  # runs it again only after a change
 nb_execution_cache_path = str(HERE / "_build" / "notebooks")
 nb_execution_timeout = 300
