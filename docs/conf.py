@@ -107,6 +107,7 @@ html_title = "cw_ext"
 html_favicon = "_static/favicon.svg"
 html_static_path = ["_static", "_build/mathjax"]
 html_css_files = ["site.css"]
+html_js_files = ["print.js"]
 html_search_scorer = str(HERE / "search_order.js")
 html_theme_options = {
     "show_prev_next": True,
