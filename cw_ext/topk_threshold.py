@@ -29,7 +29,7 @@ class TopKThreshold(nn.Module):
     estimate of SL@K differs in this: it ranks all items.
 
     Args:
-        num_queries: Q.
+        num_queries: how many queries have a threshold, Q.
         k: K, 1 ≤ k < num_items.
         num_items: how many items the negatives are drawn from.
         step: the first step, on the scale of the scores. Later steps shrink with the square root of the query's

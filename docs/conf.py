@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
+import struct
 import sys
 from pathlib import Path
 
@@ -13,6 +15,7 @@ ROOT = HERE.parent
 sys.path.insert(0, str(ROOT))
 
 import jupytext  # noqa: E402
+from docutils import nodes  # noqa: E402
 
 import cw_ext  # noqa: E402
 
@@ -72,7 +75,29 @@ def _shorten_signature(app, what, name, obj, options, signature, annotation):  #
     return f"{before.removesuffix('*, ')}**loss)", annotation
 
 
+def _escape_at_signs(app, what, name, obj, options, lines):  # noqa: ANN001, ANN202
+    """SL@20 is not an e-mail address."""
+    lines[:] = [re.sub(r"(\w)@(\d)", r"\1\\@\2", line) for line in lines]
+
+
+def _mark_what_is_wide(app, tree):  # noqa: ANN001, ANN202
+    """Classes for site.css: long names, which have to break on a phone, and large pictures, which are also links."""
+    for literal in tree.findall(nodes.literal):
+        if max(map(len, literal.astext().split()), default=0) > 30:
+            literal["classes"].append("long")
+    for image in tree.findall(nodes.image):
+        file = HERE / image["uri"]
+        if file.suffix == ".png" and not image.get("width"):
+            with open(file, "rb") as opened:
+                (width,) = struct.unpack(">I", opened.read(20)[16:])
+            if width > 1000:
+                image["classes"].append("large")
+                image["width"] = "100%"  # Sphinx links an image with a width to its file
+
+
 def setup(app):  # noqa: ANN001, ANN201
+    app.connect("doctree-read", _mark_what_is_wide)
+    app.connect("autodoc-process-docstring", _escape_at_signs, priority=400)
     app.connect("autodoc-process-docstring", _link_loss_arguments, priority=400)  # before napoleon
     app.connect("autodoc-process-signature", _shorten_signature)
 
@@ -82,6 +107,11 @@ _notebook = jupytext.read(ROOT / "examples" / "movielens.py")
 _notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
 jupytext.write(_notebook, HERE / "get-started" / "tutorial.ipynb")
 os.environ["PYTHONPATH"] = str(ROOT)  # for the notebook's process, which runs in another folder
+# Not your own IPython profile, but one that keeps quiet: each kernel would warn that its local port is not encrypted.
+_profile = HERE / "_build" / "ipython" / "profile_default"
+_profile.mkdir(parents=True, exist_ok=True)
+(_profile / "ipython_kernel_config.py").write_text('get_config().IPKernelApp.log_level = "ERROR"\n')
+os.environ["IPYTHONDIR"] = str(_profile.parent)
 nb_execution_mode = "cache"  # runs it again only after a change
 nb_execution_cache_path = str(HERE / "_build" / "notebooks")
 nb_execution_timeout = 300
@@ -102,6 +132,8 @@ html_title = "cw_ext"
 html_favicon = "_static/favicon.svg"
 html_static_path = ["_static", "_build/mathjax"]
 html_css_files = ["site.css"]
+html_js_files = ["print.js"]
+html_search_scorer = str(HERE / "search_order.js")
 html_theme_options = {
     "show_prev_next": True,
     "navigation_with_keys": False,
@@ -117,4 +149,4 @@ html_context = {"default_mode": "auto"}  # light or dark as the reader's system 
 html_domain_indices = False
 html_show_sourcelink = False
 html_copy_source = False
-copybutton_exclude = ".linenos, .gp"
+copybutton_exclude = ".linenos, .gp, .go"  # no prompts and no output of docstring examples

@@ -103,7 +103,7 @@ print("most popular: " + "\n              ".join(names[item] for item in data.it
 # doesn't mean that the user dislikes the item. It means that we don't know. This is the problem that CW addresses.
 
 
-# %% tags=["hide-input"]
+# %% tags=["hide-input"] mystnb={"image": {"alt": "users of each item; positives of each user"}}
 plt.rcParams["font.size"] = 12
 
 
@@ -298,7 +298,7 @@ runs = {
     "CW": [cw_curve, train(cw, seed=1)[1], train(cw, seed=2)[1]],
 }
 
-# %% tags=["hide-input"]
+# %% tags=["hide-input"] mystnb={"image": {"alt": "NDCG@20 after each epoch, of SL and CW"}}
 figure, axis = new_figure()
 for (name, its_runs), color in zip(runs.items(), (BLUE, ORANGE), strict=True):
     for number, curve in enumerate(its_runs):
@@ -373,7 +373,7 @@ def look(model: Factorization) -> None:
 
 looked_at, _ = train(sl, after_epoch=look)
 
-# %% tags=["hide-input"]
+# %% tags=["hide-input"] mystnb={"image": {"alt": "share of the push on hidden items"}}
 figure, axis = new_figure()
 for (name, values), color in zip(shares.items(), (BLUE, GREEN, ORANGE), strict=True):
     axis.plot(range(1, EPOCHS + 1), [100 * value for value in values], color=color, linewidth=2, label=name)
@@ -411,7 +411,7 @@ most, least = by_sl.topk(6).indices, by_cw.topk(6, largest=False).indices
 shown = torch.cat([most, least]).unique()
 shown = shown[by_sl[shown].argsort()]
 
-# %% tags=["hide-input"]
+# %% tags=["hide-input"] mystnb={"image": {"alt": "push of SL and CW on each title"}}
 figure, axis = new_figure(height=4.8)
 places = torch.arange(len(shown))
 axis.barh(places + 0.2, by_sl[shown], height=0.38, color=BLUE, label="SL")

@@ -74,7 +74,7 @@ def _contest(store: Store, contest: Contest) -> str:
         )
     header = ["loss", "seeds", "Recall@20", "NDCG@20", "against SL", "against SL@20", *_LIST_HEADER]
     header += ["settings", "epochs of search + training"]
-    title = f"Settings chosen by --auto: {name_of(contest)}"
+    title = f"Settings chosen by `--auto`: {name_of(contest)}"
     return section(title, "Test, mean ± standard deviation over the seeds.", header, rows)
 
 
@@ -100,7 +100,7 @@ def overview(store: Store) -> str:
         "NDCG against SL",
     ]
     header += ["balanced NDCG"]
-    text = "Each loss has the settings that --auto chose."
+    text = "Each loss has the settings that `--auto` chose."
     if len(gains) > 1:
         average = f"{100 * mean(gains):+.1f} %"
         text += f" On the {len(gains)} unmodified data sets, with MF, CW is {average} against SL@20 on average."
@@ -120,7 +120,7 @@ def candidates(store: Store) -> str:
             shown = [summary.text("recall"), summary.text("ndcg"), difference(summary.mean("ndcg"), base.mean("ndcg"))]
             rows.append([name, str(number), *shown, *_lists(summary)])
     header = ["", "seeds", "Recall@20", "NDCG@20", "against the loss alone", *_LIST_HEADER]
-    text = "Health, MF, with the settings that --auto chose for SL, SL@20 and CW, on the same seeds."
+    text = "Health, MF, with the settings that `--auto` chose for SL, SL@20 and CW, on the same seeds."
     return section("Candidates", text, header, rows)
 
 
@@ -137,7 +137,7 @@ def dial(store: Store) -> str:
                     rows.append([name, *shown, *_lists(summary)])
     header = ["", "seeds", "Recall@20", "NDCG@20", *_LIST_HEADER]
     text = (
-        "A pull × a on the positive means positive_temperature = τ/a. MF, otherwise with the settings that --auto "
+        "A pull × a on the positive means positive_temperature = τ/a. MF, otherwise with the settings that `--auto` "
         "chose."
     )
     return section("One dial, from balanced to popular", text, header, rows)

@@ -113,11 +113,11 @@ def sampled_cw_loss(
         **loss: see below. `reduction` must be the same on all processes, and is over the whole batch: see Returns.
 
     Returns:
-        With reduction="mean" a scalar whose mean over the processes is the mean over the whole batch: R times the sum
-        over this process's rows, divided by the number (or the weight) of the live rows of all R processes. With "sum"
-        the sum over this process's rows, with "none" these rows' losses, [B]. Gradients of the table, and of a model
-        under DistributedDataParallel, are means over the processes of the gradients of what each returns. With "mean"
-        they are the gradients of the mean over the whole batch.
+        With reduction="mean" a scalar whose mean over the processes is the mean over the whole batch. It is R times
+        the sum over this process's rows, divided by the number (or the weight) of the live rows of all R processes.
+        With "sum" the sum over this process's rows, with "none" these rows' losses, [B]. Gradients of the table, and
+        of a model under DistributedDataParallel, are means over the processes of the gradients of what each returns.
+        With "mean" they are the gradients of the mean over the whole batch.
 
     Raises:
         TypeError, ValueError, IndexError: the message names the argument, what was expected, and what it

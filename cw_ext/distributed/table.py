@@ -88,8 +88,8 @@ class RowShardedTable(nn.Module):
     Attributes:
         weight: this process's rows, [≤ ⌈I/R⌉, D], which are rows first to first + len(weight) of the table.
         first: the table's row at the start of `weight`.
-        num_rows: I.
-        dim: D.
+        num_rows: the rows of the whole table, I.
+        dim: the columns, D.
         process_group: the group.
     """
 

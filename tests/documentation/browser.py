@@ -21,13 +21,18 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
         pass
 
 
+class _Server(http.server.ThreadingHTTPServer):
+    def handle_error(self, *arguments: object) -> None:
+        pass  # the browser left a page before it had all of it
+
+
 @contextlib.contextmanager
 def served_site() -> Iterator[str]:
     """The address of a server for docs/_build/html, which `make docs` has built."""
     if not (SITE / "index.html").exists():
         pytest.fail("docs/_build/html is not here: run make docs", pytrace=False)
     handler = functools.partial(_Quiet, directory=str(SITE))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    with _Server(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         try:
