@@ -568,7 +568,10 @@ def _ids(name: str, value: Ids) -> Tensor | np.ndarray:
         # An empty list has no dtype of its own.
         integer = value.dtype.kind in "iu" or (not is_array and value.size == 0)
     if not integer:
-        raise TypeError(f"{name} must hold integers, got {str(value.dtype).removeprefix('torch.')}")
+        found = str(value.dtype).removeprefix("torch.")
+        if isinstance(value, np.ndarray) and value.dtype.kind in "US":
+            found += " (strings): pass row numbers, such as those of numpy.unique(ids, return_inverse=True)[1]"
+        raise TypeError(f"{name} must hold integers, got {found}")
     if value.ndim != 1:
         raise ValueError(f"{name} must have shape [P], got {tuple(value.shape)}")
     return value
@@ -596,7 +599,7 @@ def _rows(kind: str, ids: Any, labels: np.ndarray | None, size: int) -> Tensor:
         return torch.zeros(wanted.shape, dtype=torch.int64)
     if (wanted.dtype.kind in "iu") != (labels.dtype.kind in "iu"):
         held = "integers" if labels.dtype.kind in "iu" else "strings"
-        raise KeyError(f"no {kind} has the id {wanted.reshape(-1)[0]!r}: these ids are {held}")
+        raise KeyError(f"no {kind} has the id {wanted.reshape(-1).tolist()[0]!r}: these ids are {held}")
     rows = np.searchsorted(labels, wanted.astype(labels.dtype)).clip(max=len(labels) - 1)
     missing = labels[rows] != wanted
     if missing.any():

@@ -638,6 +638,8 @@ def test_strings_are_numbered_in_their_order(tmp_path: Path) -> None:
     for bad in (["eve"], [3], "zzz"):
         with pytest.raises(KeyError, match="no query has the id"):
             known.query_rows(bad)
+    with pytest.raises(KeyError, match="no query has the id 3: these ids are strings"):
+        known.query_rows([3])
     for copied in (copy.copy(known), copy.deepcopy(known), pickle.loads(pickle.dumps(known)), known.to("meta")):
         assert copied.query_labels.tolist() == known.query_labels.tolist() and copied.source == known.source
 
@@ -657,6 +659,8 @@ def test_integers_are_rows_as_they_are(tmp_path: Path) -> None:
     known = Interactions.from_file(path)
     assert known.query_labels is known.item_labels is None and (known.num_queries, known.num_items) == (4, 8)
     assert known.item_rows(torch.tensor([7, 2])).tolist() == [7, 2]
+    with pytest.raises(KeyError, match="no query has the id 'x': these ids are integers"):
+        known.query_rows(["x"])
     with pytest.raises(KeyError, match="no item has the id 8"):
         known.item_rows([2, 8])
     renumbered = Interactions.from_file(path, renumber=True)

@@ -171,6 +171,9 @@ def load(directory: Path) -> SavedModel:
         found = "something else" if directory.exists() else "none"
         if (directory / CONFIG).exists():
             found = f"a {CONFIG} without the format {FORMAT!r}"
+        elif inside := sorted(str(path.parent) for path in directory.glob(f"*/{CONFIG}") if _read_config(path.parent)):
+            more = f" and {len(inside) - 5} more" if len(inside) > 5 else ""
+            found = f"a folder of such models; name one of them: {', '.join(inside[:5])}{more}"
         raise SavedModelError(f"{directory}: expected a model saved by training with --save, got {found}")
     for name in sorted(FILES):
         if not (directory / name).is_file():

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from documentation.markdown_blocks import blocks
 from training_cases import FLAGS, write_blocks
 
 import benchmarks.training
@@ -404,6 +405,27 @@ def test_faiss_finds_the_same_top_k(tmp_path, similarity):
     assert [row[0] for row in found] == np.repeat(user_ids.to_list(), 7).tolist()
     assert [row[1] for row in found] == [item_ids[int(row)] for row in rows.flatten()]
     assert [row[3] for row in found] == pytest.approx(scores.flatten().tolist(), rel=1e-5, abs=1e-6)
+
+
+def test_the_serving_page_leaves_out_what_each_user_of_a_saved_model_has(tmp_path, monkeypatch):
+    """The block of docs/get-started/serving.md that reads a saved model, and the two blocks after it."""
+    monkeypatch.chdir(tmp_path)
+    page = blocks(Path(__file__).parents[2] / "docs" / "get-started" / "serving.md")
+    start = next(at for at, block in enumerate(page) if "known.parquet" in block.code)
+    model, train, test = save_model(tmp_path, *STRINGS)
+    (tmp_path / "models" / "orders").mkdir(parents=True)
+    model.rename(tmp_path / "models" / "orders" / "cw-seed0")
+    run(Path("models/orders/cw-seed0"), "--vectors", "vectors")
+    names: dict[str, Any] = {}
+    for block in page[start : start + 3]:
+        exec(compile(block.code, "serving.md", "exec"), names)
+    assert [names[f"{kind}_labels"].tolist() for kind in ("user", "item")] == [list(ids) for ids in STRINGS]
+    expected = brute_force(*vectors("many ties"), names["K"], train | test)
+    assert all(len(expected[user]) == names["K"] for user in (0, 3))
+    for user in (0, 3):  # with equal scores any order is right
+        found = names["exact"][user]
+        assert names["scores"][user, found].tolist() == [score for _, score in expected[user]]
+        assert not (train | test) & {(user, item) for item in found.tolist()}
 
 
 def test_vectors_replace_earlier_ones_and_nothing_else(tmp_path, capsys):

@@ -295,6 +295,18 @@ def test_a_damaged_model_is_refused_by_name(tmp_path, damage):
     assert "\n" not in str(caught.value)
 
 
+def test_a_folder_of_models_is_refused_with_their_names(tmp_path):
+    for seed in range(7):
+        save(tmp_path / f"sl-seed{seed}")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text("{}")
+    with pytest.raises(SavedModelError) as raised:
+        saved.load(tmp_path)
+    names = ", ".join(str(tmp_path / f"sl-seed{seed}") for seed in range(5))
+    expected = f"saved by training with --save, got a folder of such models; name one of them: {names} and 2 more"
+    assert str(raised.value).endswith(expected)
+
+
 def test_nothing_there_is_refused(tmp_path):
     for path in (tmp_path / "nowhere", tmp_path):
         with pytest.raises(SavedModelError, match="expected a model saved by training with --save, got "):
