@@ -257,7 +257,7 @@ class Interactions:
             if renumber:
                 raise ValueError(f"{path}: renumber=True does not apply to an .npz, whose ids are rows")
             if keep_counts:
-                raise ValueError(f"{path}: keep_counts=True does not apply to an .npz; load the matrix, use from_scipy")
+                raise ValueError(f"{path}: keep_counts=True does not apply to an .npz; load it and use from_scipy")
             query_ids, item_ids, shape = load_npz(path)
             queries, items = (
                 files.Rows(query_ids, shape[0] if num_queries is None else num_queries, None),
@@ -513,9 +513,9 @@ class Candidates(CandidateItems):
         self._tables: dict[tuple[float, float], Popularity] = {}
 
     def popularity(self, exponent: float, smoothing: float = 0.0) -> Popularity:
-        """:meth:`Interactions.popularity` of the candidates alone, by position in `ids`.
+        """The table of :meth:`Interactions.popularity` for the candidates only.
 
-        Only `log_weights` are by item.
+        It draws positions in `ids`. Its `log_weights` are by item id.
         """
         table = self.known.popularity(exponent, smoothing)
         key = float(exponent), float(smoothing)
@@ -568,7 +568,8 @@ def _ids(name: str, value: Ids) -> Tensor | np.ndarray:
         # An empty list has no dtype of its own.
         integer = value.dtype.kind in "iu" or (not is_array and value.size == 0)
     if not integer:
-        raise TypeError(f"{name} must hold integers, got {str(value.dtype).removeprefix('torch.')}")
+        got = "strings" if str(value.dtype).startswith("<U") else str(value.dtype).removeprefix("torch.")
+        raise TypeError(f"{name} must hold integers, got {got}")
     if value.ndim != 1:
         raise ValueError(f"{name} must have shape [P], got {tuple(value.shape)}")
     return value

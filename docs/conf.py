@@ -54,7 +54,7 @@ def _link_loss_arguments(app, what, name, obj, options, lines):  # noqa: ANN001,
         lines[:] = [line.replace("Loss arguments (keywords):", "Keyword Args:") for line in lines]
     if not any(line.startswith("Loss arguments (keywords):") for line in lines):
         return
-    at = next(place for place, line in enumerate(lines) if line.startswith("Loss arguments (keywords):"))
+    at = next(place for place, line in enumerate(lines) if line.startswith("The loss of a row is L = "))
     shared = ":doc:`the arguments of the loss </api/arguments>`."
     lines[at:] = []
     entry = next((place for place, line in enumerate(lines) if line.strip().startswith("**loss:")), None)
