@@ -4,16 +4,16 @@
 # You train a recommender on 55,000 film ratings, see what the CW loss does differently from a plain softmax loss, and
 # get recommendations by title. It takes about a minute on a laptop, without a GPU.
 #
-# This page is a notebook and a program at the same time. In a clone of the repository, after `make build`:
+# This page is both a notebook and a program. In a clone of the repository, after `make build`:
 #
 # ```text
 # .venv/bin/python -m examples.movielens
 # .venv/bin/python -m examples.movielens my_purchases.csv
 # ```
 #
-# The first line prints the numbers below and writes the plots to `runs/movielens/`. The second line does the same
+# The first command prints the numbers below and writes the plots to `runs/movielens/`. The second one does the same
 # with a file of your own that lists users and items. To work through the page in Jupyter, run `jupytext --to notebook
-# examples/movielens.py`. It needs torch, matplotlib and polars, which `make build` installs.
+# examples/movielens.py`. The program needs torch, matplotlib and polars, which `make build` installs.
 
 # %%
 import csv
@@ -40,7 +40,7 @@ in_notebook = "ipykernel" in sys.modules
 # has done that. Only its data file is used.
 #
 # CW learns from *positives*: pairs of a user and an item that the user chose. Here a rating of 4 or 5 is a positive,
-# and lower ratings are left out. `Interactions` reads most files of this kind as they are and numbers users and items
+# and lower ratings are left out. `Interactions` reads most files of this kind directly, and numbers users and items
 # from 0.
 
 
@@ -99,7 +99,7 @@ print("most popular: " + "\n              ".join(names[item] for item in data.it
 # ## Look at it
 #
 # A few items are chosen by hundreds of users, and most by a handful. Some users choose hundreds of items, and most a
-# few dozen. Both are typical, and so is this: nearly all of the table of users and items is empty. An empty cell
+# few dozen. That is typical. It is also typical that nearly all of the table of users and items is empty. An empty cell
 # doesn't mean that the user dislikes the item. It means that we don't know. This is the problem that CW addresses.
 
 
@@ -141,7 +141,8 @@ print(f"{1 - len(data) / (num_users * num_items):.0%} of the table is empty")
 #
 # To measure recommendations, hide a random fifth of each user's positives. The model trains on the rest, and a good
 # model ranks the hidden items high. `known` has the training pairs. The loss never draws them as negatives. The two
-# dense tables of users and items below are for looking; with millions of items you would not make them.
+# dense tables of users and items below are only for the metric and the plots; with millions of items you would not
+# build them.
 
 # %%
 torch.manual_seed(0)
@@ -197,7 +198,7 @@ def ndcg(model: Factorization, k: int = 20) -> float:
 # First the baseline, SL: the sampled softmax. Each positive is compared with 100 random items that the user didn't
 # choose, its *negative samples*. `sampled_cw_loss` draws them inside and leaves out the user's training items.
 #
-# The loop is ordinary PyTorch. `after_epoch` is there to look into the training later.
+# The loop is ordinary PyTorch. `after_epoch` is used further below, to look into the training.
 
 # %%
 NEGATIVES, BATCH, EPOCHS, TEMPERATURE = 100, 1024, 12, 0.1
@@ -234,8 +235,9 @@ print(f"SL: NDCG@20 {sl_curve[-1]:.3f}, {time.perf_counter() - start:.0f} s")
 # %% [markdown]
 # ## Train with CW
 #
-# Some of the negatives are wrong: the user would like them. CW *corrects* for that. You give it a few items which the
-# user probably likes, and it subtracts their share π (`prior`) from what the negatives contribute.
+# Some of the negatives are wrong: the user would like them. CW *corrects* for that. You give it a few items that the
+# user probably likes, and π (`prior`), the share of the negatives that are wrong. It then subtracts π times what such
+# items contribute from what the negatives contribute.
 #
 # `LikelyPositives` finds such items. It needs no model, only the training pairs: it predicts each user's items from
 # the other items of that user, by ridge regression. It takes a second. In the list below, ✓ marks the hidden items.
@@ -288,7 +290,7 @@ print(f"CW: NDCG@20 {cw_curve[-1]:.3f}, {time.perf_counter() - start:.0f} s")
 # %% [markdown]
 # ## Compare
 #
-# One run of each says little, since another seed gives another number. So train both twice more.
+# One run of each says little, since the result depends on the seed. So train each loss twice more, with other seeds.
 
 # %%
 runs = {
@@ -309,15 +311,15 @@ for name, its_runs in runs.items():
     print(f"{name}: NDCG@20 {early.mean():.3f} after one epoch, {last.mean():.4f} ± {last.std():.4f} at the end")
 
 # %% [markdown]
-# After one epoch CW is far ahead: the likely positives tell it where to start. At the end the two are level, and the
-# difference between them is no larger than the one between seeds. [Does CW rank better?](../measured/ranking.md) has
+# After one epoch CW is far ahead: the likely positives tell it where to start. At the end the two are level: the
+# difference between them is no larger than that between seeds. [Does CW rank better?](../measured/ranking.md) has
 # the results on larger data sets.
 #
 # ## Look at the gradients
 #
 # Why does CW start so much better? The gradient of the loss with respect to the score of a negative shows how hard a
 # step pushes that item down. Take 2,000 training pairs, with *all* other items as negatives. `cw_loss` works on plain
-# scores, so it can answer for any loss, on any model.
+# scores, so it can show this for any of the losses, with the scores of any model.
 
 
 # %%
@@ -389,17 +391,17 @@ print(f"pairs with the same gradient for SL and CW: {same}")
 
 # %% [markdown]
 # That explains the curves. A softmax pushes hardest on the items with the highest scores, and those are also the ones
-# which the user is most likely to choose: hidden items get several times their share. After one epoch CW has removed
-# nearly all of this.
+# that the user is most likely to choose: hidden items get several times their share. After one epoch, CW removes
+# nearly all of this push.
 #
 # It also shows a limit. The likely positives rise, and soon the correction would take away more than there is. Then
-# the floor applies (`floor=0.3`): the correction takes away 70 % from all negatives alike, and the gradient is the
-# one of SL again. The other half of CW, the weights, reduces the push on hidden items in every epoch. In our
+# the floor applies (`floor=0.3`): the correction takes away 70 % from all negatives alike, and the gradient is
+# that of SL again. The other half of CW, the weights, reduces the push on hidden items in every epoch. In our
 # measurements that did not improve the ranking by more than seeds differ, and together with likely positives it made
 # the ranking worse.
 #
-# By title: which items do the two losses push for user 676 from above? The plot shows the mean over this user's
-# training pairs, with the same model after one epoch. The axis is logarithmic beyond .1.
+# Which films do the two losses push up or down for user 676? The plot shows the mean over this user's training pairs,
+# with the model above after one epoch. The axis is logarithmic beyond ±.1.
 
 # %%
 same_user = torch.full_like(chosen, shown_user)
@@ -425,13 +427,13 @@ figure.legend(frameon=False, loc="outside upper right", ncols=2)
 show(figure, "titles")
 
 # %% [markdown]
-# A ✓ marks a hidden item. SL pushes all of these down. CW lifts those it takes for likely positives, and pushes the
-# others down harder.
+# A ✓ marks a hidden item. SL pushes all films in the plot down. CW pushes up those that are likely positives, and
+# pushes the others down harder.
 #
 # ## Recommend
 #
-# Take the model that CW trained, leave out what the user has in training, and rank the rest. The hidden items can be
-# recommended here, and ✓ marks them.
+# Take the model that was trained with CW, leave out the user's training items, and rank the rest. Hidden items can be
+# recommended; ✓ marks them.
 
 
 # %%

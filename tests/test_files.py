@@ -710,7 +710,7 @@ def test_two_columns_of_integers_need_no_polars(no_polars: None, tmp_path: Path,
 )
 def test_the_rest_asks_for_polars(no_polars: None, tmp_path: Path, content: str) -> None:
     path = _write(tmp_path, content)
-    with pytest.raises(ImportError, match=r'file.txt, line \d: .*run: pip install "cw_ext\[files\]"'):
+    with pytest.raises(ImportError, match=r'file.txt, line \d: .*run: pip install "polars>=2"'):
         Interactions.from_file(path)
     with pytest.raises(ImportError, match=r"file.txt: min_rating needs polars"):
         Interactions.from_file(path, min_rating=3)

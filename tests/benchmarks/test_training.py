@@ -423,7 +423,7 @@ def test_learned_thresholds_are_those_of_the_steps_before(spec, backend):
 def test_thresholds_are_not_learned_from_negatives_that_are_not_uniform(spec):
     options = LossOptions(confidence_temperature=1.25, confidence_top_k=5, negatives=Negatives.parse(spec))
     for name in ("slk", "cw"):
-        with pytest.raises(ValueError, match=f"^refresh_epochs must be given with {spec} negatives: .*, got None$"):
+        with pytest.raises(ValueError, match=f"^refresh_epochs must be given with {spec} negatives, .*, got None$"):
             build_loss(name, options)
 
 
