@@ -1,6 +1,6 @@
 """List the programs of `benchmarks` and `examples`: the command, what it is for, and about how long it takes.
 
-Times are rough. They are for the default arguments on two CPU cores; nothing has been timed on a GPU.
+Times are rough. They are for the default arguments on two CPU cores; none was taken on a GPU.
 """
 
 from __future__ import annotations
@@ -142,7 +142,11 @@ GROUPS: dict[str, tuple[Program, ...]] = {
         ),
     ),
     "Examples to copy from": (
-        Program("examples.movielens", "The tutorial: train CW on MovieLens-100K and recommend by title", "a minute"),
+        Program(
+            "examples.movielens",
+            "The tutorial: train CW on MovieLens-100K, or on a file given as its only argument, and recommend by title",
+            "a minute",
+        ),
         Program("examples.two_towers", "Two encoders with a learned temperature (needs scikit-learn)", "a minute"),
         Program("examples.lightning_mf", "Matrix factorization in Lightning (needs lightning)", "seconds"),
         Program(
@@ -167,8 +171,8 @@ GROUPS: dict[str, tuple[Program, ...]] = {
 
 def describe() -> str:
     """Return all programs as text, at most 100 columns wide."""
-    lines = ["Programs of benchmarks and examples. Add --help to a command for its options.", ""]
-    lines += ["Times are rough, for the defaults on two CPU cores. Nothing has been timed on a GPU."]
+    lines = ["Programs of benchmarks and examples. Add --help to a command, except the tutorial, for its options.", ""]
+    lines += ["Times are rough, for the defaults on two CPU cores. None was taken on a GPU."]
     lines += ["R stands for a number of processes.", ""]
     for title, programs in GROUPS.items():
         lines += [title, ""]

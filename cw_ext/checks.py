@@ -18,7 +18,7 @@ REAL, WHOLE = (float, Real), (int, Integral)
 MOST_DRAWS = 2**32
 NO_VMAP = (
     "torch.func.vmap is not supported where the loss looks embeddings up by id. Use it with cw_loss, on scores, or use "
-    'reduction="none", which gives a loss per row without it'
+    "reduction='none', which gives a loss per row without it"
 )
 
 
@@ -129,7 +129,8 @@ def per_row(name: str, value: Tensor | float, like_name: str, like: Tensor) -> N
     matches(name, value, like_name, like, dtype=False)
     if value.dim() and value.shape != like.shape:
         raise ValueError(
-            f"{name} must be a number or have one value per row, shape {tuple(like.shape)}, got {tuple(value.shape)}"
+            f"{name} must be a number or a tensor of shape () or {tuple(like.shape)}, one value per row, "
+            f"got {tuple(value.shape)}"
         )
 
 

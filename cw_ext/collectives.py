@@ -230,8 +230,8 @@ def gather_rows(rows: Tensor, process_group: ProcessGroup, *, gradients: bool = 
     raise_in_all(error, [int(size) for size, _ in told])
     if any(other[1] != told[0][1] for other in told):
         raise ValueError(
-            "rows must have the same shape and dtype, and require a gradient, on all processes or on none, got here "
-            f"[{shape}] in {rows.dtype}, {'with' if with_gradient else 'without'} a gradient"
+            "rows must have the same shape and dtype, and require a gradient, in all processes or in none, got "
+            f"[{shape}] in {rows.dtype}, {'with' if with_gradient else 'without'} a gradient, in this one"
         )
     parts = Parts(process_group, [int(size) for size, _ in told])
     return gathered(rows, parts, gradients), parts.first

@@ -277,7 +277,7 @@ def delayed_weights(kinds: Tensor, f_dp: Tensor) -> Tensor:
 
 
 def _share(name: str, value: object) -> float:
-    share = checks.number(name, value, "in [0, 1)")
+    share = checks.number(name, value, "a number in [0, 1)")
     if not 0 <= share < 1:
         raise ValueError(f"{name} must be in [0, 1), got {value}")
     return share

@@ -223,7 +223,7 @@ def cw_loss_in_batch(
 
     if interactions is not None and query_ids is None and not torch.compiler.is_compiling():
         warnings.warn(
-            "interactions without query_ids leave no known positives out of the negatives. Give query_ids too or, if "
+            "interactions without query_ids exclude no known positives from the negatives. Give query_ids too or, if "
             "you only want the item counts, item_counts=interactions.item_counts instead of interactions",
             stacklevel=2,
         )

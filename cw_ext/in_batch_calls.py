@@ -98,7 +98,7 @@ def check_same_table(batch: EmbeddingBatch, parts: Parts) -> None:
     differs = (values - values[0]).abs() > _ALIKE * values[0].abs().max()  # no if one is NaN
     if differs.any() or (counts != counts[0]).any():
         raise ValueError(
-            "items must be the same table on all processes of process_group, got different ones. For vectors that "
+            "items must be the same table in all processes of process_group, got different ones. For vectors that "
             "each process encodes, give item_ids [I], which item of the catalogue each row of items is; if rows have "
             "no such ids, cw_ext.distributed.row_numbers(len(items), process_group) makes some"
         )

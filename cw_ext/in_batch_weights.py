@@ -91,5 +91,5 @@ def chosen_items(
     checks.matches("candidates", candidates.ids, "items", batch.items, dtype=False)
     if candidates.is_candidate.shape != (num_items,):
         got = candidates.is_candidate.numel()
-        raise ValueError(f"candidates must be of as many items as there are rows, {num_items}, got {got}")
+        raise ValueError(f"candidates must be chosen from as many items as there are rows, {num_items}, got {got}")
     return candidates

@@ -257,7 +257,7 @@ class Interactions:
             if renumber:
                 raise ValueError(f"{path}: renumber=True does not apply to an .npz, whose ids are rows")
             if keep_counts:
-                raise ValueError(f"{path}: keep_counts=True does not apply to an .npz; load the matrix, use from_scipy")
+                raise ValueError(f"{path}: keep_counts=True does not apply to an .npz; load it and use from_scipy")
             query_ids, item_ids, shape = load_npz(path)
             queries, items = (
                 files.Rows(query_ids, shape[0] if num_queries is None else num_queries, None),
@@ -513,9 +513,9 @@ class Candidates(CandidateItems):
         self._tables: dict[tuple[float, float], Popularity] = {}
 
     def popularity(self, exponent: float, smoothing: float = 0.0) -> Popularity:
-        """:meth:`Interactions.popularity` of the candidates alone, by position in `ids`.
+        """The table of :meth:`Interactions.popularity` for the candidates only.
 
-        Only `log_weights` are by item.
+        It draws positions in `ids`. Its `log_weights` are by item id.
         """
         table = self.known.popularity(exponent, smoothing)
         key = float(exponent), float(smoothing)
@@ -570,7 +570,7 @@ def _ids(name: str, value: Ids) -> Tensor | np.ndarray:
     if not integer:
         found = str(value.dtype).removeprefix("torch.")
         if isinstance(value, np.ndarray) and value.dtype.kind in "US":
-            found += " (strings): pass row numbers, such as those of numpy.unique(ids, return_inverse=True)[1]"
+            found = "strings: pass row numbers, such as those of numpy.unique(ids, return_inverse=True)[1]"
         raise TypeError(f"{name} must hold integers, got {found}")
     if value.ndim != 1:
         raise ValueError(f"{name} must have shape [P], got {tuple(value.shape)}")

@@ -46,9 +46,9 @@ class LikelyPositives:
     >>> loss = sampled_cw_loss(queries, items, users, liked, known, 50, prior=0.1, extra_pos_ids=extra)
 
     Attributes:
-        ids: int32 [num_queries, K], the most probable item first. −1 where a query has fewer items with a score above
-            0.
-        probabilities: fp32 [num_queries, K]. Each row sums to 1. 0 where there is no item.
+        ids: int32 [num_queries, min(K, num_items)], the most probable item first. −1 where a query has fewer items with
+            a score above 0.
+        probabilities: fp32, in the shape of `ids`. 0 where there is no item. A row with an item sums to 1.
     """
 
     ids: Tensor
@@ -92,7 +92,9 @@ class LikelyPositives:
         if not failed:
             inverse = torch.cholesky_inverse(factor)
         if failed or not inverse.diagonal().isfinite().all():
-            raise ValueError(f"penalty must be larger, or G + penalty·I has no inverse in fp32, got {penalty}")
+            raise ValueError(
+                f"penalty must be large enough for G + penalty·I to have an inverse in fp32, got {penalty}"
+            )
         del gram, factor
         weights = inverse.div_(-inverse.diagonal().clone())  # of item i, in row i, for item j
         weights.fill_diagonal_(0)
@@ -109,7 +111,7 @@ class LikelyPositives:
         TiiS 7(1), 2017.) The score of an item j is the probability of a random walk from the query to one of its items,
         to another query and on to j, with each step's probability to the power ½. It is divided by the number of
         queries of j to the power β. There is no table between items. The time grows with num_queries · number of pairs,
-        so use it for up to some hundred thousand queries. Memory holds the scores of a few queries at a time.
+        so use it for up to a few hundred thousand queries. Memory holds the scores of a few queries at a time.
 
         Args:
             interactions: the known positives, each counted once. Use the training data only.
@@ -121,8 +123,7 @@ class LikelyPositives:
             TypeError, ValueError: the message names the argument, what was expected, and what it got.
         """
         _check(interactions, number, power)
-        if checks.number("popularity_exponent", popularity_exponent, "a number of at least 0") < 0:
-            raise ValueError(f"popularity_exponent must be at least 0, got {popularity_exponent}")
+        checks.non_negative_number("popularity_exponent", popularity_exponent)
         by_query, by_item = _matrices(interactions)
         counts = torch.bincount(interactions.items, minlength=interactions.num_items).clamp(min=1)
         counts = counts.float().unsqueeze(1)
@@ -164,8 +165,8 @@ class LikelyPositives:
         Args:
             query_ids: int32 or int64 [B]; −1 is padding.
             number: M ≥ 1, draws per row.
-            seed: a number ≥ 0, or an int64 tensor without dimensions. The same seed draws the same items, on any
-                device. None takes a seed from torch's generator.
+            seed: an integer in [0, 2^63), or an int64 tensor without dimensions. The same seed draws the same items, on
+                any device. None takes a seed from torch's generator.
 
         Returns:
             int64 [B, M] for `extra_pos_ids`. −1 in rows of padding and of queries without a likely item.

@@ -82,7 +82,7 @@ def _call(encoder: Callable[..., Tensor], inputs: Inputs) -> tuple[Callable[...,
             "encoder must not be a DistributedDataParallel that sends its buffers at each pass, as processes with "
             "different numbers of parts would wait for each other: make it with forward_sync_buffers=False "
             "(broadcast_buffers in older versions of torch), or wrap the module that calls encode_in_micro_batches; "
-            "got buffers and True"
+            "got one that sends them"
         )
     if isinstance(inputs, Tensor):
         return encoder, [inputs]

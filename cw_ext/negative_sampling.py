@@ -168,7 +168,7 @@ def check_first_row(first_row: int, rows: int) -> None:
 def check_interactions(interactions: Interactions, like_name: str, like: Tensor | None) -> None:
     """On the device of `like`."""
     if not isinstance(interactions, Interactions):
-        raise TypeError(f"interactions must be cw_ext.Interactions, got {type(interactions).__name__}")
+        raise TypeError(f"interactions must be a cw_ext.Interactions, got {type(interactions).__name__}")
     if like is not None and interactions.device != like.device:
         raise ValueError(
             f"interactions must be on the device of {like_name}, {like.device}, got {interactions.device}; move them "
@@ -195,7 +195,7 @@ def check_seed(seed: int | Tensor | None, device: torch.device) -> None:
         checks.has_dtype("seed", seed, (torch.int64,))
         if seed.dim() or seed.device != device:
             got = f"shape {tuple(seed.shape)} on {seed.device}"
-            raise ValueError(f"seed must be a number, or a tensor of shape () on {device}, got {got}")
+            raise ValueError(f"seed must be an integer, or a tensor of shape () on {device}, got {got}")
     elif seed is not None:
         checks.whole_number("seed", seed, 0, MAX_SEED)
 

@@ -110,9 +110,9 @@ class LossArguments(TypedDict, total=False):
             0.1,
             _number("> 0", _is_positive, rows=True),
             "τ > 0, on the scale of the scores: for ½·cosine, half of a temperature tuned for the cosine. A float, or "
-            "a tensor with one value or one per row. A tensor can be learned: it gets a gradient if it requires one. "
-            "Its values are checked like those of `prior`. A module stores the tensor, but does not register it among "
-            "its parameters().",
+            "a tensor of shape [] or with one value per row. A tensor can be learned: it gets a gradient if it "
+            "requires one. Its values are checked like those of `prior`. A module stores the tensor, but does not "
+            "register it among its parameters().",
         ),
     ]
     prior: Annotated[
@@ -121,8 +121,8 @@ class LossArguments(TypedDict, total=False):
             0.0,
             _number("in [0, 1)", lambda x: 0 <= x < 1, rows=True),
             "π in [0, 1), the share of sampled negatives that are really positives; 0 switches the correction off. A "
-            "float, or a tensor with one value per row. A tensor's values are checked on the CPU outside "
-            "torch.compile; elsewhere a value out of range makes the loss of its row NaN.",
+            "float, or a tensor of shape [] or with one value per row. A tensor's values are checked on the CPU "
+            "outside torch.compile; elsewhere a value out of range makes the loss of its row NaN.",
         ),
     ]
     weighting: Annotated[
@@ -201,7 +201,11 @@ class LossArguments(TypedDict, total=False):
     ]
     confidence_threshold: Annotated[
         float | Tensor,
-        Argument(0.0, _number(rows=True), "β of that confidence: a float, or a tensor with one value per row."),
+        Argument(
+            0.0,
+            _number(rows=True),
+            "β of that confidence: a float, or a tensor of shape [] or with one value per row.",
+        ),
     ]
     include_positive: Annotated[
         bool,
@@ -373,6 +377,13 @@ def _check_together(values: dict[str, Any]) -> None:
 _resolve_once = functools.lru_cache(maxsize=64, typed=True)(_resolve)
 
 
+# Defines the symbols that the arguments' documentation uses.
+FORMULA = """\
+The loss of a row is L = log(N·G), with G = max(A − π·C, ε·A)/(1 − π). A = Σ q_j·ω(d_j)·exp(d_j/τ) / Σ q_j is the
+weighted mean over its N negatives, with margins d_j = s_j − s⁺ and weights q_j, 1 by default. C is the mean of
+ω(d_k)·exp(d_k/τ) over its extra positives; without any, over its own positive."""
+
+
 def _documentation() -> str:
     wrapper = textwrap.TextWrapper(
         112, initial_indent=" " * 4, subsequent_indent=" " * 8, break_long_words=False, break_on_hyphens=False
@@ -381,7 +392,7 @@ def _documentation() -> str:
         wrapper.fill(f"{name}: {argument.meaning} Default: {argument.default!r}.")
         for name, argument in ARGUMENTS.items()
     )
-    return "\n".join(["Loss arguments (keywords):", *entries])
+    return "\n".join([FORMULA, "", "Loss arguments (keywords):", *entries])
 
 
 LossArguments.__doc__ = f"{inspect.cleandoc(LossArguments.__doc__ or '')}\n\n{_documentation()}\n"

@@ -113,7 +113,7 @@ def _lowered(model: Normal, unlabeled: Tensor, prior: float) -> Normal:
 def _moments(name: str, scores: Tensor) -> tuple[float, float]:
     if scores[0] == scores[-1]:
         only = scores[0].item()
-        raise ValueError(f"{name} must hold at least two different scores for family='normal', got {only} alone")
+        raise ValueError(f"{name} must hold at least two different scores for family='normal', got only {only}")
     mean, deviation = scores.mean().item(), scores.std(correction=0).item()
     if not 0 < deviation < math.inf:
         raise ValueError(f"{name} must hold scores whose squares fp64 can hold, got {scores[-1].item()}")

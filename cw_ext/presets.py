@@ -234,7 +234,7 @@ def hcl(
         >>> settings = presets.hcl(0.1, prior=0.01, concentration=0.5)
         >>> loss = cw_loss(pos_scores, neg_scores, **settings)
     """
-    checks.number("temperature", temperature, "a number > 0 (weight_temperature is made of it)")
+    checks.number("temperature", temperature, "a number > 0 (weight_temperature is computed from it)")
     if checks.number("concentration", concentration, "a number > 0 (0 is dcl)") <= 0:
         raise ValueError(f"concentration must be > 0 (0 is dcl), got {concentration}")
     arguments: HCLArguments = {

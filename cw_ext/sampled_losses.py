@@ -209,7 +209,7 @@ def cw_loss_full(
     """
     batch = embedding_batch(queries, items, pos_ids, extra_pos_ids, row_weights, similarity, loss)
     if batch.sparse_items:
-        raise ValueError("items must be dense here, as every row gets a gradient, got an nn.Embedding with sparse=True")
+        raise ValueError("items must have sparse=False, since every row gets a gradient, got sparse=True")
     with without_autocast(batch.device):
         if interactions is not None and query_ids is None:
             raise ValueError("query_ids must be given with interactions, one id per row of queries, got None")

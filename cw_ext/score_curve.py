@@ -92,6 +92,9 @@ class ScoreCurve:
                 h²/8 · max abs(function″), where h = (high − low)/(K − 1).
             on: what x is: "score" for s_j, or "margin" for s_j − s⁺.
 
+        Raises:
+            TypeError, ValueError: the message names the argument, what was expected, and what it got.
+
         Example:
             >>> import torch.nn.functional as F
             >>> from cw_ext import ScoreCurve
@@ -101,6 +104,8 @@ class ScoreCurve:
         """
         checks.whole_number("knots", knots, 2)
         places = torch.linspace(_end("low", low), _end("high", high), knots, dtype=torch.float64)
+        if not callable(function):
+            raise TypeError(f"function must be a function of the places, got {type(function).__name__}")
         log_weights = function(places)
         checks.is_tensor("function(x)", log_weights)
         checks.has_shape("function(x)", log_weights, (knots,), "one log weight per place")

@@ -66,6 +66,7 @@ class TopKThreshold(nn.Module):
     updates: Tensor
 
     def __init__(self, num_queries: int, k: int, num_items: int, *, step: float = 0.05) -> None:
+        """Checks and stores the arguments. The class describes them."""
         super().__init__()
         checks.whole_number("num_queries", num_queries, 1)
         checks.whole_number("num_items", num_items, 2)
@@ -94,6 +95,7 @@ class TopKThreshold(nn.Module):
             [B] in fp32, without gradient. It is a copy, which later updates do not change.
 
         Raises:
+            TypeError, ValueError: the message names the argument, what was expected, and what it got.
             IndexError: an id out of range, on the CPU.
         """
         self._check_ids(query_ids)

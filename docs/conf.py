@@ -52,12 +52,15 @@ napoleon_use_ivar = True
 
 
 def _link_loss_arguments(app, what, name, obj, options, lines):  # noqa: ANN001, ANN202
-    """One page describes the loss arguments, which every docstring repeats for help()."""
-    if name.endswith("LossArguments"):
-        lines[:] = [line.replace("Loss arguments (keywords):", "Keyword Args:") for line in lines]
-    if not any(line.startswith("Loss arguments (keywords):") for line in lines):
+    """One page describes the formula and the loss arguments, which every docstring repeats for help()."""
+    places = {line: place for place, line in enumerate(lines)}
+    header = places.get("Loss arguments (keywords):")
+    if header is None:
         return
-    at = next(place for place, line in enumerate(lines) if line.startswith("Loss arguments (keywords):"))
+    at = next(place for line, place in places.items() if line.startswith("The loss of a row is L = "))
+    if name.endswith("LossArguments"):
+        lines[at : header + 1] = ["Keyword Args:"]
+        return
     shared = ":doc:`the arguments of the loss </api/arguments>`."
     lines[at:] = []
     entry = next((place for place, line in enumerate(lines) if line.strip().startswith("**loss:")), None)

@@ -68,7 +68,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     data_arguments.add_data(parser)
     parser.add_argument("--epochs", type=positive_int, default=5, help="epochs to train")
     parser.add_argument(
-        "--seed", type=non_negative_int, default=0, help="seed of the split, the start, the order and the negatives"
+        "--seed",
+        type=non_negative_int,
+        default=0,
+        help="seed of the split, the initial weights, the order and the negatives",
     )
     arguments = parser.parse_args(argv)
     return command.run(lambda: _run(arguments))

@@ -126,7 +126,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = command.make_parser("python -m examples.two_towers", __doc__, "bad arguments or no scikit-learn")
     parser.add_argument("--epochs", type=positive_int, default=30, help="epochs to train")
     parser.add_argument(
-        "--seed", type=non_negative_int, default=0, help="seed of the split, the views, the start and the order"
+        "--seed",
+        type=non_negative_int,
+        default=0,
+        help="seed of the split, the views, the initial weights and the order",
     )
     bound = "lower bound of τ, on the half cosine; 0: no bound"
     parser.add_argument("--lowest-temperature", type=non_negative_float, default=0.1, help=bound)

@@ -91,7 +91,7 @@ LOSS_ARGUMENTS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"temperature": None}, TypeError, r"temperature .*number.*got NoneType"),
     ({"temperature": torch.tensor([0.1, 0.0, 0.2])}, ValueError, r"^temperature must be > 0, got 0.0"),
     ({"temperature": torch.tensor(-0.5)}, ValueError, r"^temperature must be > 0, got -0.5"),
-    ({"temperature": torch.ones(3, 1)}, ValueError, r"^temperature .*\(3,\), got \(3, 1\)"),
+    ({"temperature": torch.ones(3, 1)}, ValueError, r"^temperature .*\(3,\), one value per row, got \(3, 1\)"),
     ({"temperature": torch.ones(3, dtype=torch.int64)}, TypeError, r"^temperature must have dtype .*got int64"),
     ({"temperature": torch.ones(3, device=META)}, ValueError, r"^temperature must be on the device .*cpu, got meta"),
     ({"positive_temperature": 0}, ValueError, r"^positive_temperature must be > 0, got 0"),
@@ -477,7 +477,7 @@ def test_a_path_that_is_none(path: Any) -> None:
         *(
             (CWSampledLoss, {"interactions": KNOWN, "num_negatives": 3} | bad, error, message)
             for bad, error, message in (
-                ({"interactions": None}, TypeError, "interactions must be cw_ext.Interactions, got NoneType"),
+                ({"interactions": None}, TypeError, "interactions must be a cw_ext.Interactions, got NoneType"),
                 ({"interactions": None, "distribution": "popularity"}, TypeError, "interactions must be .*NoneType"),
                 ({"num_negatives": 0}, ValueError, "num_negatives must be an integer ≥ 1, got 0"),
                 ({"distribution": "zipf"}, ValueError, "distribution must be one of .*got 'zipf'"),
@@ -489,7 +489,7 @@ def test_a_path_that_is_none(path: Any) -> None:
                 ({"sparse_grad": 0}, TypeError, "sparse_grad must be True or False, got 0"),
             )
         ),
-        (CWInBatchLoss, {"interactions": {}}, TypeError, "interactions must be cw_ext.Interactions, got dict"),
+        (CWInBatchLoss, {"interactions": {}}, TypeError, "interactions must be a cw_ext.Interactions, got dict"),
         (CWInBatchLoss, {"num_negatives": -1}, ValueError, "num_negatives must be an integer ≥ 0, got -1"),
         (CWInBatchLoss, {"similarity": 1}, ValueError, "similarity must be one of .*got 1"),
         (CWInBatchLoss, {"log_q_correction": None}, TypeError, "log_q_correction must be True or False, got None"),

@@ -208,9 +208,9 @@ def test_more_than_one_column_of_a_name(tmp_path: Path) -> None:
         (
             "user,item,x\n1,2,3\n4,5\n",
             {},
-            r"line 3: expected 3 columns separated by commas.*\(there are 2\), got '4,5'",
+            r"line 3: expected 3 columns separated by commas.*\(this line has 2\), got '4,5'",
         ),
-        ('user,item\n"1","2"\n"3"\n', {}, r"line 3: expected 2 columns .*\(there are 1\), got '3'"),
+        ('user,item\n"1","2"\n"3"\n', {}, r"line 3: expected 2 columns .*\(this line has 1\), got '3'"),
         ('user,item\n"1"x,2\n', {}, "line 2: expected fields separated by commas, quoted or not, got"),
         ("1\t2 3 4\n2\t5\n", {}, r"line 1: expected one item per line; .* format \(--format\) lightgcn, got '2 3 4'"),
         (
@@ -220,7 +220,7 @@ def test_more_than_one_column_of_a_name(tmp_path: Path) -> None:
         ),
         ("1 2\n2\n3 4\n", {}, "expected a table or LightGCN lists; .*got 1 to 2 integers per line"),
         ("1 2 3\n1 4 5\n", {}, "got 3 columns by (commas|blanks) without a header"),
-        ("1 2\n1 3\n2\n", {}, r"line 3: expected 2 columns separated by blanks.*\(there are 1\)"),
+        ("1 2\n1 3\n2\n", {}, r"line 3: expected 2 columns separated by blanks.*\(this line has 1\)"),
         (b"PK\x03\x04rest", {}, "expected text, plain or compressed .*, got a zip archive"),
         # Without the time, which would be a part of the test's name, and differ from process to process.
         (gzip.compress(b"1,2\n" * 1000, mtime=0)[:-20], {}, "expected a whole compressed file, got"),

@@ -207,7 +207,7 @@ def test_repr() -> None:
         ({"item_ids": [True, False, True, True]}, TypeError, r"item_ids must hold integers, got bool"),
         ({"item_ids": np.empty(0)}, TypeError, r"item_ids must hold integers, got float64"),
         ({"item_ids": torch.empty(0)}, TypeError, r"item_ids must hold integers, got float32"),
-        ({"item_ids": ["a", "b", "c", "d"]}, TypeError, r"item_ids must hold integers, got <U1 \(strings\): .*unique"),
+        ({"item_ids": ["a", "b", "c", "d"]}, TypeError, r"item_ids must hold integers, got strings: .*unique"),
         ({"item_ids": None}, TypeError, r"item_ids must hold integers, got object"),
         ({"item_ids": [0, 1, 2]}, ValueError, r"item_ids must have the length of query_ids, 4, got 3"),
         ({"item_ids": [[0, 1, 2, 3]]}, ValueError, r"item_ids must have shape \[P\], got \(1, 4\)"),

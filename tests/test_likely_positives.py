@@ -165,7 +165,7 @@ def test_a_penalty_too_small_to_invert_with_is_refused(penalty: float) -> None:
     """Two items that the same queries know."""
     items = torch.arange(2).repeat(3000)
     interactions = Interactions(torch.arange(3000).repeat_interleave(2), items, num_queries=3000, num_items=2)
-    with pytest.raises(ValueError, match=f"penalty must be larger.*got {penalty}"):
+    with pytest.raises(ValueError, match=f"penalty must be large enough.*got {penalty}"):
         LikelyPositives.by_regression(interactions, penalty=penalty)
 
 
@@ -184,7 +184,7 @@ def test_the_default_dtype_changes_nothing(way: str) -> None:
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda x: LikelyPositives.by_walks([1]), TypeError, "interactions must be cw_ext.Interactions, got list"),
+        (lambda x: LikelyPositives.by_walks([1]), TypeError, "interactions must be a cw_ext.Interactions, got list"),
         (lambda x: LikelyPositives.by_walks(x, 0), ValueError, "number must be an integer ≥ 1, got 0"),
         (lambda x: LikelyPositives.by_walks(x, power=0), ValueError, "power must be"),
         (lambda x: LikelyPositives.by_walks(x, popularity_exponent=-1), ValueError, "popularity_exponent must be"),

@@ -156,7 +156,7 @@ def test_sparse(backend: str, name: str, options: dict[str, Any]) -> None:
 
 
 def test_sparse_has_no_full_softmax(backend: str) -> None:
-    with pytest.raises(ValueError, match="items must be dense here, .*got an nn.Embedding with sparse=True"):
+    with pytest.raises(ValueError, match="items must have sparse=False, .*got sparse=True"):
         by_the_op("full", embedding(sparse=True), backend)
 
 

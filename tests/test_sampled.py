@@ -309,7 +309,7 @@ def test_what_is_held(kernels: None, device: torch.device) -> None:
         ({"distribution": "pop"}, ValueError, r"distribution must be one of"),
         ({"similarity": "l2"}, ValueError, r"similarity must be one of"),
         ({"temperature": 0.0}, ValueError, r"temperature must be > 0"),
-        ({"interactions": None}, TypeError, r"interactions must be cw_ext.Interactions, got NoneType"),
+        ({"interactions": None}, TypeError, r"interactions must be a cw_ext.Interactions, got NoneType"),
         ({"interactions": make_interactions(full=True)}, ValueError, r"query 1 has all 50 items"),
     ],
 )

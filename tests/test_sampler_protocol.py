@@ -369,7 +369,7 @@ def test_wrong_numbers_of_negatives(make: Callable[[Any, Any], SamplerBase]) -> 
         make(known, 0)
     with pytest.raises(TypeError, match="num_negatives must be an integer ≥ 1, got float"):
         make(known, 2.0)
-    with pytest.raises(TypeError, match="interactions must be cw_ext.Interactions, got list"):
+    with pytest.raises(TypeError, match="interactions must be a cw_ext.Interactions, got list"):
         make([1, 2], 3)
 
 

@@ -168,7 +168,11 @@ NOT_LOADED: dict[str, tuple[Callable[[], tuple[Model, Any]], str, str]] = {
         "ValueError",
         "module must have map.weight of shape (8, 8), as saved, got (8, 7)",
     ),
-    "missing": (lambda: (_without_map(), ()), "ValueError", "module must have what was saved, got one without map"),
+    "missing": (
+        lambda: (_without_map(), ()),
+        "ValueError",
+        "module must have the entries that were saved, got one without map",
+    ),
     "class": (
         lambda: ((m := _model(False)), [*_of(m, torch.optim.Adagrad), torch.optim.Adam(m.map.parameters())]),
         "ValueError",
@@ -177,14 +181,18 @@ NOT_LOADED: dict[str, tuple[Callable[[], tuple[Model, Any]], str, str]] = {
     "too few": (
         lambda: ((m := _model(False)), _of(m, torch.optim.Adam)),
         "ValueError",
-        "optimizers must be as many as were saved, got only 1",
+        "optimizers must be as many as were saved, got only 1 of them",
     ),
     "too many": (
         lambda: ((m := _model(False)), _of(m, *[torch.optim.Adam] * 3)),
         "ValueError",
         "optimizers must be as many as were saved, 2, got more",
     ),
-    "no optimizer": (lambda: (_model(False), ["adam"]), "TypeError", "optimizers must be torch.optim.Optimizer, got"),
+    "no optimizer": (
+        lambda: (_model(False), ["adam"]),
+        "TypeError",
+        "optimizers must be a torch.optim.Optimizer or a sequence of them, got",
+    ),
 }
 # What it saves wrongly: optimizers and something else; and the error.
 NOT_SAVED: dict[str, tuple[Callable[[Model], Any], Any, str, str]] = {
@@ -199,7 +207,7 @@ NOT_SAVED: dict[str, tuple[Callable[[Model], Any], Any, str, str]] = {
         lambda m: _stepped(torch.optim.Adafactor([m.items.weight])),
         None,
         "ValueError",
-        "optimizers must have one number per element of a table, or one for all of it; got",
+        "optimizers must have one number per element of a table, or one for all of it, got",
     ),
 }
 

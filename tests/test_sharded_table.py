@@ -45,8 +45,8 @@ PROCESSES = (pytest.param(2, marks=pytest.mark.thorough), 3, pytest.param(4, mar
 BOUNDS = {2: [0, 4, 8], 3: [0, 3, 6, 8], 4: [0, 3, 3, 4, 8]}
 # What the second process asks for beside an id in range, and what that is.
 REFUSED: dict[str, tuple[type[Exception], str, Tensor]] = {
-    "too large": (IndexError, "ids must be -1 or in [0, 21), got 21", torch.tensor([0, 21])),
-    "negative": (IndexError, "ids must be -1 or in [0, 21), got -2", torch.tensor([0, -2])),
+    "too large": (IndexError, "ids must be in [0, 21), or −1 for padding, got 21", torch.tensor([0, 21])),
+    "negative": (IndexError, "ids must be in [0, 21), or −1 for padding, got -2", torch.tensor([0, -2])),
     "no integers": (TypeError, "ids must have dtype int32, int64, got float32", torch.tensor([0.0])),
 }
 # What the second process makes in place of a table of 21 rows.

@@ -53,7 +53,7 @@ def add(parser: Parser) -> None:
     parser.add_argument(
         "--separator",
         metavar="CHARACTER|::|tab|blanks",
-        help="what separates columns (default: what gives most columns)",
+        help="what separates columns (default: the one that gives the most columns)",
     )
     parser.add_argument("--format", choices=FORMATS, help="format of a file that could be read in two ways")
     parser.add_argument("--encoding", help="encoding of a text file, such as latin-1 (default: UTF-8)")

@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo and return its exit status."""
     parser = command.make_parser("python -m benchmarks.demo", __doc__, "bad arguments or data")
     parser.add_argument(
-        "--seed", type=non_negative_int, default=0, help="seed of the split, the start and the sampling"
+        "--seed", type=non_negative_int, default=0, help="seed of the split, the initial weights and the sampling"
     )
     parser.add_argument("--out", type=Path, metavar="DIR", default=Path("runs/demo"), help="folder for the results")
     arguments = parser.parse_args(argv)

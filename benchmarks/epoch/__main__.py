@@ -182,7 +182,10 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--device", choices=gpu.DEVICES, default=defaults.device, help="where to train")
     parser.add_argument(
-        "--seed", type=non_negative_int, default=defaults.seed, help="seed of the splits, the start and the sampling"
+        "--seed",
+        type=non_negative_int,
+        default=defaults.seed,
+        help="seed of the splits, the initial weights and the sampling",
     )
     add_out(parser)
     return parser.parse_args(argv)

@@ -5,8 +5,8 @@
 
 For "meta", CHECKOUT is a clone of meta-recsys/generative-recommenders; for "nvidia", of NVIDIA/recsys-examples. Shapes
 come from their configurations, and the encoder's outputs are made up. CW draws its negatives the way their loss does,
-from all items (meta) or from the batch's distinct items (nvidia). A step is the loss with its gradients. Memory is by
-how much a fresh process grows at its peak.
+from all items (meta) or from the batch's distinct items (nvidia). A step is the loss with its gradients. Memory is the
+peak growth of a fresh process.
 """
 
 from __future__ import annotations

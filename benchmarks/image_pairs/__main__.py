@@ -2,10 +2,9 @@
 
 The data are scikit-learn's 1,797 images of handwritten digits, 8x8 pixels each. Two augmented views of one image form a
 pair, and the second views of the batch's other images are its negatives. A negative that shows the same digit is a
-false one. How many of these there are is planted: every batch has equally many images of each digit, and each row keeps
-just so many images of its own digit and of other digits that 20 negatives remain, of which the share π is false. The
-batch is also used as it is, with 109 negatives of which 10 are false. Labels serve to plant negatives and to measure.
-Training sees pairs only, except where noted below.
+false one. Their share is planted: every batch has equally many images of each digit, and each row keeps 20 of its
+negatives, chosen so that the share π of them is false. The batch is also used as it is, with 109 negatives of which 10
+are false. Labels serve to plant negatives and to measure. Training sees pairs only, except where noted below.
 
 InfoNCE, SL, DCL, PUCL and CW are arguments of the loss. CVIR, (TED)ⁿ, 1 − p_FN and FNE are InfoNCE with weights that
 change during training. All methods that correct are given the true π, with two exceptions. FNE uses its authors'

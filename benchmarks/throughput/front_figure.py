@@ -8,7 +8,7 @@ benchmarks/results/throughput-cpu/throughput.json, where machine, versions and c
 The step is the forward and backward pass of the CW loss from embeddings with its defaults, with the gradients of all
 inputs, without sampling and without the optimizer: 1,024 rows, 1,000 negatives per row given as ids, 64 dimensions,
 41,000 items, fp32. It ran on two cores of an AMD EPYC (AVX-512) with torch 2.13.0 for the CPU. Times are medians of
-steps in turns in one process. Memory is by how much a fresh process grows at its peak, beyond the inputs.
+steps in turns in one process. Memory is the peak growth of a fresh process, beyond the inputs.
 
 Plain PyTorch is the contestant `eager`: look up, normalise, multiply. torch.compile compiles the faster way of writing
 it, which normalises the table before the look-up (`tuned`); compiling itself is not counted.

@@ -2,7 +2,7 @@
 
     python -m benchmarks.training --data orders.csv --loss sl cw --save models
 
-Without --data it trains on MovieLens-100K. Recommend with a saved model by python -m benchmarks.recommend.
+Without --data it trains on MovieLens-100K. python -m benchmarks.recommend recommends with a saved model.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         type=non_negative_int,
         nargs="+",
         default=[defaults.seed],
-        help="seeds of the splits, the start and the sampling; each loss is trained with each seed",
+        help="seeds of the splits, the initial weights and the sampling; each loss is trained with each seed",
     )
     model.add_argument(
         "--backend",
@@ -130,7 +130,7 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         dest="positive_temperature",
         metavar="POSITIVE_TAU",
         help="separate temperature for the positive, on the half cosine. Above --tau the pull on the positive is "
-        "weaker, below it is stronger (default: --tau) (softmax losses but bsl)",
+        "weaker, below it is stronger (default: --tau) (softmax losses except bsl)",
     )
     loss.add_argument(
         "--falling-pull",

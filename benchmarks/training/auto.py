@@ -232,7 +232,9 @@ def _halve(candidates: Sequence[Candidate], budget: _Budget) -> tuple[Candidate,
             budget.train(each, target)
         alive = [each for each in alive if each.reached(target)]
         if not alive:
-            raise TrainingError(f"{candidates[0].loss.name}: all of {len(candidates)} settings diverged; lower the lr")
+            raise TrainingError(
+                f"{candidates[0].loss.name}: all of {len(candidates)} settings diverged; lower the learning rate (--lr)"
+            )
         scores = {each: each.user_ndcg(target) for each in alive}
         alive.sort(key=lambda each: -scores[each].mean().item())
         for each in alive:
@@ -253,5 +255,7 @@ def _halve(candidates: Sequence[Candidate], budget: _Budget) -> tuple[Candidate,
 def _reason(chosen: Candidate, best: Candidate, number: int, epochs: int) -> str:
     settings = chosen.describe()
     ndcg = chosen.user_ndcg(epochs).mean().item()
-    how = "the best" if chosen is best else f"the simplest within the noise of the best ({best.describe()})"
-    return f"{settings} is {how} of {number} after up to {epochs} epochs, with a validation NDCG of {ndcg:.4f}"
+    how = f"the best of {number}"
+    if chosen is not best:
+        how = f"the simplest of {number} within the noise of the best ({best.describe()})"
+    return f"{settings} is {how} after up to {epochs} epochs, with a validation NDCG of {ndcg:.4f}"

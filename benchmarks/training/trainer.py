@@ -367,7 +367,8 @@ class Trainer:
         mean = sum(losses) / len(losses)
         if not abs(mean) < float("inf"):
             raise TrainingError(
-                f"{self.loss.name}: the training loss became {mean} in epoch {self.epoch + 1}; lower the lr"
+                f"{self.loss.name}: the training loss became {mean} in epoch {self.epoch + 1}; lower the learning rate "
+                "(--lr)"
             )
         return mean
 

@@ -154,7 +154,7 @@ def load_checkpoint(
         check_same(of_module, saved)
         of_optimizers = [room_for_state(place, module, saved) for place in range(len(_several(optimizers)))]
         if of_optimizers and f"optimizers.{len(of_optimizers)}.settings" in saved.state_dict_metadata:
-            raise ValueError(f"optimizers must be as many as were saved, got only {len(of_optimizers)}")
+            raise ValueError(f"optimizers must be as many as were saved, got only {len(of_optimizers)} of them")
         return of_module, of_optimizers
 
     of_module, of_optimizers = _together(prepare, process_group)
@@ -208,7 +208,9 @@ def _several(optimizers: Optimizer | Sequence[Optimizer]) -> Sequence[Optimizer]
     several = [optimizers] if isinstance(optimizers, Optimizer) else [*optimizers]
     for optimizer in several:
         if not isinstance(optimizer, Optimizer):
-            raise TypeError(f"optimizers must be torch.optim.Optimizer, got {type(optimizer).__name__}")
+            raise TypeError(
+                f"optimizers must be a torch.optim.Optimizer or a sequence of them, got {type(optimizer).__name__}"
+            )
     return several
 
 

@@ -62,7 +62,7 @@ def optimizer_state(place: int, optimizer: Optimizer, module: nn.Module) -> dict
             if name in tables and isinstance(value, Tensor) and value.dim():
                 if value.shape != tables[name].weight.shape:
                     raise ValueError(
-                        "optimizers must have one number per element of a table, or one for all of it; got "
+                        "optimizers must have one number per element of a table, or one for all of it, got "
                         f"{key!r} of {type(optimizer).__name__} with shape {tuple(value.shape)} for {name}, whose rows "
                         f"on this process have shape {tuple(tables[name].weight.shape)}"
                     )
@@ -112,7 +112,7 @@ def check_same(of_module: dict[str, Any], saved: Metadata) -> None:
     there = {key: value for key, value in saved.state_dict_metadata.items() if key.startswith("module.")}
     if different := sorted(of_module.keys() ^ there.keys()):
         name, has = different[0].removeprefix("module."), different[0] in of_module
-        raise ValueError(f"module must have what was saved, got one {'with' if has else 'without'} {name}")
+        raise ValueError(f"module must have the entries that were saved, got one {'with' if has else 'without'} {name}")
     for key, found in there.items():
         own = of_module[key]
         if isinstance(found, TensorStorageMetadata) and isinstance(own, Tensor) and own.shape != found.size:

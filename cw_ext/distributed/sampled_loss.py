@@ -102,7 +102,8 @@ def sampled_cw_loss(
         num_negatives: N in [1, 2^32], draws per row, with replacement.
         seed: as in :func:`cw_ext.sampled_cw_loss`. With the same seed on all processes they draw as one process would.
             None takes a different seed on each process.
-        first_row: row b draws as row first_row + b. None is the number of rows on the processes before this one.
+        first_row: row b draws what row first_row + b would. None is the number of rows on the processes before this
+            one.
         distribution, popularity_exponent, popularity_smoothing, candidates, log_q_correction: as in
             :func:`cw_ext.sampled_cw_loss`.
         shared: draw one set of N negatives for all rows of a process; with one seed, the same set on all processes.
@@ -163,7 +164,7 @@ def sampled_cw_loss(
         given = ", ".join(repr(REDUCTIONS[reduction]) for _, reduction, _ in of_all)
         raise ValueError(f"reduction must be the same in all processes, got {given}")
     if len({of_settings for *_, of_settings in of_all}) > 1:
-        raise ValueError(f"{', '.join(settings)} must be the same in all processes, got here {settings}")
+        raise ValueError(f"{', '.join(settings)} must be the same in all processes, got {settings} in this one")
     if first_row is None and not shared:
         draws = draws._replace(first_row=sum(rows for rows, *_ in of_all[: dist.get_rank(group)]))
     with without_autocast(batch.device):

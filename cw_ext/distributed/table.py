@@ -210,7 +210,7 @@ class RowShardedTable(nn.Module):
         distinct, places = distinct_ids(*ids)
         for id_ in distinct[[0, -1]].tolist() if len(distinct) else []:
             if not 0 <= id_ < self.num_rows:
-                raise IndexError(f"ids must be -1 or in [0, {self.num_rows}), got {id_}")
+                raise IndexError(f"ids must be in [0, {self.num_rows}), or −1 for padding, got {id_}")
         return distinct, places
 
     def whole(self, rows: Tensor | None = None) -> DTensor:

@@ -129,7 +129,7 @@ def _quoted(path: Path, layout: Layout, remaining: Iterator[pl.DataFrame]) -> It
 
 def _fail_width(path: Path, layout: Layout, number: int, width: int, line: str) -> None:
     separated = f"separated by {name_of(layout.separator)}, as in the first line"
-    fail(path, number, f"{layout.num_columns} columns {separated} (there are {width})", shown(line))
+    fail(path, number, f"{layout.num_columns} columns {separated} (this line has {width})", shown(line))
 
 
 def _lists(path: Path, layout: Layout, encoding: str | None) -> Iterator[pl.DataFrame]:

@@ -62,7 +62,7 @@ class CWLightningModule(TransformerLightningModule):
         if self.loss != LOSS:
             raise ValueError(f"loss must be {LOSS!r} with CWLightningModule, got {self.loss!r}")
         if self.logits_t != 1:
-            raise ValueError(f"logits_t must be 1, use temperature instead; got {self.logits_t}")
+            raise ValueError(f"logits_t must be 1 (use temperature instead), got {self.logits_t}")
         loss = {name: value for name, value in kwargs.items() if name not in known}
         self.criterion = CWEmbeddingLoss(similarity=similarity.distance.value, reduction="sum", **loss)
 

@@ -190,7 +190,7 @@ class GroupedCWSampled(CWSampled):
         if logical_batch_size < 1:
             raise ValueError(f"logical_batch_size must be at least 1, got {logical_batch_size}")
         if loss.get("reduction", "mean") != "mean":
-            raise ValueError(f'reduction must be "mean" for a mean of groups, got {loss["reduction"]!r}')
+            raise ValueError(f"reduction must be 'mean', as the loss is a mean over groups, got {loss['reduction']!r}")
         self.logical_batch_size = logical_batch_size
 
     def forward(

@@ -89,6 +89,7 @@ class Chain(SamplerBase):
         similarity: Similarity = "half_cosine",
         seed: int | Tensor | None = None,
     ) -> None:
+        """Checks and stores the arguments. The class describes them."""
         super().__init__(interactions, num_negatives)
         self.temperature = checks.positive_number("temperature", temperature)
         self.exponent = checks.non_negative_number("exponent", exponent)

@@ -55,7 +55,7 @@ class Memory(SamplerBase):
     counts once for a query, by its first row in the first batch that has the query.
 
     NaN scores are left out of the moments, and items with such scores are neither kept nor drawn. If too few others
-    are there, the memory stays as it was. A row with too few items to draw ends with −1. If the positive's score or all
+    remain, the memory stays as it was. A row with too few items to draw ends with −1. If the positive's score or all
     scores are NaN, the row draws the first items of its memory, so that its loss is NaN and not 0. When a state is
     loaded, items that have become known positives are replaced by other unknown items, without moments.
 
@@ -110,6 +110,7 @@ class Memory(SamplerBase):
         similarity: Similarity = "half_cosine",
         seed: int | Tensor | None = None,
     ) -> None:
+        """Checks and stores the arguments. The class describes them."""
         super().__init__(interactions, num_negatives)
         for name, value in (("size", size), ("extension", extension), ("warm_up", warm_up)):
             checks.whole_number(name, value, 1)

@@ -71,6 +71,7 @@ class Scored(SamplerBase):
         log_q_correction: bool = False,
         similarity: Similarity = "half_cosine",
     ) -> None:
+        """Checks and stores the arguments. The class describes them."""
         super().__init__(interactions, num_negatives)
         if not callable(log_weight):
             raise TypeError(f"log_weight must be a function of scores and pos_scores, got {type(log_weight).__name__}")

@@ -43,6 +43,7 @@ class Uniform(SamplerBase):
         popularity_exponent: float = 0.75,
         popularity_smoothing: float = 0.0,
     ) -> None:
+        """Checks and stores the arguments. The class describes them."""
         super().__init__(interactions, num_negatives)
         check_draws(num_negatives, distribution, popularity_exponent, popularity_smoothing)
         self.distribution = distribution

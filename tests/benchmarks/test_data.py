@@ -80,9 +80,13 @@ def test_split_directory_is_kept_as_it_is(tmp_path):
 @pytest.mark.parametrize(
     ("train", "line", "complaint"),
     [
-        (HEADER + "0\t1\n1\n", 3, "expected 2 columns separated by tabs, as in the first line (there are 1), got '1'"),
-        (HEADER + "0\t1\t5\n", 2, "expected 2 columns separated by tabs, as in the first line (there are 3)"),
-        (HEADER + "0 1\n", 2, "expected 2 columns separated by tabs, as in the first line (there are 1)"),
+        (
+            HEADER + "0\t1\n1\n",
+            3,
+            "expected 2 columns separated by tabs, as in the first line (this line has 1), got '1'",
+        ),
+        (HEADER + "0\t1\t5\n", 2, "expected 2 columns separated by tabs, as in the first line (this line has 3)"),
+        (HEADER + "0 1\n", 2, "expected 2 columns separated by tabs, as in the first line (this line has 1)"),
         (HEADER + "0\t1\n1\t\n", 3, "expected a user id and an item id that are not empty, got no item id"),
         ("a\tb\n0\t1\n", 1, "expected a column of users with a common name"),
     ],
@@ -255,9 +259,9 @@ def test_items_that_occur_once_stay_in_training(tmp_path, seed):
         ("user item\n", "expected interactions, got 0 positives"),
         (
             "1 2\n1 3\n2\n",
-            "line 3: expected 2 columns separated by blanks, as in the first line (there are 1), got '2'",
+            "line 3: expected 2 columns separated by blanks, as in the first line (this line has 1), got '2'",
         ),
-        ("1 2\n1 3 4 5\n", "line 2: expected 2 columns separated by blanks, as in the first line (there are 4)"),
+        ("1 2\n1 3 4 5\n", "line 2: expected 2 columns separated by blanks, as in the first line (this line has 4)"),
         ("user,item,x\n1,2,5\n1,3\n", "line 3: expected 3 columns separated by commas"),
         ("1,2,5\n1,3,5\n", "line 1: expected a header, or two columns, or the numbers of the columns"),
         (
