@@ -166,7 +166,7 @@ def test_without_polars_the_error_has_the_command_that_installs_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "polars", None)
-    with pytest.raises(data.DataError, match=r'run: pip install "cw_ext\[files\]"'):
+    with pytest.raises(data.DataError, match=r'run: pip install "polars>=2"'):
         data.load(_write(tmp_path, "user,item\nx,y\n"))
 
 
